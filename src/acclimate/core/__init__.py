@@ -1,0 +1,39 @@
+"""The engine: torch only, knows no task."""
+
+from acclimate.core.budget import Budget
+from acclimate.core.guards import (
+    Collapse,
+    MaxDrift,
+    MaxUpdate,
+    NonFinite,
+    ProbeAgreement,
+    ProbeLoss,
+    default_guards,
+)
+from acclimate.core.method import Method, Selection, Step
+from acclimate.core.report import SessionReport, StepReport
+from acclimate.core.selection import TensorFilter
+from acclimate.core.session import Session
+from acclimate.core.task import Classification, Decisions, Task, View
+
+__all__ = [
+    "Budget",
+    "Classification",
+    "Collapse",
+    "Decisions",
+    "MaxDrift",
+    "MaxUpdate",
+    "Method",
+    "NonFinite",
+    "ProbeAgreement",
+    "ProbeLoss",
+    "Selection",
+    "Session",
+    "SessionReport",
+    "Step",
+    "StepReport",
+    "Task",
+    "TensorFilter",
+    "View",
+    "default_guards",
+]

@@ -1,0 +1,190 @@
+"""Guards that can trip: each looks at the evidence of one step and says whether it may stand.
+
+Adam's first step has a norm of about ``lr * sqrt(n)`` whatever the gradient, and the losses of two batches
+cannot be compared. So these look at the update that was applied, at a fixed probe batch, and at the outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+
+from acclimate.core.method import Step
+from acclimate.core.outputs import all_finite
+from acclimate.core.task import Task
+from acclimate.errors import ConfigError
+
+Remedy = Literal["rollback", "reset"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """A guard's verdict against a step: why, and how far to go back."""
+
+    reason: str
+    remedy: Remedy = "rollback"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a guard may look at; what costs something is worked out when it is first asked for.
+
+    Attributes:
+        step: what the method returned.
+        task: what the outputs mean.
+        relative_update: norm of the update over the norm of the source weights.
+        relative_drift: distance from the source weights over their norm, after the update.
+        probe_loss_before, probe_loss_after: mean entropy in nats on the probe batch, where there is one.
+        probe_agreement: share of the probe batch's decisions on which source and adapted model agree.
+        recent_classes: classes decided on in the last kept batches, oldest first.
+    """
+
+    step: Step
+    task: Task
+    relative_update: float
+    relative_drift: float
+    probe_loss_before: float | None = None
+    probe_loss_after: float | None = None
+    probe_agreement: float | None = None
+    recent_classes: Sequence[tuple[int, ...]] = ()
+
+    @cached_property
+    def classes(self) -> tuple[int, ...]:
+        """The class of every decision in this batch."""
+        return decided_classes(self.task, self.step.outputs)
+
+
+class Guard(Protocol):
+    """Anything that returns a :class:`Trip`, or None to let the step stand."""
+
+    def __call__(self, evidence: Evidence) -> Trip | None:
+        """Judge one step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NonFinite:
+    """Trips on NaN or infinity in the loss, in the outputs, or in the updated weights."""
+
+    def __call__(self, evidence: Evidence) -> Trip | None:
+        """Judge one step."""
+        loss = evidence.step.loss
+        if loss is not None and not math.isfinite(float(loss.detach())):
+            return Trip(f"non-finite loss ({float(loss.detach())})")
+        # A NaN logit fails every comparison and so looks like "unreliable, skip": look at the outputs themselves.
+        if not all_finite(evidence.step.outputs):
+            return Trip("non-finite outputs")
+        if not math.isfinite(evidence.relative_update):
+            return Trip("non-finite weights after the update")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class MaxUpdate:
+    """Trips when one step moved the weights by more than ``limit`` times the norm of the source weights."""
+
+    limit: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive("MaxUpdate limit", self.limit)
+
+    def __call__(self, evidence: Evidence) -> Trip | None:
+        """Judge one step."""
+        if evidence.relative_update > self.limit:
+            return Trip(f"update of {evidence.relative_update:.3g} times the weights' norm exceeds {self.limit:g}")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class MaxDrift:
+    """Resets to the source when the weights are further than ``limit`` times their norm from it."""
+
+    limit: float = 0.5
+
+    def __post_init__(self) -> None:
+        _positive("MaxDrift limit", self.limit)
+
+    def __call__(self, evidence: Evidence) -> Trip | None:
+        """Judge one step."""
+        if evidence.relative_drift > self.limit:
+            return Trip(f"drift of {evidence.relative_drift:.3g} times the weights' norm exceeds {self.limit:g}", "reset")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeLoss:
+    """Trips when the mean entropy on the probe batch rises by more than ``max_increase_nats`` in one step."""
+
+    max_increase_nats: float = 0.1
+
+    def __call__(self, evidence: Evidence) -> Trip | None:
+        """Judge one step."""
+        before, after = evidence.probe_loss_before, evidence.probe_loss_after
+        if before is None or after is None:
+            return None
+        if after - before > self.max_increase_nats or not math.isfinite(after):
+            return Trip(f"probe entropy rose from {before:.3g} to {after:.3g} nats")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAgreement:
+    """Resets to the source when less than ``min_share`` of the probe batch is still decided as the source decides."""
+
+    min_share: float = 0.5
+
+    def __call__(self, evidence: Evidence) -> Trip | None:
+        """Judge one step."""
+        share = evidence.probe_agreement
+        if share is not None and share < self.min_share:
+            return Trip(f"agreement with the source on the probe batch fell to {share:.2f}", "reset")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Collapse:
+    """Resets to the source when one class takes more than ``max_share`` of the last ``window`` decisions.
+
+    A stream can be of one class in earnest, so this is off by default: give a share that yours never reaches.
+    """
+
+    max_share: float = 0.9
+    window: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_share <= 1:
+            raise ConfigError(f"Collapse max_share must lie in (0, 1], got {self.max_share}")
+
+    def __call__(self, evidence: Evidence) -> Trip | None:
+        """Judge one step."""
+        recent = [label for batch in (*evidence.recent_classes, evidence.classes) for label in batch][-self.window :]
+        if len(recent) < self.window:
+            return None
+        share = max(recent.count(label) for label in set(recent)) / len(recent)
+        if share > self.max_share:
+            return Trip(f"one class takes {share:.0%} of the last {len(recent)} decisions", "reset")
+        return None
+
+
+def default_guards() -> tuple[Guard, ...]:
+    """Return the guards that a session has unless told otherwise."""
+    return (NonFinite(), MaxUpdate(), MaxDrift())
+
+
+@torch.no_grad()
+def decided_classes(task: Task, outputs: Any) -> tuple[int, ...]:
+    """Return the most probable class of every decision."""
+    decisions = task.decisions(outputs)
+    if len(decisions) == 0:
+        return ()
+    return tuple(decisions.class_probabilities().argmax(-1).tolist())
+
+
+def _positive(what: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{what} must be positive, got {value}")

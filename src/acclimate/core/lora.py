@@ -1,0 +1,188 @@
+"""Low-rank weights (Hu et al. 2021, arXiv 2106.09685): attach, detach, save and load in PEFT's format.
+
+The base layer stays where it is and is called as before; a forward hook adds ``scale * up(down(x))``. So no
+parameter changes its name, and torch's fused transformer path, which would read the base weight and bypass a
+wrapper, sees the hook and stands aside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from acclimate.errors import CheckpointError, ConfigError
+
+_CHILD: Final = "low_rank"
+_PEFT_PREFIX: Final = "base_model.model."
+_LOW_RANK_PARTS: Final = frozenset({_CHILD, "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora"})
+
+
+class LowRank(nn.Module):
+    """A pair of small matrices whose product is added to a layer's output.
+
+    Attributes:
+        lora_A: ``(rank, in)``, or ``(rank, in, kh, kw)`` under a convolution; Kaiming-uniform.
+        lora_B: ``(out, rank)``, or ``(out, rank, 1, 1)``; zero, so that attaching changes nothing.
+    """
+
+    def __init__(self, layer: nn.Module, *, rank: int, alpha: float, rng: torch.Generator) -> None:
+        super().__init__()
+        weight = _weight(layer)
+        self.scale = alpha / rank
+        self.layer_settings: dict[str, Any] = {}
+        if isinstance(layer, nn.Conv2d):
+            self.layer_settings = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+            down_shape: tuple[int, ...] = (rank, layer.in_channels, *layer.kernel_size)
+            up_shape: tuple[int, ...] = (layer.out_channels, rank, 1, 1)
+        else:
+            # Conv1D of transformers keeps its weight as (in, out), a linear layer as (out, in).
+            out_features, in_features = reversed(weight.shape) if _is_conv1d(layer) else weight.shape
+            down_shape, up_shape = (rank, in_features), (out_features, rank)
+        # Drawn on the CPU, so that one seed gives the same start on every device.
+        bound = math.sqrt(1.0 / math.prod(down_shape[1:]))
+        down = (torch.rand(down_shape, generator=rng) * 2 - 1) * bound
+        self.lora_A = nn.Parameter(down.to(weight.device, torch.float32))
+        self.lora_B = nn.Parameter(torch.zeros(up_shape, device=weight.device, dtype=torch.float32))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return what is added to the layer's output."""
+        down, up = self.lora_A.to(inputs.dtype), self.lora_B.to(inputs.dtype)
+        if down.dim() == 4:
+            hidden = nn.functional.conv2d(inputs, down, **self.layer_settings)
+            return nn.functional.conv2d(hidden, up) * self.scale
+        return nn.functional.linear(nn.functional.linear(inputs, down), up) * self.scale
+
+
+def is_low_rank(name: str) -> bool:
+    """Say whether a parameter name belongs to low-rank weights, ours or PEFT's; the base weight's does not."""
+    return any(part in _LOW_RANK_PARTS for part in name.split("."))
+
+
+def is_adapter(name: str) -> bool:
+    """Say whether a parameter name belongs to an adapter: low-rank, or under a module called adapter."""
+    return is_low_rank(name) or any("adapter" in part.lower() for part in name.split(".")[:-1])
+
+
+def target_layers(model: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
+    """Return the names of the layers that can carry low-rank weights and are ``wanted``.
+
+    These are linear layers, transformers' Conv1D, and convolutions without groups. The output projection of
+    ``nn.MultiheadAttention`` is left out: attention reads its weight and never calls it.
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if (type(module) is nn.Linear or _is_conv1d(module) or (isinstance(module, nn.Conv2d) and module.groups == 1))
+        and wanted(name)
+        and _CHILD not in name.split(".")
+    ]
+
+
+@contextmanager
+def attached(
+    model: nn.Module, targets: Sequence[str], *, rank: int, alpha: float | None = None, seed: int = 0
+) -> Iterator[dict[str, LowRank]]:
+    """Attach low-rank weights to the layers named ``targets`` inside the block; yield them by layer name.
+
+    Args:
+        model: any module.
+        targets: names as :func:`target_layers` returns them.
+        rank: at least 1.
+        alpha: scale times rank; None means ``rank``.
+        seed: of the initialisation.
+
+    Raises:
+        ConfigError: the rank is below 1.
+    """
+    if rank < 1:
+        raise ConfigError(f"rank must be at least 1, got {rank}")
+    rng = torch.Generator().manual_seed(seed)
+    pairs: dict[str, LowRank] = {}
+    hooks = []
+    try:
+        for name in targets:
+            layer = model.get_submodule(name)
+            pair = LowRank(layer, rank=rank, alpha=rank if alpha is None else alpha, rng=rng)
+            layer.add_module(_CHILD, pair)
+            hooks.append(layer.register_forward_hook(_add_low_rank))
+            pairs[name] = pair
+        yield pairs
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name in pairs:
+            delattr(model.get_submodule(name), _CHILD)
+
+
+def save(folder: Path, pairs: Mapping[str, LowRank], *, base_model: str | None = None) -> None:
+    """Write ``pairs`` as ``adapter_config.json`` and ``adapter_model.safetensors``, which peft loads."""
+    if not pairs:
+        raise CheckpointError("no low-rank weights to save: attach them first")
+    first = next(iter(pairs.values()))
+    rank = first.lora_A.shape[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, pair in pairs.items():
+        for part in ("lora_A", "lora_B"):
+            tensors[f"{_PEFT_PREFIX}{name}.{part}.weight"] = getattr(pair, part).detach().cpu().contiguous()
+    save_file(tensors, str(folder / "adapter_model.safetensors"))
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": first.scale * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(pairs),
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+@contextmanager
+def loaded(model: nn.Module, folder: Path) -> Iterator[dict[str, LowRank]]:
+    """Attach the low-rank weights that :func:`save` or peft wrote to ``folder`` inside the block.
+
+    Raises:
+        CheckpointError: files are missing, or a layer that they name is not in the model.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(str(folder / "adapter_model.safetensors"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds no adapter: {error.filename} is missing") from error
+    names = sorted({key.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
+    modules = dict(model.named_modules())
+    if missing := [name for name in names if name not in modules]:
+        raise CheckpointError(f"{folder} has weights for {missing[0]!r}, which this model does not have")
+    with attached(model, names, rank=config["r"], alpha=config["lora_alpha"]) as pairs:
+        with torch.no_grad():
+            for name, pair in pairs.items():
+                for part in ("lora_A", "lora_B"):
+                    getattr(pair, part).copy_(tensors[f"{_PEFT_PREFIX}{name}.{part}.weight"])
+        yield pairs
+
+
+def _add_low_rank(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    pair: LowRank = layer.get_submodule(_CHILD)  # type: ignore[assignment]
+    added: Tensor = pair(inputs[0])
+    return output + added
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{type(layer).__name__} has no weight tensor")
+    return weight

@@ -1,0 +1,154 @@
+"""Normalisation layers: which they are, and which statistics BatchNorm uses, reversibly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from acclimate.errors import EmptySelectionError
+
+
+def is_frozen_batch_norm(module: nn.Module) -> bool:
+    """Say whether ``module`` is a BatchNorm that keeps even its affine parameters as buffers (DETR family)."""
+    names = {name for name, _ in module.named_buffers(recurse=False)}
+    return not isinstance(module, _BatchNorm) and {"weight", "bias", "running_mean", "running_var"} <= names
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the BatchNorm layers of ``model`` by name, frozen ones included."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) or is_frozen_batch_norm(module)
+    }
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Say whether ``module`` normalises activations: BatchNorm, LayerNorm, GroupNorm, RMSNorm and their kin."""
+    if isinstance(module, _BatchNorm | nn.LayerNorm | nn.GroupNorm | nn.modules.instancenorm._InstanceNorm):
+        return True
+    # Models bring their own (LlamaRMSNorm, LayerNorm2d, ...): a class named so whose own tensors are all vectors.
+    own = list(module.parameters(recurse=False))
+    return "norm" in type(module).__name__.lower() and bool(own) and all(p.dim() <= 1 for p in own)
+
+
+@contextmanager
+def thawed(model: nn.Module) -> Iterator[tuple[str, ...]]:
+    """Turn the affine buffers of frozen BatchNorm layers into parameters inside the block; yield their names.
+
+    On exit they are buffers again, with the values they have by then.
+    """
+    layers = {name: module for name, module in model.named_modules() if is_frozen_batch_norm(module)}
+    for module in layers.values():
+        for name in ("weight", "bias"):
+            buffer = getattr(module, name)
+            delattr(module, name)
+            module.register_parameter(name, nn.Parameter(buffer, requires_grad=False))
+    try:
+        yield tuple(layers)
+    finally:
+        for module in layers.values():
+            for name in ("weight", "bias"):
+                value = getattr(module, name).detach()
+                delattr(module, name)
+                module.register_buffer(name, value)
+
+
+@contextmanager
+def statistics(model: nn.Module, *, source_strength: float = 0.0) -> Iterator[int]:
+    """Normalise with the statistics of the batch, mixed with the source's, inside the block.
+
+    Running buffers never move, and everything is as before on exit. The number of BatchNorm layers is yielded.
+
+    Args:
+        model: any module.
+        source_strength: N of Schneider et al. 2020 (eq. 1), the number of samples that the source statistics
+            count for: mean = N / (N + n) source + n / (N + n) batch, for n samples in the batch; likewise the
+            variance. 0 uses the batch alone, through the fused training kernel.
+
+    Raises:
+        EmptySelectionError: ``source_strength`` is above 0 and the model has no BatchNorm.
+    """
+    layers = batch_norms(model)
+    if source_strength > 0 and not layers:
+        raise EmptySelectionError(
+            "mixing statistics needs BatchNorm layers and this model has none; use tent, eata, sar, cotta or mim"
+        )
+    with ExitStack() as stack:
+        for module in layers.values():
+            if source_strength == 0 and isinstance(module, _BatchNorm):
+                stack.enter_context(_batch_mode(module))
+            else:
+                stack.enter_context(_substituted(module, source_strength))
+        yield len(layers)
+
+
+@contextmanager
+def _batch_mode(module: _BatchNorm) -> Iterator[None]:
+    # train() without tracking: the fused kernel takes the batch's statistics and leaves the buffers alone.
+    before = module.training, module.track_running_stats
+    module.track_running_stats = False
+
+    def only_where_defined(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # One value per channel has no variance: torch refuses it in training mode, so the source's serve.
+        layer.training = _values_per_channel(inputs[0]) > 1 or layer.running_mean is None
+
+    handle = module.register_forward_pre_hook(only_where_defined)
+    try:
+        yield
+    finally:
+        handle.remove()
+        module.training, module.track_running_stats = before
+
+
+@contextmanager
+def _substituted(module: nn.Module, source_strength: float) -> Iterator[None]:
+    # The layer's own eval-mode kernel, fed with other statistics for the length of one call. It also serves frozen
+    # layers, which have no training mode; their arithmetic lets the gradient through the statistics.
+    saved: list[tuple[Tensor, Tensor]] = []
+    mode = module.training
+
+    def substitute(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        source_mean, source_var = layer._buffers["running_mean"], layer._buffers["running_var"]
+        if source_mean is None or source_var is None:
+            return
+        saved.append((source_mean, source_var))
+        if _values_per_channel(inputs[0]) > 1:
+            mean, var = mixed(inputs[0], source_mean, source_var, source_strength=source_strength)
+            layer._buffers["running_mean"], layer._buffers["running_var"] = mean, var
+
+    def put_back(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if saved:
+            layer._buffers["running_mean"], layer._buffers["running_var"] = saved.pop()
+
+    module.eval()
+    hooks = (
+        module.register_forward_pre_hook(substitute),
+        # always_call: a forward pass that raises must not leave the substituted statistics behind.
+        module.register_forward_hook(put_back, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        module.training = mode
+
+
+def mixed(inputs: Tensor, source_mean: Tensor, source_var: Tensor, *, source_strength: float) -> tuple[Tensor, Tensor]:
+    """Return mean and variance ``(C,)`` mixed between source and batch; inputs are ``(B, C, ...)``."""
+    dims = [0, *range(2, inputs.dim())]
+    var, mean = torch.var_mean(inputs, dim=dims, correction=0)
+    if source_strength == 0:
+        return mean, var
+    weight = len(inputs) / (len(inputs) + source_strength)
+    return torch.lerp(source_mean, mean, weight), torch.lerp(source_var, var, weight)
+
+
+def _values_per_channel(inputs: Tensor) -> int:
+    return inputs.numel() // max(1, inputs.shape[1])
+

@@ -1,0 +1,69 @@
+"""Walk whatever a model takes or returns: a tensor, or mappings, sequences and dataclasses of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Yield every tensor in ``tree``, depth first; values that are no containers are passed over."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from tensors(value)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from tensors(getattr(tree, field.name))
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Return ``tree`` with ``function`` applied to every tensor; containers keep their types."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        mapped = {key: map_tensors(function, value) for key, value in tree.items()}
+        # transformers' ModelOutput is a dict that is also a dataclass: its constructor takes keywords.
+        return type(tree)(**mapped) if dataclasses.is_dataclass(tree) else type(tree)(mapped)  # type: ignore[call-arg]
+    if isinstance(tree, list | tuple):
+        items = [map_tensors(function, value) for value in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        fields = {f.name: map_tensors(function, getattr(tree, f.name)) for f in dataclasses.fields(tree)}
+        return dataclasses.replace(tree, **fields)
+    return tree
+
+
+def detach(tree: Any) -> Any:
+    """Return ``tree`` with every tensor cut from the autograd graph."""
+    return map_tensors(Tensor.detach, tree)
+
+
+def all_finite(tree: Any) -> bool:
+    """Say whether every floating-point tensor in ``tree`` is free of NaN and infinity."""
+    # A sum is finite only if all its terms are (an overflowing sum of finite terms does not occur at the
+    # magnitudes of network outputs in float64), and one reduction is cheaper than isfinite().all().
+    for tensor in tensors(tree):
+        if tensor.is_floating_point() and not torch.isfinite(tensor.detach().sum(dtype=torch.float64)):
+            return False
+    return True
+
+
+def nbytes(tree: Any) -> int:
+    """Return the number of bytes that the tensors in ``tree`` occupy."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(tree))
+
+
+def sample_count(batch: Any) -> int:
+    """Return the length of the first dimension of the first tensor in ``batch``."""
+    for tensor in tensors(batch):
+        return int(tensor.shape[0])
+    return 0

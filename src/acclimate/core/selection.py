@@ -1,0 +1,202 @@
+"""Which tensors of a model may move, and a promise that every flag and mode is put back."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from torch import Tensor, nn
+
+from acclimate.core import lora, norm
+from acclimate.core.method import Selection
+from acclimate.errors import ConfigError, EmptySelectionError
+
+FilterKind = Literal["all", "norm_only", "adapter_only", "lora_only", "lora_norm_only"]
+FILTER_KINDS: Final[tuple[str, ...]] = get_args(FilterKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorFilter:
+    """Says which parameters of a model may move.
+
+    Attributes:
+        kind: ``all`` parameters; ``norm_only``: the affine parameters of normalisation layers; ``adapter_only``:
+            the parameters of adapters, low-rank or other, by name; ``lora_only``: low-rank tensors;
+            ``lora_norm_only``: low-rank tensors and normalisation.
+        include: name patterns; where given, only parameters that match one of them.
+        exclude: name patterns; parameters that match one of them never move.
+        lora_rank: attach low-rank weights of this rank for the length of the selection.
+        lora_alpha: their scale times the rank; None means the rank (a scale of 1).
+        lora_targets: patterns of the layers that get them; empty means every linear layer and convolution.
+
+    A pattern with ``*``, ``?`` or ``[`` is a glob over the whole name; any other matches a run of dotted parts
+    (``layer4`` matches ``layer4.0.bn1.weight`` and ``backbone.layer4.0.conv1.weight``).
+
+    Raises:
+        ConfigError: the kind is unknown or the rank is below 1.
+    """
+
+    kind: FilterKind = "norm_only"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in FILTER_KINDS:
+            raise ConfigError(f"unknown update filter {self.kind!r}; choose one of {', '.join(FILTER_KINDS)}")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ConfigError(f"lora_rank must be at least 1, got {self.lora_rank}")
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Say whether a parameter or module ``name`` matches ``pattern`` (see :class:`TensorFilter`)."""
+    if any(character in pattern for character in "*?["):
+        return fnmatch.fnmatchcase(name, pattern)
+    return f".{pattern}." in f".{name}."
+
+
+@contextmanager
+def selecting(model: nn.Module, update: TensorFilter, *, batch_statistics: bool) -> Iterator[Selection]:
+    """Select the tensors that ``update`` names; on exit every flag, mode and low-rank layer is as before.
+
+    Inside, the model is in eval mode (no dropout), only the selected parameters require a gradient, and BatchNorm
+    uses the statistics of the batch if ``batch_statistics`` is true, without moving its buffers.
+
+    Raises:
+        EmptySelectionError: nothing matches; the message lists what the model has.
+    """
+    with ExitStack() as stack:
+        modes = [(module, module.training) for module in model.modules()]
+        stack.callback(_restore_modes, modes)
+        model.eval()
+        notes = []
+        frozen = stack.enter_context(norm.thawed(model))
+        if update.lora_rank is not None:
+            targets = lora.target_layers(model, lambda name: any(matches(name, p) for p in update.lora_targets))
+            if not update.lora_targets:
+                targets = lora.target_layers(model, lambda name: True)
+            if not targets:
+                raise EmptySelectionError(f"no layer to attach low-rank weights to matches {list(update.lora_targets)}")
+            stack.enter_context(lora.attached(model, targets, rank=update.lora_rank, alpha=update.lora_alpha))
+            notes.append(f"low-rank weights of rank {update.lora_rank} attached to {len(targets)} layers")
+        names = selected_names(model, update)
+        if not names:
+            raise EmptySelectionError(_nothing_selected(model, update))
+        if frozen:
+            notes.append(f"{len(frozen)} frozen BatchNorm layers were thawed")
+        stack.callback(_restore_flags, _take_flags(model))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+        if batch_statistics:
+            stack.enter_context(norm.statistics(model))
+        parameters = {name: parameter for name, parameter in model.named_parameters() if name in names}
+        yield Selection(parameters, dict(model.named_buffers()), tuple(notes))
+
+
+@contextmanager
+def statistics_only(model: nn.Module, *, source_strength: float) -> Iterator[Selection]:
+    """Select no parameter, only BatchNorm's statistics, mixed with ``source_strength``; all is undone on exit.
+
+    Raises:
+        EmptySelectionError: the model has no BatchNorm.
+    """
+    layers = norm.batch_norms(model)
+    if not layers:
+        raise EmptySelectionError(
+            "bn adapts BatchNorm statistics and this model has no BatchNorm; "
+            f"it has {describe(model)}; use tent, eata, sar, cotta or mim"
+        )
+    with ExitStack() as stack:
+        stack.callback(_restore_modes, [(module, module.training) for module in model.modules()])
+        stack.callback(_restore_flags, _take_flags(model))
+        model.eval()
+        model.requires_grad_(False)
+        stack.enter_context(norm.statistics(model, source_strength=source_strength))
+        yield Selection({}, dict(model.named_buffers()))
+
+
+def selected_names(model: nn.Module, update: TensorFilter) -> set[str]:
+    """Return the names of the parameters that ``update`` selects; possibly none."""
+    names = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    if update.kind != "all":
+        chosen: set[str] = set()
+        if update.kind in ("norm_only", "lora_norm_only"):
+            chosen |= norm_affine_names(model)
+        if update.kind in ("lora_only", "lora_norm_only"):
+            low_rank = {name for name in names if lora.is_low_rank(name)}
+            # Without low-rank tensors, lora_norm_only would silently be norm_only.
+            chosen = (chosen | low_rank) if low_rank else set()
+        if update.kind == "adapter_only":
+            chosen |= {name for name in names if lora.is_adapter(name)}
+        names &= chosen
+    if update.include:
+        names = {name for name in names if any(matches(name, pattern) for pattern in update.include)}
+    return {name for name in names if not any(matches(name, pattern) for pattern in update.exclude)}
+
+
+def norm_affine_names(model: nn.Module) -> set[str]:
+    """Return the names of the affine parameters of normalisation layers."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if norm.is_norm(module) or norm.is_frozen_batch_norm(module) or _is_thawed(module)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def _is_thawed(module: nn.Module) -> bool:
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return own == {"weight", "bias"} and "running_var" in module._buffers
+
+
+def describe(model: nn.Module) -> str:
+    """Return what a model has that can be adapted, in words: layers by type, and parameters."""
+    counts = Counter(
+        type(module).__name__ for module in model.modules() if next(module.parameters(recurse=False), None) is not None
+    )
+    layers = ", ".join(f"{count} {name}" for name, count in counts.most_common(6)) or "no layer with parameters"
+    return f"{layers} ({sum(p.numel() for p in model.parameters())} parameters)"
+
+
+def _nothing_selected(model: nn.Module, update: TensorFilter) -> str:
+    wanted = f"filter {update.kind!r}"
+    if update.include:
+        wanted += f", include {list(update.include)}"
+    if update.exclude:
+        wanted += f", exclude {list(update.exclude)}"
+    remedies = {
+        "adapter_only": "attach low-rank weights with --lora-rank, or use a model with adapters",
+        "lora_only": "attach low-rank weights with --lora-rank",
+        "lora_norm_only": "attach low-rank weights with --lora-rank",
+        "norm_only": "use the filter 'all'",
+        "all": "check the patterns",
+    }
+    return (
+        f"nothing to adapt: no parameter matches {wanted}; the model has {describe(model)}; {remedies[update.kind]}"
+        + ("" if update.kind == "all" or not update.include else ", or check the patterns")
+    )
+
+
+def _restore_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
+
+
+def _take_flags(model: nn.Module) -> list[tuple[nn.Parameter, bool, Tensor | None]]:
+    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    # A gradient that the caller left behind would be added to the first step's.
+    for parameter, _, _ in flags:
+        parameter.grad = None
+    return flags
+
+
+def _restore_flags(flags: Sequence[tuple[nn.Parameter, bool, Tensor | None]]) -> None:
+    for parameter, requires_grad, gradient in flags:
+        parameter.requires_grad_(requires_grad)
+        parameter.grad = gradient

@@ -1,0 +1,355 @@
+"""The loop, once: snapshot, step, guards, then keep, skip, roll back or reset, and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from acclimate.core import guards as guarding
+from acclimate.core.budget import Budget
+from acclimate.core.determinism import device_of, generator, seeded
+from acclimate.core.losses import softmax_entropy, weighted_mean
+from acclimate.core.method import Method, Selection, Step
+from acclimate.core.outputs import nbytes, sample_count
+from acclimate.core.report import SessionReport, StepReport, Verdict, plain, verdict_counts
+from acclimate.core.snapshot import Snapshot
+from acclimate.core.task import Classification, Task
+from acclimate.errors import SessionError
+
+logger = logging.getLogger(__name__)
+
+_REMEMBERED_BATCHES = 64
+
+
+class Session:
+    """One model and one method: adapt, guard, keep or go back, predict, report.
+
+    Use it as a context manager. Inside, the model is selected; on exit its flags, modes and low-rank layers are
+    as before, and its weights are as the last kept step left them, or the source's with ``restore=True``.
+
+    Args:
+        model: any module.
+        method: what to do with a batch.
+        task: what the model's outputs mean.
+        guards: judges of every step; the first that trips decides. Empty means none.
+        budget: what may be spent on adapting.
+        seed: of everything random in the session.
+        probe: a batch on which entropy and agreement are measured around every step; its cost is counted apart.
+        restore: put the source weights back on exit.
+        on_report: called with the report on exit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        task: Task | None = None,
+        guards: Sequence[guarding.Guard] | None = None,
+        budget: Budget | None = None,
+        seed: int = 0,
+        probe: Any | None = None,
+        restore: bool = False,
+        on_report: Callable[[SessionReport], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.task: Task = Classification() if task is None else task
+        self.guards = guarding.default_guards() if guards is None else tuple(guards)
+        self.budget = Budget() if budget is None else budget
+        self.seed = seed
+        self.probe = probe
+        self.restore = restore
+        self.on_report = on_report
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        if self._stack is not None:
+            raise SessionError("this session is already open")
+        with ExitStack() as stack:
+            self._selection = stack.enter_context(self.method.select(self.model))
+            parameters = list(self._selection.parameters.values())
+            self._optimizer = self.method.optimizer(parameters)
+            self._source = Snapshot(self._selection, self._optimizer)
+            self._before = Snapshot(self._selection, self._optimizer)
+            self._source_norm = self._source.parameter_norm()
+            self._rng = generator(self.seed, device_of(self.model))
+            stack.enter_context(seeded(self.seed))
+            self._state = self.method.start(self.model, self._selection)
+            self._steps: list[StepReport] = []
+            self._recent_classes: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED_BATCHES)
+            self._adapt_seconds = self._predict_seconds = self._probe_seconds = 0.0
+            self._stop_reason: str | None = None
+            self._probe_classes: tuple[int, ...] = ()
+            self._probe_loss: float | None = None
+            self._stack = stack.pop_all()
+        if self.probe is not None:
+            self._probe_loss, self._probe_classes = self._measure_probe()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        stack = self._open()
+        report = self.report()
+        if self.restore:
+            self._source.restore()
+        self._stack = None
+        stack.close()
+        if self.on_report is not None:
+            self.on_report(report)
+
+    @property
+    def selection(self) -> Selection:
+        """What may move."""
+        self._open()
+        return self._selection
+
+    @property
+    def state(self) -> Any:
+        """The method's state; immutable."""
+        self._open()
+        return self._state
+
+    def adapt(self, batch: Any, *, steps: int = 1) -> StepReport:
+        """Learn from ``batch``, ``steps`` times; return what became of the last step."""
+        self._open()
+        report = self._step(batch)[0]
+        for _ in range(steps - 1):
+            report = self._step(batch)[0]
+        return report
+
+    def adapt_and_predict(self, batch: Any, *, steps: int = 1) -> tuple[Any, StepReport]:
+        """Learn from ``batch`` and return the outputs of the same pass: the authors' online convention.
+
+        The outputs are computed before the last update (CoTTA's are the teacher's). Where a guard tripped, or no
+        step could be made, they are computed again with the weights that stand.
+        """
+        self._open()
+        if steps > 1:
+            self.adapt(batch, steps=steps - 1)
+        report, step = self._step(batch)
+        if step is None or report.verdict in ("rolled_back", "reset"):
+            return self.predict(batch), report
+        return step.outputs, report
+
+    @torch.no_grad()
+    def predict(self, inputs: Any) -> Any:
+        """Return the outputs on ``inputs`` as the method predicts; nothing moves."""
+        self._open()
+        started = time.perf_counter()
+        outputs = self.method.predict(self.model, inputs, self._state, task=self.task)
+        self._predict_seconds += time.perf_counter() - started
+        return outputs
+
+    def reset(self) -> None:
+        """Go back to the source: weights, buffers, moments, state and random numbers."""
+        self._open()
+        self._to_source()
+        self._rng = generator(self.seed, device_of(self.model))
+        self._recent_classes.clear()
+
+    def rollback(self) -> None:
+        """Go back to before the last step: weights, buffers, moments and state."""
+        self._open()
+        self._before.restore()
+        self._state = getattr(self, "_state_before", self._state)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Inside the block, calling the model itself predicts as the method does.
+
+        For code that insists on calling the model. Most methods predict with the model as it is in the selection;
+        one that predicts with other weights (CoTTA's teacher) offers ``prediction_weights(state)``.
+        """
+        self._open()
+        weights_of = getattr(self.method, "prediction_weights", None)
+        weights = {} if weights_of is None else weights_of(self._state)
+        saved = {name: self._selection.parameters[name].detach().clone() for name in weights}
+        try:
+            self._write(weights)
+            yield
+        finally:
+            self._write(saved)
+
+    def report(self) -> SessionReport:
+        """Return what was done so far."""
+        self._open()
+        steps = tuple(self._steps)
+        return SessionReport(
+            method=self.method.name,
+            settings=settings_of(self.method),
+            seed=self.seed,
+            steps=steps,
+            updated_param_count=sum(p.numel() for p in self._selection.parameters.values()),
+            changed_param_count=self._source.changed_count(),
+            relative_drift=self._relative(self._source.distance()),
+            held_bytes=self._held_bytes(),
+            stopped_early=self._stop_reason is not None,
+            stop_reason=self._stop_reason,
+            notes=(*self._selection.notes, *self.method.notes(self.model, self.task)),
+            adapt_seconds=self._adapt_seconds,
+            predict_seconds=self._predict_seconds,
+            probe_seconds=self._probe_seconds,
+            counts=verdict_counts(steps),
+        )
+
+    def _step(self, batch: Any) -> tuple[StepReport, Step | None]:
+        started = time.perf_counter()
+        index = len(self._steps)
+        held_bytes = self._held_bytes() if self.budget.max_bytes is not None else 0
+        refused = self.budget.exhausted(seconds=self._adapt_seconds, steps=index, held_bytes=held_bytes)
+        if refused is not None:
+            # Not appended: a step that was refused is no step, and a stopped session may be asked many times.
+            self._stop_reason = refused
+            return StepReport(index=index, verdict="refused", reason=refused, samples=sample_count(batch)), None
+        self._before.capture()
+        self._state_before = self._state
+        method_started = time.perf_counter()
+        try:
+            with torch.enable_grad():
+                step = self.method.step(
+                    self.model,
+                    batch,
+                    self._state,
+                    task=self.task,
+                    selection=self._selection,
+                    optimizer=self._optimizer,
+                    rng=self._rng,
+                )
+        except BaseException:
+            self._before.restore()
+            raise
+        finally:
+            self._drop_gradients()
+        method_seconds = time.perf_counter() - method_started
+        update_norm = self._before.distance()
+        probe_before, probe_seconds_before = self._probe_loss, self._probe_seconds
+        evidence = self._evidence(step, update_norm)
+        verdict, reason = self._judge(step, evidence)
+        seconds = time.perf_counter() - started - (self._probe_seconds - probe_seconds_before)
+        self._adapt_seconds += seconds
+        report = StepReport(
+            index=index,
+            verdict=verdict,
+            reason=reason,
+            loss=None if step.loss is None else float(step.loss.detach()),
+            used=step.used,
+            samples=sample_count(batch),
+            update_norm=update_norm,
+            relative_update=evidence.relative_update,
+            probe_loss_before=probe_before,
+            probe_loss_after=evidence.probe_loss_after,
+            seconds=seconds,
+            method_seconds=method_seconds,
+        )
+        self._steps.append(report)
+        if verdict in ("rolled_back", "reset"):
+            logger.warning("step %d %s: %s", index, verdict.replace("_", " "), reason)
+        return report, step
+
+    def _judge(self, step: Step, evidence: guarding.Evidence) -> tuple[Verdict, str | None]:
+        for guard in self.guards:
+            trip = guard(evidence)
+            if trip is None:
+                continue
+            if trip.remedy == "reset":
+                self._to_source()
+                self._recent_classes.clear()
+                return "reset", trip.reason
+            self._before.restore()
+            return "rolled_back", trip.reason
+        if step.used == 0:
+            # Even a skipped batch went through the network: put back whatever its forward pass touched.
+            self._before.restore()
+            return "skipped", "nothing in this batch was worth learning from"
+        if step.reset:
+            self._to_source()
+            return "recovered", f"{self.method.name} asked to start again from the source weights"
+        self._state = step.state
+        if evidence.probe_loss_after is not None:
+            self._probe_loss = evidence.probe_loss_after
+        if self._wants_classes:
+            self._recent_classes.append(evidence.classes)
+        return "kept", None
+
+    def _evidence(self, step: Step, update_norm: float) -> guarding.Evidence:
+        probe_after, agreement = None, None
+        if self.probe is not None:
+            state, self._state = self._state, step.state
+            try:
+                probe_after, classes = self._measure_probe()
+            finally:
+                self._state = state
+            same = sum(a == b for a, b in zip(classes, self._probe_classes, strict=False))
+            agreement = same / max(1, len(classes), len(self._probe_classes))
+        return guarding.Evidence(
+            step=step,
+            task=self.task,
+            relative_update=self._relative(update_norm),
+            relative_drift=self._relative(self._source.distance()),
+            probe_loss_before=self._probe_loss,
+            probe_loss_after=probe_after,
+            probe_agreement=agreement,
+            recent_classes=tuple(self._recent_classes),
+        )
+
+    @property
+    def _wants_classes(self) -> bool:
+        return any(isinstance(guard, guarding.Collapse) for guard in self.guards)
+
+    @torch.no_grad()
+    def _measure_probe(self) -> tuple[float, tuple[int, ...]]:
+        started = time.perf_counter()
+        outputs = self.method.predict(self.model, self.probe, self._state, task=self.task)
+        decisions = self.task.decisions(outputs)
+        loss = 0.0
+        if len(decisions):
+            loss = float(weighted_mean(softmax_entropy(decisions.logits), decisions.weights))
+        classes = guarding.decided_classes(self.task, outputs)
+        self._probe_seconds += time.perf_counter() - started
+        return loss, classes
+
+    def _to_source(self) -> None:
+        self._source.restore()
+        self._state = self.method.start(self.model, self._selection)
+        if self.probe is not None:
+            self._probe_loss, _ = self._measure_probe()
+
+    @torch.no_grad()
+    def _write(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, value in weights.items():
+            self._selection.parameters[name].copy_(value)
+
+    def _relative(self, distance: float) -> float:
+        return distance / self._source_norm if self._source_norm > 0 else distance
+
+    def _held_bytes(self) -> int:
+        moments = [] if self._optimizer is None else list(self._optimizer.state.values())
+        return self._source.nbytes + self._before.nbytes + nbytes(moments) + nbytes(self._state)
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._selection.parameters.values():
+            parameter.grad = None
+
+    def _open(self) -> ExitStack:
+        if self._stack is None:
+            raise SessionError("this session is not open: use it inside 'with Session(...) as session:'")
+        return self._stack
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """Return a method's hyper-parameters as plain values; tensors are left out."""
+    if not dataclasses.is_dataclass(method):
+        return {}
+    return {
+        f.name: plain(getattr(method, f.name))
+        for f in dataclasses.fields(method)
+        if f.repr
+    }

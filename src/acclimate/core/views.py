@@ -1,0 +1,178 @@
+"""Augmented copies of image batches on plain tensors, ``(B, C, H, W)`` in and out.
+
+The ranges are those of the test-time augmentation in CoTTA's official CIFAR code (Wang et al. 2022). As there,
+one draw of the random numbers serves a whole batch; the colour operations are composed into one matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BRIGHTNESS: Final = (0.6, 1.4)
+CONTRAST: Final = (0.7, 1.3)
+SATURATION: Final = (0.5, 1.5)
+HUE_TURNS: Final = (-0.06, 0.06)
+GAMMA: Final = (0.7, 1.3)
+ROTATION_DEGREES: Final = (-15.0, 15.0)
+TRANSLATION_FRACTION: Final = (-1 / 16, 1 / 16)
+SCALE: Final = (0.9, 1.1)
+BLUR_SIGMA_PIXELS: Final = (0.001, 0.5)
+NOISE_STD: Final = 0.005
+
+_LUMA: Final = (0.299, 0.587, 0.114)
+# NTSC: rows give Y, I and Q; a rotation of the (I, Q) plane turns the hue and keeps the luma.
+_RGB_TO_YIQ: Final = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+
+
+def augmented(
+    images: Tensor,
+    *,
+    rng: torch.Generator,
+    pixel_range: tuple[float, float] | None,
+    flip_probability: float,
+    geometric: bool = True,
+) -> Tensor:
+    """Return one randomly augmented copy of a batch.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        rng: on the same device as ``images``.
+        pixel_range: lowest and highest pixel value; None leaves out colour changes and clipping.
+        flip_probability: of mirroring the whole batch left to right.
+        geometric: whether to rotate, shift and scale.
+    """
+    draws = torch.rand(11, generator=rng, device=rng.device).tolist()
+    uniform = [low + (high - low) * draw for draw, (low, high) in zip(draws, _RANGES, strict=False)]
+    brightness, contrast, saturation, hue, gamma, degrees, shift_x, shift_y, scale, sigma = uniform
+    result = images
+    if pixel_range is not None:
+        result = color_jittered(
+            result,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue_turns=hue,
+            gamma=gamma,
+            pixel_range=pixel_range,
+        )
+    flip = draws[10] < flip_probability
+    if geometric:
+        result = affine(result, degrees=degrees, shift=(shift_x, shift_y), scale=scale, flip=flip)
+    elif flip:
+        result = result.flip(-1)
+    result = blurred(result, sigma_pixels=sigma)
+    spread = 1.0 if pixel_range is None else pixel_range[1] - pixel_range[0]
+    noise = torch.randn(result.shape, generator=rng, device=result.device, dtype=result.dtype)
+    result = result.add(noise, alpha=NOISE_STD * spread)
+    return result if pixel_range is None else result.clamp_(*pixel_range)
+
+
+_RANGES: Final = (
+    BRIGHTNESS,
+    CONTRAST,
+    SATURATION,
+    HUE_TURNS,
+    GAMMA,
+    ROTATION_DEGREES,
+    TRANSLATION_FRACTION,
+    TRANSLATION_FRACTION,
+    SCALE,
+    BLUR_SIGMA_PIXELS,
+)
+
+
+def color_jittered(
+    images: Tensor,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue_turns: float,
+    gamma: float,
+    pixel_range: tuple[float, float],
+) -> Tensor:
+    """Return ``images`` ``(B, C, H, W)`` with changed colours, clipped to ``pixel_range``.
+
+    Hue and saturation are left out unless there are three channels.
+    """
+    low, high = pixel_range
+    unit = images if pixel_range == (0.0, 1.0) else (images - low) / (high - low)
+    batch, channels, height, width = unit.shape
+    flat = unit.reshape(batch, channels, height * width)
+    if channels == 3:
+        matrix = brightness * _hue_saturation_matrix(saturation, hue_turns)
+        flat = torch.matmul(matrix.to(flat), flat)
+        luma = torch.tensor(_LUMA, dtype=flat.dtype, device=flat.device)
+        gray = torch.matmul(luma, flat.mean(-1).T)[:, None, None]
+    else:
+        flat = flat * brightness
+        gray = flat.mean((1, 2), keepdim=True)
+    # contrast * x + (1 - contrast) * gray, then gamma on what lies in range
+    flat = torch.lerp(gray, flat, contrast).clamp_(0.0, 1.0).pow_(gamma)
+    result = flat.reshape(batch, channels, height, width)
+    return result if pixel_range == (0.0, 1.0) else result * (high - low) + low
+
+
+def _hue_saturation_matrix(saturation: float, hue_turns: float) -> Tensor:
+    to_yiq = torch.tensor(_RGB_TO_YIQ, dtype=torch.float64)
+    cos, sin = math.cos(2 * math.pi * hue_turns), math.sin(2 * math.pi * hue_turns)
+    change = torch.tensor(
+        [[1, 0, 0], [0, saturation * cos, -saturation * sin], [0, saturation * sin, saturation * cos]],
+        dtype=torch.float64,
+    )
+    return torch.linalg.inv(to_yiq) @ change @ to_yiq
+
+
+def affine(images: Tensor, *, degrees: float, shift: tuple[float, float], scale: float, flip: bool) -> Tensor:
+    """Return ``images`` rotated, shifted (fractions of the size), scaled and perhaps mirrored, edges repeated."""
+    height, width = images.shape[-2:]
+    radians = math.radians(degrees)
+    cos, sin = math.cos(radians) / scale, math.sin(radians) / scale
+    mirror = -1.0 if flip else 1.0
+    # Maps output to input coordinates, each in [-1, 1]; the ratio keeps a rotation of a non-square image a rotation.
+    matrix = torch.tensor(
+        [
+            [mirror * cos, sin * height / width, 2 * shift[0]],
+            [-mirror * sin * width / height, cos, 2 * shift[1]],
+        ],
+        dtype=images.dtype,
+        device=images.device,
+    )
+    grid = F.affine_grid(matrix[None], [1, 1, height, width], align_corners=False)
+    return F.grid_sample(
+        images, grid.expand(len(images), -1, -1, -1), mode="bilinear", padding_mode="border", align_corners=False
+    )
+
+
+def blurred(images: Tensor, *, sigma_pixels: float) -> Tensor:
+    """Return ``images`` ``(B, C, H, W)`` under a Gaussian blur, edges repeated."""
+    radius = max(1, math.ceil(3 * sigma_pixels))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (offsets / max(sigma_pixels, 1e-3)) ** 2)
+    weights /= weights.sum()
+    if float(weights[radius]) > 0.999:
+        return images
+    channels = images.shape[1]
+    kernel = torch.outer(weights, weights).to(images).expand(channels, 1, -1, -1)
+    padded = F.pad(images, (radius,) * 4, mode="replicate")
+    return F.conv2d(padded, kernel, groups=channels)
+
+
+def patch_mask(images: Tensor, *, patch_size: int, probability: float, rng: torch.Generator) -> Tensor:
+    """Return a boolean mask ``(B, 1, H, W)``, true on the square patches to hide.
+
+    Each patch is hidden with ``probability``; at least one patch in every image is hidden.
+    """
+    batch, _, height, width = images.shape
+    rows, columns = math.ceil(height / patch_size), math.ceil(width / patch_size)
+    draws = torch.rand((batch, rows * columns), generator=rng, device=images.device)
+    hidden = draws < probability
+    hidden.scatter_(1, draws.argmin(1, keepdim=True), True)
+    hidden = hidden.reshape(batch, 1, rows, columns)
+    grown = hidden.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    return grown[:, :, :height, :width]

@@ -1,0 +1,47 @@
+"""Every exception that acclimate raises on purpose.
+
+::
+
+    AcclimateError
+    ├── InputError                 what the user gave cannot be used (exit code 2 at the command line)
+    │   ├── ConfigError            a setting is unknown, out of range, or contradicts another
+    │   ├── DataError              images, lists, annotations or predictions that cannot be read
+    │   ├── CheckpointError        weights that cannot be loaded, or may not be (pickle)
+    │   ├── EmptySelectionError    no tensor of the model matches what was asked to move
+    │   └── TTTNotSupportedError   the adapter or the model cannot be adapted with this method
+    └── SessionError               a session was used outside its ``with`` block
+"""
+
+from __future__ import annotations
+
+
+class AcclimateError(Exception):
+    """The root of every error that acclimate raises on purpose."""
+
+
+class InputError(AcclimateError):
+    """What the user gave cannot be used; the message says what, its value, and the remedy."""
+
+
+class ConfigError(InputError, ValueError):
+    """A setting is unknown, out of range, or contradicts another one."""
+
+
+class DataError(InputError):
+    """Images, lists, annotations or predictions that cannot be read."""
+
+
+class CheckpointError(InputError):
+    """Weights that cannot be loaded, or that may not be loaded without an explicit permission."""
+
+
+class EmptySelectionError(InputError):
+    """No tensor of the model matches what was asked to move."""
+
+
+class TTTNotSupportedError(InputError):
+    """The adapter or the model cannot be adapted with the method that was asked for."""
+
+
+class SessionError(AcclimateError, RuntimeError):
+    """A session was used before it was entered or after it was left."""

@@ -1,0 +1,10 @@
+"""Adaptation methods: one paper, one file."""
+
+from acclimate.methods.bn import Bn
+from acclimate.methods.cotta import Cotta
+from acclimate.methods.eata import Eata, fisher_information
+from acclimate.methods.mim import Mim
+from acclimate.methods.sar import Sar
+from acclimate.methods.tent import Tent
+
+__all__ = ["Bn", "Cotta", "Eata", "Mim", "Sar", "Tent", "fisher_information"]

@@ -1,0 +1,72 @@
+"""BatchNorm statistics of the target, mixed with the source's (Schneider et al., NeurIPS 2020, arXiv 2006.16971)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from acclimate.core.method import Selection, Step
+from acclimate.core.outputs import detach, sample_count
+from acclimate.core.selection import statistics_only
+from acclimate.core.task import Task
+from acclimate.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bn:
+    """Normalise each batch with a mixture of its own statistics and the source's; no gradient, nothing moves.
+
+    Attributes:
+        source_strength: N of eq. 1, the samples that the source statistics count for against the n of the batch.
+            0 is the batch alone (Nado et al. 2020). The paper tunes N to the batch size.
+
+    Raises:
+        ConfigError: the strength is negative.
+    """
+
+    name: ClassVar[str] = "bn"
+
+    source_strength: float = 16.0
+
+    def __post_init__(self) -> None:
+        if self.source_strength < 0:
+            raise ConfigError(f"bn: source_strength must not be negative, got {self.source_strength}")
+
+    def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
+        """Select no parameter, only the statistics."""
+        return statistics_only(model, source_strength=self.source_strength)
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Return None: there is no gradient."""
+
+    def start(self, model: nn.Module, selection: Selection) -> None:
+        """Return None: there is no state."""
+
+    def step(
+        self,
+        model: nn.Module,
+        batch: Any,
+        state: None,
+        *,
+        task: Task,
+        selection: Selection,
+        optimizer: torch.optim.Optimizer | None,
+        rng: torch.Generator,
+    ) -> Step:
+        """Return the outputs under mixed statistics."""
+        with torch.no_grad():
+            outputs = task.forward(model, batch)
+        return Step(state, detach(outputs), None, sample_count(batch))
+
+    def predict(self, model: nn.Module, inputs: Any, state: None, *, task: Task) -> Any:
+        """Return the outputs under mixed statistics."""
+        return task.forward(model, inputs)
+
+    def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
+        """Say that nothing is carried from batch to batch."""
+        return ("bn: statistics are of each predicted batch; no weight moves",)

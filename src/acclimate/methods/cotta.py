@@ -1,0 +1,160 @@
+"""CoTTA: continual adaptation by a weight-averaged teacher and stochastic restoring (Wang et al., CVPR 2022, arXiv 2203.13591)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from acclimate.core.losses import weighted_mean
+from acclimate.core.method import Selection, Step
+from acclimate.core.outputs import detach
+from acclimate.core.selection import TensorFilter, selecting
+from acclimate.core.task import Task
+from acclimate.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class CottaState:
+    """The teacher's and the source model's weights by name."""
+
+    teacher: Mapping[str, Tensor]
+    source: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cotta:
+    """Learn from a slowly moving teacher, and restore a few random weights to the source in every step.
+
+    The teacher predicts. Where the source model is unsure of a batch, the teacher's target is its mean over
+    augmented views; they are computed only then, and without gradient.
+
+    Attributes:
+        lr: of Adam (1e-3, section 4).
+        betas: of Adam.
+        ema: of the teacher's weights (eq. 2; 0.999). Buffers do not move in a session, so the teacher shares them.
+        restore_probability: with which each element goes back to the source (eq. 8; 0.01).
+        view_count: augmented views (32, section 3).
+        anchor_threshold: the source model's mean confidence below which views are used (p_th of eq. 4; 0.92 is the
+            official code's for CIFAR-10). 0 never uses them and saves the source model's pass.
+        update: what may move; the paper moves everything.
+        batch_statistics: normalise with the batch's statistics.
+
+    Raises:
+        ConfigError: a fraction lies outside [0, 1], or there are no views.
+    """
+
+    name: ClassVar[str] = "cotta"
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    ema: float = 0.999
+    restore_probability: float = 0.01
+    view_count: int = 32
+    anchor_threshold: float = 0.92
+    update: TensorFilter = TensorFilter(kind="all")
+    batch_statistics: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("ema", "restore_probability", "anchor_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"cotta: {name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.view_count < 1:
+            raise ConfigError(f"cotta: view_count must be at least 1, got {self.view_count}")
+
+    def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
+        """Select what ``update`` names."""
+        return selecting(model, self.update, batch_statistics=self.batch_statistics)
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, foreach=True)
+
+    def start(self, model: nn.Module, selection: Selection) -> CottaState:
+        """Return a teacher equal to the source."""
+        source = {name: parameter.detach().clone() for name, parameter in selection.parameters.items()}
+        return CottaState(source, source)
+
+    def step(
+        self,
+        model: nn.Module,
+        batch: Any,
+        state: CottaState,
+        *,
+        task: Task,
+        selection: Selection,
+        optimizer: torch.optim.Optimizer,
+        rng: torch.Generator,
+    ) -> Step:
+        """Follow the teacher once (eqs. 1 to 8); the outputs are the teacher's before its update."""
+        student_outputs = task.forward(model, batch)
+        with torch.no_grad():
+            teacher_outputs = self._teach(model, batch, state, task=task, rng=rng)
+        divergence = task.divergence(student_outputs, teacher_outputs)
+        if len(divergence) == 0:
+            return Step(state, detach(teacher_outputs), None, 0)
+        loss = weighted_mean(divergence, None)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            parameters = [parameter.data for parameter in selection.parameters.values()]
+            teacher = torch._foreach_lerp([state.teacher[name] for name in selection.parameters], parameters, 1 - self.ema)
+            self._restore(parameters, [state.source[name] for name in selection.parameters], rng)
+        next_state = CottaState(dict(zip(selection.parameters, teacher, strict=True)), state.source)
+        return Step(next_state, detach(teacher_outputs), loss.detach(), len(divergence))
+
+    def predict(self, model: nn.Module, inputs: Any, state: CottaState, *, task: Task) -> Any:
+        """Return the teacher's outputs."""
+        return task.forward(_With(model, state.teacher), inputs)
+
+    def prediction_weights(self, state: CottaState) -> Mapping[str, Tensor]:
+        """Return the weights that predict, by name: the teacher's."""
+        return state.teacher
+
+    def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
+        """Return nothing: there is nothing to explain."""
+        return ()
+
+    def _teach(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task, rng: torch.Generator) -> Any:
+        teacher = _With(model, state.teacher)
+        if not self._source_is_unsure(model, batch, state, task=task):
+            return task.forward(teacher, batch)
+        reference = None if task.aligned else task.forward(teacher, batch)
+        outputs = [
+            view.undo(task.forward(teacher, view.batch)) for view in task.views(batch, count=self.view_count, rng=rng)
+        ]
+        return task.merge(outputs, reference)
+
+    def _source_is_unsure(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task) -> bool:
+        if self.anchor_threshold == 0:
+            return False
+        decisions = task.decisions(task.forward(_With(model, state.source), batch))
+        if len(decisions) == 0:
+            return True
+        confidence = decisions.class_probabilities().amax(-1)
+        return float(weighted_mean(confidence, decisions.weights)) < self.anchor_threshold
+
+    def _restore(self, parameters: list[Tensor], source: list[Tensor], rng: torch.Generator) -> None:
+        if self.restore_probability == 0:
+            return
+        sizes = [parameter.numel() for parameter in parameters]
+        # One draw for all tensors: a call for each costs more than the numbers.
+        chosen = torch.rand(sum(sizes), generator=rng, device=rng.device) < self.restore_probability
+        for parameter, value, mask in zip(parameters, source, chosen.split(sizes), strict=True):
+            parameter.copy_(torch.where(mask.view_as(parameter), value, parameter))
+
+
+class _With:
+    """Calls a model with other weights in place of some of its own."""
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        self._model = model
+        self._weights = dict(weights)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self._model, self._weights, args, kwargs)

@@ -1,0 +1,135 @@
+"""MIM: learn from masked images, by reconstruction (Gandelsman et al., NeurIPS 2022, arXiv 2209.07522, after He et al.,
+CVPR 2022, arXiv 2111.06377) or by consistent predictions (Hoyer et al., CVPR 2023, arXiv 2212.01322)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.core.losses import weighted_mean
+from acclimate.core.method import Selection, Step
+from acclimate.core.outputs import detach
+from acclimate.core.selection import TensorFilter, selecting
+from acclimate.core.task import Task
+from acclimate.core.views import patch_mask
+from acclimate.errors import ConfigError, TTTNotSupportedError
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A model with a reconstruction head."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Return the whole images ``(B, C, H, W)`` for partly masked ones of the same shape."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MimState:
+    """What is reconstructed in this session."""
+
+    target: Literal["pixels", "predictions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mim:
+    """Hide patches of each image and learn to make up for them.
+
+    Attributes:
+        lr: of Adam (ours: 1e-4, the flag's default; the papers use SGD and AdamW on other networks).
+        mask_probability: with which a patch is hidden (0.75 in MAE, 0.7 in MIC; 0.6 is the flag's default).
+        patch_size: side of a patch in pixels.
+        mask_value: of hidden pixels, in the units of the batch.
+        target: ``pixels``: mean squared error on hidden pixels, for a model with ``reconstruct``;
+            ``predictions``: the prediction on the masked image follows the one on the whole image; ``auto``:
+            pixels where the model can, predictions elsewhere.
+        update: what may move.
+        batch_statistics: normalise with the batch's statistics.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    name: ClassVar[str] = "mim"
+
+    lr: float = 1e-4
+    mask_probability: float = 0.6
+    patch_size: int = 16
+    mask_value: float = 0.0
+    target: Literal["auto", "pixels", "predictions"] = "auto"
+    update: TensorFilter = TensorFilter()
+    batch_statistics: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_probability < 1:
+            raise ConfigError(f"mim: mask_probability must lie between 0 and 1, got {self.mask_probability}")
+        if self.patch_size < 1:
+            raise ConfigError(f"mim: patch_size must be at least 1 pixel, got {self.patch_size}")
+        if self.target not in ("auto", "pixels", "predictions"):
+            raise ConfigError(f"mim: target must be auto, pixels or predictions, got {self.target!r}")
+
+    def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
+        """Select what ``update`` names."""
+        if self.target == "pixels" and not isinstance(model, Reconstructs):
+            raise TTTNotSupportedError(
+                f"mim with target 'pixels' needs a model with a reconstruction head (a method reconstruct(images)) and "
+                f"{type(model).__name__} has none; use target 'predictions', which works on any model"
+            )
+        return selecting(model, self.update, batch_statistics=self.batch_statistics)
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(parameters, lr=self.lr, foreach=True)
+
+    def start(self, model: nn.Module, selection: Selection) -> MimState:
+        """Decide what is reconstructed."""
+        return MimState(self._target(model))
+
+    def step(
+        self,
+        model: nn.Module,
+        batch: Any,
+        state: MimState,
+        *,
+        task: Task,
+        selection: Selection,
+        optimizer: torch.optim.Optimizer,
+        rng: torch.Generator,
+    ) -> Step:
+        """Descend the masked loss once; the outputs are those on the whole images before the update."""
+        images = task.images(batch)
+        mask = patch_mask(images, patch_size=self.patch_size, probability=self.mask_probability, rng=rng)
+        masked = images.masked_fill(mask, self.mask_value)
+        with torch.no_grad():
+            outputs = task.forward(model, batch)
+        if state.target == "pixels":
+            rebuilt: Tensor = model.reconstruct(masked)  # type: ignore[operator]
+            hidden = mask.expand_as(images)
+            loss, used = (rebuilt - images)[hidden].square().mean(), len(images)
+        else:
+            divergence = task.divergence(task.forward(model, task.with_images(batch, masked)), outputs)
+            used = len(divergence)
+            if used == 0:
+                return Step(state, detach(outputs), None, 0)
+            loss = weighted_mean(divergence, None)
+        loss.backward()
+        optimizer.step()
+        return Step(state, detach(outputs), loss.detach(), used)
+
+    def predict(self, model: nn.Module, inputs: Any, state: MimState, *, task: Task) -> Any:
+        """Return the adapted model's outputs."""
+        return task.forward(model, inputs)
+
+    def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
+        """Say what is reconstructed."""
+        return (f"mim: the target is {self._target(model)}",)
+
+    def _target(self, model: nn.Module) -> Literal["pixels", "predictions"]:
+        if self.target == "auto":
+            return "pixels" if isinstance(model, Reconstructs) else "predictions"
+        return self.target
