@@ -141,8 +141,11 @@ def _substituted(module: nn.Module, source_strength: float) -> Iterator[None]:
 
 def mixed(inputs: Tensor, source_mean: Tensor, source_var: Tensor, *, source_strength: float) -> tuple[Tensor, Tensor]:
     """Return mean and variance ``(C,)`` mixed between source and batch; inputs are ``(B, C, ...)``."""
-    dims = [0, *range(2, inputs.dim())]
-    var, mean = torch.var_mean(inputs, dim=dims, correction=0)
+    if inputs.requires_grad and torch.is_grad_enabled():
+        var, mean = torch.var_mean(inputs, dim=[0, *range(2, inputs.dim())], correction=0)
+    else:
+        # BatchNorm's own reduction: on the CPU four times as fast as var_mean over these dimensions.
+        mean, var = torch.batch_norm_update_stats(inputs, None, None, 0.0)
     if source_strength == 0:
         return mean, var
     weight = len(inputs) / (len(inputs) + source_strength)
