@@ -1,0 +1,53 @@
+"""The ids that predictions carry: a data set's category ids where there are any, otherwise the model's indices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from acclimate.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMap:
+    """Maps a model's class indices to the ids that are written.
+
+    Attributes:
+        ids: id by index; an index that is not in it is not written. None writes the index itself.
+        warnings: what was left out.
+    """
+
+    ids: Mapping[int, int] | None = None
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def by_name(cls, model_labels: Mapping[int, str] | None, categories: Mapping[int, str]) -> LabelMap:
+        """Match a model's labels to a data set's categories by name, whatever the case.
+
+        Raises:
+            DataError: a category of the data set has no label of that name in the model.
+        """
+        if not categories:
+            return cls()
+        if not model_labels:
+            # Without names there is nothing to match: ids are taken for indices, which only a full match allows.
+            raise DataError(
+                "the data set has category names and the model has no labels to match them to; "
+                "give the model class names, or use a list of images instead of a COCO file"
+            )
+        index_by_name = {name.strip().lower(): index for index, name in model_labels.items()}
+        missing = [name for name in categories.values() if name.strip().lower() not in index_by_name]
+        if missing:
+            known = ", ".join(sorted(model_labels.values())[:8])
+            raise DataError(
+                f"the model has no label for {len(missing)} of the data set's categories (first: {missing[0]!r}); "
+                f"its labels are {known}{', ...' if len(model_labels) > 8 else ''}"
+            )
+        ids = {index_by_name[name.strip().lower()]: category for category, name in categories.items()}
+        unused = len(model_labels) - len(ids)
+        notes = (f"{unused} of the model's labels are not in the data set and are not written",) if unused else ()
+        return cls(ids, notes)
+
+    def written(self, index: int) -> int | None:
+        """Return the id of class ``index``, or None if it is not to be written."""
+        return index if self.ids is None else self.ids.get(index)

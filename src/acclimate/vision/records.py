@@ -1,0 +1,115 @@
+"""What there is to predict: images from a folder, from a list, or from a COCO file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from acclimate.errors import DataError
+
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy"})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image to predict.
+
+    Attributes:
+        image: path of the file, as it appears in predictions.
+        image_id: COCO's id where there is one, otherwise the position counted from 1.
+    """
+
+    image: str
+    image_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Records, and the categories that their annotations use.
+
+    Attributes:
+        records: in the order in which they are predicted.
+        categories: name of each category by its id; empty where the source has none.
+    """
+
+    records: tuple[Record, ...]
+    categories: dict[int, str]
+
+
+def load_dataset(source: Path, *, images_root: Path | None = None, max_images: int | None = None) -> Dataset:
+    """Read what to predict.
+
+    Args:
+        source: a folder (searched recursively), a text file with one path a line, or a COCO json.
+        images_root: where the paths of a list or a COCO file start. Default: the file's folder; for COCO also its
+            neighbour ``images``.
+        max_images: take only the first so many.
+
+    Raises:
+        DataError: the source is missing, cannot be read, or names no image.
+    """
+    if not source.exists():
+        raise DataError(f"{source} does not exist; give a folder of images, a list file or a COCO json")
+    if source.is_dir():
+        dataset = Dataset(_numbered(_images_in(source)), {})
+    elif source.suffix == ".json":
+        dataset = _from_coco(source, images_root)
+    else:
+        dataset = _from_list(source, images_root)
+    if max_images is not None:
+        dataset = Dataset(dataset.records[:max_images], dataset.categories)
+    if not dataset.records:
+        raise DataError(f"{source} holds no images; known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return dataset
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Return the parsed content of a JSON file.
+
+    Raises:
+        DataError: it is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{what} {path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{what} {path} cannot be read as JSON: {error}") from error
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _numbered(paths: list[Path]) -> tuple[Record, ...]:
+    return tuple(Record(str(path), number) for number, path in enumerate(paths, start=1))
+
+
+def _from_list(source: Path, images_root: Path | None) -> Dataset:
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{source} cannot be read as a list of image paths: {error}") from error
+    root = source.parent if images_root is None else images_root
+    names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return Dataset(_numbered([root / name for name in names]), {})
+
+
+def _from_coco(source: Path, images_root: Path | None) -> Dataset:
+    content = read_json(source, "COCO file")
+    try:
+        images = [(str(image["file_name"]), int(image["id"])) for image in content["images"]]
+        categories = {int(category["id"]): str(category["name"]) for category in content.get("categories", [])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{source} is no COCO file: images need file_name and id, categories id and name") from error
+    root = _coco_root(source, [name for name, _ in images]) if images_root is None else images_root
+    return Dataset(tuple(Record(str(root / name), number) for name, number in images), categories)
+
+
+def _coco_root(source: Path, names: list[str]) -> Path:
+    beside = source.parent
+    candidates = (beside, beside / "images", beside.parent, beside.parent / "images")
+    return next((root for root in candidates if names and (root / names[0]).exists()), beside)

@@ -1,0 +1,172 @@
+"""Object detectors and image classifiers of transformers, from a local folder or by hub name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+)
+
+from acclimate.core.task import Classification, Task, logits_of
+from acclimate.errors import CheckpointError, ConfigError, TTTNotSupportedError
+from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
+from acclimate.vision.detection import Detection
+from acclimate.vision.images import ImageReader
+from acclimate.vision.labels import LabelMap
+from acclimate.vision.predictions import classification_entries, detection_entries
+from acclimate.vision.records import Record
+
+logger = logging.getLogger(__name__)
+
+# Scored by one sigmoid for each class; every other detector has a softmax with a no-object column.
+_SIGMOID_FAMILIES: Final = frozenset({"rt_detr", "rt_detr_v2", "d_fine", "deformable_detr", "conditional_detr"})
+# YOLOS has no mask: its boxes are fractions of the padded batch, not of the image.
+_BOXES_OF_PADDED_BATCH: Final = frozenset({"yolos"})
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class TransformersAdapter:
+    """Predicts with any ``AutoModelForObjectDetection`` or ``AutoModelForImageClassification``.
+
+    Args:
+        model: a folder that ``save_pretrained`` wrote (model and image processor), or a hub name.
+        reader: where pixels come from.
+        categories: the data set's categories; ids are matched to the model's labels by name.
+        device: where to run.
+        score_threshold: detections below this are not written.
+        batch_size: for :meth:`predict`.
+        trust_pickle: allow weights that are not safetensors.
+
+    Raises:
+        ConfigError: there is no such model, or it is neither a detector nor a classifier.
+        CheckpointError: the weights are a pickle and ``trust_pickle`` is false.
+    """
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        reader: ImageReader | None = None,
+        categories: Mapping[int, str] | None = None,
+        device: str = "cpu",
+        score_threshold: float = 0.05,
+        batch_size: int = 8,
+        trust_pickle: bool = False,
+    ) -> None:
+        self.reader = ImageReader() if reader is None else reader
+        self.score_threshold = score_threshold
+        self.batch_size = batch_size
+        self._device = torch.device(device)
+        self._refuse_pickle(model, trust_pickle)
+        try:
+            config = AutoConfig.from_pretrained(model)
+            self._processor: Any = AutoImageProcessor.from_pretrained(model, backend="pil")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot load a model from {model!r}: {str(error).splitlines()[0]}") from error
+        self._family: str = config.model_type
+        auto = self._auto_class(config)
+        try:
+            self._model: nn.Module = auto.from_pretrained(model, use_safetensors=None if trust_pickle else True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"cannot load weights from {model!r}: {str(error).splitlines()[0]}") from error
+        self._model.to(self._device).eval()
+        model_labels = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+        self.labels = LabelMap.by_name(model_labels, categories or {})
+        self.warnings: tuple[str, ...] = self.labels.warnings
+        self.task: Task = self._task()
+
+    def get_model(self) -> nn.Module:
+        """Return the model."""
+        return self._model
+
+    def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
+        """Yield batches through the model's own image processor."""
+        for part in chunks(records, batch_size):
+            usable = self.reader.read_many(part)
+            if not usable:
+                continue
+            encoded = self._processor(images=[pixels for _, pixels in usable], return_tensors="pt")
+            pixel_values: Tensor = encoded["pixel_values"].to(self._device)
+            inputs: dict[str, Tensor] = {"pixel_values": _channels_last(pixel_values)}
+            if "pixel_mask" in encoded and not bool(encoded["pixel_mask"].all()):
+                inputs["pixel_mask"] = encoded["pixel_mask"].to(self._device)
+            sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
+            yield ImageBatch(
+                inputs["pixel_values"] if self.is_classifier else inputs, tuple(record for record, _ in usable), sizes
+            )
+
+    def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
+        """Return entries through the processor's own post-processing."""
+        if self.is_classifier:
+            return classification_entries(logits_of(outputs), batch, labels=self.labels)
+        found = self._processor.post_process_object_detection(
+            SimpleNamespace(logits=outputs["logits"].detach(), pred_boxes=outputs["pred_boxes"].detach()),
+            threshold=self.score_threshold,
+            target_sizes=[(1, 1)] * len(batch.records),
+        )
+        if self._family in _BOXES_OF_PADDED_BATCH:
+            found = self._relative_to_image(found, batch)
+        return detection_entries(found, batch, labels=self.labels)
+
+    def predict(self, records: Sequence[Record]) -> list[Entry]:
+        """Return one entry for each usable record."""
+        return [entry for part in predict_in_batches(self, records, batch_size=self.batch_size) for entry in part]
+
+    def _auto_class(self, config: Any) -> Any:
+        architecture = (config.architectures or [""])[0]
+        if architecture in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values():
+            self.is_classifier = False
+            return AutoModelForObjectDetection
+        names = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
+        if architecture in {name for entry in names for name in ([entry] if isinstance(entry, str) else entry)}:
+            self.is_classifier = True
+            return AutoModelForImageClassification
+        raise TTTNotSupportedError(
+            f"{architecture or config.model_type} is neither an object detector nor an image classifier of transformers"
+        )
+
+    def _task(self) -> Task:
+        if self.is_classifier:
+            return Classification(pixel_range=None)
+        return Detection(head="sigmoid" if self._family in _SIGMOID_FAMILIES else "softmax")
+
+    def _relative_to_image(self, found: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
+        mask = batch.inputs.get("pixel_mask")
+        if mask is None:
+            return found
+        rows, columns = mask.any(2).sum(1), mask.any(1).sum(1)
+        scales = torch.stack([mask.shape[2] / columns, mask.shape[1] / rows] * 2, dim=1).float()
+        return [{**image, "boxes": image["boxes"] * scale} for image, scale in zip(found, scales, strict=True)]
+
+    @staticmethod
+    def _refuse_pickle(model: str, trust_pickle: bool) -> None:
+        folder = Path(model)
+        if trust_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):
+            return
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        if pickles:
+            raise CheckpointError(
+                f"{folder / pickles[0]} is not safetensors, and loading a pickle runs code from it; "
+                "convert it, or pass --trust-pickle if you trust its source"
+            )
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    # Convolutions on the CPU are up to a third faster in this layout.
+    return images.contiguous(memory_format=torch.channels_last)
