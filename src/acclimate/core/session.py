@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -92,7 +92,7 @@ class Session:
             self._probe_loss: float | None = None
             self._stack = stack.pop_all()
         if self.probe is not None:
-            self._probe_loss, self._probe_classes = self._measure_probe()
+            self.set_probe(self.probe)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -168,15 +168,23 @@ class Session:
         For code that insists on calling the model. Most methods predict with the model as it is in the selection;
         one that predicts with other weights (CoTTA's teacher) offers ``prediction_weights(state)``.
         """
-        self._open()
-        weights_of = getattr(self.method, "prediction_weights", None)
-        weights = {} if weights_of is None else weights_of(self._state)
+        weights = self._prediction_weights()
         saved = {name: self._selection.parameters[name].detach().clone() for name in weights}
         try:
             self._write(weights)
             yield
         finally:
             self._write(saved)
+
+    def write_prediction_weights(self) -> None:
+        """Write the weights that predict (a teacher's, where there is one) into the model, for good."""
+        self._write(self._prediction_weights())
+
+    def set_probe(self, probe: Any) -> None:
+        """Take ``probe`` as the batch on which entropy and agreement with the present weights are measured from here on."""
+        self._open()
+        self.probe = probe
+        self._probe_loss, self._probe_classes = self._measure_probe()
 
     def report(self) -> SessionReport:
         """Return what was done so far."""
@@ -322,8 +330,13 @@ class Session:
         if self.probe is not None:
             self._probe_loss, _ = self._measure_probe()
 
+    def _prediction_weights(self) -> Mapping[str, torch.Tensor]:
+        self._open()
+        weights_of = getattr(self.method, "prediction_weights", None)
+        return {} if weights_of is None else weights_of(self._state)
+
     @torch.no_grad()
-    def _write(self, weights: dict[str, torch.Tensor]) -> None:
+    def _write(self, weights: Mapping[str, torch.Tensor]) -> None:
         for name, value in weights.items():
             self._selection.parameters[name].copy_(value)
 

@@ -1,0 +1,265 @@
+"""Several methods over the same data in one go: metric, change with its interval, and cost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from acclimate.core.report import plain
+from acclimate.errors import ConfigError, DataError, InputError
+from acclimate.vision.adapter import AdaptableAdapter, Entry, predict_in_batches, require_ttt
+from acclimate.vision.adapters import AdapterOptions, make_adapter
+from acclimate.vision.config import METHOD_NAMES, TTTConfig
+from acclimate.vision.evaluate import Interval, Score, Scorer, difference, make_scorer
+from acclimate.vision.export import kind_of, ttt_meta
+from acclimate.vision.images import CorruptionSpec, ImageReader
+from acclimate.vision.pictures import before_and_after
+from acclimate.vision.predictions import write_json
+from acclimate.vision.records import Dataset, Record, load_dataset
+from acclimate.vision.ttt import TTTReport, TTTRun
+
+logger = logging.getLogger(__name__)
+
+BASELINE: Final = "none"
+_COCO_RESAMPLES: Final = 200
+_ACCURACY_RESAMPLES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What to compare.
+
+    Attributes:
+        source: a folder, a list file or a COCO json.
+        ground_truth: COCO annotations or class labels; without it only cost and agreement with no TTT are compared.
+        output: a folder for ``comparison.json``, ``comparison.png`` and the predictions.
+        methods: which; ``none`` is always run.
+        adapter: which model.
+        given: TTT settings that were given, for all methods.
+        corruption: what images are put through first.
+        ttt_source: source images for EATA's Fisher information.
+        images_root, max_images: see :func:`load_dataset`.
+    """
+
+    source: Path
+    output: Path
+    ground_truth: Path | None = None
+    methods: tuple[str, ...] = (BASELINE, *METHOD_NAMES)
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    corruption: CorruptionSpec | None = None
+    ttt_source: Path | None = None
+    images_root: Path | None = None
+    max_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in (BASELINE, *METHOD_NAMES):
+                raise ConfigError(f"unknown method {method!r}; choose from none, {', '.join(METHOD_NAMES)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One method's line in the table.
+
+    Attributes:
+        method: its name.
+        metrics: by name, in [0, 1]; without ground truth the share of images predicted as without TTT.
+        change: of the main metric against no TTT, with its interval; None for the baseline.
+        cpu_seconds: of the whole run over the data; ``cost``: the same over plain prediction's.
+        steps: how many steps had each verdict.
+        warnings: of the run.
+        error: why the method could not run on this model, otherwise None.
+    """
+
+    method: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    change: Interval | None = None
+    cpu_seconds: float = 0.0
+    cost: float = 0.0
+    steps: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonResult:
+    """The table and where it was written.
+
+    Attributes:
+        metric: the main one.
+        rows: one for each method, the baseline first.
+        picture: the PNG of example images.
+        table: the JSON file.
+        images: how many were predicted.
+        skipped: why an image could not be used, by path.
+    """
+
+    metric: str
+    rows: tuple[Row, ...]
+    picture: Path
+    table: Path
+    images: int
+    skipped: Mapping[str, str]
+
+
+def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = None) -> ComparisonResult:
+    """Run every method over the same images and write table and picture.
+
+    Raises:
+        InputError: something that was given cannot be used. A method that this model does not support is a row that
+            says so.
+    """
+    dataset = load_dataset(comparison.source, images_root=comparison.images_root, max_images=comparison.max_images)
+    reader = ImageReader(comparison.corruption)
+    made = make_adapter(comparison.adapter, reader=reader, categories=dataset.categories)
+    require_ttt(made)
+    adapter: AdaptableAdapter = made  # type: ignore[assignment]
+    source_records = () if comparison.ttt_source is None else load_dataset(comparison.ttt_source).records
+    kind = kind_of(made)
+    methods = [BASELINE, *(method for method in dict.fromkeys(comparison.methods) if method != BASELINE)]
+    configs = {m: TTTConfig.resolve(_settings(comparison, m), kind=kind) for m in methods if m != BASELINE}
+    batch_size = max((config.batch_size for config in configs.values()), default=1)
+
+    predictions: dict[str, list[Entry]] = {}
+    reports: dict[str, TTTReport] = {}
+    errors: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for method in methods:
+        if progress is not None:
+            progress(method)
+        started = time.process_time()
+        try:
+            if method == BASELINE:
+                batches = predict_in_batches(adapter, dataset.records, batch_size=batch_size)
+                predictions[method] = [entry for batch in batches for entry in batch]
+            else:
+                predictions[method], reports[method] = _run(adapter, configs[method], dataset.records, source_records)
+        except InputError as error:
+            if method == BASELINE:
+                raise
+            errors[method] = str(error)
+        seconds[method] = time.process_time() - started
+    if not predictions[BASELINE]:
+        raise DataError(f"none of the {len(reader.skipped)} images can be used")
+    scorer = _scorer(comparison, predictions[BASELINE])
+    scores = {method: scorer.score(entries) for method, entries in predictions.items()}
+    rows = tuple(_row(method, scorer, scores, seconds, reports, errors) for method in methods)
+    best = max((row for row in rows if row.error is None), key=lambda row: row.metrics[scorer.metric]).method
+    picture = comparison.output / "comparison.png"
+    shown = best if best != BASELINE else next((m for m in methods if m != BASELINE and m in predictions), BASELINE)
+    truth = None if comparison.ground_truth is None else comparison.ground_truth
+    before_and_after(picture, reader, predictions[BASELINE], predictions[shown], title=shown, ground_truth=truth)
+    table = comparison.output / "comparison.json"
+    write_json(table, _content(comparison, dataset, reader, scorer, rows, configs, reports))
+    for method, entries in predictions.items():
+        write_json(comparison.output / f"predictions_{method}.json", entries)
+    return ComparisonResult(
+        metric=scorer.metric,
+        rows=rows,
+        picture=picture,
+        table=table,
+        images=len(predictions[BASELINE]),
+        skipped=dict(reader.skipped),
+    )
+
+
+def _settings(comparison: Comparison, method: str) -> dict[str, Any]:
+    # Online is how the methods' papers measure: one pass that predicts and adapts.
+    return {"reset": "online", **comparison.given, "method": method}
+
+
+def _run(
+    adapter: AdaptableAdapter, config: TTTConfig, records: Sequence[Record], source_records: Sequence[Record]
+) -> tuple[list[Entry], TTTReport]:
+    with TTTRun(adapter, config, source_records=source_records) as run:
+        if config.reset == "online":
+            batches = run.online(records)
+        elif config.reset == "sample":
+            batches = run.sample(records)
+        else:
+            run.adapt(records)
+            batches = run.predict(records)
+        return [entry for batch in batches for entry in batch], run.report()
+
+
+class _AgreementScorer:
+    """Without ground truth: the share of images whose most probable class is as without TTT."""
+
+    metric = "agreement"
+
+    def __init__(self, baseline: Sequence[Entry]) -> None:
+        self._baseline = [_decision(entry) for entry in baseline]
+        self.image_count = len(self._baseline)
+
+    def score(self, entries: Sequence[Entry]) -> Score:
+        same = [float(_decision(a) == b) for a, b in zip(entries, self._baseline, strict=True)]
+        return Score({"agreement": sum(same) / len(same)}, same)
+
+    def resampled(self, score: Score, images: Any) -> float:
+        return float(sum(score.per_image[image] for image in images.tolist()) / len(images))
+
+
+def _decision(entry: Entry) -> Any:
+    if "classification" in entry:
+        return entry["classification"]["class_id"]
+    return entry["detections"][0]["class_id"] if entry["detections"] else None
+
+
+def _scorer(comparison: Comparison, baseline: Sequence[Entry]) -> Scorer:
+    if comparison.ground_truth is None:
+        return _AgreementScorer(baseline)
+    return make_scorer(comparison.ground_truth, baseline)
+
+
+def _row(
+    method: str,
+    scorer: Scorer,
+    scores: Mapping[str, Score],
+    seconds: Mapping[str, float],
+    reports: Mapping[str, TTTReport],
+    errors: Mapping[str, str],
+) -> Row:
+    if method in errors:
+        return Row(method=method, error=errors[method])
+    change = None
+    if method != BASELINE:
+        resamples = _COCO_RESAMPLES if scorer.metric == "mAP" else _ACCURACY_RESAMPLES
+        change = difference(scorer, scores[BASELINE], scores[method], resamples=resamples)
+    report = reports.get(method)
+    return Row(
+        method=method,
+        metrics=scores[method].metrics,
+        change=change,
+        cpu_seconds=seconds[method],
+        cost=seconds[method] / max(seconds[BASELINE], 1e-9),
+        steps={} if report is None else report.session.counts,
+        warnings=() if report is None else report.warnings,
+    )
+
+
+def _content(
+    comparison: Comparison,
+    dataset: Dataset,
+    reader: ImageReader,
+    scorer: Scorer,
+    rows: Sequence[Row],
+    configs: Mapping[str, TTTConfig],
+    reports: Mapping[str, TTTReport],
+) -> dict[str, Any]:
+    return {
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": str(comparison.source),
+        "model": comparison.adapter.model,
+        "corruption": None if comparison.corruption is None else str(comparison.corruption),
+        "images": len(dataset.records),
+        "skipped": dict(reader.skipped),
+        "metric": scorer.metric,
+        "rows": plain(rows),
+        "ttt": {method: ttt_meta(configs[method], reports[method]) for method in reports},
+    }

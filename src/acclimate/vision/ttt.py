@@ -1,0 +1,300 @@
+"""Test-time training of an adapter's model: open a run, adapt, predict through it, report."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from acclimate.core.budget import Budget
+from acclimate.core.norm import batch_norms
+from acclimate.core.report import SessionReport, StepReport
+from acclimate.core.session import Session
+from acclimate.core.task import Classification, Task
+from acclimate.errors import ConfigError, SessionError, TTTNotSupportedError
+from acclimate.methods.eata import fisher_information
+from acclimate.vision.adapter import AdaptableAdapter, Entry, ImageBatch, require_ttt
+from acclimate.vision.config import TTTConfig
+from acclimate.vision.method_choice import make_guards, make_method, paper_note
+from acclimate.vision.records import Record
+
+logger = logging.getLogger(__name__)
+
+Predictor = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TTTReport:
+    """What a run did, for ``meta.ttt.report`` and the TTT log.
+
+    Attributes:
+        losses: of every step, in order; None where there was none.
+        mask_ratio: the probability of hiding a patch (mim), else None.
+        updated_param_count: elements that were selected; ``changed_param_count``: those that differ from the source.
+        warnings: whatever differs from what was asked or from the paper.
+        stopped_early, stop_reason: whether a budget ended the adaptation.
+        batches: batches that were adapted on.
+        step_metrics: one entry for each step.
+        session: the whole report of the session; after a ``sample`` run, of all its images.
+    """
+
+    losses: tuple[float | None, ...]
+    mask_ratio: float | None
+    updated_param_count: int
+    changed_param_count: int
+    warnings: tuple[str, ...]
+    stopped_early: bool
+    stop_reason: str | None
+    batches: int
+    step_metrics: tuple[StepReport, ...]
+    session: SessionReport
+
+
+class TTTRun:
+    """A model under test-time training, from opening to closing.
+
+    Inside the ``with`` block the model is selected, and predictions go through the session, so that a teacher or
+    mixed statistics predict. On exit the model is put back, weights included, unless ``keep_weights`` is true.
+
+    Args:
+        adapter: with ``get_model`` and ``build_loader``.
+        config: how to adapt.
+        source_records: unlabelled source images, for EATA's Fisher information.
+        keep_weights: leave the adapted weights (a teacher's, where one predicts) in the model on exit.
+        on_report: called with the session's report on exit.
+
+    Raises:
+        TTTNotSupportedError: the adapter or the model cannot be adapted.
+        EmptySelectionError: nothing in the model matches what was asked to move.
+    """
+
+    def __init__(
+        self,
+        adapter: AdaptableAdapter,
+        config: TTTConfig,
+        *,
+        source_records: Sequence[Record] = (),
+        keep_weights: bool = False,
+        on_report: Callable[[SessionReport], None] | None = None,
+    ) -> None:
+        require_ttt(adapter)
+        if config.reset != "stream" and not callable(getattr(adapter, "entries", None)):
+            raise TTTNotSupportedError(
+                f"reset {config.reset!r} predicts batch by batch, and adapter {adapter.name!r} has no entries(outputs, "
+                "batch) to write them with; use reset 'stream'"
+            )
+        self.adapter = adapter
+        self.config = config
+        self.task: Task = getattr(adapter, "task", None) or Classification()
+        self.keep_weights = keep_weights
+        self._source_records = source_records
+        self._on_report = on_report
+        self._session: Session | None = None
+        self._batches = 0
+        self._stack = ExitStack()
+        self._warnings: list[str] = []
+
+    def __enter__(self) -> Self:
+        model = self.adapter.get_model()
+        method = make_method(self.config, fisher=self._fisher(model))
+        self._session = self._stack.enter_context(
+            Session(
+                model,
+                method,
+                task=self.task,
+                guards=make_guards(self.config),
+                budget=Budget(max_seconds=self.config.max_seconds),
+                seed=self.config.seed,
+                restore=not self.keep_weights,
+                on_report=self._on_report,
+            )
+        )
+        self._note_what_differs()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.keep_weights and exc_info[0] is None:
+            self.session.write_prediction_weights()
+        self._stack.close()
+        self._session = None
+
+    @property
+    def session(self) -> Session:
+        """The open session."""
+        if self._session is None:
+            raise SessionError("this run is not open: use it inside 'with TTTRun(...) as run:'")
+        return self._session
+
+    def adapt(self, records: Sequence[Record], *, on_batch: Callable[[int], None] | None = None) -> None:
+        """Adapt on the records in order, up to ``max_batches``; ``on_batch`` hears the number of images done."""
+        for batch in itertools.islice(self._loader(records), self.config.max_batches):
+            inputs = inputs_of(batch)
+            self._open_probe(inputs)
+            report = self.session.adapt(inputs, steps=self.config.steps)
+            if report.verdict == "refused":
+                break
+            self._batches += 1
+            if on_batch is not None:
+                on_batch(len(batch.records) if isinstance(batch, ImageBatch) else report.samples)
+
+    def predict(self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None) -> Iterator[list[Entry]]:
+        """Yield the entries of each batch, predicted as the method predicts.
+
+        Args:
+            records: what to predict.
+            augment: test-time augmentation: returns outputs for inputs and a predictor.
+        """
+        if not callable(getattr(self.adapter, "entries", None)):
+            # An adapter that insists on predicting by itself calls the model: let it predict as the method does.
+            with self.session.installed():
+                yield self.adapter.predict(records)
+            return
+        for batch in self._loader(records):
+            outputs = self._outputs(batch.inputs, augment)
+            yield self.adapter.entries(outputs, batch)
+
+    def online(self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None) -> Iterator[list[Entry]]:
+        """Yield the entries of each batch, from the same pass that adapts; after ``max_batches`` only predict."""
+        limit = self.config.max_batches
+        for batch in self._loader(records):
+            if limit is not None and self._batches >= limit:
+                outputs = self._outputs(batch.inputs, augment)
+            else:
+                self._open_probe(batch.inputs)
+                outputs, report = self.session.adapt_and_predict(batch.inputs, steps=self.config.steps)
+                self._batches += report.verdict != "refused"
+                if augment is not None:
+                    outputs = augment(batch.inputs, _first_from(outputs, self.session.predict))
+            yield self.adapter.entries(outputs, batch)
+
+    def sample(self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None) -> Iterator[list[Entry]]:
+        """Yield the entry of each image: adapt to it alone, predict it, and go back to the source."""
+        for batch in self.adapter.build_loader(records, batch_size=1):
+            self.session.reset()
+            if self.config.max_batches is None or self._batches < self.config.max_batches:
+                report = self.session.adapt(batch.inputs, steps=self.config.steps)
+                self._batches += report.verdict != "refused"
+            outputs = self._outputs(batch.inputs, augment)
+            yield self.adapter.entries(outputs, batch)
+
+    def report(self) -> TTTReport:
+        """Return what was done so far."""
+        session = self.session.report()
+        return TTTReport(
+            losses=tuple(session.losses),
+            mask_ratio=self.config.mask_prob if self.config.method == "mim" else None,
+            updated_param_count=session.updated_param_count,
+            changed_param_count=session.changed_param_count,
+            warnings=tuple(dict.fromkeys((*self._warnings, *session.notes, *_step_warnings(session)))),
+            stopped_early=session.stopped_early,
+            stop_reason=session.stop_reason,
+            batches=self._batches,
+            step_metrics=session.steps,
+            session=session,
+        )
+
+    def warn_about_statistics(self) -> None:
+        """Note that plain predictions after the run do not use the statistics that the run adapted with."""
+        method = self.session.method
+        uses_batch = getattr(method, "batch_statistics", False) or self.config.method == "bn"
+        if uses_batch and batch_norms(self.session.model):
+            self._warnings.append(
+                f"{self.config.method} adapts with batch statistics, which adapter.predict() does not use; "
+                "predict inside TTTRun to have them"
+            )
+
+    def _outputs(self, inputs: Any, augment: Callable[[Any, Predictor], Any] | None) -> Any:
+        return self.session.predict(inputs) if augment is None else augment(inputs, self.session.predict)
+
+    def _loader(self, records: Sequence[Record]) -> Iterable[ImageBatch]:
+        return self.adapter.build_loader(records, batch_size=self.config.batch_size)
+
+    def _open_probe(self, inputs: Any) -> None:
+        if self.config.probe and self.session.probe is None:
+            self.session.set_probe(inputs)
+
+    def _fisher(self, model: nn.Module) -> Mapping[str, Tensor] | None:
+        if self.config.method != "eata" or not self._source_records:
+            return None
+        batches = (inputs_of(batch) for batch in self._loader(self._source_records))
+        return fisher_information(model, batches, method=make_method(self.config), task=self.task)
+
+    def _note_what_differs(self) -> None:
+        config = self.config
+        if config.preset is not None:
+            self._warnings.append(
+                f"preset {config.preset!r} filled in what was not given: lr {config.lr:g}, batch size "
+                f"{config.batch_size}, update filter {config.update_filter!r}"
+            )
+        if (note := paper_note(config)) is not None:
+            self._warnings.append(note)
+        if config.method == "bn":
+            self._warnings.append("bn has no gradient: steps, lr and update filter have no effect")
+        if config.reset == "sample" and config.batch_size != 1:
+            self._warnings.append(f"reset 'sample' adapts to one image at a time; batch size {config.batch_size} is not used")
+
+
+def run_ttt(
+    adapter: AdaptableAdapter,
+    records: Sequence[Record],
+    config: TTTConfig,
+    *,
+    source_records: Sequence[Record] = (),
+) -> TTTReport:
+    """Adapt an adapter's model to the records, before prediction, and leave the adapted weights in it.
+
+    Flags and modes of the model are as before. A method that needs more than weights to predict (batch or mixed
+    statistics) cannot leave that behind: predict inside :class:`TTTRun`, as ``acclimate export`` does. The report
+    warns where that is so.
+
+    Raises:
+        ConfigError: the configuration is not enabled, or asks for ``sample`` or ``online``, which predict as they go.
+        TTTNotSupportedError: the adapter lacks ``get_model`` or ``build_loader``.
+    """
+    if not config.enabled:
+        raise ConfigError("run_ttt was called with enabled=False")
+    if config.reset != "stream":
+        raise ConfigError(f"run_ttt adapts before prediction; reset {config.reset!r} predicts as it goes: use TTTRun")
+    with TTTRun(adapter, config, source_records=source_records, keep_weights=True) as run:
+        run.adapt(records)
+        run.warn_about_statistics()
+        return run.report()
+
+
+def dry_run(adapter: AdaptableAdapter, config: TTTConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """Return name and shape of each tensor that would move, without moving any."""
+    require_ttt(adapter)
+    method = make_method(config)
+    with method.select(adapter.get_model()) as selection:
+        return [(name, tuple(parameter.shape)) for name, parameter in selection.parameters.items()]
+
+
+def inputs_of(batch: Any) -> Any:
+    """Return a model's inputs from what a loader yields: an :class:`ImageBatch`, or the inputs themselves."""
+    return batch.inputs if isinstance(batch, ImageBatch) else batch
+
+
+def _step_warnings(session: SessionReport) -> list[str]:
+    found = []
+    for verdict, words in (("rolled_back", "rolled back"), ("reset", "reset to the source weights"), ("recovered", "recovered")):
+        steps = [step for step in session.steps if step.verdict == verdict]
+        if steps:
+            found.append(f"{len(steps)} of {len(session.steps)} steps were {words}; first, step {steps[0].index}: {steps[0].reason}")
+    if session.steps and all(step.verdict == "skipped" for step in session.steps):
+        found.append("every batch was skipped: nothing was worth learning from, and the model is as it was")
+    return found
+
+
+def _first_from(outputs: Any, then: Predictor) -> Predictor:
+    """Return a predictor whose first answer is ``outputs``, already computed, and whose others come from ``then``."""
+    answers = [outputs]
+
+    def predict(inputs: Any) -> Any:
+        return answers.pop() if answers else then(inputs)
+
+    return predict
