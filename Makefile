@@ -1,0 +1,39 @@
+# One virtual environment, pinned versions, and the commands that the README names.
+VENV ?= .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin
+
+# On two cores four threads cost more than they bring, and numbers are the same everywhere with one.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test test-all lint types docs clean
+
+demo: $(VENV)/.installed
+	$(RUN)/acclimate demo vision
+
+test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m "slow or not slow" --timeout 1800 $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(RUN)/mypy
+
+docs: $(VENV)/.installed
+	$(RUN)/python tools/write_command_docs.py
+
+clean:
+	rm -rf $(VENV) acclimate-demo .pytest_cache .mypy_cache .ruff_cache .coverage
+
+# torch first and alone: a package that asks for a range of it would otherwise choose a build for GPUs.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("acclimate needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,80 @@
+"""``acclimate compare``: several methods over the same images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from acclimate.cli import options
+from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
+from acclimate.vision.compare import BASELINE, Comparison, ComparisonResult, compare
+from acclimate.vision.config import METHOD_NAMES
+
+
+@click.command("compare", short_help="Run several methods over the same images and compare them.")
+@click.argument("images", type=options.existing_path())
+@click.option("-o", "--output", type=options.existing_path(), default=Path("comparison"), show_default=True,
+              help="A folder for comparison.json, comparison.png and the predictions.")
+@click.option("--ground-truth", type=options.existing_path(), help="COCO annotations or class labels; without it, agreement is compared.")
+@click.option("--methods", default=",".join((BASELINE, *METHOD_NAMES)), show_default=True, help="Which, with commas between.")
+@options.model_options
+@options.data_options
+@options.ttt_options
+@click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
+@click.pass_context
+@reports_input_errors
+def compare_command(context: click.Context, **values: Any) -> None:
+    """Run several methods over IMAGES, print a table, and save it with a picture.
+
+    Every method runs with its own preset, online unless --ttt-reset says otherwise; what is given wins for all.
+    """  # fmt: skip
+    set_up_logging(values["verbose"])
+    comparison = Comparison(
+        source=values["images"],
+        output=values["output"],
+        ground_truth=values["ground_truth"],
+        methods=tuple(name.strip() for name in values["methods"].split(",") if name.strip()),
+        adapter=options.adapter_options(values),
+        given={name: value for name, value in options.given_ttt_settings(context).items()},
+        corruption=options.corruption(values),
+        ttt_source=values["ttt_source"],
+        images_root=values["images_root"],
+        max_images=values["max_images"],
+    )
+    result = compare(comparison, progress=_say if sys.stderr.isatty() else None)
+    print_comparison(result)
+
+
+def print_comparison(result: ComparisonResult) -> None:
+    """Print the table and where it was saved."""
+    console = stdout()
+    table = Table(title=f"{result.images} images", title_justify="left")
+    for heading in ("method", result.metric, "change", "95 % interval", "CPU s", "cost", "steps"):
+        table.add_column(heading, justify="left" if heading in ("method", "steps") else "right")
+    for row in result.rows:
+        if row.error is not None:
+            table.add_row(row.method, "-", "-", "-", "-", "-", f"not on this model: {row.error}")
+            continue
+        change = row.change
+        table.add_row(
+            row.method,
+            f"{100 * row.metrics[result.metric]:.2f} %",
+            "" if change is None else f"{100 * change.value:+.2f}",
+            "" if change is None else f"[{100 * change.low:+.2f}, {100 * change.high:+.2f}]".replace("[", "\\["),
+            f"{row.cpu_seconds:.1f}",
+            f"{row.cost:.2f}",
+            ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in row.steps.items()),
+        )
+    console.print(table)
+    if result.skipped:
+        console.print(f"{len(result.skipped)} images could not be used")
+    console.print(f"table:   {result.table}")
+    console.print(f"picture: {result.picture}")
+
+
+def _say(method: str) -> None:
+    click.echo(f"running {method}", err=True)

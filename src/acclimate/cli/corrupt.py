@@ -1,0 +1,48 @@
+"""``acclimate corrupt``: write corrupted copies of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from PIL import Image
+
+from acclimate.cli import options
+from acclimate.cli.terminal import reports_input_errors
+from acclimate.errors import ConfigError, DataError
+from acclimate.vision.corruptions import CORRUPTIONS
+from acclimate.vision.images import CorruptionSpec, ImageReader
+from acclimate.vision.records import load_dataset
+
+
+@click.command("corrupt", short_help="Write corrupted copies of images.")
+@click.argument("images", type=options.existing_path(), required=False)
+@click.argument("output", type=options.existing_path(), required=False)
+@click.option("--name", "name", metavar="NAME[:SEVERITY]", help="The corruption; severity 1 to 5.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option("--list", "list_names", is_flag=True, help="List the corruptions and stop.")
+@reports_input_errors
+def corrupt_command(images: Path | None, output: Path | None, name: str | None, seed: int, list_names: bool) -> None:
+    """Write copies of IMAGES under an ImageNet-C style corruption to the folder OUTPUT, as PNG."""  # fmt: skip
+    if list_names:
+        for known, function in CORRUPTIONS.items():
+            click.echo(f"{known:16s} {(function.__doc__ or '').splitlines()[0]}")
+        return
+    if images is None or output is None or name is None:
+        raise ConfigError("give IMAGES, OUTPUT and --name, or --list")
+    reader = ImageReader(CorruptionSpec.parse(name), seed=seed)
+    dataset = load_dataset(images)
+    root = images if images.is_dir() else images.parent
+    written = 0
+    for record in dataset.records:
+        for _, pixels in reader.read_many([record]):
+            path = Path(record.image)
+            relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+            target = (output / relative).with_suffix(".png")
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(target)
+            except OSError as error:
+                raise DataError(f"cannot write {target}: {error.strerror}") from error
+            written += 1
+    click.echo(f"{written} images written to {output}" + (f", {len(reader.skipped)} skipped" if reader.skipped else ""))

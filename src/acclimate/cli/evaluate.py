@@ -1,0 +1,34 @@
+"""``acclimate evaluate``: score predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from acclimate.cli import options
+from acclimate.cli.terminal import reports_input_errors
+from acclimate.errors import DataError
+from acclimate.vision.evaluate import make_scorer
+from acclimate.vision.predictions import read_predictions
+
+
+@click.command("evaluate", short_help="Score predictions against COCO annotations or class labels.")
+@click.argument("predictions", type=options.existing_path())
+@click.option("--ground-truth", type=options.existing_path(), required=True,
+              help="COCO annotations (json), or class labels as json {image: class} or csv image,label.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@reports_input_errors
+def evaluate_command(predictions: Path, ground_truth: Path, as_json: bool) -> None:
+    """Score PREDICTIONS, as acclimate export writes them."""  # fmt: skip
+    entries = read_predictions(predictions)
+    if not entries:
+        raise DataError(f"{predictions} holds no predictions")
+    score = make_scorer(ground_truth, entries).score(entries)
+    if as_json:
+        click.echo(json.dumps({"images": len(entries), **score.metrics}))
+        return
+    click.echo(f"{len(entries)} images")
+    for name, value in score.metrics.items():
+        click.echo(f"{name:10s} {100 * value:6.2f} %")

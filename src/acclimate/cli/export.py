@@ -1,0 +1,127 @@
+"""``acclimate export``: images in, predictions out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from acclimate.cli import options
+from acclimate.cli.terminal import progress_bar, reports_input_errors, set_up_logging
+from acclimate.errors import ConfigError
+from acclimate.vision.adapter import AdaptableAdapter
+from acclimate.vision.adapters import make_adapter
+from acclimate.vision.export import ExportJob, ExportResult, export, resolve_config
+from acclimate.vision.images import ImageReader
+from acclimate.vision.records import load_dataset
+from acclimate.vision.tta import TTAConfig
+from acclimate.vision.ttt import dry_run
+
+
+@click.command("export", short_help="Predict images, adapted or not, and write the predictions.")
+@click.argument("images", type=options.existing_path())
+@click.option("-o", "--output", type=options.existing_path(), default=Path("predictions.json"), show_default=True,
+              help="The predictions file.")
+@click.option("--format", "output_format", type=click.Choice(["acclimate", "coco"]), default="acclimate", show_default=True,
+              help="acclimate's entries, or COCO results.")
+@click.option("--wrap", is_flag=True, help="Write {schema_version, predictions, meta}.")
+@click.option("--config", metavar="TEXT", help="Repeated in meta.config.")
+@options.model_options
+@options.data_options
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time, without --ttt.")
+@click.option("--strict", is_flag=True, help="Images that cannot be used are an error.")
+@click.option("--resume", is_flag=True, help="Go on from what an interrupted run left.")
+@click.option("--tta", is_flag=True, help="Predict some images mirrored too, and merge.")
+@click.option("--tta-seed", type=int, help="Which images are mirrored.")
+@click.option("--tta-flip-prob", type=float, default=0.5, show_default=True, help="Share of images that are mirrored.")
+@click.option("--tta-norm-only", is_flag=True, help="Merge only the (normalised) boxes, not the scores.")
+@click.option("--ttt", is_flag=True, help="Adapt the model to these images.")
+@options.method_option
+@options.preset_option
+@options.ttt_options
+@click.option("--ttt-log-out", type=options.existing_path(), help="Write the TTT log (JSON).")
+@click.option("--ttt-dry-run", is_flag=True, help="List the tensors that would move, and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
+@click.pass_context
+@reports_input_errors
+def export_command(context: click.Context, **values: Any) -> None:
+    """Predict IMAGES (a folder, a list file or a COCO json) and write the predictions.
+
+    With --ttt the model is adapted to the images first, or while predicting (--ttt-reset). A preset fills in the
+    settings of TTT that are not given, and the output says so.
+    """  # fmt: skip
+    set_up_logging(values["verbose"])
+    given = options.given_ttt_settings(context)
+    if not values["ttt"]:
+        typed = [name for name in (*given, "ttt_log_out", "ttt_dry_run", "ttt_preset") if values.get(name) or name in given]
+        if typed:
+            raise ConfigError(f"settings of TTT were given ({', '.join(typed)}) without --ttt; add it, or leave them out")
+    job = ExportJob(
+        source=values["images"],
+        output=values["output"],
+        adapter=options.adapter_options(values),
+        ttt=given if values["ttt"] else None,
+        preset=values["ttt_preset"],
+        ttt_source=values["ttt_source"],
+        tta=TTAConfig(
+            enabled=values["tta"],
+            seed=values["tta_seed"],
+            flip_prob=values["tta_flip_prob"],
+            norm_only=values["tta_norm_only"],
+        ),
+        wrap=values["wrap"],
+        format=values["output_format"],
+        log_output=values["ttt_log_out"],
+        images_root=values["images_root"],
+        max_images=values["max_images"],
+        corruption=options.corruption(values),
+        batch_size=values["batch_size"],
+        strict=values["strict"],
+        resume=values["resume"],
+        config=values["config"],
+    )
+    if values["ttt_dry_run"]:
+        _print_dry_run(job)
+        return
+    with progress_bar() as progress:
+        result = export(job, progress=progress)
+    _print_summary(job, result)
+
+
+def _print_dry_run(job: ExportJob) -> None:
+    dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
+    adapter = make_adapter(job.adapter, reader=ImageReader(), categories=dataset.categories)
+    config = resolve_config(adapter, job.ttt or {}, job.preset)
+    adaptable: AdaptableAdapter = adapter  # type: ignore[assignment]
+    moved = dry_run(adaptable, config)
+    for name, shape in moved:
+        click.echo(f"{name}  {'x'.join(map(str, shape)) or 'scalar'}")
+    elements = sum(_product(shape) for _, shape in moved)
+    click.echo(f"{config.method}: {len(moved)} tensors with {elements} elements would move; nothing was changed")
+
+
+def _print_summary(job: ExportJob, result: ExportResult) -> None:
+    lines = [f"{len(result.entries)} images predicted, written to {job.output}"]
+    if result.skipped:
+        lines.append(f"{len(result.skipped)} images skipped (see meta.skipped, or --strict)")
+    for warning in result.meta["warnings"]:
+        lines.append(f"note: {warning}")
+    if result.report is not None:
+        counts = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in result.report.session.counts.items())
+        lines.append(
+            f"ttt {result.report.session.method}: {result.report.batches} batches ({counts or 'no step'}), "
+            f"{result.report.changed_param_count} of {result.report.updated_param_count} selected elements changed"
+        )
+        if result.report.stopped_early:
+            lines.append(f"ttt stopped early: {result.report.stop_reason}")
+        lines += [f"note: {warning}" for warning in result.report.warnings]
+    for line in lines:
+        click.echo(line, err=True)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
