@@ -11,7 +11,6 @@ from acclimate.vision.adapter import Adapter
 from acclimate.vision.dummy_adapter import DummyAdapter
 from acclimate.vision.images import ImageReader
 from acclimate.vision.torch_adapter import TorchAdapter
-from acclimate.vision.transformers_adapter import TransformersAdapter
 
 ADAPTERS: Final = ("transformers", "torch", "dummy")
 
@@ -51,6 +50,9 @@ def make_adapter(options: AdapterOptions, *, reader: ImageReader, categories: Ma
         what = "a folder or hub name" if options.adapter == "transformers" else "package.module:factory"
         raise ConfigError(f"adapter {options.adapter!r} needs --model ({what})")
     if options.adapter == "transformers":
+        # Imported here: it takes longer than all the rest of a command that does not need it.
+        from acclimate.vision.transformers_adapter import TransformersAdapter
+
         if options.checkpoint:
             raise ConfigError("--checkpoint is for the adapter torch; the transformers adapter loads --model as a whole")
         return TransformersAdapter(

@@ -11,7 +11,7 @@ from acclimate.core.selection import FILTER_KINDS, FilterKind
 from acclimate.errors import ConfigError
 
 MethodName = Literal["tent", "mim", "cotta", "eata", "sar", "bn"]
-METHOD_NAMES: Final = ("tent", "mim", "cotta", "eata", "sar", "bn")
+METHOD_NAMES: Final = ("bn", "tent", "eata", "sar", "mim", "cotta")
 ResetPolicy = Literal["stream", "sample", "online"]
 RESET_POLICIES: Final = ("stream", "sample", "online")
 Kind = Literal["classifier", "detector"]

@@ -43,7 +43,7 @@ def before_and_after(
     # Stable: among those that differ, and among those that do not, the order of the data set.
     pairs.sort(key=lambda pair: _headline(pair[0]) == _headline(pair[1]))
     chosen = pairs[:_COLUMNS]
-    figure, grid = plt.subplots(2, len(chosen), figsize=(2.1 * len(chosen) + 0.6, 4.9), squeeze=False)
+    figure, grid = plt.subplots(2, len(chosen), figsize=(2.1 * len(chosen) + 0.6, 4.9), squeeze=False, layout="constrained")
     for column, pair in enumerate(chosen):
         record = Record(pair[0]["image"], pair[0]["image_id"])
         pixels = reader.read(record)
@@ -54,7 +54,6 @@ def before_and_after(
             _draw(axes, entry, pixels.shape[1], pixels.shape[0], truth)
     grid[0][0].set_ylabel("without TTT", fontsize=12)
     grid[1][0].set_ylabel(f"with {title}", fontsize=12)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
