@@ -1,0 +1,240 @@
+"""Every method through the same checks, on every kind of network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from acclimate.core import Budget, Classification, MaxUpdate, NonFinite, Session, Task, TensorFilter
+from acclimate.core.outputs import tensors
+from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Tent
+from acclimate.vision.detection import Detection
+from tests.networks import assert_identical, classifier, detector, images, tensors_of
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "tent": lambda **over: Tent(**{"lr": 1e-2, **over}),
+    "eata": lambda **over: Eata(**{"entropy_margin": 2.0, "redundancy_margin": 1.1, **over}),
+    "sar": lambda **over: Sar(**{"lr": 1e-2, "entropy_margin": 2.0, "reset_below_nats": 0.0, **over}),
+    "cotta": lambda **over: Cotta(**{"view_count": 2, "lr": 1e-2, **over}),
+    "mim": lambda **over: Mim(**{"lr": 1e-2, "patch_size": 4, **over}),
+    "bn": lambda **over: Bn(),
+}
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
+    "classifier-bn": lambda: (classifier("bn"), images(), Classification()),
+    "classifier-gn": lambda: (classifier("gn"), images(), Classification()),
+    "classifier-ln": lambda: (classifier("ln"), images(), Classification()),
+    "detector-sigmoid-bn": lambda: (detector(), images(side=32), Detection(head="sigmoid", match_iou=0.1)),
+    "detector-softmax-bn": lambda: (detector(head="softmax"), images(side=32), Detection(head="softmax", match_iou=0.1)),
+    "detector-sigmoid-ln": lambda: (detector(norm="ln"), images(side=32), Detection(head="sigmoid", match_iou=0.1)),
+}
+CASES = [
+    pytest.param(method, network, id=f"{method}-{network}")
+    for method in METHODS
+    for network in NETWORKS
+    if not (method == "bn" and not network.endswith("-bn"))
+]
+LEARNING = [case for case in CASES if case.values[0] != "bn"]
+
+
+@pytest.mark.parametrize(("method", "network"), LEARNING)
+def test_a_step_changes_selected_tensors_and_no_other(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    before = tensors_of(model)
+    with Session(model, METHODS[method](), task=task, guards=()) as session:
+        report = session.adapt(batch)
+        assert report.verdict == "kept"
+        assert report.used > 0
+        assert report.loss is not None
+        selected = set(session.selection.parameters)
+        moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert moved
+        assert moved <= selected
+        counted = session.report()
+    assert 0 < counted.changed_param_count <= counted.updated_param_count
+
+
+@pytest.mark.parametrize(("method", "network"), CASES)
+def test_a_nan_batch_leaves_the_model_identical(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    before = tensors_of(model)
+    poison = batch.clone()
+    poison[0, 0, 0, 0] = float("nan")
+    with Session(model, METHODS[method](), task=task) as session:
+        state = session.state
+        report = session.adapt(poison)
+        # A classifier's logits turn NaN; a detector's too. Nothing may look like "unreliable, skip".
+        assert report.verdict == "rolled_back", report
+        assert "non-finite" in (report.reason or "")
+        assert_identical(model, before)
+        assert session.state is state
+    assert_identical(model, before)
+
+
+@pytest.mark.parametrize(("method", "network"), LEARNING)
+def test_a_tripped_guard_leaves_the_model_identical(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    before = tensors_of(model)
+    guards = (NonFinite(), MaxUpdate(1e-9))
+    with Session(model, METHODS[method](), task=task, guards=guards) as session:
+        outputs, report = session.adapt_and_predict(batch)
+        assert report.verdict == "rolled_back"
+        assert report.update_norm > 0
+        assert_identical(model, before)
+        for ours, again in zip(tensors(outputs), tensors(session.predict(batch)), strict=True):
+            assert torch.equal(ours, again)
+
+
+@pytest.mark.parametrize("method", ["eata", "sar"])
+@pytest.mark.parametrize("network", list(NETWORKS))
+def test_an_all_skipped_batch_leaves_the_model_identical(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    before = tensors_of(model)
+    with Session(model, METHODS[method](entropy_margin=1e-6), task=task) as session:
+        report = session.adapt(batch)
+        assert (report.verdict, report.used, report.loss) == ("skipped", 0, None)
+        assert_identical(model, before)
+
+
+@pytest.mark.parametrize("method", ["tent", "eata", "sar", "mim", "cotta"])
+def test_a_detector_that_sees_nothing_learns_nothing(method: str) -> None:
+    model, batch = detector(), images(side=32)
+    before = tensors_of(model)
+    with Session(model, METHODS[method](), task=Detection(head="sigmoid", min_foreground=1.0)) as session:
+        assert session.adapt(batch).verdict == "skipped"
+    assert_identical(model, before)
+
+
+@pytest.mark.parametrize(("method", "network"), CASES)
+def test_reset_is_exact_and_clears_all_state(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    before = tensors_of(model)
+
+    def run(session: Session) -> list[Any]:
+        reports = [session.adapt(part) for part in (batch, batch.flip(0), batch * 0.5)]
+        return [(r.verdict, r.loss, r.used, r.update_norm) for r in reports]
+
+    with Session(model, METHODS[method](), task=task, guards=()) as session:
+        first = run(session)
+        after_first = tensors_of(model)
+        session.reset()
+        assert_identical(model, before)
+        # Moments, moving averages, teachers and random numbers start again: the second run is the first.
+        assert run(session) == first
+        assert_identical(model, after_first)
+
+
+@pytest.mark.parametrize(("method", "network"), LEARNING)
+def test_rollback_goes_back_one_step(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    with Session(model, METHODS[method](), task=task, guards=()) as session:
+        session.adapt(batch)
+        after_one, state = tensors_of(model), session.state
+        session.adapt(batch.flip(0))
+        session.rollback()
+        assert_identical(model, after_one)
+        assert session.state is state
+
+
+@pytest.mark.parametrize(("method", "network"), CASES)
+def test_one_seed_gives_one_report(method: str, network: str) -> None:
+    def run(seed: int) -> tuple[Any, dict[str, torch.Tensor]]:
+        model, batch, task = NETWORKS[network]()
+        torch.manual_seed(1000 + seed * 17)  # the global generator must not matter
+        with Session(model, METHODS[method](), task=task, seed=3, guards=()) as session:
+            for part in (batch, batch.flip(0)):
+                session.adapt(part)
+            return session.report().without_times(), tensors_of(model)
+
+    (report, weights), (again, weights_again) = run(0), run(1)
+    assert report == again
+    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("method", "network"), CASES)
+def test_flags_modes_and_gradients_are_put_back(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    model.train()
+    first = next(model.parameters())
+    first.requires_grad_(False)
+    gradient = torch.ones_like(list(model.parameters())[-1])
+    list(model.parameters())[-1].grad = gradient
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    modes = {name: (m.training, getattr(m, "track_running_stats", None)) for name, m in model.named_modules()}
+    names = list(model.state_dict())
+    with Session(model, METHODS[method](), task=task) as session:
+        session.adapt(batch)
+    assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert modes == {name: (m.training, getattr(m, "track_running_stats", None)) for name, m in model.named_modules()}
+    assert names == list(model.state_dict())
+    assert list(model.parameters())[-1].grad is gradient
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("method", ["tent", "eata", "sar", "cotta", "mim"])
+def test_low_rank_weights_are_gone_afterwards(method: str) -> None:
+    model, batch = classifier("bn"), images()
+    before = tensors_of(model)
+    update = TensorFilter(kind="lora_only", lora_rank=2)
+    with Session(model, METHODS[method](update=update), guards=()) as session:
+        assert session.adapt(batch).verdict == "kept"
+        assert all("low_rank" in name for name in session.selection.parameters)
+    assert_identical(model, before)
+
+
+@pytest.mark.parametrize(("method", "network"), CASES)
+def test_predicting_moves_nothing(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    with Session(model, METHODS[method](), task=task, guards=()) as session:
+        session.adapt(batch)
+        before, state = tensors_of(model), session.state
+        first = list(tensors(session.predict(batch)))
+        second = list(tensors(session.predict(batch)))
+        assert_identical(model, before)
+        assert session.state is state
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        assert not any(value.requires_grad for value in first)
+
+
+@pytest.mark.parametrize(("method", "network"), CASES)
+def test_an_exception_inside_a_step_leaves_the_model_identical(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    before = tensors_of(model)
+    session = Session(model, METHODS[method](), task=task)
+    with pytest.raises(RuntimeError), session:
+        session.adapt(batch[:, :2])  # a channel is missing
+    assert_identical(model, before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("method", "network"), CASES)
+def test_a_spent_budget_refuses_and_still_predicts(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    with Session(model, METHODS[method](), task=task, guards=(), budget=Budget(max_steps=1)) as session:
+        session.adapt(batch)
+        before = tensors_of(model)
+        outputs, report = session.adapt_and_predict(batch)
+        assert report.verdict == "refused"
+        assert next(tensors(outputs)).shape[0] == len(batch)
+        assert_identical(model, before)
+        assert session.report().stop_reason == "step budget: 1 of 1 steps made"
+
+
+@pytest.mark.parametrize(("method", "network"), CASES)
+def test_what_is_installed_predicts_as_the_session_does(method: str, network: str) -> None:
+    model, batch, task = NETWORKS[network]()
+    with Session(model, METHODS[method](), task=task, guards=()) as session, ExitStack() as stack:
+        session.adapt(batch)
+        before = tensors_of(model)
+        expected = list(tensors(session.predict(batch)))
+        with torch.no_grad():
+            stack.enter_context(session.installed())
+            found = list(tensors(task.forward(model, batch)))
+        stack.close()
+        assert_identical(model, before)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
