@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from acclimate.core import guards as guarding
+from acclimate.core import layout
 from acclimate.core.budget import Budget
 from acclimate.core.determinism import device_of, generator, seeded
 from acclimate.core.losses import softmax_entropy, weighted_mean
@@ -144,7 +145,7 @@ class Session:
         """Return the outputs on ``inputs`` as the method predicts; nothing moves."""
         self._open()
         started = time.perf_counter()
-        outputs = self.method.predict(self.model, inputs, self._state, task=self.task)
+        outputs = self.method.predict(self.model, layout.for_prediction(inputs), self._state, task=self.task)
         self._predict_seconds += time.perf_counter() - started
         return outputs
 
@@ -224,7 +225,7 @@ class Session:
             with torch.enable_grad():
                 step = self.method.step(
                     self.model,
-                    batch,
+                    layout.for_learning(batch),
                     self._state,
                     task=self.task,
                     selection=self._selection,
@@ -315,7 +316,7 @@ class Session:
     @torch.no_grad()
     def _measure_probe(self) -> tuple[float, tuple[int, ...]]:
         started = time.perf_counter()
-        outputs = self.method.predict(self.model, self.probe, self._state, task=self.task)
+        outputs = self.method.predict(self.model, layout.for_prediction(self.probe), self._state, task=self.task)
         decisions = self.task.decisions(outputs)
         loss = 0.0
         if len(decisions):

@@ -71,8 +71,7 @@ def augmented(
     result = result.add(noise, alpha=NOISE_STD * spread)
     if pixel_range is not None:
         result = result.clamp_(*pixel_range)
-    # Convolutions and BatchNorm are up to a third faster in this layout on the CPU, and no slower elsewhere.
-    return result.contiguous(memory_format=torch.channels_last)
+    return result
 
 
 _RANGES: Final = (

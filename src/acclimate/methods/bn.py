@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from acclimate.core import layout
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import statistics_only
@@ -60,7 +61,7 @@ class Bn:
     ) -> Step:
         """Return the outputs under mixed statistics."""
         with torch.no_grad():
-            outputs = task.forward(model, batch)
+            outputs = task.forward(model, layout.for_prediction(batch))
         return Step(state, detach(outputs), None, sample_count(batch))
 
     def predict(self, model: nn.Module, inputs: Any, state: None, *, task: Task) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from acclimate.core import layout
 from acclimate.core.losses import weighted_mean
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach
@@ -93,8 +94,7 @@ class Cotta:
     ) -> Step:
         """Follow the teacher once (eqs. 1 to 8); the outputs are the teacher's before its update."""
         student_outputs = task.forward(model, batch)
-        with torch.no_grad():
-            teacher_outputs = self._teach(model, batch, state, task=task, rng=rng)
+        teacher_outputs = self._teach(model, batch, state, task=task, rng=rng)
         divergence = task.divergence(student_outputs, teacher_outputs)
         if len(divergence) == 0:
             return Step(state, detach(teacher_outputs), None, 0)
@@ -120,13 +120,14 @@ class Cotta:
         """Return nothing: there is nothing to explain."""
         return ()
 
+    @torch.no_grad()
     def _teach(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task, rng: torch.Generator) -> Any:
         teacher = _With(model, state.teacher)
         if not self._source_is_unsure(model, batch, state, task=task):
             return task.forward(teacher, batch)
         reference = None if task.aligned else task.forward(teacher, batch)
         outputs = [
-            view.undo(task.forward(teacher, view.batch)) for view in task.views(batch, count=self.view_count, rng=rng)
+            view.undo(task.forward(teacher, layout.for_prediction(view.batch))) for view in task.views(batch, count=self.view_count, rng=rng)
         ]
         return task.merge(outputs, reference)
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from acclimate.core import layout
 from acclimate.core.losses import weighted_mean
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach
@@ -106,7 +107,7 @@ class Mim:
         mask = patch_mask(images, patch_size=self.patch_size, probability=self.mask_probability, rng=rng)
         masked = images.masked_fill(mask, self.mask_value)
         with torch.no_grad():
-            outputs = task.forward(model, batch)
+            outputs = task.forward(model, layout.for_prediction(batch))
         if state.target == "pixels":
             rebuilt: Tensor = model.reconstruct(masked)  # type: ignore[operator]
             hidden = mask.expand_as(images)

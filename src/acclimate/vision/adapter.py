@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from acclimate.core import layout
 from acclimate.core.task import Task
 from acclimate.errors import TTTNotSupportedError
 from acclimate.vision.images import ImageReader
@@ -110,7 +111,7 @@ def plain_forward(adapter: AdaptableAdapter) -> Callable[[Any], Any]:
     def forward(inputs: Any) -> Any:
         model.eval()
         with torch.no_grad():
-            return adapter.task.forward(model, inputs)
+            return adapter.task.forward(model, layout.for_prediction(inputs))
 
     return forward
 

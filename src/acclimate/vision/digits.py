@@ -87,7 +87,7 @@ def write_test_images(folder: Path) -> Path:
 def train(checkpoint: Path, *, epochs: int = 25, batch_size: int = 25, lr: float = 5e-3, seed: int = 0) -> float:
     """Train the network on the first 1,000 digits, clean; write it, and return its accuracy on the others."""
     images, classes = digit_images()
-    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).contiguous(memory_format=torch.channels_last)
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).contiguous()
     targets = torch.from_numpy(classes)
     rng = generator(seed)
     with seeded(seed):

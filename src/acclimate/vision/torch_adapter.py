@@ -138,8 +138,7 @@ class TorchAdapter:
                     f"images of a batch differ in size ({sizes[0]} and {next(s for s in sizes if s != sizes[0])}); "
                     "give the TorchModel an image_size, or use a batch size of 1"
                 )
-            images = torch.stack([self._tensor(pixels) for _, pixels in usable]).to(self._device)
-            inputs = images.contiguous(memory_format=torch.channels_last)
+            inputs = torch.stack([self._tensor(pixels) for _, pixels in usable]).to(self._device)
             yield ImageBatch(inputs, tuple(record for record, _ in usable), sizes)
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
