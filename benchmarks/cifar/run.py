@@ -1,0 +1,229 @@
+"""Error and cost of every method on corrupted CIFAR-10 images, with the authors' settings.
+
+    python benchmarks/cifar/run.py --data FOLDER --out benchmarks/cifar/results/cifar.json
+
+Cost is in CPU seconds on one thread. Each batch is predicted by the plain model, put through a bare forward and
+backward pass of the normalisation parameters (or of all parameters, for CoTTA), and given to the method, one after
+the other; so the ratios compare what ran at the same time on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from network import load
+
+from acclimate.core import Session, default_guards
+from acclimate.core.losses import softmax_entropy
+from acclimate.core.session import settings_of
+from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Tent, fisher_information
+
+CORRUPTIONS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "zoom_blur", "fog", "brightness", "contrast",
+    "pixelate", "jpeg",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Which images, in which order and batches."""
+
+    name: str
+    batch_size: int = 64
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    images: int | None = None
+    sorted_by_label: bool = False
+    reset_between: bool = False
+
+
+STREAMS = (
+    Stream("continual"),
+    Stream("reset", reset_between=True),
+    Stream("sorted", sorted_by_label=True),
+    Stream("batch_8", batch_size=8, corruptions=("gaussian_noise", "fog", "contrast", "pixelate"), images=400),
+    Stream("batch_4", batch_size=4, corruptions=("gaussian_noise", "fog", "contrast", "pixelate"), images=400),
+    Stream("batch_1", batch_size=1, corruptions=("gaussian_noise", "fog", "contrast"), images=200),
+)
+
+
+@dataclass
+class Clock:
+    """CPU seconds, summed."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.process_time()
+        yield
+        self.seconds += time.process_time() - started
+
+
+@dataclass
+class Run:
+    """One method on one stream."""
+
+    method: str
+    stream: str
+    error_percent: dict[str, float] = field(default_factory=dict)
+    mean_error_percent: float = 0.0
+    cpu_seconds: float = 0.0
+    cost_against_plain: float = 0.0
+    cost_against_bare: float | None = None
+    bare_against_plain: float | None = None
+    guards: str = "off"
+    settings: dict[str, Any] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+
+
+class Data:
+    """The arrays as tensors (B, 3, 32, 32) in [0, 1]."""
+
+    def __init__(self, folder: Path) -> None:
+        arrays = np.load(folder / "report_corrupted.npz")
+        self.labels = torch.from_numpy(arrays["labels"].astype(np.int64))
+        self.images = {name: _to_tensor(arrays[name]) for name in (*CORRUPTIONS, "clean")}
+        self.source = _to_tensor(np.load(folder / "source_train.npz")["images"])
+
+    def batches(self, stream: Stream, corruption: str) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.arange(len(self.labels))
+        if stream.sorted_by_label:
+            order = torch.argsort(self.labels, stable=True)
+        order = order[: stream.images]
+        for rows in order.split(stream.batch_size):
+            yield self.images[corruption][rows], self.labels[rows]
+
+
+def _to_tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+def measure(model: nn.Module, method: Any, stream: Stream, data: Data, *, name: str, guards: bool = False) -> Run:
+    """Adapt a copy of ``model`` online to the stream; time it beside plain prediction and a bare backward pass."""
+    run = Run(name, stream.name, guards="default" if guards else "off", settings=settings_of(method))
+    adapted, plain, bare = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
+    method_clock, plain_clock, bare_clock = Clock(), Clock(), Clock()
+    # What a bare pass must give gradients of: the method's own parameters.
+    bare_method = None if isinstance(method, Bn) else method
+    with Session(adapted, method, guards=default_guards() if guards else ()) as session:
+        for corruption in stream.corruptions:
+            if stream.reset_between:
+                session.reset()
+            wrong, count = 0, 0
+            for images, labels in data.batches(stream, corruption):
+                with plain_clock.running(), torch.no_grad():
+                    plain(images)
+                if bare_method is not None:
+                    bare_pass(bare, bare_method, images, bare_clock)
+                with method_clock.running():
+                    logits, _ = session.adapt_and_predict(images)
+                wrong += int((logits.argmax(1) != labels).sum())
+                count += len(labels)
+            run.error_percent[corruption] = round(100 * wrong / count, 2)
+        run.steps = session.report().counts
+    _finish(run, method_clock, plain_clock, bare_clock)
+    return run
+
+
+def bare_pass(model: nn.Module, method: Any, images: Tensor, clock: Clock) -> None:
+    """Forward, mean entropy, backward: what no method that learns can do without."""
+    with method.select(model) as selection:
+        with clock.running():
+            softmax_entropy(model(images)).mean().backward()
+        for parameter in selection.parameters.values():
+            parameter.grad = None
+
+
+def measure_plain(model: nn.Module, stream: Stream, data: Data) -> Run:
+    run = Run("none", stream.name)
+    clock = Clock()
+    for corruption in stream.corruptions:
+        wrong, count = 0, 0
+        for images, labels in data.batches(stream, corruption):
+            with clock.running(), torch.no_grad():
+                logits = model(images)
+            wrong += int((logits.argmax(1) != labels).sum())
+            count += len(labels)
+        run.error_percent[corruption] = round(100 * wrong / count, 2)
+    _finish(run, clock, clock, Clock())
+    return run
+
+
+def _finish(run: Run, method: Clock, plain: Clock, bare: Clock) -> None:
+    run.mean_error_percent = round(float(np.mean(list(run.error_percent.values()))), 2)
+    run.cpu_seconds = round(method.seconds, 2)
+    run.cost_against_plain = round(method.seconds / plain.seconds, 3)
+    if bare.seconds:
+        run.cost_against_bare = round(method.seconds / bare.seconds, 3)
+        run.bare_against_plain = round(bare.seconds / plain.seconds, 3)
+
+
+def experiments(model: nn.Module, data: Data, *, cotta: bool) -> Iterator[Run]:
+    """Yield every run; the settings are those of the reference page."""
+    fisher = fisher_information(copy.deepcopy(model), data.source.split(64))
+    bn, tent = Bn(source_strength=0), Tent(lr=1e-3)
+    eata, sar = Eata(lr=5e-3, fisher=fisher, fisher_weight=1.0), Sar(lr=1e-3, base="adam")
+    mim = Mim(patch_size=4)
+    for stream in STREAMS:
+        yield measure_plain(model, stream, data)
+        yield measure(model, bn, stream, data, name="bn")
+        yield measure(model, Bn(), stream, data, name="bn, default strength")
+        yield measure(model, tent, stream, data, name="tent")
+        yield measure(model, eata, stream, data, name="eata")
+        yield measure(model, sar, stream, data, name="sar")
+        yield measure(model, mim, stream, data, name="mim")
+        if stream.name == "continual":
+            yield measure(model, tent, stream, data, name="tent", guards=True)
+            yield measure(model, eata, stream, data, name="eata", guards=True)
+            yield measure(model, Eata(lr=5e-3), stream, data, name="eata, no source samples")
+            yield measure(model, Cotta(anchor_threshold=0.0), stream, data, name="cotta, no views needed")
+            if cotta:
+                yield measure(model, Cotta(), stream, data, name="cotta")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/, or that folder itself")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    parser.add_argument("--skip-cotta", action="store_true", help="leave out the run with 32 views (minutes)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    folder = options.data / "cifar10" if (options.data / "cifar10").is_dir() else options.data
+    data, model = Data(folder), load(folder / "resnet20.safetensors")
+    runs = []
+    for run in experiments(model, data, cotta=not options.skip_cotta):
+        runs.append(run)
+        per_corruption = " ".join(f"{error:5.1f}" for error in run.error_percent.values())
+        bare = "" if run.cost_against_bare is None else f"  x bare {run.cost_against_bare:5.2f}"
+        print(
+            f"{run.stream:10s} {run.method:24s} guards {run.guards:7s} mean {run.mean_error_percent:6.2f} %  "
+            f"CPU {run.cpu_seconds:7.1f} s  x plain {run.cost_against_plain:6.2f}{bare}  | {per_corruption}",
+            flush=True,
+        )
+        if options.out is not None:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            content = {
+                "torch": torch.__version__, "threads": 1, "machine": platform.processor() or platform.machine(),
+                "runs": [dataclasses.asdict(run) for run in runs],
+            }  # fmt: skip
+            options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
