@@ -67,10 +67,10 @@ def defocus_blur(image: Uint8Image, severity: int, rng: np.random.Generator) -> 
     radius, alias = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     scaled = _scaled(image, radius)
     reach = int(np.ceil(scaled)) + 1
-    across = np.arange(-reach, reach + 1)
-    distance = np.hypot(*np.meshgrid(across, across))
-    # The rim falls off over one pixel, so that a radius of a fraction of a pixel means something.
-    disk = np.clip(scaled + 0.5 - distance, 0, 1).astype(np.float32)
+    # Each weight is the part of its pixel that the disk covers, so that a fraction of a pixel means something.
+    fine = (np.arange(-reach * 8 - 4, reach * 8 + 4) + 0.5) / 8
+    inside = np.hypot(*np.meshgrid(fine, fine)) <= scaled + 0.5
+    disk = inside.reshape(2 * reach + 1, 8, 2 * reach + 1, 8).mean((1, 3)).astype(np.float32)
     disk = cv2.GaussianBlur(disk, (3, 3), alias)
     return _to_uint8(cv2.filter2D(_to_unit(image), -1, disk / disk.sum(), borderType=cv2.BORDER_REFLECT))
 

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from acclimate.core.task import Classification, Task, logits_of
-from acclimate.errors import CheckpointError, ConfigError, TTTNotSupportedError
+from acclimate.errors import CheckpointError, ConfigError
 from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.detection import Detection
 from acclimate.vision.images import ImageReader
@@ -137,7 +137,7 @@ class TransformersAdapter:
         if architecture in {name for entry in names for name in ([entry] if isinstance(entry, str) else entry)}:
             self.is_classifier = True
             return AutoModelForImageClassification
-        raise TTTNotSupportedError(
+        raise ConfigError(
             f"{architecture or config.model_type} is neither an object detector nor an image classifier of transformers"
         )
 

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from acclimate.core import lora
+from acclimate.errors import CheckpointError, ConfigError
+
+
+def small_llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def randomise(pairs: dict[str, lora.LowRank]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for pair in pairs.values():
+            pair.lora_B.copy_(torch.randn(pair.lora_B.shape, generator=generator) * 0.1)
+
+
+def test_the_fused_transformer_path_does_not_bypass_low_rank_weights() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    batch = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        before = layer(batch)
+        with lora.attached(layer, ["linear1", "linear2"], rank=2) as pairs:
+            torch.testing.assert_close(layer(batch), before)
+            randomise(pairs)
+            assert not torch.allclose(layer(batch), before)
+        torch.testing.assert_close(layer(batch), before)
+
+
+def test_attentions_own_projection_is_no_target() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    assert lora.target_layers(layer, lambda name: True) == ["linear1", "linear2"]
+
+
+def test_a_convolution_carries_low_rank_weights() -> None:
+    torch.manual_seed(0)
+    convolution, batch = nn.Conv2d(3, 6, 3, stride=2, padding=1), torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(convolution)
+    before = model(batch)
+    with lora.attached(model, ["0"], rank=2, alpha=4) as pairs:
+        randomise(pairs)
+        pair = pairs["0"]
+        merged = convolution.weight + 2 * torch.einsum("or,rikl->oikl", pair.lora_B[:, :, 0, 0], pair.lora_A)
+        expected = nn.functional.conv2d(batch, merged, convolution.bias, 2, 1)
+        torch.testing.assert_close(model(batch), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(batch), before)
+
+
+def test_a_saved_adapter_loads_in_peft_and_gives_the_same_logits(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model, tokens = small_llama(), torch.arange(10)[None]
+    targets = [name for name in lora.target_layers(model, lambda name: "_proj" in name)]
+    with lora.attached(model, targets, rank=4, alpha=8) as pairs, torch.no_grad():
+        randomise(pairs)
+        ours = model(tokens).logits
+        lora.save(tmp_path, pairs)
+    with lora.loaded(model, tmp_path), torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, ours)
+    theirs = peft.PeftModel.from_pretrained(small_llama(), str(tmp_path)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, ours, rtol=0, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_start() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with lora.attached(model, ["0"], rank=2, seed=3) as first:
+        start = first["0"].lora_A.detach().clone()
+    torch.manual_seed(99)
+    with lora.attached(model, ["0"], rank=2, seed=3) as second:
+        assert torch.equal(second["0"].lora_A, start)
+
+
+def test_names() -> None:
+    assert lora.is_low_rank("layer.q_proj.lora_A.default.weight")
+    assert lora.is_low_rank("layer.q_proj.low_rank.lora_B")
+    # PEFT's wrapper keeps the base weight under base_layer: it is no low-rank tensor.
+    assert not lora.is_low_rank("layer.q_proj.base_layer.weight")
+    assert lora.is_adapter("block.adapter_down.weight")
+    assert not lora.is_adapter("block.linear.weight")
+
+
+def test_bad_input_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ConfigError, match="rank"), lora.attached(model, ["0"], rank=0):
+        pass
+    with pytest.raises(CheckpointError, match="missing"), lora.loaded(model, tmp_path):
+        pass
+    with pytest.raises(CheckpointError, match="no low-rank"):
+        lora.save(tmp_path, {})
+    with lora.attached(model, ["0"], rank=2) as pairs:
+        lora.save(tmp_path, pairs)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 2
+    with pytest.raises(CheckpointError, match="does not have"), lora.loaded(nn.Linear(4, 4), tmp_path):
+        pass

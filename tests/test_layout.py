@@ -1,0 +1,72 @@
+"""The house keeps its shape: imports go one way, libraries do not print, files stay readable."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "acclimate"
+# Room -> the rooms it may import from.
+ALLOWED = {
+    "errors": set(),
+    "core": {"errors", "core"},
+    "methods": {"errors", "core", "methods"},
+    "vision": {"errors", "core", "methods", "vision"},
+    "cli": {"errors", "core", "methods", "vision", "cli", ""},
+}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ALLOWED else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_one_way(path: Path) -> None:
+    here = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if here == "__init__":
+        return
+    for module in imported(path):
+        if module.startswith("acclimate") and (room := room_of(module)):
+            assert room in ALLOWED[here], f"{path} imports {module}"
+
+
+def test_core_and_methods_know_only_torch() -> None:
+    outside = {"numpy", "cv2", "PIL", "transformers", "click", "rich", "sklearn", "matplotlib", "pycocotools"}
+    for path in (*(SOURCE / "core").rglob("*.py"), *(SOURCE / "methods").rglob("*.py")):
+        assert not {module.split(".")[0] for module in imported(path)} & outside, path
+
+
+def test_core_and_methods_do_not_mention_boxes() -> None:
+    for path in (*(SOURCE / "core").rglob("*.py"), *(SOURCE / "methods").rglob("*.py")):
+        assert "box" not in path.read_text().lower(), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_only_the_command_prints(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    printed = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    assert not printed, f"{path}: print in line {printed}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_file_is_one_room(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 420
+
+
+def test_no_drawers_for_odds_and_ends() -> None:
+    assert not [path for path in FILES if path.stem in {"utils", "helpers", "base", "common", "misc"}]

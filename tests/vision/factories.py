@@ -1,0 +1,51 @@
+"""What users write for the torch adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from acclimate.vision.torch_adapter import TorchModel
+from tests import networks
+
+
+def classifier() -> TorchModel:
+    return TorchModel(module=networks.classifier(), image_size=(16, 16), class_names=("a", "b", "c", "d", "e"))
+
+
+def normalised() -> TorchModel:
+    return TorchModel(
+        module=networks.classifier("gn"), image_size=(16, 16), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)
+    )
+
+
+def detector() -> TorchModel:
+    return TorchModel(module=networks.detector(), kind="detector", image_size=(32, 32), class_names=("x", "y", "z"))
+
+
+def softmax_detector() -> TorchModel:
+    return TorchModel(
+        module=networks.detector(head="softmax"), kind="detector", head="softmax", image_size=(32, 32),
+        class_names=("x", "y", "z"),
+    )  # fmt: skip
+
+
+def bare() -> nn.Module:
+    return networks.classifier()
+
+
+def linear() -> TorchModel:
+    """No normalisation layer."""
+    return TorchModel(module=nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)), image_size=(8, 8))
+
+
+def wrong() -> Any:
+    return {"no": "model"}
+
+
+def fails() -> Any:
+    raise ImportError("a library of the model is missing")
+
+
+not_callable = 3

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from acclimate.errors import CheckpointError, ConfigError, DataError
+from acclimate.vision.records import load_dataset
+from acclimate.vision.torch_adapter import TorchAdapter, TorchModel
+from tests import networks
+from tests.networks import write_images
+
+FACTORIES = "tests.vision.factories"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images", 3, side=20)
+    return tmp_path
+
+
+@pytest.mark.parametrize("factory", ["classifier", "normalised", "detector", "softmax_detector"])
+def test_it_predicts(folder: Path, factory: str) -> None:
+    adapter = TorchAdapter(f"{FACTORIES}:{factory}", score_threshold=0.1)
+    records = load_dataset(folder / "images").records
+    entries = adapter.predict(records)
+    assert [entry["image"] for entry in entries] == [record.image for record in records]
+    assert all((entry["width"], entry["height"]) == (20, 20) for entry in entries)
+    if adapter.is_classifier:
+        assert all(len(entry["classification"]["topk"]) == 5 for entry in entries)
+        return
+    for entry in entries:
+        scores = [detection["score"] for detection in entry["detections"]]
+        assert scores == sorted(scores, reverse=True)
+        assert min(scores) > 0.1
+        for detection in entry["detections"]:
+            box = detection["bbox"]
+            assert 0 <= box["cx"] - box["w"] / 2 <= box["cx"] + box["w"] / 2 <= 1 + 1e-6
+            assert 0 <= detection["class_id"] < 3
+
+
+def test_pixels_are_normalised_as_the_model_says(folder: Path) -> None:
+    records = load_dataset(folder / "images").records
+    (plain,) = TorchAdapter(f"{FACTORIES}:classifier").build_loader(records, batch_size=8)
+    (scaled,) = TorchAdapter(f"{FACTORIES}:normalised").build_loader(records, batch_size=8)
+    assert plain.inputs.shape == (3, 3, 16, 16)
+    assert 0 <= float(plain.inputs.min()) <= float(plain.inputs.max()) <= 1
+    expected = (plain.inputs - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / 0.2
+    torch.testing.assert_close(scaled.inputs, expected)
+
+
+def test_a_bare_module_is_a_classifier_of_images_at_their_size(folder: Path) -> None:
+    adapter = TorchAdapter(f"{FACTORIES}:bare")
+    assert len(adapter.predict(load_dataset(folder / "images").records)) == 3
+    write_images(folder / "images" / "other", 1, side=24)
+    with pytest.raises(DataError, match=r"differ in size.*image_size"):
+        adapter.predict(load_dataset(folder / "images").records)
+
+
+def test_a_checkpoint_is_loaded_strictly(folder: Path) -> None:
+    other = networks.classifier(seed=5)
+    save_file(other.state_dict(), folder / "weights.safetensors")
+    adapter = TorchAdapter(f"{FACTORIES}:classifier", checkpoint=str(folder / "weights.safetensors"))
+    assert torch.equal(adapter.get_model().state_dict()["5.weight"], other.state_dict()["5.weight"])
+    save_file({"5.weight": torch.zeros(1)}, folder / "short.safetensors")
+    torch.save(other.state_dict(), folder / "weights.pt")
+    (folder / "broken.safetensors").write_text("nothing")
+    for name, message in [
+        ("short.safetensors", "cannot be loaded"),
+        ("broken.safetensors", "cannot be loaded"),
+        ("weights.pt", "--trust-pickle"),
+        ("gone.safetensors", "does not exist"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            TorchAdapter(f"{FACTORIES}:classifier", checkpoint=str(folder / name))
+    trusted = TorchAdapter(f"{FACTORIES}:classifier", checkpoint=str(folder / "weights.pt"), trust_pickle=True)
+    assert torch.equal(trusted.get_model().state_dict()["5.weight"], other.state_dict()["5.weight"])
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("nonsense", "package.module:factory"),
+        ("tests.nowhere:model", "cannot find"),
+        (f"{FACTORIES}:nowhere", "cannot find"),
+        (f"{FACTORIES}:wrong", "returned dict"),
+        (f"{FACTORIES}:not_callable", "not a callable"),
+    ],
+)
+def test_bad_factories(factory: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TorchAdapter(factory)
+
+
+def test_bad_models() -> None:
+    with pytest.raises(ConfigError, match="kind"):
+        TorchModel(module=networks.classifier(), kind="segmenter")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="together"):
+        TorchModel(module=networks.classifier(), mean=(0, 0, 0))
+
+
+def test_categories_need_names(folder: Path) -> None:
+    with pytest.raises(DataError, match="no labels"):
+        TorchAdapter(f"{FACTORIES}:normalised", categories={1: "a"})
+    assert TorchAdapter(f"{FACTORIES}:classifier", categories={5: "A", 6: "b"}).labels.ids == {0: 5, 1: 6}

@@ -1,0 +1,151 @@
+"""The real loading and post-processing code of transformers, on tiny models saved to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from acclimate.errors import CheckpointError, ConfigError, DataError
+from acclimate.vision.config import METHOD_NAMES, TTTConfig
+from acclimate.vision.records import load_dataset
+from acclimate.vision.transformers_adapter import TransformersAdapter
+from acclimate.vision.ttt import TTTRun
+from tests.networks import assert_identical, tensors_of, write_images
+from tests.vision.tiny_transformers import CLASSIFIERS, DETECTORS, LABELS, save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    write_images(root / "images", 5, side=40)
+    write_images(root / "wide", 1, side=48, seed=7)
+    for family in (*DETECTORS, *CLASSIFIERS):
+        save(family, root / family)
+    return root
+
+
+@pytest.mark.parametrize("family", DETECTORS)
+def test_detectors_predict_what_transformers_predicts(folder: Path, family: str) -> None:
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+    adapter = TransformersAdapter(str(folder / family), score_threshold=0.2)
+    records = load_dataset(folder / "images").records
+    entries = adapter.predict(records)
+    model = AutoModelForObjectDetection.from_pretrained(folder / family)
+    processor = AutoImageProcessor.from_pretrained(folder / family, backend="pil")
+    pixels = [adapter.reader.read(record) for record in records]
+    with torch.no_grad():
+        outputs = model(**processor(images=pixels, return_tensors="pt"))
+    sizes = [image.shape[:2] for image in pixels]
+    expected = processor.post_process_object_detection(outputs, threshold=0.2, target_sizes=sizes)
+    for entry, image, (height, width) in zip(entries, expected, sizes, strict=True):
+        assert len(entry["detections"]) == len(image["scores"]) > 0
+        order = torch.argsort(image["scores"], descending=True, stable=True)
+        for detection, row in zip(entry["detections"], order.tolist(), strict=True):
+            assert detection["score"] == pytest.approx(float(image["scores"][row]), abs=1e-4)
+            box = detection["bbox"]
+            x0, y0, x1, y1 = image["boxes"][row].tolist()
+            clipped = [min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height)]
+            ours = [
+                (box["cx"] - box["w"] / 2) * width, (box["cy"] - box["h"] / 2) * height,
+                (box["cx"] + box["w"] / 2) * width, (box["cy"] + box["h"] / 2) * height,
+            ]  # fmt: skip
+            assert ours == pytest.approx(clipped, abs=0.05)
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+def test_classifiers_rank_all_classes(folder: Path, family: str) -> None:
+    entries = TransformersAdapter(str(folder / family)).predict(load_dataset(folder / "images").records)
+    for entry in entries:
+        classification = entry["classification"]
+        assert [classification["class_id"], classification["score"]] == classification["topk"][0]
+        assert sum(score for _, score in classification["topk"]) == pytest.approx(1, abs=1e-5)
+        assert sorted(entry) == ["classification", "height", "image", "image_id", "width"]
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("family", [*DETECTORS, *CLASSIFIERS])
+def test_every_method_runs_on_every_family_and_leaves_it_as_it_was(folder: Path, family: str, method: str) -> None:
+    adapter = TransformersAdapter(str(folder / family))
+    if method == "bn" and family in ("yolos", "vit"):
+        pytest.skip("has no BatchNorm")
+    if not adapter.is_classifier:
+        # Random weights score low: what is foreground for them is not for a trained detector.
+        object.__setattr__(adapter.task, "min_foreground", 0.05)
+        object.__setattr__(adapter.task, "match_iou", 0.1)
+    before = tensors_of(adapter.get_model())
+    options = {"cotta": {"view_count": 2}, "eata": {"entropy_margin": 2.0, "redundancy_margin": 1.1}, "sar": {"entropy_margin": 2.0}}
+    config = TTTConfig.resolve(
+        {"method": method, "reset": "online", "batch_size": 3, "method_options": options.get(method, {}), "max_update": 1e9,
+         "max_drift": 1e9},
+        kind="classifier" if adapter.is_classifier else "detector",
+    )  # fmt: skip
+    with TTTRun(adapter, config) as run:
+        entries = [entry for batch in run.online(load_dataset(folder / "images").records) for entry in batch]
+        report = run.report()
+    assert len(entries) == 5
+    assert set(report.session.counts) <= {"kept", "recovered"}, report.session.steps
+    if method != "bn":
+        assert report.losses[0] is not None
+        assert report.updated_param_count > 0
+    assert_identical(adapter.get_model(), before)
+
+
+def test_images_of_different_size_are_padded_and_boxes_stay_those_of_the_image(folder: Path, tmp_path: Path) -> None:
+    adapter = TransformersAdapter(str(folder / "detr"), score_threshold=0.0)
+    from PIL import Image
+
+    for number, size in enumerate([(40, 40), (40, 60)]):
+        rng = np.random.default_rng(number)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    records = load_dataset(tmp_path).records
+    (batch,) = adapter.build_loader(records, batch_size=2)
+    assert "pixel_mask" in batch.inputs
+    together, alone = adapter.predict(records), [adapter.predict([record])[0] for record in records]
+    for entry, single in zip(together, alone, strict=True):
+        best, expected = entry["detections"][0], single["detections"][0]
+        assert best["score"] == pytest.approx(expected["score"], abs=0.02)
+        assert list(best["bbox"].values()) == pytest.approx(list(expected["bbox"].values()), abs=0.02)
+
+
+def test_category_ids_are_matched_by_name(folder: Path) -> None:
+    records = load_dataset(folder / "images").records
+    categories = {7: "Dog", 9: "cat"}
+    adapter = TransformersAdapter(str(folder / "vit"), categories=categories)
+    assert {entry["classification"]["class_id"] for entry in adapter.predict(records)} <= {7, 9}
+    assert adapter.warnings == ("1 of the model's labels are not in the data set and are not written",)
+    with pytest.raises(DataError, match="'horse'"):
+        TransformersAdapter(str(folder / "vit"), categories={1: "horse"})
+    detector = TransformersAdapter(str(folder / "rt_detr"), categories=categories, score_threshold=0.0)
+    found = {detection["class_id"] for entry in detector.predict(records) for detection in entry["detections"]}
+    assert found <= {7, 9}
+
+
+def test_what_cannot_be_loaded_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot load a model"):
+        TransformersAdapter(str(tmp_path))
+    from transformers import GPT2Config, GPT2Model, ViTImageProcessorPil, ViTModel
+
+    GPT2Model(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=8)).save_pretrained(tmp_path / "gpt2")
+    ViTImageProcessorPil().save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ConfigError, match="neither an object detector nor an image classifier"):
+        TransformersAdapter(str(tmp_path / "gpt2"))
+    assert ViTModel is not None
+
+
+def test_a_pickle_needs_permission(folder: Path, tmp_path: Path) -> None:
+    pickled = save("vit", tmp_path / "vit")
+    from safetensors.torch import load_file
+
+    weights = load_file(pickled / "model.safetensors")
+    (pickled / "model.safetensors").unlink()
+    torch.save(weights, pickled / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="--trust-pickle"):
+        TransformersAdapter(str(pickled))
+    adapter: Any = TransformersAdapter(str(pickled), trust_pickle=True)
+    assert adapter.labels.ids is None
+    assert len(LABELS) == adapter.get_model().config.num_labels
