@@ -25,6 +25,10 @@ def save(family: str, folder: Path, *, seed: int = 0) -> Path:
         "vit": lambda: hf.ViTForImageClassification(_vit()),
         "resnet": lambda: hf.ResNetForImageClassification(_resnet()),
     }[family]()
+    for module in model.modules():
+        # With the small default weights the signal dies in a backbone this thin, and gradients explode on the way back.
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
     model.eval().save_pretrained(folder)
     _processor(family).save_pretrained(folder)
     return folder

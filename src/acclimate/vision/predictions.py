@@ -80,9 +80,8 @@ def to_coco(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     for entry in entries:
         if "detections" not in entry:
             raise DataError("COCO results hold boxes, and these predictions are a classifier's; use --format acclimate")
-        width, height = entry["width"], entry["height"]
         for detection in entry["detections"]:
-            box = detection["bbox"]
+            width, height, box = entry["width"], entry["height"], detection["bbox"]
             corner = [(box["cx"] - box["w"] / 2) * width, (box["cy"] - box["h"] / 2) * height]
             results.append(
                 {

@@ -1,0 +1,186 @@
+"""The commands as a user types them, in a process of their own or through click's runner."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from acclimate.cli.main import main
+from tests.networks import write_images
+
+ROOT = Path(__file__).parent.parent.parent
+FACTORIES = "tests.vision.factories"
+MODEL = ("--adapter", "torch", "--model", f"{FACTORIES}:classifier")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_images(tmp_path / "images", 5, side=24)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_export_and_evaluate(folder: Path) -> None:
+    done = run("export", "images", *MODEL, "-o", "p.json", "--ttt", "--ttt-reset", "online", "--wrap", "--ttt-log-out", "log.json")
+    assert done.exit_code == 0, done.output
+    assert "5 images predicted" in done.stderr
+    assert "preset 'safe' filled in" in done.stderr
+    assert json.loads(Path("p.json").read_text())["meta"]["ttt"]["preset"] == "safe"
+    assert json.loads(Path("log.json").read_text())["ttt"]["method"] == "tent"
+    Path("labels.csv").write_text("".join(f"image_{n:03d}.png,{n}\n" for n in range(5)))
+    scored = run("evaluate", "p.json", "--ground-truth", "labels.csv")
+    assert scored.exit_code == 0
+    assert "accuracy" in scored.stdout
+    as_json = json.loads(run("evaluate", "p.json", "--ground-truth", "labels.csv", "--json").stdout)
+    assert as_json["images"] == 5
+    assert 0 <= as_json["accuracy"] <= 1
+
+
+def test_a_flag_that_was_typed_beats_the_preset_even_at_its_default(folder: Path) -> None:
+    done = run("export", "images", *MODEL, "-o", "p.json", "--wrap", "--ttt", "--ttt-lr", "0.0001", "--ttt-batch-size", "1")
+    assert done.exit_code == 0, done.output
+    ttt = json.loads(Path("p.json").read_text())["meta"]["ttt"]
+    assert (ttt["lr"], ttt["batch_size"], ttt["update_filter"]) == (1e-4, 1, "norm_only")
+
+
+def test_preset_none_gives_the_plans_defaults(folder: Path) -> None:
+    assert run("export", "images", *MODEL, "-o", "p.json", "--wrap", "--ttt", "--ttt-preset", "none").exit_code == 0
+    ttt = json.loads(Path("p.json").read_text())["meta"]["ttt"]
+    assert (ttt["steps"], ttt["lr"], ttt["batch_size"], ttt["update_filter"]) == (1, 1e-4, 1, "all")
+
+
+def test_method_options_and_low_rank_weights(folder: Path) -> None:
+    done = run(
+        "export", "images", *MODEL, "-o", "p.json", "--wrap", "--ttt", "--ttt-method", "cotta", "--ttt-option", "view_count=2",
+        "--ttt-update-filter", "lora_only", "--lora-rank", "2", "--lora-targets", "5", "--ttt-seed", "3",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    report = json.loads(Path("p.json").read_text())["meta"]["ttt"]["report"]
+    assert report["updated_param_count"] == 2 * 32 + 5 * 2
+    assert report["session"]["settings"]["view_count"] == 2
+
+
+def test_dry_run(folder: Path) -> None:
+    done = run("export", "images", *MODEL, "--ttt", "--ttt-dry-run")
+    assert done.stdout.splitlines() == [
+        "1.weight  8", "1.bias  8", "tent: 2 tensors with 16 elements would move; nothing was changed",
+    ]  # fmt: skip
+    assert not Path("predictions.json").exists()
+
+
+BAD = {
+    "missing folder": (("export", "nowhere", *MODEL), "does not exist"),
+    "empty folder": (("export", "empty", *MODEL), "holds no images"),
+    "unknown method": (("export", "images", *MODEL, "--ttt", "--ttt-method", "magic"), "magic"),
+    "no TTT support": (("export", "images", "--adapter", "dummy", "--ttt"), "does not support test-time training"),
+    "empty selection": (("export", "images", *MODEL, "--ttt", "--ttt-update-filter", "lora_only"), "--lora-rank"),
+    "pickle": (("export", "images", *MODEL, "--checkpoint", "weights.pt"), "--trust-pickle"),
+    "no model": (("export", "images",), "needs --model"),
+    "no such model": (("export", "images", "--model", "empty"), "cannot load a model"),
+    "strict": (("export", "bad", *MODEL, "--strict"), "1 images cannot be used"),
+    "settings without --ttt": (("export", "images", *MODEL, "--ttt-lr", "1"), "without --ttt"),
+    "bad option": (("export", "images", *MODEL, "--ttt", "--ttt-option", "speed=1"), "no option 'speed'"),
+    "option without value": (("export", "images", *MODEL, "--ttt", "--ttt-option", "speed"), "NAME=VALUE"),
+    "bad corruption": (("export", "images", *MODEL, "--corrupt", "rain"), "unknown corruption 'rain'"),
+    "bad steps": (("export", "images", *MODEL, "--ttt", "--ttt-steps", "0"), "steps must be at least 1"),
+    "coco and wrap": (("export", "images", *MODEL, "--format", "coco", "--wrap"), "leave one out"),
+    "no predictions": (("evaluate", "nowhere.json", "--ground-truth", "x"), "does not exist"),
+    "unknown compare method": (("compare", "images", *MODEL, "--methods", "magic"), "unknown method 'magic'"),
+    "nothing to corrupt": (("corrupt", "images"), "give IMAGES, OUTPUT and --name"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input_is_one_line_and_exit_code_two_and_writes_nothing(folder: Path, case: str) -> None:
+    (folder / "empty").mkdir()
+    write_images(folder / "bad", 1)
+    (folder / "bad" / "broken.png").write_text("no image")
+    (folder / "weights.pt").write_bytes(b"pickle")
+    before = sorted(path for path in folder.rglob("*"))
+    arguments, message = BAD[case]
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    assert len(errors) == 1
+    assert sorted(path for path in folder.rglob("*")) == before
+
+
+def test_compare_prints_a_table(folder: Path) -> None:
+    done = run("compare", "images", *MODEL, "--methods", "bn,tent", "-o", "out", "--ttt-batch-size", "5", "--corrupt", "fog:2")
+    assert done.exit_code == 0, done.output
+    for word in ("method", "agreement", "95 % interval", "tent", "cost", "out/comparison.png"):
+        assert word in done.stdout
+    assert Path("out/comparison.png").exists()
+
+
+def test_corrupt_writes_copies(folder: Path) -> None:
+    (folder / "images" / "broken.png").write_text("no image")
+    done = run("corrupt", "images", "foggy", "--name", "fog:3")
+    assert done.stdout.strip() == "5 images written to foggy, 1 skipped"
+    assert sorted(path.name for path in Path("foggy").iterdir()) == [f"image_{n:03d}.png" for n in range(5)]
+    assert "gaussian_noise" in run("corrupt", "--list").stdout
+    assert run("corrupt", "images", "images/image_000.png", "--name", "fog").exit_code == 2
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_the_plans_script_is_the_same_command_and_quiet_in_a_pipe(folder: Path) -> None:
+    script = [sys.executable, str(ROOT / "tools" / "export_predictions.py")]
+    done = subprocess.run(
+        [*script, "images", "--adapter", "dummy"], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "\x1b" not in done.stderr
+    assert len(json.loads((folder / "predictions.json").read_text())) == 5
+    refused = subprocess.run(
+        [*script, "images", "--adapter", "dummy", "--ttt"], cwd=folder, env=environment(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folder: Path) -> None:
+    write_images(folder / "many", 400, side=64)
+    command = [
+        sys.executable, "-m", "acclimate", "export", "many", *MODEL, "-o", "out/p.json", "--batch-size", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.DEVNULL)
+    partial = folder / "out" / ".p.json.partial.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 2000):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "out" / "p.json").exists(), "the run ended before it could be killed"
+    assert partial.exists()
+    subprocess.run([*command, "--resume"], cwd=folder, env=environment(), check=True, stderr=subprocess.DEVNULL)
+    assert len(json.loads((folder / "out" / "p.json").read_text())) == 400
+    assert not partial.exists()
+
+
+def test_help_does_not_load_torch() -> None:
+    code = "import sys; from acclimate.cli.main import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("acclimate, version ")
+    assert run("nonsense").exit_code == 2

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from acclimate.errors import ConfigError, DataError
+from acclimate.vision.adapters import AdapterOptions
+from acclimate.vision.compare import Comparison, compare
+from acclimate.vision.evaluate import AccuracyScorer, CocoScorer, difference, load_labels, make_scorer
+from tests.networks import write_images
+
+FACTORIES = "tests.vision.factories"
+
+
+def classified(answers: dict[str, int]) -> list[dict[str, Any]]:
+    return [
+        {"image": f"/somewhere/{name}", "image_id": n, "classification": {"class_id": label, "score": 1.0, "topk": []}}
+        for n, (name, label) in enumerate(answers.items())
+    ]
+
+
+def test_accuracy_counts_missing_predictions_as_wrong() -> None:
+    scorer = AccuracyScorer({"a.png": 1, "b.png": 2, "c.png": 3, "d.png": 4})
+    assert scorer.score(classified({"a.png": 1, "b.png": 2, "c.png": 0})).metrics == {"accuracy": 0.5}
+    with pytest.raises(DataError, match="no predicted image has a label"):
+        scorer.score(classified({"z.png": 1}))
+    with pytest.raises(DataError, match="COCO json"):
+        scorer.score([{"image": "a.png", "detections": []}])
+
+
+def test_the_interval_is_that_of_a_paired_difference() -> None:
+    rng = np.random.default_rng(0)
+    labels = {f"{n}.png": int(label) for n, label in enumerate(rng.integers(0, 5, 400))}
+    scorer = AccuracyScorer(labels)
+    names = list(labels)
+    wrong = {**labels, **{name: 9 for name in names[:100]}}
+    less_wrong = {**labels, **{name: 9 for name in names[:60]}}
+    first, second = scorer.score(classified(wrong)), scorer.score(classified(less_wrong))
+    found = difference(scorer, first, second)
+    assert found.value == pytest.approx(0.1)
+    # 40 of 400 pairs differ, all one way: the standard error of the mean of a Bernoulli(0.1) is 0.015.
+    assert found.low == pytest.approx(0.1 - 1.96 * 0.015, abs=0.005)
+    assert found.high == pytest.approx(0.1 + 1.96 * 0.015, abs=0.005)
+    same = difference(scorer, first, first)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def truth(path: Path) -> Path:
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 100, "height": 50} for n in (1, 2)],
+        "categories": [{"id": 3, "name": "x"}, {"id": 4, "name": "y"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0},
+            {"id": 2, "image_id": 2, "category_id": 4, "bbox": [50, 5, 40, 40], "area": 1600, "iscrowd": 0},
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def detected(image: int, category: int, box: list[float], score: float = 0.9) -> dict[str, Any]:
+    x, y, w, h = box
+    bbox = {"cx": (x + w / 2) / 100, "cy": (y + h / 2) / 50, "w": w / 100, "h": h / 50}
+    detection = {"class_id": category, "score": score, "bbox": bbox}
+    return {"image": f"{image}.png", "image_id": image, "width": 100, "height": 50, "detections": [detection]}
+
+
+def test_map_is_cocos(tmp_path: Path) -> None:
+    scorer = make_scorer(truth(tmp_path / "gt.json"))
+    assert isinstance(scorer, CocoScorer)
+    perfect = scorer.score([detected(1, 3, [10, 10, 20, 20]), detected(2, 4, [50, 5, 40, 40])])
+    assert perfect.metrics == pytest.approx({"mAP": 1, "mAP50": 1, "mAP75": 1, "AR100": 1})
+    half = scorer.score([detected(1, 3, [10, 10, 20, 20]), detected(2, 3, [50, 5, 40, 40], 0.5)])
+    assert half.metrics["mAP"] == pytest.approx(0.5)
+    # IoU 18/22 = 0.818: right at thresholds 0.5 to 0.8, seven of ten.
+    loose = scorer.score([detected(1, 3, [12, 10, 20, 20]), detected(2, 4, [50, 5, 40, 40])])
+    assert loose.metrics["mAP"] == pytest.approx((0.7 + 1) / 2)
+    nothing = scorer.score([{**detected(1, 3, [0, 0, 1, 1]), "detections": []}])
+    assert nothing.metrics["mAP"] == 0
+    change = difference(scorer, half, perfect, resamples=50)
+    assert change.value == pytest.approx(0.5)
+    assert 0 <= change.low <= 0.5 <= change.high <= 1
+    assert difference(scorer, nothing, perfect, resamples=5).low > 0
+    # A bootstrap must not change the score it resamples.
+    assert scorer.resampled(perfect, np.array([0, 1])) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "[1]", "one object"),
+        ("b.json", '{"a.png": "cat"}', "whole numbers"),
+        ("c.csv", "a.png,1,2\n", "two columns"),
+        ("d.csv", "image,label\n", "is empty"),
+        ("e.json", '{"images": [], "annotations": []}', "no annotations"),
+    ],
+)
+def test_bad_ground_truth(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        make_scorer(tmp_path / name)
+
+
+def test_labels_as_json_and_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"x.png": 3}')
+    (tmp_path / "a.csv").write_text("image,label\nx.png,3\n")
+    assert load_labels(tmp_path / "a.json") == load_labels(tmp_path / "a.csv") == {"x.png": 3}
+    with pytest.raises(DataError, match="cannot be read"):
+        load_labels(tmp_path / "gone.csv")
+
+
+def comparison(folder: Path, **changes: Any) -> Comparison:
+    values: dict[str, Any] = {
+        "source": folder / "images",
+        "output": folder / "out",
+        "adapter": AdapterOptions(adapter="torch", model=f"{FACTORIES}:classifier"),
+        "given": {"batch_size": 4, "method_options": {}},
+    }
+    return Comparison(**{**values, **changes})
+
+
+def test_all_methods_side_by_side(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "images", 12, side=16)
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({path.name: n % 5 for n, path in enumerate(paths)}))
+    heard: list[str] = []
+    methods = ("bn", "tent", "eata", "sar", "mim")
+    result = compare(comparison(tmp_path, ground_truth=labels, methods=methods), progress=heard.append)
+    assert heard == ["none", *methods]
+    assert [row.method for row in result.rows] == heard
+    assert result.metric == "accuracy"
+    assert result.rows[0].cost == 1
+    for row in result.rows[1:]:
+        assert row.error is None
+        assert row.change is not None
+        assert row.change.low <= row.change.value <= row.change.high
+        assert row.metrics["accuracy"] - result.rows[0].metrics["accuracy"] == pytest.approx(row.change.value)
+        assert sum(row.steps.values()) == 3
+    saved = json.loads(result.table.read_text())
+    assert [row["method"] for row in saved["rows"]] == heard
+    with Image.open(result.picture) as picture:
+        assert picture.width > 600
+        assert len(set(picture.convert("RGB").resize((64, 64)).getdata())) > 20
+    assert (tmp_path / "out" / "predictions_tent.json").exists()
+
+
+def test_detectors_are_compared_by_map(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 4, side=32)
+    content = {
+        "images": [{"id": n + 1, "file_name": f"image_{n:03d}.png", "width": 32, "height": 32} for n in range(4)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate("xyz")],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": n % 3, "bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0}
+            for n in range(1, 5)
+        ],
+    }
+    annotations = tmp_path / "instances.json"
+    annotations.write_text(json.dumps(content))
+    adapter = AdapterOptions(adapter="torch", model=f"{FACTORIES}:detector")
+    result = compare(
+        comparison(tmp_path, source=annotations, ground_truth=annotations, methods=("bn", "tent"), adapter=adapter)
+    )
+    assert result.metric == "mAP"
+    assert set(result.rows[1].metrics) == {"mAP", "mAP50", "mAP75", "AR100"}
+    assert result.picture.exists()
+
+
+def test_a_method_that_does_not_fit_is_a_row_that_says_so(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 3, side=16)
+    adapter = AdapterOptions(adapter="torch", model=f"{FACTORIES}:normalised")
+    result = compare(comparison(tmp_path, methods=("bn", "tent"), adapter=adapter))
+    assert result.metric == "agreement"
+    assert "no BatchNorm" in (result.rows[1].error or "")
+    assert result.rows[2].error is None
+
+
+def test_unknown_methods_and_empty_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown method 'magic'"):
+        comparison(tmp_path, methods=("magic",))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("no image")
+    with pytest.raises(DataError, match="none of the 1 images"):
+        compare(comparison(tmp_path))

@@ -1,0 +1,400 @@
+"""The whole job on real files: plain, adapted, interrupted, resumed, refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acclimate.errors import ConfigError, DataError, EmptySelectionError, InputError, TTTNotSupportedError
+from acclimate.vision.adapters import AdapterOptions
+from acclimate.vision.config import METHOD_NAMES, PRESETS, TTTConfig
+from acclimate.vision.export import ExportJob, ExportResult, export
+from acclimate.vision.images import CorruptionSpec, ImageReader
+from acclimate.vision.predictions import atomic, read_predictions, to_coco
+from acclimate.vision.records import load_dataset
+from acclimate.vision.torch_adapter import TorchAdapter
+from acclimate.vision.tta import TTAConfig
+from acclimate.vision.ttt import TTTRun, dry_run, run_ttt
+from tests.networks import assert_identical, tensors_of, write_images
+
+FACTORIES = "tests.vision.factories"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images", 7, side=24)
+    return tmp_path
+
+
+def job(folder: Path, model: str = "classifier", **changes: Any) -> ExportJob:
+    values: dict[str, Any] = {
+        "source": folder / "images",
+        "output": folder / "out" / "predictions.json",
+        "adapter": AdapterOptions(adapter="torch", model=f"{FACTORIES}:{model}"),
+    }
+    return ExportJob(**{**values, **changes})
+
+
+def without_times(meta: dict[str, Any]) -> Any:
+    if isinstance(meta, dict):
+        return {
+            key: without_times(value) for key, value in meta.items() if "seconds" not in key and key != "timestamp"
+        }
+    return [without_times(item) for item in meta] if isinstance(meta, list) else meta
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "out").rglob("*")) if (folder / "out").exists() else []
+
+
+def test_without_ttt_it_is_the_adapters_own_prediction_and_nothing_else_is_written(folder: Path) -> None:
+    export(job(folder))
+    adapter = TorchAdapter(f"{FACTORIES}:classifier")
+    expected = adapter.predict(load_dataset(folder / "images").records)
+    assert json.loads((folder / "out" / "predictions.json").read_text()) == expected
+    assert files(folder) == ["predictions.json"]
+    first = (folder / "out" / "predictions.json").read_bytes()
+    export(job(folder))
+    assert (folder / "out" / "predictions.json").read_bytes() == first
+
+
+@pytest.mark.parametrize("model", ["classifier", "detector"])
+@pytest.mark.parametrize("policy", ["stream", "sample", "online"])
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, policy: str, method: str) -> None:
+    options: dict[str, Any] = {"cotta": {"view_count": 2}, "eata": {"entropy_margin": 2.0}, "sar": {"entropy_margin": 2.0}}
+    given = {"method": method, "reset": policy, "batch_size": 4, "method_options": options.get(method, {}), "max_update": 1e9,
+             "max_drift": 1e9}  # fmt: skip
+    result = export(job(folder, model, ttt=given, wrap=True, log_output=folder / "out" / "log.json"))
+    content = json.loads((folder / "out" / "predictions.json").read_text())
+    assert content["schema_version"] == 1
+    assert len(content["predictions"]) == 7
+    meta = content["meta"]
+    assert set(meta) >= {"timestamp", "adapter", "config", "checkpoint", "images", "tta", "ttt"}
+    assert set(meta["tta"]) >= {"enabled", "seed", "flip_prob", "norm_only", "warnings", "summary"}
+    ttt = meta["ttt"]
+    assert set(ttt) >= {
+        "enabled", "method", "reset", "steps", "batch_size", "lr", "update_filter", "include", "exclude", "max_batches",
+        "seed", "mim", "report",
+    }  # fmt: skip
+    assert set(ttt["report"]) >= {
+        "losses", "mask_ratio", "updated_param_count", "changed_param_count", "warnings", "stopped_early",
+        "stop_reason", "step_metrics",
+    }  # fmt: skip
+    assert (ttt["method"], ttt["reset"], ttt["batch_size"]) == (method, policy, 4)
+    assert len(ttt["report"]["losses"]) == {"stream": 2, "online": 2, "sample": 7}[policy]
+    assert ttt["report"]["mask_ratio"] == (0.6 if method == "mim" else None)
+    log = json.loads((folder / "out" / "log.json").read_text())
+    assert log["ttt"] == ttt
+    assert log["output"].endswith("predictions.json")
+    assert result.report is not None
+    again = export(job(folder, model, ttt=given, wrap=True))
+    assert without_times(again.meta) == without_times(result.meta)
+    assert again.entries == result.entries
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("model", ["classifier", "detector"])
+def test_presets_work_out_of_the_box(folder: Path, preset: str, model: str) -> None:
+    result = export(job(folder, model, ttt={"method": PRESETS[preset]["method"]}, preset=preset))
+    assert len(result.entries) == 7
+    assert result.report is not None
+    assert any(f"preset {preset!r}" in warning for warning in result.report.warnings)
+
+
+def test_stream_and_online_differ_as_they_should(folder: Path) -> None:
+    given = {"batch_size": 4, "lr": 0.05, "update_filter": "norm_only", "max_update": 1e9, "max_drift": 1e9}
+    runs = {policy: export(job(folder, ttt={**given, "reset": policy})) for policy in ("stream", "online", "sample")}
+    scores = {policy: [entry["classification"]["score"] for entry in run.entries] for policy, run in runs.items()}
+    assert scores["stream"] != scores["online"] != scores["sample"]
+    # Online, the first batch is predicted before anything was learned: as batch statistics alone predict it.
+    bn = export(job(folder, ttt={"method": "bn", "batch_size": 4, "reset": "online", "method_options": {"source_strength": 0}}))
+    first = [entry["classification"]["score"] for entry in bn.entries[:4]]
+    assert scores["online"][:4] == pytest.approx(first, abs=1e-5)
+
+
+def test_sample_does_not_depend_on_the_order(folder: Path) -> None:
+    given = {"reset": "sample", "method": "mim", "patch_size": 4, "lr": 0.01}
+    forward = export(job(folder, ttt=given)).entries
+    listed = folder / "list.txt"
+    listed.write_text("\n".join(f"images/image_{n:03d}.png" for n in reversed(range(7))))
+    backward = export(job(folder, source=listed, ttt=given)).entries
+    assert [e["classification"] for e in forward] == [e["classification"] for e in reversed(backward)]
+
+
+def test_max_batches_bounds_the_adaptation(folder: Path) -> None:
+    for policy in ("stream", "online"):
+        result = export(job(folder, ttt={"batch_size": 2, "max_batches": 2, "reset": policy}))
+        assert result.report is not None
+        assert result.report.batches == 2
+        assert len(result.entries) == 7
+
+
+def test_coco_results(folder: Path) -> None:
+    export(job(folder, "detector", format="coco"))
+    results = json.loads((folder / "out" / "predictions.json").read_text())
+    assert {result["image_id"] for result in results} == set(range(1, 8))
+    for result in results:
+        x, y, w, h = result["bbox"]
+        assert -1e-4 <= x <= x + w <= 24.0001
+        assert -1e-4 <= y <= y + h <= 24.0001
+    with pytest.raises(DataError, match="classifier's"):
+        export(job(folder, format="coco"))
+    with pytest.raises(ConfigError, match="--wrap"):
+        export(job(folder, format="coco", wrap=True))
+
+
+def test_tta_is_part_of_the_flow_and_reported(folder: Path) -> None:
+    plain = export(job(folder)).entries
+    tta = TTAConfig(enabled=True, seed=4, flip_prob=0.5)
+    result = export(job(folder, tta=tta, wrap=True))
+    changed = [a != b for a, b in zip(result.entries, plain, strict=True)]
+    assert result.meta["tta"]["summary"] == {"images": 7, "mirrored": sum(changed)}
+    assert 0 < sum(changed) < 7
+    assert export(job(folder, tta=tta)).entries == result.entries
+    adapted = export(job(folder, tta=tta, ttt={"reset": "online"}))
+    assert adapted.meta["tta"]["summary"]["images"] == 7
+    boxes_only = export(job(folder, tta=TTAConfig(enabled=True, norm_only=True)))
+    assert boxes_only.entries == plain
+    assert "classifier has none" in boxes_only.meta["tta"]["warnings"][0]
+    with pytest.raises(ConfigError, match="dummy"):
+        export(job(folder, tta=tta, adapter=AdapterOptions(adapter="dummy")))
+    with pytest.raises(ConfigError, match="flip_prob"):
+        TTAConfig(flip_prob=2)
+
+
+def test_corruption_comes_first(folder: Path) -> None:
+    plain, foggy = export(job(folder)), export(job(folder, corruption=CorruptionSpec("fog", 5)))
+    assert plain.entries != foggy.entries
+    assert foggy.meta["corruption"] == "fog:5"
+
+
+def test_unusable_images_are_skipped_counted_and_strict_refuses(folder: Path) -> None:
+    (folder / "images" / "broken.png").write_text("no image")
+    np.save(folder / "images" / "nan.npy", np.full((24, 24, 3), np.nan, np.float32))
+    result = export(job(folder, wrap=True, ttt={"reset": "online", "batch_size": 4}))
+    assert len(result.entries) == 7
+    assert sorted(Path(path).name for path in result.skipped) == ["broken.png", "nan.npy"]
+    assert len(result.meta["skipped"]) == 2
+    (folder / "out" / "predictions.json").unlink()
+    with pytest.raises(DataError, match="2 images cannot be used"):
+        export(job(folder, strict=True))
+    assert files(folder) == []
+
+
+class Interrupted(BaseException):
+    """Like Ctrl-C."""
+
+
+@pytest.mark.parametrize("ttt", [None, {"reset": "stream", "batch_size": 2}, {"reset": "sample", "batch_size": 2},
+                                 {"reset": "online", "batch_size": 2}])  # fmt: skip
+def test_an_interrupted_run_leaves_no_half_file_and_resumes_to_the_same_result(
+    folder: Path, ttt: dict[str, Any] | None
+) -> None:
+    (folder / "images" / "image_001.png").write_text("broken on purpose")
+    work = job(folder, ttt=ttt, batch_size=2, wrap=True)
+    whole = export(work)
+    (folder / "out" / "predictions.json").unlink()
+
+    def stop_after_four(what: str, done: int, total: int) -> None:
+        if what == "predict" and done >= 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        export(work, progress=stop_after_four)
+    assert files(folder) == [".predictions.json.partial.jsonl"]
+    heard: list[int] = []
+    resumed = export(
+        dataclasses.replace(work, resume=True),
+        progress=lambda what, done, total: heard.append(done) if what == "predict" else None,
+    )
+    assert resumed.entries == whole.entries
+    assert resumed.skipped == whole.skipped
+    assert files(folder) == ["predictions.json"]
+    if ttt is None or ttt["reset"] != "online":
+        assert heard[0] > 2, "what was done must not be done again"
+    else:
+        assert any("start again" in warning for warning in resumed.meta["warnings"])
+
+
+def test_resuming_another_job_is_refused(folder: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        export(job(folder), progress=stop)
+    with pytest.raises(DataError, match="other images or settings"):
+        export(job(folder, "normalised", resume=True))
+
+
+def test_a_line_that_was_cut_off_is_predicted_again(folder: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if done >= 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        export(job(folder, batch_size=2), progress=stop)
+    partial = folder / "out" / ".predictions.json.partial.jsonl"
+    partial.write_text(partial.read_text()[:-20])
+    assert len(export(job(folder, batch_size=2, resume=True)).entries) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"source": Path("nowhere")}, DataError, "does not exist"),
+        ({"adapter": AdapterOptions(adapter="dummy"), "ttt": {}}, TTTNotSupportedError, "'dummy'.*get_model and no build_loader"),
+        ({"adapter": AdapterOptions(adapter="magic")}, ConfigError, "unknown adapter"),
+        ({"adapter": AdapterOptions(adapter="torch")}, ConfigError, "needs --model"),
+        ({"adapter": AdapterOptions(model="x", checkpoint="y")}, ConfigError, "--checkpoint is for"),
+        ({"ttt": {"method": "magic"}}, ConfigError, "unknown method"),
+        ({"ttt": {"update_filter": "lora_only"}}, EmptySelectionError, "--lora-rank"),
+        ({"ttt": {"include": ("nowhere",)}}, EmptySelectionError, "nowhere"),
+        ({"ttt": {"method": "mim", "method_options": {"target": "pixels"}}}, TTTNotSupportedError, "reconstruction head"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    folder: Path, changes: dict[str, Any], error: type[InputError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        export(job(folder, **changes))
+    assert files(folder) == []
+
+
+def test_bn_without_batch_norm_says_what_to_use(folder: Path) -> None:
+    with pytest.raises(EmptySelectionError, match="use tent"):
+        export(job(folder, "normalised", ttt={"method": "bn"}))
+
+
+def test_a_filter_that_is_not_the_papers_is_reported(folder: Path) -> None:
+    result = export(job(folder, ttt={"update_filter": "all"}))
+    assert result.report is not None
+    assert "tent with update filter 'all': the paper moves 'norm_only'" in result.report.warnings
+
+
+def test_eata_takes_source_images_for_its_fisher_term(folder: Path) -> None:
+    write_images(folder / "source", 4, side=16, seed=3)
+    given = {"method": "eata", "reset": "online", "method_options": {"entropy_margin": 2.0, "fisher_weight": 2000.0}}
+    with_source = export(job(folder, ttt=given, ttt_source=folder / "source"))
+    without = export(job(folder, ttt=given))
+    assert with_source.report is not None
+    assert without.report is not None
+    assert not any("no source samples" in warning for warning in with_source.report.warnings)
+    assert any("no source samples" in warning for warning in without.report.warnings)
+
+
+def test_run_ttt_leaves_adapted_weights_and_says_what_it_cannot_leave(folder: Path) -> None:
+    adapter, records = TorchAdapter(f"{FACTORIES}:classifier"), load_dataset(folder / "images").records
+    before = tensors_of(adapter.get_model())
+    report = run_ttt(adapter, records, TTTConfig(batch_size=4, update_filter="norm_only"))
+    assert (len(report.losses), report.updated_param_count, report.changed_param_count) == (2, 16, 16)
+    assert any("adapter.predict() does not use" in warning for warning in report.warnings)
+    assert not all(np.array_equal(before[name], value) for name, value in adapter.get_model().state_dict().items())
+    with pytest.raises(ConfigError, match="enabled=False"):
+        run_ttt(adapter, records, TTTConfig(enabled=False))
+    with pytest.raises(ConfigError, match="use TTTRun"):
+        run_ttt(adapter, records, TTTConfig(reset="online"))
+
+
+def test_run_ttt_leaves_the_teacher_where_one_predicts(folder: Path) -> None:
+    adapter, records = TorchAdapter(f"{FACTORIES}:normalised"), load_dataset(folder / "images").records
+    config = TTTConfig(method="cotta", batch_size=4, lr=0.01, method_options={"view_count": 2, "ema": 0.5})
+    with TTTRun(adapter, config) as run:
+        run.adapt(records)
+        expected = [entry for batch in run.predict(records) for entry in batch]
+    run_ttt(adapter, records, config)
+    found = [entry for batch in TorchAdapterPredictions(adapter, records, 4) for entry in batch]
+    assert [e["classification"]["score"] for e in found] == pytest.approx([e["classification"]["score"] for e in expected])
+
+
+class TorchAdapterPredictions:
+    """Plain predictions in batches of one size."""
+
+    def __init__(self, adapter: TorchAdapter, records: Any, size: int) -> None:
+        self.adapter, self.records, self.size = adapter, records, size
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for start in range(0, len(self.records), self.size):
+            yield self.adapter.predict(self.records[start : start + self.size])
+
+
+class OnlyPredicts:
+    """A third party's adapter: the two optional functions, and a predict that calls the model by itself."""
+
+    name = "third_party"
+
+    def __init__(self) -> None:
+        self.inner = TorchAdapter(f"{FACTORIES}:classifier")
+        self.reader = ImageReader()
+
+    def get_model(self) -> Any:
+        return self.inner.get_model()
+
+    def build_loader(self, records: Any, *, batch_size: int) -> Iterator[Any]:
+        for batch in self.inner.build_loader(records, batch_size=batch_size):
+            yield batch.inputs
+
+    def predict(self, records: Any) -> list[Any]:
+        import torch
+
+        (batch,) = self.inner.build_loader(records, batch_size=99)
+        with torch.no_grad():
+            return self.inner.entries(self.get_model()(batch.inputs), batch)
+
+
+def test_an_adapter_that_only_predicts_predicts_as_the_method_does(folder: Path) -> None:
+    adapter, records = OnlyPredicts(), load_dataset(folder / "images").records
+    plain = adapter.predict(records)
+    before = tensors_of(adapter.get_model())
+    with TTTRun(adapter, TTTConfig(method="cotta", batch_size=7, lr=0.01, method_options={"view_count": 2})) as run:  # type: ignore[arg-type]
+        run.adapt(records)
+        (adapted,) = run.predict(records)
+        assert run.report().batches == 1
+    assert adapted != plain
+    assert_identical(adapter.get_model(), before)
+    with pytest.raises(TTTNotSupportedError, match="entries"):
+        TTTRun(adapter, TTTConfig(reset="online"))  # type: ignore[arg-type]
+
+
+def test_dry_run_lists_and_moves_nothing() -> None:
+    adapter = TorchAdapter(f"{FACTORIES}:classifier")
+    before = tensors_of(adapter.get_model())
+    assert dry_run(adapter, TTTConfig(update_filter="norm_only")) == [("1.weight", (8,)), ("1.bias", (8,))]
+    low_rank = dry_run(adapter, TTTConfig(update_filter="lora_only", lora_rank=2, lora_targets=("5",)))
+    assert [shape for _, shape in low_rank] == [(2, 32), (5, 2)]
+    assert_identical(adapter.get_model(), before)
+
+
+def test_atomic_writing(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.json"
+    with pytest.raises(RuntimeError), atomic(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert list((tmp_path / "deep").iterdir()) == []
+    with atomic(path) as file:
+        file.write("whole")
+    assert path.read_text() == "whole"
+    (tmp_path / "blocked").write_text("a file, not a folder")
+    with pytest.raises(DataError, match="cannot write"), atomic(tmp_path / "blocked" / "x.json"):
+        pass
+
+
+@pytest.mark.parametrize("content", ["{}", "[1, 2]", '{"predictions": 3}', "nonsense"])
+def test_files_that_hold_no_predictions(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(content)
+    with pytest.raises(DataError):
+        read_predictions(path)
+
+
+def test_the_dummy_adapter_finds_nothing(folder: Path) -> None:
+    result: ExportResult = export(job(folder, adapter=AdapterOptions(adapter="dummy"), wrap=True))
+    assert to_coco(result.entries) == []
+    assert [Path(entry["image"]).name for entry in result.entries] == [f"image_{n:03d}.png" for n in range(7)]
+    assert result.meta["ttt"] == {"enabled": False}
