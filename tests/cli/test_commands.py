@@ -33,7 +33,19 @@ def run(*arguments: str) -> Result:
 
 
 def test_export_and_evaluate(folder: Path) -> None:
-    done = run("export", "images", *MODEL, "-o", "p.json", "--ttt", "--ttt-reset", "online", "--wrap", "--ttt-log-out", "log.json")
+    done = run(
+        "export",
+        "images",
+        *MODEL,
+        "-o",
+        "p.json",
+        "--ttt",
+        "--ttt-reset",
+        "online",
+        "--wrap",
+        "--ttt-log-out",
+        "log.json",
+    )
     assert done.exit_code == 0, done.output
     assert "5 images predicted" in done.stderr
     assert "preset 'safe' filled in" in done.stderr
@@ -49,7 +61,9 @@ def test_export_and_evaluate(folder: Path) -> None:
 
 
 def test_a_flag_that_was_typed_beats_the_preset_even_at_its_default(folder: Path) -> None:
-    done = run("export", "images", *MODEL, "-o", "p.json", "--wrap", "--ttt", "--ttt-lr", "0.0001", "--ttt-batch-size", "1")
+    done = run(
+        "export", "images", *MODEL, "-o", "p.json", "--wrap", "--ttt", "--ttt-lr", "0.0001", "--ttt-batch-size", "1"
+    )
     assert done.exit_code == 0, done.output
     ttt = json.loads(Path("p.json").read_text())["meta"]["ttt"]
     assert (ttt["lr"], ttt["batch_size"], ttt["update_filter"]) == (1e-4, 1, "norm_only")
@@ -63,9 +77,26 @@ def test_preset_none_gives_the_plans_defaults(folder: Path) -> None:
 
 def test_method_options_and_low_rank_weights(folder: Path) -> None:
     done = run(
-        "export", "images", *MODEL, "-o", "p.json", "--wrap", "--ttt", "--ttt-method", "cotta", "--ttt-option", "view_count=2",
-        "--ttt-update-filter", "lora_only", "--lora-rank", "2", "--lora-targets", "5", "--ttt-seed", "3",
-    )  # fmt: skip
+        "export",
+        "images",
+        *MODEL,
+        "-o",
+        "p.json",
+        "--wrap",
+        "--ttt",
+        "--ttt-method",
+        "cotta",
+        "--ttt-option",
+        "view_count=2",
+        "--ttt-update-filter",
+        "lora_only",
+        "--lora-rank",
+        "2",
+        "--lora-targets",
+        "5",
+        "--ttt-seed",
+        "3",
+    )
     assert done.exit_code == 0, done.output
     report = json.loads(Path("p.json").read_text())["meta"]["ttt"]["report"]
     assert report["updated_param_count"] == 2 * 32 + 5 * 2
@@ -75,8 +106,10 @@ def test_method_options_and_low_rank_weights(folder: Path) -> None:
 def test_dry_run(folder: Path) -> None:
     done = run("export", "images", *MODEL, "--ttt", "--ttt-dry-run")
     assert done.stdout.splitlines() == [
-        "1.weight  8", "1.bias  8", "tent: 2 tensors with 16 elements would move; nothing was changed",
-    ]  # fmt: skip
+        "1.weight  8",
+        "1.bias  8",
+        "tent: 2 tensors with 16 elements would move; nothing was changed",
+    ]
     assert not Path("predictions.json").exists()
 
 
@@ -87,7 +120,13 @@ BAD = {
     "no TTT support": (("export", "images", "--adapter", "dummy", "--ttt"), "does not support test-time training"),
     "empty selection": (("export", "images", *MODEL, "--ttt", "--ttt-update-filter", "lora_only"), "--lora-rank"),
     "pickle": (("export", "images", *MODEL, "--checkpoint", "weights.pt"), "--trust-pickle"),
-    "no model": (("export", "images",), "needs --model"),
+    "no model": (
+        (
+            "export",
+            "images",
+        ),
+        "needs --model",
+    ),
     "no such model": (("export", "images", "--model", "empty"), "cannot load a model"),
     "strict": (("export", "bad", *MODEL, "--strict"), "1 images cannot be used"),
     "settings without --ttt": (("export", "images", *MODEL, "--ttt-lr", "1"), "without --ttt"),
@@ -120,7 +159,9 @@ def test_bad_input_is_one_line_and_exit_code_two_and_writes_nothing(folder: Path
 
 
 def test_compare_prints_a_table(folder: Path) -> None:
-    done = run("compare", "images", *MODEL, "--methods", "bn,tent", "-o", "out", "--ttt-batch-size", "5", "--corrupt", "fog:2")
+    done = run(
+        "compare", "images", *MODEL, "--methods", "bn,tent", "-o", "out", "--ttt-batch-size", "5", "--corrupt", "fog:2"
+    )
     assert done.exit_code == 0, done.output
     for word in ("method", "agreement", "95 % interval", "tent", "cost", "out/comparison.png"):
         assert word in done.stdout
@@ -143,16 +184,25 @@ def environment() -> dict[str, str]:
 def test_the_plans_script_is_the_same_command_and_quiet_in_a_pipe(folder: Path) -> None:
     script = [sys.executable, str(ROOT / "tools" / "export_predictions.py")]
     done = subprocess.run(
-        [*script, "images", "--adapter", "dummy"], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+        [*script, "images", "--adapter", "dummy"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "\x1b" not in done.stderr
     assert len(json.loads((folder / "predictions.json").read_text())) == 5
     refused = subprocess.run(
-        [*script, "images", "--adapter", "dummy", "--ttt"], cwd=folder, env=environment(), capture_output=True, text=True,
+        [*script, "images", "--adapter", "dummy", "--ttt"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
 
@@ -160,8 +210,17 @@ def test_the_plans_script_is_the_same_command_and_quiet_in_a_pipe(folder: Path) 
 def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folder: Path) -> None:
     write_images(folder / "many", 400, side=64)
     command = [
-        sys.executable, "-m", "acclimate", "export", "many", *MODEL, "-o", "out/p.json", "--batch-size", "1",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "acclimate",
+        "export",
+        "many",
+        *MODEL,
+        "-o",
+        "out/p.json",
+        "--batch-size",
+        "1",
+    ]
     process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.DEVNULL)
     partial = folder / "out" / ".p.json.partial.jsonl"
     deadline = time.monotonic() + 60
@@ -177,7 +236,10 @@ def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folde
 
 
 def test_help_does_not_load_torch() -> None:
-    code = "import sys; from acclimate.cli.main import main; main(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from acclimate.cli.main import main; main(['--help'], standalone_mode=False); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 

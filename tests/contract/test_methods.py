@@ -29,7 +29,11 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
     "classifier-gn": lambda: (classifier("gn"), images(), Classification()),
     "classifier-ln": lambda: (classifier("ln"), images(), Classification()),
     "detector-sigmoid-bn": lambda: (detector(), images(side=32), Detection(head="sigmoid", match_iou=0.1)),
-    "detector-softmax-bn": lambda: (detector(head="softmax"), images(side=32), Detection(head="softmax", match_iou=0.1)),
+    "detector-softmax-bn": lambda: (
+        detector(head="softmax"),
+        images(side=32),
+        Detection(head="softmax", match_iou=0.1),
+    ),
     "detector-sigmoid-ln": lambda: (detector(norm="ln"), images(side=32), Detection(head="sigmoid", match_iou=0.1)),
 }
 CASES = [

@@ -63,7 +63,7 @@ def test_a_convolution_carries_low_rank_weights() -> None:
 def test_a_saved_adapter_loads_in_peft_and_gives_the_same_logits(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     model, tokens = small_llama(), torch.arange(10)[None]
-    targets = [name for name in lora.target_layers(model, lambda name: "_proj" in name)]
+    targets = lora.target_layers(model, lambda name: "_proj" in name)
     with lora.attached(model, targets, rank=4, alpha=8) as pairs, torch.no_grad():
         randomise(pairs)
         ours = model(tokens).logits

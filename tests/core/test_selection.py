@@ -61,21 +61,26 @@ def test_filters(kind: str, expected: set[str]) -> None:
 def test_include_and_exclude_narrow_the_filter() -> None:
     model = classifier()
     assert selected_names(model, TensorFilter(kind="all", include=("5",))) == {"5.weight", "5.bias"}
-    assert selected_names(model, TensorFilter(kind="all", include=("5", "1"), exclude=("*.bias",))) == {"5.weight", "1.weight"}
+    assert selected_names(model, TensorFilter(kind="all", include=("5", "1"), exclude=("*.bias",))) == {
+        "5.weight",
+        "1.weight",
+    }
 
 
 @pytest.mark.parametrize("kind", ["adapter_only", "lora_only", "lora_norm_only"])
 def test_an_empty_selection_says_what_the_model_has_and_what_to_do(kind: str) -> None:
-    with pytest.raises(EmptySelectionError, match=r"1 Conv2d.*--lora-rank"), selecting(
-        classifier(), TensorFilter(kind=kind), batch_statistics=True
+    with (
+        pytest.raises(EmptySelectionError, match=r"1 Conv2d.*--lora-rank"),
+        selecting(classifier(), TensorFilter(kind=kind), batch_statistics=True),
     ):
         pass
 
 
 def test_a_network_without_norms_is_refused_with_a_remedy() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    with pytest.raises(EmptySelectionError, match="use the filter 'all'"), selecting(
-        model, TensorFilter(), batch_statistics=True
+    with (
+        pytest.raises(EmptySelectionError, match="use the filter 'all'"),
+        selecting(model, TensorFilter(), batch_statistics=True),
     ):
         pass
 

@@ -129,7 +129,7 @@ def test_agreement_with_the_source_resets() -> None:
         """Learns, and then throws the head's favourite class away."""
 
         def step(self, model: Any, batch: Any, state: None, **kwargs: Any) -> Step:
-            step = super(Biased, self).step(model, batch, state, **kwargs)
+            step = super().step(model, batch, state, **kwargs)
             with torch.no_grad():
                 model[5].bias[step.outputs.argmax(-1)[0]] -= 100.0
             return step
@@ -154,7 +154,11 @@ def test_a_guard_of_your_own() -> None:
 
 @pytest.mark.parametrize(
     ("budget", "reason"),
-    [(Budget(max_steps=2), "step budget"), (Budget(max_seconds=0.0), "time budget"), (Budget(max_bytes=10), "memory budget")],
+    [
+        (Budget(max_steps=2), "step budget"),
+        (Budget(max_seconds=0.0), "time budget"),
+        (Budget(max_bytes=10), "memory budget"),
+    ],
 )
 def test_budgets_end_the_adaptation_and_say_why(budget: Budget, reason: str) -> None:
     with Session(classifier(), Tent(), budget=budget) as session:

@@ -15,9 +15,7 @@ def classifier() -> TorchModel:
 
 
 def normalised() -> TorchModel:
-    return TorchModel(
-        module=networks.classifier("gn"), image_size=(16, 16), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)
-    )
+    return TorchModel(module=networks.classifier("gn"), image_size=(16, 16), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 
 
 def detector() -> TorchModel:

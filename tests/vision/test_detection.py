@@ -30,7 +30,9 @@ def test_one_sigmoid_is_a_softmax_against_zero() -> None:
 
 def test_background_is_no_candidate_however_sure_it_is() -> None:
     task = Detection(head="softmax", min_foreground=0.3)
-    decisions = task.decisions(outputs([[0.001, 0.001, 0.998], [0.5, 0.1, 0.4]], [SOMEWHERE, ELSEWHERE], head="softmax"))
+    decisions = task.decisions(
+        outputs([[0.001, 0.001, 0.998], [0.5, 0.1, 0.4]], [SOMEWHERE, ELSEWHERE], head="softmax")
+    )
     assert len(decisions) == 1
     torch.testing.assert_close(decisions.weights, torch.tensor([0.5]))
     assert decisions.class_probabilities().shape == (1, 2)

@@ -38,8 +38,8 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
     labels = {f"{n}.png": int(label) for n, label in enumerate(rng.integers(0, 5, 400))}
     scorer = AccuracyScorer(labels)
     names = list(labels)
-    wrong = {**labels, **{name: 9 for name in names[:100]}}
-    less_wrong = {**labels, **{name: 9 for name in names[:60]}}
+    wrong = {**labels, **dict.fromkeys(names[:100], 9)}
+    less_wrong = {**labels, **dict.fromkeys(names[:60], 9)}
     first, second = scorer.score(classified(wrong)), scorer.score(classified(less_wrong))
     found = difference(scorer, first, second)
     assert found.value == pytest.approx(0.1)

@@ -43,9 +43,7 @@ def job(folder: Path, model: str = "classifier", **changes: Any) -> ExportJob:
 
 def without_times(meta: dict[str, Any]) -> Any:
     if isinstance(meta, dict):
-        return {
-            key: without_times(value) for key, value in meta.items() if "seconds" not in key and key != "timestamp"
-        }
+        return {key: without_times(value) for key, value in meta.items() if "seconds" not in key and key != "timestamp"}
     return [without_times(item) for item in meta] if isinstance(meta, list) else meta
 
 
@@ -68,9 +66,19 @@ def test_without_ttt_it_is_the_adapters_own_prediction_and_nothing_else_is_writt
 @pytest.mark.parametrize("policy", ["stream", "sample", "online"])
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, policy: str, method: str) -> None:
-    options: dict[str, Any] = {"cotta": {"view_count": 2}, "eata": {"entropy_margin": 2.0}, "sar": {"entropy_margin": 2.0}}
-    given = {"method": method, "reset": policy, "batch_size": 4, "method_options": options.get(method, {}), "max_update": 1e9,
-             "max_drift": 1e9}  # fmt: skip
+    options: dict[str, Any] = {
+        "cotta": {"view_count": 2},
+        "eata": {"entropy_margin": 2.0},
+        "sar": {"entropy_margin": 2.0},
+    }
+    given = {
+        "method": method,
+        "reset": policy,
+        "batch_size": 4,
+        "method_options": options.get(method, {}),
+        "max_update": 1e9,
+        "max_drift": 1e9,
+    }
     result = export(job(folder, model, ttt=given, wrap=True, log_output=folder / "out" / "log.json"))
     content = json.loads((folder / "out" / "predictions.json").read_text())
     assert content["schema_version"] == 1
@@ -80,13 +88,30 @@ def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, p
     assert set(meta["tta"]) >= {"enabled", "seed", "flip_prob", "norm_only", "warnings", "summary"}
     ttt = meta["ttt"]
     assert set(ttt) >= {
-        "enabled", "method", "reset", "steps", "batch_size", "lr", "update_filter", "include", "exclude", "max_batches",
-        "seed", "mim", "report",
-    }  # fmt: skip
+        "enabled",
+        "method",
+        "reset",
+        "steps",
+        "batch_size",
+        "lr",
+        "update_filter",
+        "include",
+        "exclude",
+        "max_batches",
+        "seed",
+        "mim",
+        "report",
+    }
     assert set(ttt["report"]) >= {
-        "losses", "mask_ratio", "updated_param_count", "changed_param_count", "warnings", "stopped_early",
-        "stop_reason", "step_metrics",
-    }  # fmt: skip
+        "losses",
+        "mask_ratio",
+        "updated_param_count",
+        "changed_param_count",
+        "warnings",
+        "stopped_early",
+        "stop_reason",
+        "step_metrics",
+    }
     assert (ttt["method"], ttt["reset"], ttt["batch_size"]) == (method, policy, 4)
     assert len(ttt["report"]["losses"]) == {"stream": 2, "online": 2, "sample": 7}[policy]
     assert ttt["report"]["mask_ratio"] == (0.6 if method == "mim" else None)
@@ -114,7 +139,9 @@ def test_stream_and_online_differ_as_they_should(folder: Path) -> None:
     scores = {policy: [entry["classification"]["score"] for entry in run.entries] for policy, run in runs.items()}
     assert scores["stream"] != scores["online"] != scores["sample"]
     # Online, the first batch is predicted before anything was learned: as batch statistics alone predict it.
-    bn = export(job(folder, ttt={"method": "bn", "batch_size": 4, "reset": "online", "method_options": {"source_strength": 0}}))
+    bn = export(
+        job(folder, ttt={"method": "bn", "batch_size": 4, "reset": "online", "method_options": {"source_strength": 0}})
+    )
     first = [entry["classification"]["score"] for entry in bn.entries[:4]]
     assert scores["online"][:4] == pytest.approx(first, abs=1e-5)
 
@@ -192,8 +219,15 @@ class Interrupted(BaseException):
     """Like Ctrl-C."""
 
 
-@pytest.mark.parametrize("ttt", [None, {"reset": "stream", "batch_size": 2}, {"reset": "sample", "batch_size": 2},
-                                 {"reset": "online", "batch_size": 2}])  # fmt: skip
+@pytest.mark.parametrize(
+    "ttt",
+    [
+        None,
+        {"reset": "stream", "batch_size": 2},
+        {"reset": "sample", "batch_size": 2},
+        {"reset": "online", "batch_size": 2},
+    ],
+)
 def test_an_interrupted_run_leaves_no_half_file_and_resumes_to_the_same_result(
     folder: Path, ttt: dict[str, Any] | None
 ) -> None:
@@ -249,14 +283,22 @@ def test_a_line_that_was_cut_off_is_predicted_again(folder: Path) -> None:
     ("changes", "error", "message"),
     [
         ({"source": Path("nowhere")}, DataError, "does not exist"),
-        ({"adapter": AdapterOptions(adapter="dummy"), "ttt": {}}, TTTNotSupportedError, "'dummy'.*get_model and no build_loader"),
+        (
+            {"adapter": AdapterOptions(adapter="dummy"), "ttt": {}},
+            TTTNotSupportedError,
+            "'dummy'.*get_model and no build_loader",
+        ),
         ({"adapter": AdapterOptions(adapter="magic")}, ConfigError, "unknown adapter"),
         ({"adapter": AdapterOptions(adapter="torch")}, ConfigError, "needs --model"),
         ({"adapter": AdapterOptions(model="x", checkpoint="y")}, ConfigError, "--checkpoint is for"),
         ({"ttt": {"method": "magic"}}, ConfigError, "unknown method"),
         ({"ttt": {"update_filter": "lora_only"}}, EmptySelectionError, "--lora-rank"),
         ({"ttt": {"include": ("nowhere",)}}, EmptySelectionError, "nowhere"),
-        ({"ttt": {"method": "mim", "method_options": {"target": "pixels"}}}, TTTNotSupportedError, "reconstruction head"),
+        (
+            {"ttt": {"method": "mim", "method_options": {"target": "pixels"}}},
+            TTTNotSupportedError,
+            "reconstruction head",
+        ),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
@@ -310,7 +352,9 @@ def test_run_ttt_leaves_the_teacher_where_one_predicts(folder: Path) -> None:
         expected = [entry for batch in run.predict(records) for entry in batch]
     run_ttt(adapter, records, config)
     found = [entry for batch in TorchAdapterPredictions(adapter, records, 4) for entry in batch]
-    assert [e["classification"]["score"] for e in found] == pytest.approx([e["classification"]["score"] for e in expected])
+    assert [e["classification"]["score"] for e in found] == pytest.approx(
+        [e["classification"]["score"] for e in expected]
+    )
 
 
 class TorchAdapterPredictions:
@@ -373,9 +417,14 @@ def test_dry_run_lists_and_moves_nothing() -> None:
 
 def test_atomic_writing(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.json"
-    with pytest.raises(RuntimeError), atomic(path) as file:
-        file.write("half")
-        raise RuntimeError
+
+    def fail_half_way() -> None:
+        with atomic(path) as file:
+            file.write("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert list((tmp_path / "deep").iterdir()) == []
     with atomic(path) as file:
         file.write("whole")

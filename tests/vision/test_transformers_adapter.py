@@ -51,9 +51,11 @@ def test_detectors_predict_what_transformers_predicts(folder: Path, family: str)
             x0, y0, x1, y1 = image["boxes"][row].tolist()
             clipped = [min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height)]
             ours = [
-                (box["cx"] - box["w"] / 2) * width, (box["cy"] - box["h"] / 2) * height,
-                (box["cx"] + box["w"] / 2) * width, (box["cy"] + box["h"] / 2) * height,
-            ]  # fmt: skip
+                (box["cx"] - box["w"] / 2) * width,
+                (box["cy"] - box["h"] / 2) * height,
+                (box["cx"] + box["w"] / 2) * width,
+                (box["cy"] + box["h"] / 2) * height,
+            ]
             assert ours == pytest.approx(clipped, abs=0.05)
 
 
@@ -78,12 +80,22 @@ def test_every_method_runs_on_every_family_and_leaves_it_as_it_was(folder: Path,
         object.__setattr__(adapter.task, "min_foreground", 0.05)
         object.__setattr__(adapter.task, "match_iou", 0.1)
     before = tensors_of(adapter.get_model())
-    options = {"cotta": {"view_count": 2}, "eata": {"entropy_margin": 2.0, "redundancy_margin": 1.1}, "sar": {"entropy_margin": 2.0}}
+    options = {
+        "cotta": {"view_count": 2},
+        "eata": {"entropy_margin": 2.0, "redundancy_margin": 1.1},
+        "sar": {"entropy_margin": 2.0},
+    }
     config = TTTConfig.resolve(
-        {"method": method, "reset": "online", "batch_size": 3, "method_options": options.get(method, {}), "max_update": 1e9,
-         "max_drift": 1e9},
+        {
+            "method": method,
+            "reset": "online",
+            "batch_size": 3,
+            "method_options": options.get(method, {}),
+            "max_update": 1e9,
+            "max_drift": 1e9,
+        },
         kind="classifier" if adapter.is_classifier else "detector",
-    )  # fmt: skip
+    )
     with TTTRun(adapter, config) as run:
         entries = [entry for batch in run.online(load_dataset(folder / "images").records) for entry in batch]
         report = run.report()

@@ -40,25 +40,47 @@ def _labels() -> dict[str, Any]:
 
 def _rt_detr() -> dict[str, Any]:
     backbone = hf.RTDetrResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    )
     return {
-        "backbone_config": backbone, "encoder_hidden_dim": 16, "encoder_in_channels": [8, 16, 16],
-        "encoder_ffn_dim": 16, "encoder_attention_heads": 2, "encode_proj_layers": [2], "d_model": 16, "num_queries": 12,
-        "decoder_in_channels": [16, 16, 16], "decoder_ffn_dim": 16, "decoder_layers": 2, "decoder_attention_heads": 2,
-        "num_denoising": 0, "num_feature_levels": 3, **_labels(),
-    }  # fmt: skip
+        "backbone_config": backbone,
+        "encoder_hidden_dim": 16,
+        "encoder_in_channels": [8, 16, 16],
+        "encoder_ffn_dim": 16,
+        "encoder_attention_heads": 2,
+        "encode_proj_layers": [2],
+        "d_model": 16,
+        "num_queries": 12,
+        "decoder_in_channels": [16, 16, 16],
+        "decoder_ffn_dim": 16,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 2,
+        "num_denoising": 0,
+        "num_feature_levels": 3,
+        **_labels(),
+    }
 
 
 def _d_fine() -> dict[str, Any]:
     backbone = hf.HGNetV2Config(
-        stem_channels=[3, 8, 8], stage_in_channels=[8, 8, 8, 16], stage_mid_channels=[8, 8, 8, 8],
-        stage_out_channels=[8, 8, 16, 16], stage_num_blocks=[1, 1, 1, 1], stage_downsample=[False, True, True, True],
-        stage_light_block=[False, False, True, True], stage_kernel_size=[3, 3, 3, 3], stage_numb_of_layers=[1, 1, 1, 1],
-        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1],
+        stem_channels=[3, 8, 8],
+        stage_in_channels=[8, 8, 8, 16],
+        stage_mid_channels=[8, 8, 8, 8],
+        stage_out_channels=[8, 8, 16, 16],
+        stage_num_blocks=[1, 1, 1, 1],
+        stage_downsample=[False, True, True, True],
+        stage_light_block=[False, False, True, True],
+        stage_kernel_size=[3, 3, 3, 3],
+        stage_numb_of_layers=[1, 1, 1, 1],
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
         out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    )
     return {**_rt_detr(), "backbone_config": backbone, "max_num_bins": 8, "decoder_n_points": [2, 2, 2]}
 
 
@@ -67,23 +89,42 @@ def _detr() -> Any:
         embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
     )
     return hf.DetrConfig(
-        backbone_config=backbone, d_model=16, num_queries=8, encoder_layers=1, decoder_layers=1,
-        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, **_labels(),
-    )  # fmt: skip
+        backbone_config=backbone,
+        d_model=16,
+        num_queries=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        **_labels(),
+    )
 
 
 def _yolos() -> Any:
     return hf.YolosConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=[64, 64],
-        patch_size=16, num_detection_tokens=8, **_labels(),
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=[64, 64],
+        patch_size=16,
+        num_detection_tokens=8,
+        **_labels(),
+    )
 
 
 def _vit() -> Any:
     return hf.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=8,
         **_labels(),
-    )  # fmt: skip
+    )
 
 
 def _resnet() -> Any:

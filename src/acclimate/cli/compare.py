@@ -17,17 +17,29 @@ from acclimate.vision.config import METHOD_NAMES
 
 @click.command("compare", short_help="Run several methods over the same images and compare them.")
 @click.argument("images", type=options.existing_path())
-@click.option("-o", "--output", type=options.existing_path(), default=Path("comparison"), show_default=True,
-              help="A folder for comparison.json, comparison.png and the predictions.")
-@click.option("--ground-truth", type=options.existing_path(), help="COCO annotations or class labels; without it, agreement is compared.")
-@click.option("--methods", default=",".join((BASELINE, *METHOD_NAMES)), show_default=True, help="Which, with commas between.")
+@click.option(
+    "-o",
+    "--output",
+    type=options.existing_path(),
+    default=Path("comparison"),
+    show_default=True,
+    help="A folder for comparison.json, comparison.png and the predictions.",
+)
+@click.option(
+    "--ground-truth",
+    type=options.existing_path(),
+    help="COCO annotations or class labels; without it, agreement is compared.",
+)
+@click.option(
+    "--methods", default=",".join((BASELINE, *METHOD_NAMES)), show_default=True, help="Which, with commas between."
+)
 @options.model_options
 @options.data_options
 @options.ttt_options
 @click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
 @click.pass_context
 @reports_input_errors
-def compare_command(context: click.Context, **values: Any) -> None:
+def compare_command(context: click.Context, /, **values: Any) -> None:
     """Run several methods over IMAGES, print a table, and save it with a picture.
 
     Every method runs with its own preset, online unless --ttt-reset says otherwise; what is given wins for all.
@@ -39,7 +51,7 @@ def compare_command(context: click.Context, **values: Any) -> None:
         ground_truth=values["ground_truth"],
         methods=tuple(name.strip() for name in values["methods"].split(",") if name.strip()),
         adapter=options.adapter_options(values),
-        given={name: value for name, value in options.given_ttt_settings(context).items()},
+        given=options.given_ttt_settings(context),
         corruption=options.corruption(values),
         ttt_source=values["ttt_source"],
         images_root=values["images_root"],

@@ -23,9 +23,21 @@ def demo_group() -> None:
 
 
 @demo_group.command("vision")
-@click.option("-o", "--output", type=options.existing_path(), default=Path("acclimate-demo"), show_default=True,
-              help="A folder for images, weights, table and picture.")
-@click.option("--corrupt", default="gaussian_noise:5", show_default=True, metavar="NAME[:SEVERITY]", help="What the camera does to the images.")
+@click.option(
+    "-o",
+    "--output",
+    type=options.existing_path(),
+    default=Path("acclimate-demo"),
+    show_default=True,
+    help="A folder for images, weights, table and picture.",
+)
+@click.option(
+    "--corrupt",
+    default="gaussian_noise:5",
+    show_default=True,
+    metavar="NAME[:SEVERITY]",
+    help="What the camera does to the images.",
+)
 @reports_input_errors
 def demo_vision_command(output: Path, corrupt: str) -> None:
     """Adapt a small network to corrupted handwritten digits with every method, and compare."""  # fmt: skip

@@ -16,8 +16,12 @@ from acclimate.vision.predictions import read_predictions
 
 @click.command("evaluate", short_help="Score predictions against COCO annotations or class labels.")
 @click.argument("predictions", type=options.existing_path())
-@click.option("--ground-truth", type=options.existing_path(), required=True,
-              help="COCO annotations (json), or class labels as json {image: class} or csv image,label.")
+@click.option(
+    "--ground-truth",
+    type=options.existing_path(),
+    required=True,
+    help="COCO annotations (json), or class labels as json {image: class} or csv image,label.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_input_errors
 def evaluate_command(predictions: Path, ground_truth: Path, as_json: bool) -> None:

@@ -21,10 +21,22 @@ from acclimate.vision.ttt import dry_run
 
 @click.command("export", short_help="Predict images, adapted or not, and write the predictions.")
 @click.argument("images", type=options.existing_path())
-@click.option("-o", "--output", type=options.existing_path(), default=Path("predictions.json"), show_default=True,
-              help="The predictions file.")
-@click.option("--format", "output_format", type=click.Choice(["acclimate", "coco"]), default="acclimate", show_default=True,
-              help="acclimate's entries, or COCO results.")
+@click.option(
+    "-o",
+    "--output",
+    type=options.existing_path(),
+    default=Path("predictions.json"),
+    show_default=True,
+    help="The predictions file.",
+)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["acclimate", "coco"]),
+    default="acclimate",
+    show_default=True,
+    help="acclimate's entries, or COCO results.",
+)
 @click.option("--wrap", is_flag=True, help="Write {schema_version, predictions, meta}.")
 @click.option("--config", metavar="TEXT", help="Repeated in meta.config.")
 @options.model_options
@@ -45,7 +57,7 @@ from acclimate.vision.ttt import dry_run
 @click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
 @click.pass_context
 @reports_input_errors
-def export_command(context: click.Context, **values: Any) -> None:
+def export_command(context: click.Context, /, **values: Any) -> None:
     """Predict IMAGES (a folder, a list file or a COCO json) and write the predictions.
 
     With --ttt the model is adapted to the images first, or while predicting (--ttt-reset). A preset fills in the
@@ -54,9 +66,13 @@ def export_command(context: click.Context, **values: Any) -> None:
     set_up_logging(values["verbose"])
     given = options.given_ttt_settings(context)
     if not values["ttt"]:
-        typed = [name for name in (*given, "ttt_log_out", "ttt_dry_run", "ttt_preset") if values.get(name) or name in given]
+        typed = [
+            name for name in (*given, "ttt_log_out", "ttt_dry_run", "ttt_preset") if values.get(name) or name in given
+        ]
         if typed:
-            raise ConfigError(f"settings of TTT were given ({', '.join(typed)}) without --ttt; add it, or leave them out")
+            raise ConfigError(
+                f"settings of TTT were given ({', '.join(typed)}) without --ttt; add it, or leave them out"
+            )
     job = ExportJob(
         source=values["images"],
         output=values["output"],
@@ -108,7 +124,9 @@ def _print_summary(job: ExportJob, result: ExportResult) -> None:
     for warning in result.meta["warnings"]:
         lines.append(f"note: {warning}")
     if result.report is not None:
-        counts = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in result.report.session.counts.items())
+        counts = ", ".join(
+            f"{count} {verdict.replace('_', ' ')}" for verdict, count in result.report.session.counts.items()
+        )
         lines.append(
             f"ttt {result.report.session.method}: {result.report.batches} batches ({counts or 'no step'}), "
             f"{result.report.changed_param_count} of {result.report.updated_param_count} selected elements changed"

@@ -54,14 +54,25 @@ def model_options(command: Command) -> Command:
     """Add the options that choose and load a model."""
     return _apply(
         command,
-        click.option("--adapter", type=click.Choice(ADAPTERS), default="transformers", show_default=True,
-                     help="What loads and runs the model."),
-        click.option("--model", metavar="NAME", help="A folder or hub name (transformers), or package.module:factory (torch)."),
+        click.option(
+            "--adapter",
+            type=click.Choice(ADAPTERS),
+            default="transformers",
+            show_default=True,
+            help="What loads and runs the model.",
+        ),
+        click.option(
+            "--model", metavar="NAME", help="A folder or hub name (transformers), or package.module:factory (torch)."
+        ),
         click.option("--checkpoint", metavar="FILE", help="Weights for the torch adapter, as safetensors."),
-        click.option("--trust-pickle", is_flag=True, help="Allow weights that are not safetensors; loading them runs code."),
+        click.option(
+            "--trust-pickle", is_flag=True, help="Allow weights that are not safetensors; loading them runs code."
+        ),
         click.option("--device", default="cpu", show_default=True, help="Where to run: cpu, cuda, cuda:1, ..."),
-        click.option("--score-threshold", type=float, default=0.05, show_default=True, help="Detections below are not written."),
-    )  # fmt: skip
+        click.option(
+            "--score-threshold", type=float, default=0.05, show_default=True, help="Detections below are not written."
+        ),
+    )
 
 
 def data_options(command: Command) -> Command:
@@ -70,8 +81,12 @@ def data_options(command: Command) -> Command:
         command,
         click.option("--images-root", type=existing_path(), help="Where the paths of a list or COCO file start."),
         click.option("--max-images", type=click.IntRange(min=1), help="Only the first so many images."),
-        click.option("--corrupt", metavar="NAME[:SEVERITY]", help="Put every image through a corruption first (see acclimate corrupt --list)."),
-    )  # fmt: skip
+        click.option(
+            "--corrupt",
+            metavar="NAME[:SEVERITY]",
+            help="Put every image through a corruption first (see acclimate corrupt --list).",
+        ),
+    )
 
 
 def ttt_options(command: Command) -> Command:
@@ -83,26 +98,78 @@ def ttt_options(command: Command) -> Command:
         click.option("--ttt-lr", type=float, default=1e-4, help=f"Learning rate.  [default: 0.0001; {preset}]"),
         click.option("--ttt-batch-size", type=int, default=1, help=f"Images in a batch.  [default: 1; {preset}]"),
         click.option("--ttt-max-batches", type=int, help="Adapt on at most so many batches."),
-        click.option("--ttt-update-filter", type=click.Choice(FILTER_KINDS), default="all", help=f"Which parameters may move.  [default: all; {preset}]"),
+        click.option(
+            "--ttt-update-filter",
+            type=click.Choice(FILTER_KINDS),
+            default="all",
+            help=f"Which parameters may move.  [default: all; {preset}]",
+        ),
         click.option("--ttt-include", multiple=True, metavar="PATTERN", help="Only parameters that match; repeatable."),
-        click.option("--ttt-exclude", multiple=True, metavar="PATTERN", help="Never parameters that match; repeatable."),
-        click.option("--ttt-mask-prob", type=float, default=0.6, show_default=True, help="mim: probability of hiding a patch."),
-        click.option("--ttt-patch-size", type=int, default=16, show_default=True, help="mim: side of a patch in pixels."),
-        click.option("--ttt-mask-value", type=float, default=0.0, show_default=True, help="mim: value of hidden pixels."),
-        click.option("--ttt-reset", type=click.Choice(RESET_POLICIES), default="stream", help="stream: adapt, then predict all; sample: each image by itself; online: both in one pass."),
+        click.option(
+            "--ttt-exclude", multiple=True, metavar="PATTERN", help="Never parameters that match; repeatable."
+        ),
+        click.option(
+            "--ttt-mask-prob", type=float, default=0.6, show_default=True, help="mim: probability of hiding a patch."
+        ),
+        click.option(
+            "--ttt-patch-size", type=int, default=16, show_default=True, help="mim: side of a patch in pixels."
+        ),
+        click.option(
+            "--ttt-mask-value", type=float, default=0.0, show_default=True, help="mim: value of hidden pixels."
+        ),
+        click.option(
+            "--ttt-reset",
+            type=click.Choice(RESET_POLICIES),
+            default="stream",
+            help="stream: adapt, then predict all; sample: each image alone; online: both in one pass.",
+        ),
         click.option("--ttt-seed", type=int, default=0, show_default=True, help="Of everything random."),
-        click.option("--ttt-option", "ttt_options", multiple=True, metavar="NAME=VALUE", help="A field of the method (see docs/methods); repeatable."),
+        click.option(
+            "--ttt-option",
+            "ttt_options",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A field of the method (see docs/methods); repeatable.",
+        ),
         click.option("--ttt-source", type=existing_path(), help="eata: unlabelled source images for the Fisher term."),
-        click.option("--ttt-guards/--no-ttt-guards", default=True, show_default=True, help="Judge every step; roll back what is bad."),
-        click.option("--ttt-max-update", type=float, default=0.1, help=f"Largest step relative to the weights' norm.  [default: 0.1; {preset}]"),
-        click.option("--ttt-max-drift", type=float, default=0.5, help=f"Largest distance from the source.  [default: 0.5; {preset}]"),
-        click.option("--ttt-collapse-share", type=float, help="Reset when one class takes more than this share of the last 256 decisions."),
-        click.option("--ttt-probe/--no-ttt-probe", default=False, help="Compare the entropy on the first batch around every step."),
+        click.option(
+            "--ttt-guards/--no-ttt-guards",
+            default=True,
+            show_default=True,
+            help="Judge every step; roll back what is bad.",
+        ),
+        click.option(
+            "--ttt-max-update",
+            type=float,
+            default=0.1,
+            help=f"Largest step relative to the weights' norm.  [default: 0.1; {preset}]",
+        ),
+        click.option(
+            "--ttt-max-drift",
+            type=float,
+            default=0.5,
+            help=f"Largest distance from the source.  [default: 0.5; {preset}]",
+        ),
+        click.option(
+            "--ttt-collapse-share",
+            type=float,
+            help="Reset when one class takes more than this share of the last 256 decisions.",
+        ),
+        click.option(
+            "--ttt-probe/--no-ttt-probe",
+            default=False,
+            help="Compare the entropy on the first batch around every step.",
+        ),
         click.option("--ttt-max-seconds", type=float, help="Stop adapting after so many seconds."),
         click.option("--lora-rank", type=int, help="Attach low-rank weights of this rank for the run."),
         click.option("--lora-alpha", type=float, help="Their scale times the rank.  [default: the rank]"),
-        click.option("--lora-targets", multiple=True, metavar="PATTERN", help="Layers that get them; repeatable.  [default: every linear layer and convolution]"),
-    )  # fmt: skip
+        click.option(
+            "--lora-targets",
+            multiple=True,
+            metavar="PATTERN",
+            help="Layers that get them; repeatable.  [default: every linear layer and convolution]",
+        ),
+    )
 
 
 def preset_option(command: Command) -> Command:
@@ -110,16 +177,24 @@ def preset_option(command: Command) -> Command:
     names = ", ".join(PRESETS)
     return _apply(
         command,
-        click.option("--ttt-preset", metavar="NAME", help=f"{names}, or none for the bare defaults.  [default: the method's own]"),
-    )  # fmt: skip
+        click.option(
+            "--ttt-preset", metavar="NAME", help=f"{names}, or none for the bare defaults.  [default: the method's own]"
+        ),
+    )
 
 
 def method_option(command: Command) -> Command:
     """Add the option that names the method."""
     return _apply(
         command,
-        click.option("--ttt-method", type=click.Choice(METHOD_NAMES), default="tent", show_default=True, help="What to do with a batch."),
-    )  # fmt: skip
+        click.option(
+            "--ttt-method",
+            type=click.Choice(METHOD_NAMES),
+            default="tent",
+            show_default=True,
+            help="What to do with a batch.",
+        ),
+    )
 
 
 def adapter_options(values: dict[str, Any]) -> AdapterOptions:

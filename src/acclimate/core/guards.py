@@ -112,7 +112,9 @@ class MaxDrift:
     def __call__(self, evidence: Evidence) -> Trip | None:
         """Judge one step."""
         if evidence.relative_drift > self.limit:
-            return Trip(f"drift of {evidence.relative_drift:.3g} times the weights' norm exceeds {self.limit:g}", "reset")
+            return Trip(
+                f"drift of {evidence.relative_drift:.3g} times the weights' norm exceeds {self.limit:g}", "reset"
+            )
         return None
 
 

@@ -154,4 +154,3 @@ def mixed(inputs: Tensor, source_mean: Tensor, source_var: Tensor, *, source_str
 
 def _values_per_channel(inputs: Tensor) -> int:
     return inputs.numel() // max(1, inputs.shape[1])
-

@@ -182,7 +182,7 @@ class Session:
         self._write(self._prediction_weights())
 
     def set_probe(self, probe: Any) -> None:
-        """Take ``probe`` as the batch on which entropy and agreement with the present weights are measured from here on."""
+        """Measure entropy, and agreement with the present weights, on the batch ``probe`` from here on."""
         self._open()
         self.probe = probe
         self._probe_loss, self._probe_classes = self._measure_probe()
@@ -362,8 +362,4 @@ def settings_of(method: Method) -> dict[str, Any]:
     """Return a method's hyper-parameters as plain values; tensors are left out."""
     if not dataclasses.is_dataclass(method):
         return {}
-    return {
-        f.name: plain(getattr(method, f.name))
-        for f in dataclasses.fields(method)
-        if f.repr
-    }
+    return {f.name: plain(getattr(method, f.name)) for f in dataclasses.fields(method) if f.repr}

@@ -74,7 +74,7 @@ class Snapshot:
         if not self._parameters:
             return 0.0
         differences = torch._foreach_sub(self._parameters, self._copies[: len(self._parameters)])
-        return _norm(differences)
+        return _norm(list(differences))
 
     @torch.no_grad()
     def parameter_norm(self) -> float:

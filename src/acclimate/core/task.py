@@ -130,7 +130,9 @@ class Classification:
         """Yield the augmented copies of :func:`acclimate.core.views.augmented`; nothing needs undoing."""
         images = self.images(batch)
         for _ in range(count):
-            augmented = views.augmented(images, rng=rng, pixel_range=self.pixel_range, flip_probability=0.5 * self.flips)
+            augmented = views.augmented(
+                images, rng=rng, pixel_range=self.pixel_range, flip_probability=0.5 * self.flips
+            )
             yield View(augmented, undo=_unchanged)
 
     def merge(self, outputs: Sequence[Any], reference: Any | None) -> Tensor:

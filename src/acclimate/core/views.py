@@ -127,7 +127,8 @@ def _hue_saturation_matrix(saturation: float, hue_turns: float) -> Tensor:
         [[1, 0, 0], [0, saturation * cos, -saturation * sin], [0, saturation * sin, saturation * cos]],
         dtype=torch.float64,
     )
-    return torch.linalg.inv(to_yiq) @ change @ to_yiq
+    matrix: Tensor = torch.linalg.inv(to_yiq) @ change @ to_yiq
+    return matrix
 
 
 def affine(images: Tensor, *, degrees: float, shift: tuple[float, float], scale: float, flip: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""CoTTA: continual adaptation by a weight-averaged teacher and stochastic restoring (Wang et al., CVPR 2022, arXiv 2203.13591)."""
+"""CoTTA: a weight-averaged teacher and stochastic restoring (Wang et al., CVPR 2022, arXiv 2203.13591)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ class Cotta:
         optimizer.step()
         with torch.no_grad():
             parameters = [parameter.data for parameter in selection.parameters.values()]
-            teacher = torch._foreach_lerp([state.teacher[name] for name in selection.parameters], parameters, 1 - self.ema)
+            teacher = torch._foreach_lerp(
+                [state.teacher[name] for name in selection.parameters], parameters, 1 - self.ema
+            )
             self._restore(parameters, [state.source[name] for name in selection.parameters], rng)
         next_state = CottaState(dict(zip(selection.parameters, teacher, strict=True)), state.source)
         return Step(next_state, detach(teacher_outputs), loss.detach(), len(divergence))
@@ -127,7 +129,8 @@ class Cotta:
             return task.forward(teacher, batch)
         reference = None if task.aligned else task.forward(teacher, batch)
         outputs = [
-            view.undo(task.forward(teacher, layout.for_prediction(view.batch))) for view in task.views(batch, count=self.view_count, rng=rng)
+            view.undo(task.forward(teacher, layout.for_prediction(view.batch)))
+            for view in task.views(batch, count=self.view_count, rng=rng)
         ]
         return task.merge(outputs, reference)
 

@@ -1,4 +1,4 @@
-"""EATA: entropy of reliable, non-redundant samples, with an anti-forgetting pull (Niu et al., ICML 2022, arXiv 2204.02610)."""
+"""EATA: entropy of reliable, non-redundant samples, near the source (Niu et al., ICML 2022, arXiv 2204.02610)."""
 
 from __future__ import annotations
 
@@ -131,12 +131,12 @@ class Eata:
             return ()
         if self.anchor_weight == 0:
             return ("eata: no source samples, so no Fisher term; nothing holds the weights near the source",)
-        return (f"eata: no source samples, so a plain squared distance (weight {self.anchor_weight:g}) stands in "
-                "for the Fisher term",)
+        return (
+            f"eata: no source samples, so a plain squared distance (weight {self.anchor_weight:g}) stands in "
+            "for the Fisher term",
+        )
 
-    def _with_pull(
-        self, loss: Tensor, parameters: Mapping[str, nn.Parameter], source: Mapping[str, Tensor]
-    ) -> Tensor:
+    def _with_pull(self, loss: Tensor, parameters: Mapping[str, nn.Parameter], source: Mapping[str, Tensor]) -> Tensor:
         if self.fisher_weight == 0 or (self.fisher is None and self.anchor_weight == 0):
             return loss
         differences = torch._foreach_sub(list(parameters.values()), [source[name] for name in parameters])
@@ -166,8 +166,8 @@ def fisher_information(
         ConfigError: there is no batch.
     """
     task = Classification() if task is None else task
-    method = Eata() if method is None else method
-    with method.select(model) as selection, torch.enable_grad():
+    selecting_method: Any = Eata() if method is None else method
+    with selecting_method.select(model) as selection, torch.enable_grad():
         names, parameters = list(selection.parameters), list(selection.parameters.values())
         totals = [torch.zeros_like(parameter) for parameter in parameters]
         count = 0

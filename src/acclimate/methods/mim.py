@@ -1,5 +1,8 @@
-"""MIM: learn from masked images, by reconstruction (Gandelsman et al., NeurIPS 2022, arXiv 2209.07522, after He et al.,
-CVPR 2022, arXiv 2111.06377) or by consistent predictions (Hoyer et al., CVPR 2023, arXiv 2212.01322)."""
+"""MIM: learn from masked images, by reconstruction or by consistent predictions.
+
+Reconstruction at test time is Gandelsman et al., NeurIPS 2022 (arXiv 2209.07522), after He et al., CVPR 2022 (arXiv
+2111.06377); masked image consistency is Hoyer et al., CVPR 2023 (arXiv 2212.01322).
+"""
 
 from __future__ import annotations
 

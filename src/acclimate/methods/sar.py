@@ -1,4 +1,4 @@
-"""SAR: sharpness-aware entropy minimisation of reliable samples, with recovery (Niu et al., ICLR 2023, arXiv 2302.12400)."""
+"""SAR: sharpness-aware entropy of reliable samples, with recovery (Niu et al., ICLR 2023, arXiv 2302.12400)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,9 @@ def make_adapter(options: AdapterOptions, *, reader: ImageReader, categories: Ma
         from acclimate.vision.transformers_adapter import TransformersAdapter
 
         if options.checkpoint:
-            raise ConfigError("--checkpoint is for the adapter torch; the transformers adapter loads --model as a whole")
+            raise ConfigError(
+                "--checkpoint is for the adapter torch; the transformers adapter loads --model as a whole"
+            )
         return TransformersAdapter(
             options.model,
             reader=reader,

@@ -111,7 +111,9 @@ class TTTConfig:
         values = preset_values(preset, kind)
         method = given.get("method", values["method"])
         if method != values["method"]:
-            raise ConfigError(f"preset {preset!r} is for method {values['method']!r}, not {method!r}; leave one of them out")
+            raise ConfigError(
+                f"preset {preset!r} is for method {values['method']!r}, not {method!r}; leave one of them out"
+            )
         options = {**values.pop("method_options", {}), **given.get("method_options", {})}
         return cls(**{**values, **given, "method_options": options, "preset": preset})
 

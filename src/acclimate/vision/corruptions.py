@@ -121,7 +121,9 @@ def frost(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Im
         length = max(3, int(_scaled(image, 24)) | 1)
         needle = np.zeros((length, length), np.float32)
         needle[length // 2] = 1.0 / length
-        turned = cv2.warpAffine(needle, cv2.getRotationMatrix2D((length // 2, length // 2), angle, 1.0), (length, length))
+        turned = cv2.warpAffine(
+            needle, cv2.getRotationMatrix2D((length // 2, length // 2), angle, 1.0), (length, length)
+        )
         streaks = cv2.filter2D(field, -1, turned, borderType=cv2.BORDER_REFLECT)
         crystals = np.maximum(crystals, streaks)
     crystals = (crystals - crystals.min()) / max(float(np.ptp(crystals)), 1e-6)
@@ -195,15 +197,16 @@ CORRUPTIONS: Final[dict[str, Corruption]] = {
 
 
 def _to_unit(image: Uint8Image) -> FloatImage:
-    return image.astype(np.float32) / 255
+    return image.astype(np.float32) / np.float32(255)
 
 
 def _to_uint8(image: npt.NDArray[np.floating]) -> Uint8Image:
-    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    result: Uint8Image = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return result
 
 
 def _scaled(image: Uint8Image, pixels: float) -> float:
-    return pixels * min(image.shape[:2]) / _REFERENCE_SIDE
+    return pixels * float(min(image.shape[:2])) / _REFERENCE_SIDE
 
 
 def _plasma(height: int, width: int, decay: float, rng: np.random.Generator) -> FloatImage:
@@ -216,4 +219,5 @@ def _plasma(height: int, width: int, decay: float, rng: np.random.Generator) -> 
         amplitude /= decay
         cells *= 2
     low, high = float(total.min()), float(total.max())
-    return (total - low) / max(high - low, 1e-6)
+    scaled: FloatImage = ((total - low) / max(high - low, 1e-6)).astype(np.float32)
+    return scaled

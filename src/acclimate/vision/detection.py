@@ -109,7 +109,7 @@ class Detection:
         return {**batch, "pixel_values": images} if isinstance(batch, Mapping) else images
 
     def views(self, batch: Any, *, count: int, rng: torch.Generator) -> Iterator[View]:
-        """Yield copies with other colours, blur and noise, half of them mirrored; boxes are un-mirrored on the way back."""
+        """Yield copies with other colours, blur and noise, half of them mirrored; boxes are mirrored back."""
         images = self.images(batch)
         for _ in range(count):
             flip = self.flips and float(torch.rand((), generator=rng, device=rng.device)) < 0.5

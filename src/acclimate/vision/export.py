@@ -98,7 +98,9 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         InputError: something that was given cannot be used; nothing is written then.
     """
     if job.format == "coco" and job.wrap:
-        raise ConfigError("--wrap adds acclimate's meta to predictions, and COCO results have no place for it; leave one out")
+        raise ConfigError(
+            "--wrap adds acclimate's meta to predictions, and COCO results have no place for it; leave one out"
+        )
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
     reader = ImageReader(job.corruption)
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
@@ -270,7 +272,9 @@ class _Partial:
     def _load(self) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines()
         if not lines or json.loads(lines[0]).get("key") != self._key:
-            raise DataError(f"{self.path} is from a run with other images or settings; delete it, or leave out --resume")
+            raise DataError(
+                f"{self.path} is from a run with other images or settings; delete it, or leave out --resume"
+            )
         for line in lines[1:]:
             try:
                 self.entries.extend(json.loads(line))

@@ -124,4 +124,5 @@ def _from_array(values: np.ndarray, path: Path) -> Uint8Image:
         raise DataError(f"{path}: holds NaN or infinity")
     if values.min() < 0 or values.max() > 1:
         raise DataError(f"{path}: floats must lie in [0, 1], got {values.min():g} to {values.max():g}")
-    return np.rint(values * 255).astype(np.uint8)
+    pixels: Uint8Image = np.rint(values * 255).astype(np.uint8)
+    return pixels

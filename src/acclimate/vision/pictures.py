@@ -43,7 +43,9 @@ def before_and_after(
     # Stable: among those that differ, and among those that do not, the order of the data set.
     pairs.sort(key=lambda pair: _headline(pair[0]) == _headline(pair[1]))
     chosen = pairs[:_COLUMNS]
-    figure, grid = plt.subplots(2, len(chosen), figsize=(2.1 * len(chosen) + 0.6, 4.9), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        2, len(chosen), figsize=(2.1 * len(chosen) + 0.6, 4.9), squeeze=False, layout="constrained"
+    )
     for column, pair in enumerate(chosen):
         record = Record(pair[0]["image"], pair[0]["image_id"])
         pixels = reader.read(record)

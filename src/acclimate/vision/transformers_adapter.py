@@ -165,4 +165,3 @@ class TransformersAdapter:
                 f"{folder / pickles[0]} is not safetensors, and loading a pickle runs code from it; "
                 "convert it, or pass --trust-pickle if you trust its source"
             )
-

@@ -142,7 +142,9 @@ class TTTRun:
             if on_batch is not None:
                 on_batch(len(batch.records) if isinstance(batch, ImageBatch) else report.samples)
 
-    def predict(self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None) -> Iterator[list[Entry]]:
+    def predict(
+        self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
+    ) -> Iterator[list[Entry]]:
         """Yield the entries of each batch, predicted as the method predicts.
 
         Args:
@@ -158,7 +160,9 @@ class TTTRun:
             outputs = self._outputs(batch.inputs, augment)
             yield self.adapter.entries(outputs, batch)
 
-    def online(self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None) -> Iterator[list[Entry]]:
+    def online(
+        self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
+    ) -> Iterator[list[Entry]]:
         """Yield the entries of each batch, from the same pass that adapts; after ``max_batches`` only predict."""
         limit = self.config.max_batches
         for batch in self._loader(records):
@@ -172,7 +176,9 @@ class TTTRun:
                     outputs = augment(batch.inputs, _first_from(outputs, self.session.predict))
             yield self.adapter.entries(outputs, batch)
 
-    def sample(self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None) -> Iterator[list[Entry]]:
+    def sample(
+        self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
+    ) -> Iterator[list[Entry]]:
         """Yield the entry of each image: adapt to it alone, predict it, and go back to the source."""
         for batch in self.adapter.build_loader(records, batch_size=1):
             self.session.reset()
@@ -236,7 +242,9 @@ class TTTRun:
         if config.method == "bn":
             self._warnings.append("bn has no gradient: steps, lr and update filter have no effect")
         if config.reset == "sample" and config.batch_size != 1:
-            self._warnings.append(f"reset 'sample' adapts to one image at a time; batch size {config.batch_size} is not used")
+            self._warnings.append(
+                f"reset 'sample' adapts to one image at a time; batch size {config.batch_size} is not used"
+            )
 
 
 def run_ttt(
@@ -281,10 +289,17 @@ def inputs_of(batch: Any) -> Any:
 
 def _step_warnings(session: SessionReport) -> list[str]:
     found = []
-    for verdict, words in (("rolled_back", "rolled back"), ("reset", "reset to the source weights"), ("recovered", "recovered")):
+    for verdict, words in (
+        ("rolled_back", "rolled back"),
+        ("reset", "reset to the source weights"),
+        ("recovered", "recovered"),
+    ):
         steps = [step for step in session.steps if step.verdict == verdict]
         if steps:
-            found.append(f"{len(steps)} of {len(session.steps)} steps were {words}; first, step {steps[0].index}: {steps[0].reason}")
+            found.append(
+                f"{len(steps)} of {len(session.steps)} steps were {words}; first, step {steps[0].index}: "
+                f"{steps[0].reason}"
+            )
     if session.steps and all(step.verdict == "skipped" for step in session.steps):
         found.append("every batch was skipped: nothing was worth learning from, and the model is as it was")
     return found
