@@ -72,10 +72,13 @@ class Method(Protocol):
         *,
         task: Task,
         selection: Selection,
-        optimizer: torch.optim.Optimizer | None,
+        optimizer: Any,
         rng: torch.Generator,
     ) -> Step:
-        """Learn from ``batch``: move the selected tensors and return what was done."""
+        """Learn from ``batch``: move the selected tensors and return what was done.
+
+        ``optimizer`` is what :meth:`optimizer` returned, and ``rng`` lives on the model's device.
+        """
         ...
 
     def predict(self, model: nn.Module, inputs: Any, state: Any, *, task: Task) -> Any:

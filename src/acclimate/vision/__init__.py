@@ -3,6 +3,20 @@
 from acclimate.vision.config import PRESETS, TTTConfig
 from acclimate.vision.export import ExportJob, export
 from acclimate.vision.records import Record, load_dataset
+from acclimate.vision.runners import TentRunner, TTTMIMResult, run_ttt_mim
 from acclimate.vision.ttt import TTTReport, TTTRun, run_ttt
 
-__all__ = ["PRESETS", "ExportJob", "Record", "TTTConfig", "TTTReport", "TTTRun", "export", "load_dataset", "run_ttt"]
+__all__ = [
+    "PRESETS",
+    "ExportJob",
+    "Record",
+    "TTTConfig",
+    "TTTMIMResult",
+    "TTTReport",
+    "TTTRun",
+    "TentRunner",
+    "export",
+    "load_dataset",
+    "run_ttt",
+    "run_ttt_mim",
+]
