@@ -32,7 +32,7 @@ CORRUPTIONS = (
     ("jpeg", 3),
     ("clean", 0),
 )
-STRENGTHS = (0, 4, 8, 16, 32, 64, 128)
+STRENGTHS = (None, 0, 4, 8, 16, 32, 64, 128)
 IMAGES_BY_BATCH = {1: 256, 4: 512, 8: 512, 16: 512, 64: 1024, 200: 1024}
 
 
@@ -64,7 +64,10 @@ def main() -> None:
                     errors[stream] = round(100 * float((found != labels[:count]).float().mean()), 2)
             mean = round(float(np.mean(list(errors.values()))), 2)
             rows.append({"batch_size": batch_size, "strength": strength, "mean_error_percent": mean, "errors": errors})
-            print(f"batch {batch_size:3d}  N {strength:3d}  mean {mean:5.2f} %  {errors}", flush=True)
+            print(
+                f"batch {batch_size:3d}  N {'half' if strength is None else strength!s:4s}  mean {mean:5.2f} %  {errors}",
+                flush=True,
+            )
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")

@@ -174,41 +174,50 @@ def _finish(run: Run, method: Clock, plain: Clock, bare: Clock) -> None:
         run.bare_against_plain = round(bare.seconds / plain.seconds, 3)
 
 
-def experiments(model: nn.Module, data: Data, *, cotta: bool) -> Iterator[Run]:
-    """Yield every run; the settings are those of the reference page."""
+def experiments(model: nn.Module, data: Data, *, only: str | None) -> Iterator[Run]:
+    """Yield every run; the settings are those of the authors."""
     fisher = fisher_information(copy.deepcopy(model), data.source.split(64))
     bn, tent = Bn(source_strength=0), Tent(lr=1e-3)
     eata, sar = Eata(lr=5e-3, fisher=fisher, fisher_weight=1.0), Sar(lr=1e-3, base="adam")
     mim = Mim(patch_size=4)
+    methods: dict[str, Any] = {
+        "bn": bn,
+        "bn, half and half": Bn(),
+        "tent": tent,
+        "eata": eata,
+        "sar": sar,
+        "mim": mim,
+    }
+    continual: dict[str, Any] = {
+        "eata, no source samples": Eata(lr=5e-3),
+        "cotta, no views needed": Cotta(anchor_threshold=0.0),
+        "cotta": Cotta(),
+    }
     for stream in STREAMS:
-        yield measure_plain(model, stream, data)
-        yield measure(model, bn, stream, data, name="bn")
-        yield measure(model, Bn(), stream, data, name="bn, default strength")
-        yield measure(model, tent, stream, data, name="tent")
-        yield measure(model, eata, stream, data, name="eata")
-        yield measure(model, sar, stream, data, name="sar")
-        yield measure(model, mim, stream, data, name="mim")
-        if stream.name == "continual":
-            yield measure(model, tent, stream, data, name="tent", guards=True)
-            yield measure(model, eata, stream, data, name="eata", guards=True)
-            yield measure(model, Eata(lr=5e-3), stream, data, name="eata, no source samples")
-            yield measure(model, Cotta(anchor_threshold=0.0), stream, data, name="cotta, no views needed")
-            if cotta:
-                yield measure(model, Cotta(), stream, data, name="cotta")
+        if only in (None, "none"):
+            yield measure_plain(model, stream, data)
+        for name, method in (methods | (continual if stream.name == "continual" else {})).items():
+            if only not in (None, name):
+                continue
+            yield measure(model, method, stream, data, name=name)
+            if stream.name == "continual" and name in ("tent", "eata"):
+                yield measure(model, method, stream, data, name=name, guards=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/, or that folder itself")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
-    parser.add_argument("--skip-cotta", action="store_true", help="leave out the run with 32 views (minutes)")
+    parser.add_argument("--only", metavar="METHOD", help="run one method and replace its rows in --out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     folder = options.data / "cifar10" if (options.data / "cifar10").is_dir() else options.data
     data, model = Data(folder), load(folder / "resnet20.safetensors")
-    runs = []
-    for run in experiments(model, data, cotta=not options.skip_cotta):
-        runs.append(run)
+    runs: list[dict[str, Any]] = []
+    if options.only is not None and options.out is not None and options.out.exists():
+        runs = [run for run in json.loads(options.out.read_text())["runs"] if run["method"] != options.only]
+    for run in experiments(model, data, only=options.only):
+        runs.append(dataclasses.asdict(run))
         per_corruption = " ".join(f"{error:5.1f}" for error in run.error_percent.values())
         bare = "" if run.cost_against_bare is None else f"  x bare {run.cost_against_bare:5.2f}"
         print(
@@ -218,10 +227,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if options.out is not None:
             options.out.parent.mkdir(parents=True, exist_ok=True)
+            runs.sort(key=lambda entry: [stream.name for stream in STREAMS].index(entry["stream"]))
             content = {
-                "torch": torch.__version__, "threads": 1, "machine": platform.processor() or platform.machine(),
-                "runs": [dataclasses.asdict(run) for run in runs],
-            }  # fmt: skip
+                "torch": torch.__version__,
+                "threads": 1,
+                "machine": platform.processor() or platform.machine(),
+                "runs": runs,
+            }
             options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 

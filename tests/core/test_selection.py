@@ -150,15 +150,15 @@ def test_frozen_layers_use_batch_statistics_too() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_mixed_statistics_are_the_papers_formula() -> None:
+@pytest.mark.parametrize(("strength", "weight"), [(10, 6 / 16), (None, 0.5), (1e9, 0.0)])
+def test_mixed_statistics_are_the_papers_formula(strength: float | None, weight: float) -> None:
     model, batch = classifier(), images(6)
     features, layer = model[0](batch).detach(), model[1]
-    weight = 6 / (6 + 10)
     mean = weight * features.mean((0, 2, 3)) + (1 - weight) * layer.running_mean
     var = weight * features.var((0, 2, 3), correction=0) + (1 - weight) * layer.running_var
     with torch.no_grad():
         expected = nn.functional.batch_norm(features, mean, var, layer.weight, layer.bias, training=False)
-    with norm.statistics(model, source_strength=10), torch.no_grad():
+    with norm.statistics(model, source_strength=strength), torch.no_grad():
         torch.testing.assert_close(model[:2](batch), expected)
 
 

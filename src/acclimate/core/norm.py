@@ -59,7 +59,7 @@ def thawed(model: nn.Module) -> Iterator[tuple[str, ...]]:
 
 
 @contextmanager
-def statistics(model: nn.Module, *, source_strength: float = 0.0) -> Iterator[int]:
+def statistics(model: nn.Module, *, source_strength: float | None = 0.0) -> Iterator[int]:
     """Normalise with the statistics of the batch, mixed with the source's, inside the block.
 
     Running buffers never move, and everything is as before on exit. The number of BatchNorm layers is yielded.
@@ -68,13 +68,13 @@ def statistics(model: nn.Module, *, source_strength: float = 0.0) -> Iterator[in
         model: any module.
         source_strength: N of Schneider et al. 2020 (eq. 1), the number of samples that the source statistics
             count for: mean = N / (N + n) source + n / (N + n) batch, for n samples in the batch; likewise the
-            variance. 0 uses the batch alone, through the fused training kernel.
+            variance. 0 uses the batch alone, through the fused training kernel; None takes N = n, half and half.
 
     Raises:
-        EmptySelectionError: ``source_strength`` is above 0 and the model has no BatchNorm.
+        EmptySelectionError: statistics are to be mixed and the model has no BatchNorm.
     """
     layers = batch_norms(model)
-    if source_strength > 0 and not layers:
+    if source_strength != 0 and not layers:
         raise EmptySelectionError(
             "mixing statistics needs BatchNorm layers and this model has none; use tent, eata, sar, cotta or mim"
         )
@@ -106,7 +106,7 @@ def _batch_mode(module: _BatchNorm) -> Iterator[None]:
 
 
 @contextmanager
-def _substituted(module: nn.Module, source_strength: float) -> Iterator[None]:
+def _substituted(module: nn.Module, source_strength: float | None) -> Iterator[None]:
     # The layer's own eval-mode kernel, fed with other statistics for the length of one call. It also serves frozen
     # layers, which have no training mode; their arithmetic lets the gradient through the statistics.
     saved: list[tuple[Tensor, Tensor]] = []
@@ -139,7 +139,9 @@ def _substituted(module: nn.Module, source_strength: float) -> Iterator[None]:
         module.training = mode
 
 
-def mixed(inputs: Tensor, source_mean: Tensor, source_var: Tensor, *, source_strength: float) -> tuple[Tensor, Tensor]:
+def mixed(
+    inputs: Tensor, source_mean: Tensor, source_var: Tensor, *, source_strength: float | None
+) -> tuple[Tensor, Tensor]:
     """Return mean and variance ``(C,)`` mixed between source and batch; inputs are ``(B, C, ...)``."""
     if inputs.requires_grad and torch.is_grad_enabled():
         var, mean = torch.var_mean(inputs, dim=[0, *range(2, inputs.dim())], correction=0)
@@ -148,7 +150,7 @@ def mixed(inputs: Tensor, source_mean: Tensor, source_var: Tensor, *, source_str
         mean, var = torch.batch_norm_update_stats(inputs, None, None, 0.0)
     if source_strength == 0:
         return mean, var
-    weight = len(inputs) / (len(inputs) + source_strength)
+    weight = 0.5 if source_strength is None else len(inputs) / (len(inputs) + source_strength)
     return torch.lerp(source_mean, mean, weight), torch.lerp(source_var, var, weight)
 
 

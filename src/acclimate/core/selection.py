@@ -100,7 +100,7 @@ def selecting(model: nn.Module, update: TensorFilter, *, batch_statistics: bool)
 
 
 @contextmanager
-def statistics_only(model: nn.Module, *, source_strength: float) -> Iterator[Selection]:
+def statistics_only(model: nn.Module, *, source_strength: float | None) -> Iterator[Selection]:
     """Select no parameter, only BatchNorm's statistics, mixed with ``source_strength``; all is undone on exit.
 
     Raises:

@@ -1,0 +1,149 @@
+"""Write the generated parts of the documentation: every command's help, presets, options, and benchmark tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from acclimate.cli.main import main
+from acclimate.core.report import plain
+from acclimate.vision.config import PRESETS, preset_values
+from acclimate.vision.method_choice import METHODS
+
+ROOT = Path(__file__).parent.parent
+
+# Error in per cent and cost of the authors' code on the same arrays (see benchmarks/cifar/README.md).
+AUTHORS = {
+    "none": (51.22, 1.00),
+    "bn": (29.95, 0.83),
+    "tent": (28.98, 2.27),
+    "eata": (27.88, 2.13),
+    "sar": (29.73, 4.25),
+    "cotta": (25.26, 66.5),
+}
+
+
+def commands_page() -> str:
+    """Return docs/commands.md."""
+    parts = ["# Commands\n\nWritten by `make docs` from the commands themselves.\n"]
+    parts += [_help(("acclimate",), main)]
+    return "\n".join(parts)
+
+
+def generated_pages() -> dict[Path, str]:
+    """Return the content of every file that has generated parts, by path."""
+    pages = {ROOT / "docs" / "commands.md": commands_page()}
+    for path in (
+        ROOT / "README.md",
+        ROOT / "benchmarks" / "cifar" / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ):
+        if path not in pages:
+            pages[path] = _with_tables(path.read_text(encoding="utf-8"))
+    return pages
+
+
+def presets_table() -> str:
+    """Return the presets as a table."""
+    lines = [
+        "| preset | method | update filter | lr: classifier / detector | batch size | other |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    shown = {"method", "update_filter", "lr", "batch_size"}
+    for name in PRESETS:
+        one, other = preset_values(name, "classifier"), preset_values(name, "detector")
+        rates = f"{one['lr']:g} / {other['lr']:g}" if "lr" in one else "-"
+        rest = ", ".join(f"{key} {value}" for key, value in one.items() if key not in shown)
+        sizes = f"{one['batch_size']} / {other['batch_size']}"
+        lines.append(f"| `{name}` | {one['method']} | {one['update_filter']} | {rates} | {sizes} | {rest} |")
+    return "\n".join(lines)
+
+
+def options_table(method: str) -> str:
+    """Return the fields of a method as a table."""
+    lines = ["| name | default |", "| --- | --- |"]
+    for field in dataclasses.fields(METHODS[method]):
+        if field.name != "update" and field.repr:
+            lines.append(f"| `{field.name}` | `{json.dumps(plain(field.default))}` |")
+    return "\n".join(lines)
+
+
+def cifar_table() -> str:
+    """Return error and cost beside the authors' from the committed results."""
+    runs = _cifar_runs()
+    lines = [
+        "| method | error | error of the authors' code | cost | cost of the authors' code |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for method, (error, cost) in AUTHORS.items():
+        run = next((r for r in runs if (r["stream"], r["method"], r["guards"]) == ("continual", method, "off")), None)
+        if run is not None:
+            ours = f"{run['mean_error_percent']:.2f} | {error:.2f} | {run['cost_against_plain']:.2f} | {cost:.2f}"
+            lines.append(f"| {method} | {ours} |")
+    return "\n".join(lines)
+
+
+def cifar_streams_table() -> str:
+    """Return the mean error of every method on every stream."""
+    runs = [run for run in _cifar_runs() if run["guards"] == "off"]
+    streams = list(dict.fromkeys(run["stream"] for run in runs))
+    lines = ["| method | " + " | ".join(streams) + " |", "| --- " * (len(streams) + 1) + "|"]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        found = {run["stream"]: f"{run['mean_error_percent']:.2f}" for run in runs if run["method"] == method}
+        lines.append(f"| {method} | " + " | ".join(found.get(stream, "") for stream in streams) + " |")
+    return "\n".join(lines)
+
+
+def cifar_costs_table() -> str:
+    """Return cost against plain prediction and a bare backward pass, continual stream."""
+    lines = ["| method | guards | against plain | against bare |", "| --- | --- | --- | --- |"]
+    for run in _cifar_runs():
+        if run["stream"] == "continual" and run["method"] != "none":
+            bare = "" if run["cost_against_bare"] is None else f"{run['cost_against_bare']:.2f}"
+            lines.append(f"| {run['method']} | {run['guards']} | {run['cost_against_plain']:.2f} | {bare} |")
+    return "\n".join(lines)
+
+
+def _cifar_runs() -> list[dict[str, Any]]:
+    path = ROOT / "benchmarks" / "cifar" / "results" / "cifar.json"
+    runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
+    return runs
+
+
+def _with_tables(text: str) -> str:
+    tables = {
+        "presets": presets_table,
+        "cifar": cifar_table,
+        "cifar streams": cifar_streams_table,
+        "cifar costs": cifar_costs_table,
+        **{f"options {name}": functools.partial(options_table, name) for name in METHODS},
+    }
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- table: {name} -->\n{tables[name]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", replaced, text, flags=re.DOTALL)
+
+
+def _help(names: tuple[str, ...], command: click.Command) -> str:
+    context = click.Context(command, info_name=" ".join(names), max_content_width=100)
+    context.terminal_width = 100
+    page = f"## {' '.join(names)}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            if child is not None:
+                page += "\n" + _help((*names, name), child)
+    return page
+
+
+if __name__ == "__main__":
+    for target, content in generated_pages().items():
+        target.write_text(content, encoding="utf-8")
