@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _cifar_runs() -> list[dict[str, Any]]:
 
 
 def _with_tables(text: str) -> str:
-    tables = {
+    tables: dict[str, Callable[[], str]] = {
         "presets": presets_table,
         "cifar": cifar_table,
         "cifar streams": cifar_streams_table,

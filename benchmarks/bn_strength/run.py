@@ -60,10 +60,12 @@ def main() -> None:
             errors = {}
             with Session(model, Bn(source_strength=strength), guards=()) as session:
                 for stream, images in streams.items():
-                    found = torch.cat([session.predict(part).argmax(1) for part in images[:count].split(batch_size)])
+                    parts = images[:count].split(batch_size)
+                    found = torch.cat([session.predict(part).argmax(1) for part in parts])
                     errors[stream] = round(100 * float((found != labels[:count]).float().mean()), 2)
             mean = round(float(np.mean(list(errors.values()))), 2)
-            rows.append({"batch_size": batch_size, "strength": strength, "mean_error_percent": mean, "errors": errors})
+            row = {"batch_size": batch_size, "strength": strength, "mean_error_percent": mean, "errors": errors}
+            rows.append(row)
             print(
                 f"batch {batch_size:3d}  N {'half' if strength is None else strength!s:4s}  mean {mean:5.2f} %  {errors}",
                 flush=True,
