@@ -66,10 +66,8 @@ def main() -> None:
             mean = round(float(np.mean(list(errors.values()))), 2)
             row = {"batch_size": batch_size, "strength": strength, "mean_error_percent": mean, "errors": errors}
             rows.append(row)
-            print(
-                f"batch {batch_size:3d}  N {'half' if strength is None else strength!s:4s}  mean {mean:5.2f} %  {errors}",
-                flush=True,
-            )
+            shown = "half" if strength is None else str(strength)
+            print(f"batch {batch_size:3d}  N {shown:4s}  mean {mean:5.2f} %  {errors}", flush=True)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")

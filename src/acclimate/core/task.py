@@ -94,12 +94,12 @@ class Classification:
     """The task of a classifier whose ``(B, K)`` logits are what it returns, or stand in what it returns.
 
     Attributes:
-        pixel_range: the lowest and highest value of a pixel in a batch; images are augmented within it.
-            None says that batches are already normalised, and leaves out the augmentations that need a range.
+        pixel_range: the lowest and highest value of a pixel in a batch, for all channels or for each; images are
+            augmented within it. None leaves out the augmentations that need a range.
         flips: whether mirrored images keep their class (not so for digits and text).
     """
 
-    pixel_range: tuple[float, float] | None = (0.0, 1.0)
+    pixel_range: views.PixelRange | None = (0.0, 1.0)
     flips: bool = True
 
     aligned = True

@@ -7,11 +7,17 @@ one draw of the random numbers serves a whole batch; the colour operations are c
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from acclimate.errors import ConfigError
+
+PixelRange = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
+"""Lowest and highest value of a pixel, for all channels or for each."""
 
 BRIGHTNESS: Final = (0.6, 1.4)
 CONTRAST: Final = (0.7, 1.3)
@@ -33,7 +39,7 @@ def augmented(
     images: Tensor,
     *,
     rng: torch.Generator,
-    pixel_range: tuple[float, float] | None,
+    pixel_range: PixelRange | None,
     flip_probability: float,
     geometric: bool = True,
 ) -> Tensor:
@@ -45,12 +51,16 @@ def augmented(
         pixel_range: lowest and highest pixel value; None leaves out colour changes and clipping.
         flip_probability: of mirroring the whole batch left to right.
         geometric: whether to rotate, shift and scale.
+
+    Raises:
+        ConfigError: a pixel lies outside ``pixel_range``.
     """
     draws = torch.rand(11, generator=rng, device=rng.device).tolist()
     uniform = [low + (high - low) * draw for draw, (low, high) in zip(draws, _RANGES, strict=False)]
     brightness, contrast, saturation, hue, gamma, degrees, shift_x, shift_y, scale, sigma = uniform
     result = images
     if pixel_range is not None:
+        low, high = _bounds(pixel_range, images)
         result = color_jittered(
             result,
             brightness=brightness,
@@ -66,12 +76,12 @@ def augmented(
     elif flip:
         result = result.flip(-1)
     result = blurred(result, sigma_pixels=sigma)
-    spread = 1.0 if pixel_range is None else pixel_range[1] - pixel_range[0]
     noise = torch.randn(result.shape, generator=rng, device=result.device, dtype=result.dtype)
-    result = result.add(noise, alpha=NOISE_STD * spread)
-    if pixel_range is not None:
-        result = result.clamp_(*pixel_range)
-    return result
+    if pixel_range is None:
+        return result.add(noise, alpha=NOISE_STD)
+    if pixel_range == (0.0, 1.0):
+        return result.add(noise, alpha=NOISE_STD).clamp_(0.0, 1.0)
+    return torch.clamp(result + noise * (NOISE_STD * (high - low)), min=low, max=high)
 
 
 _RANGES: Final = (
@@ -96,14 +106,14 @@ def color_jittered(
     saturation: float,
     hue_turns: float,
     gamma: float,
-    pixel_range: tuple[float, float],
+    pixel_range: PixelRange,
 ) -> Tensor:
     """Return ``images`` ``(B, C, H, W)`` with changed colours, clipped to ``pixel_range``.
 
     Hue and saturation are left out unless there are three channels.
     """
-    low, high = pixel_range
-    unit = images if pixel_range == (0.0, 1.0) else (images - low) / (high - low)
+    low, high = _bounds(pixel_range, images)
+    unit = images if pixel_range == (0.0, 1.0) else ((images - low) / (high - low)).clamp(0.0, 1.0)
     batch, channels, height, width = unit.shape
     flat = unit.reshape(batch, channels, height * width)
     if channels == 3:
@@ -118,6 +128,25 @@ def color_jittered(
     flat = torch.lerp(gray, flat, contrast).clamp_(0.0, 1.0).pow_(gamma)
     result = flat.reshape(batch, channels, height, width)
     return result if pixel_range == (0.0, 1.0) else result * (high - low) + low
+
+
+def normalised_range(mean: Sequence[float], std: Sequence[float]) -> PixelRange:
+    """Return the range of pixels that were in [0, 1] before ``mean`` was subtracted and ``std`` divided by."""
+    return tuple(-m / s for m, s in zip(mean, std, strict=True)), tuple(
+        (1 - m) / s for m, s in zip(mean, std, strict=True)
+    )
+
+
+def _bounds(pixel_range: PixelRange, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return lowest and highest value as tensors that broadcast over ``(B, C, H, W)``."""
+    low, high = (torch.tensor(bound, dtype=images.dtype, device=images.device).view(-1, 1, 1) for bound in pixel_range)
+    slack = 1e-3 * (high - low)
+    if bool(((images < low - slack) | (images > high + slack)).any()):
+        raise ConfigError(
+            f"pixels lie outside the task's pixel_range {pixel_range}: they reach from {float(images.min()):.3g} to "
+            f"{float(images.max()):.3g}; give the task the range of your batches, or None"
+        )
+    return low, high
 
 
 def _hue_saturation_matrix(saturation: float, hue_turns: float) -> Tensor:

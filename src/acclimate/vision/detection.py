@@ -34,7 +34,8 @@ class Detection:
         max_candidates: of each image, highest scores first.
         match_iou: the overlap from which boxes of two passes are taken for the same object.
         box_weight: of the L1 distance between matched boxes against the cross-entropy (5 in DETR's own loss).
-        pixel_range: lowest and highest pixel value in a batch; None says that batches are normalised.
+        pixel_range: lowest and highest pixel value in a batch, for all channels or for each; None leaves out colour
+            changes in views.
         flips: whether mirrored images keep their classes.
         extra_outputs: further keys of the model's output to keep.
 
@@ -47,7 +48,7 @@ class Detection:
     max_candidates: int = 100
     match_iou: float = 0.5
     box_weight: float = 5.0
-    pixel_range: tuple[float, float] | None = None
+    pixel_range: views.PixelRange | None = None
     flips: bool = True
     extra_outputs: tuple[str, ...] = ()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,15 @@ class ImageReader:
     corruption: CorruptionSpec | None = None
     seed: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def without_corruption(self) -> Iterator[None]:
+        """Read images as they are inside the block: source images are not what the camera did."""
+        corruption, self.corruption = self.corruption, None
+        try:
+            yield
+        finally:
+            self.corruption = corruption
 
     def read(self, record: Record) -> Uint8Image:
         """Return the pixels of one image.

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acclimate.core.task import Classification, Task, logits_of
+from acclimate.core.views import PixelRange, normalised_range
 from acclimate.errors import CheckpointError, ConfigError, DataError
 from acclimate.vision import boxes as box_ops
 from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
@@ -111,7 +112,9 @@ class TorchAdapter:
         self.is_classifier = made.kind == "classifier"
         self.labels = LabelMap.by_name(dict(enumerate(made.class_names)), categories or {})
         self.warnings: tuple[str, ...] = self.labels.warnings
-        pixel_range = (0.0, 1.0) if made.mean is None else None
+        pixel_range: PixelRange = (0.0, 1.0)
+        if made.mean is not None and made.std is not None:
+            pixel_range = normalised_range(made.mean, made.std)
         self.task: Task = (
             Classification(pixel_range=pixel_range, flips=made.flips)
             if self.is_classifier

@@ -22,9 +22,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from acclimate.core.task import Classification, Task, logits_of
+from acclimate.core.views import PixelRange, normalised_range
 from acclimate.errors import CheckpointError, ConfigError
 from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
-from acclimate.vision.detection import Detection
+from acclimate.vision.detection import Detection, Head
 from acclimate.vision.images import ImageReader
 from acclimate.vision.labels import LabelMap
 from acclimate.vision.predictions import classification_entries, detection_entries
@@ -142,9 +143,19 @@ class TransformersAdapter:
         )
 
     def _task(self) -> Task:
+        pixel_range = self._pixel_range()
         if self.is_classifier:
-            return Classification(pixel_range=None)
-        return Detection(head="sigmoid" if self._family in _SIGMOID_FAMILIES else "softmax")
+            return Classification(pixel_range=pixel_range)
+        head: Head = "sigmoid" if self._family in _SIGMOID_FAMILIES else "softmax"
+        return Detection(head=head, pixel_range=pixel_range)
+
+    def _pixel_range(self) -> PixelRange | None:
+        """Return what the processor turns black and white into."""
+        if not getattr(self._processor, "do_rescale", False):
+            return None
+        if not getattr(self._processor, "do_normalize", False):
+            return (0.0, 1.0)
+        return normalised_range(self._processor.image_mean, self._processor.image_std)
 
     def _relative_to_image(self, found: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
         mask = batch.inputs.get("pixel_mask")

@@ -90,7 +90,7 @@ class TTTRun:
             )
         self.adapter = adapter
         self.config = config
-        self.task: Task = getattr(adapter, "task", None) or Classification()
+        self.task: Task = getattr(adapter, "task", None) or Classification(pixel_range=None)
         self.keep_weights = keep_weights
         self._source_records = source_records
         self._on_report = on_report
@@ -204,8 +204,10 @@ class TTTRun:
             session=session,
         )
 
-    def warn_about_statistics(self) -> None:
-        """Note that plain predictions after the run do not use the statistics that the run adapted with."""
+    def warn_about_what_stays_behind(self) -> None:
+        """Note what predicted inside the run and will not predict after it."""
+        if self.config.lora_rank is not None:
+            self._warnings.append("the low-rank weights are detached after the run; predict inside TTTRun to have them")
         method = self.session.method
         uses_batch = getattr(method, "batch_statistics", False) or self.config.method == "bn"
         if uses_batch and batch_norms(self.session.model):
@@ -228,7 +230,8 @@ class TTTRun:
         if self.config.method != "eata" or not self._source_records:
             return None
         batches = (inputs_of(batch) for batch in self._loader(self._source_records))
-        return fisher_information(model, batches, method=make_method(self.config), task=self.task)
+        with self.adapter.reader.without_corruption():
+            return fisher_information(model, batches, method=make_method(self.config), task=self.task)
 
     def _note_what_differs(self) -> None:
         config = self.config
@@ -270,7 +273,7 @@ def run_ttt(
         raise ConfigError(f"run_ttt adapts before prediction; reset {config.reset!r} predicts as it goes: use TTTRun")
     with TTTRun(adapter, config, source_records=source_records, keep_weights=True) as run:
         run.adapt(records)
-        run.warn_about_statistics()
+        run.warn_about_what_stays_behind()
         return run.report()
 
 
