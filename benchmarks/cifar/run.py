@@ -187,11 +187,11 @@ def experiments(model: nn.Module, data: Data, *, only: str | None) -> Iterator[R
         "eata": eata,
         "sar": sar,
         "mim": mim,
+        "cotta": Cotta(),
     }
     continual: dict[str, Any] = {
         "eata, no source samples": Eata(lr=5e-3),
         "cotta, no views needed": Cotta(anchor_threshold=0.0),
-        "cotta": Cotta(),
     }
     for stream in STREAMS:
         if only in (None, "none"):
