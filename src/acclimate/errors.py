@@ -15,6 +15,11 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 class AcclimateError(Exception):
     """The root of every error that acclimate raises on purpose."""
 

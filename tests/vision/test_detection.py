@@ -108,13 +108,13 @@ def test_iou_and_corners() -> None:
     first = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
     second = torch.tensor([[0.6, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]])
     torch.testing.assert_close(boxes.pairwise_iou(first, second), torch.tensor([[1 / 3, 1.0, 0.0]]))
-    torch.testing.assert_close(boxes.centres(boxes.corners(second)), second)
+    torch.testing.assert_close(boxes.corners(first), torch.tensor([[0.4, 0.4, 0.6, 0.6]]))
 
 
 def test_unknown_heads_and_missing_outputs_are_refused() -> None:
     with pytest.raises(ConfigError, match="'relu'"):
         Detection(head="relu")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="pred_boxes"):
+    with pytest.raises(ConfigError, match="pred_boxes"):
         Detection(head="sigmoid").forward(lambda batch: {"logits": batch}, torch.zeros(1))
 
 

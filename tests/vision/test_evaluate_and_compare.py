@@ -24,19 +24,36 @@ def classified(answers: dict[str, int]) -> list[dict[str, Any]]:
     ]
 
 
-def test_accuracy_counts_missing_predictions_as_wrong() -> None:
-    scorer = AccuracyScorer({"a.png": 1, "b.png": 2, "c.png": 3, "d.png": 4})
-    assert scorer.score(classified({"a.png": 1, "b.png": 2, "c.png": 0})).metrics == {"accuracy": 0.5}
-    with pytest.raises(DataError, match="no predicted image has a label"):
-        scorer.score(classified({"z.png": 1}))
+def accuracy_scorer(labels: dict[str, int]) -> AccuracyScorer:
+    return AccuracyScorer(labels, [entry["image"] for entry in classified(labels)])
+
+
+def test_accuracy_is_over_the_predicted_images() -> None:
+    labels = {"a.png": 1, "b.png": 2, "c.png": 3, "d.png": 4}
+    entries = classified({"a.png": 1, "b.png": 2, "c.png": 0})
+    scorer = AccuracyScorer(labels, [entry["image"] for entry in entries])
+    assert scorer.score(entries).metrics == {"accuracy": pytest.approx(2 / 3)}
+    with pytest.raises(DataError, match="1 of 1 predicted images have no label"):
+        AccuracyScorer(labels, ["/somewhere/z.png"])
+    with pytest.raises(DataError, match="share one label"):
+        AccuracyScorer(labels, ["/one/a.png", "/two/a.png"])
     with pytest.raises(DataError, match="COCO json"):
         scorer.score([{"image": "a.png", "detections": []}])
+
+
+def test_labels_may_name_files_by_the_end_of_their_path() -> None:
+    scorer = AccuracyScorer({"one/a.png": 1, "two/a.png": 2}, ["/data/one/a.png", "/data/two/a.png"])
+    answers = [
+        {"image": f"/data/{folder}/a.png", "classification": {"class_id": label}}
+        for folder, label in (("one", 1), ("two", 1))
+    ]
+    assert scorer.score(answers).metrics == {"accuracy": 0.5}
 
 
 def test_the_interval_is_that_of_a_paired_difference() -> None:
     rng = np.random.default_rng(0)
     labels = {f"{n}.png": int(label) for n, label in enumerate(rng.integers(0, 5, 400))}
-    scorer = AccuracyScorer(labels)
+    scorer = accuracy_scorer(labels)
     names = list(labels)
     wrong = {**labels, **dict.fromkeys(names[:100], 9)}
     less_wrong = {**labels, **dict.fromkeys(names[:60], 9)}
@@ -71,8 +88,7 @@ def detected(image: int, category: int, box: list[float], score: float = 0.9) ->
 
 
 def test_map_is_cocos(tmp_path: Path) -> None:
-    scorer = make_scorer(truth(tmp_path / "gt.json"))
-    assert isinstance(scorer, CocoScorer)
+    scorer = CocoScorer(truth(tmp_path / "gt.json"))
     perfect = scorer.score([detected(1, 3, [10, 10, 20, 20]), detected(2, 4, [50, 5, 40, 40])])
     assert perfect.metrics == pytest.approx({"mAP": 1, "mAP50": 1, "mAP75": 1, "AR100": 1})
     half = scorer.score([detected(1, 3, [10, 10, 20, 20]), detected(2, 3, [50, 5, 40, 40], 0.5)])
@@ -90,6 +106,37 @@ def test_map_is_cocos(tmp_path: Path) -> None:
     assert scorer.resampled(perfect, np.array([0, 1])) == pytest.approx(1)
 
 
+def test_images_are_found_by_name_and_not_by_a_number_counted_over_a_folder(tmp_path: Path) -> None:
+    path = truth(tmp_path / "gt.json")
+    # A folder export counts from 1: here 2.png, alone, is number 1.
+    entry = {**detected(2, 4, [50, 5, 40, 40]), "image": "folder/2.png", "image_id": 1}
+    scorer = make_scorer(path, [entry])
+    assert scorer.image_count == 1
+    assert scorer.score([entry]).metrics["mAP"] == pytest.approx(1)
+    with pytest.raises(DataError, match=r"no images called .7\.png."):
+        make_scorer(path, [{**entry, "image": "7.png"}])
+    with pytest.raises(DataError, match="no category_id 9"):
+        scorer.score([{**detected(2, 9, [1, 1, 2, 2])}])
+
+
+def test_ground_truth_as_it_is_found_in_the_wild(tmp_path: Path) -> None:
+    path = truth(tmp_path / "gt.json")
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        for key in ("iscrowd", "area", "id"):
+            del annotation[key]
+    path.write_text(json.dumps(content))
+    bare = {key: value for key, value in detected(1, 3, [10, 10, 20, 20]).items() if key in ("image", "detections")}
+    assert make_scorer(path, [bare]).score([bare]).metrics["mAP"] == pytest.approx(1)
+    del content["categories"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="no COCO ground truth"):
+        CocoScorer(path)
+    path.write_text("3")
+    with pytest.raises(DataError, match="one object"):
+        make_scorer(path, [bare])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -103,7 +150,7 @@ def test_map_is_cocos(tmp_path: Path) -> None:
 def test_bad_ground_truth(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
-        make_scorer(tmp_path / name)
+        make_scorer(tmp_path / name, [])
 
 
 def test_labels_as_json_and_csv(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_coco_results(folder: Path) -> None:
         x, y, w, h = result["bbox"]
         assert -1e-4 <= x <= x + w <= 24.0001
         assert -1e-4 <= y <= y + h <= 24.0001
-    with pytest.raises(DataError, match="classifier's"):
+    with pytest.raises(ConfigError, match="a classifier"):
         export(job(folder, format="coco"))
     with pytest.raises(ConfigError, match="--wrap"):
         export(job(folder, format="coco", wrap=True))
@@ -259,12 +259,59 @@ def test_an_interrupted_run_leaves_no_half_file_and_resumes_to_the_same_result(
 
 def test_resuming_another_job_is_refused(folder: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
-        raise Interrupted
+        if done >= 4:
+            raise Interrupted
 
     with pytest.raises(Interrupted):
-        export(job(folder), progress=stop)
+        export(job(folder, batch_size=2), progress=stop)
+    for changes in ({"model": "normalised"}, {"corruption": CorruptionSpec("fog", 1)}, {"batch_size": 3}):
+        with pytest.raises(DataError, match="other images or settings"):
+            export(job(folder, **{"batch_size": 2, "resume": True, **changes}))
+    partial = folder / "out" / ".predictions.json.partial.jsonl"
+    partial.write_text("garbage\n")
     with pytest.raises(DataError, match="other images or settings"):
-        export(job(folder, "normalised", resume=True))
+        export(job(folder, batch_size=2, resume=True))
+    partial.write_text("")
+    assert len(export(job(folder, batch_size=2, resume=True)).entries) == 7
+
+
+def test_an_image_that_is_listed_twice_is_predicted_twice_also_on_resume(folder: Path) -> None:
+    listed = folder / "list.txt"
+    listed.write_text("\n".join(f"images/image_{n:03d}.png" for n in (0, 1, 0, 2, 3)))
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done >= 2:
+            raise Interrupted
+
+    work = job(folder, source=listed, batch_size=1)
+    with pytest.raises(Interrupted):
+        export(work, progress=stop)
+    resumed = export(dataclasses.replace(work, resume=True))
+    assert [entry["image_id"] for entry in resumed.entries] == [1, 2, 3, 4, 5]
+
+
+def test_sample_counts_finished_images_towards_max_batches_on_resume(folder: Path) -> None:
+    work = job(folder, ttt={"reset": "sample", "max_batches": 3, "lr": 0.05, "max_update": 1e9, "max_drift": 1e9})
+    whole = export(work)
+    assert whole.report is not None
+    assert whole.report.changed_param_count == 16
+    (folder / "out" / "predictions.json").unlink()
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "predict" and done >= 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        export(work, progress=stop)
+    assert export(dataclasses.replace(work, resume=True)).entries == whole.entries
+
+
+@pytest.mark.parametrize("target", ["a_folder", "a_file/below.json"])
+def test_where_it_cannot_write_is_known_before_any_work(folder: Path, target: str) -> None:
+    (folder / "a_folder").mkdir()
+    (folder / "a_file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        export(job(folder, output=folder / target), progress=lambda *values: pytest.fail("work was done"))
 
 
 def test_a_line_that_was_cut_off_is_predicted_again(folder: Path) -> None:

@@ -45,6 +45,7 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
     Every method runs with its own preset, online unless --ttt-reset says otherwise; what is given wins for all.
     """  # fmt: skip
     set_up_logging(values["verbose"])
+    options.refuse_what_has_no_effect(context)
     comparison = Comparison(
         source=values["images"],
         output=values["output"],

@@ -12,6 +12,7 @@ from acclimate.cli.terminal import reports_input_errors
 from acclimate.errors import ConfigError, DataError
 from acclimate.vision.corruptions import CORRUPTIONS
 from acclimate.vision.images import CorruptionSpec, ImageReader
+from acclimate.vision.predictions import atomic_binary, check_writable
 from acclimate.vision.records import load_dataset
 
 
@@ -33,16 +34,24 @@ def corrupt_command(images: Path | None, output: Path | None, name: str | None, 
     reader = ImageReader(CorruptionSpec.parse(name), seed=seed)
     dataset = load_dataset(images)
     root = images if images.is_dir() else images.parent
+    targets = {record: _target(Path(record.image), root, output) for record in dataset.records}
+    if taken := [str(target) for target in targets.values() if target.exists()]:
+        raise DataError(f"{taken[0]} is already there; nothing is overwritten: give an empty OUTPUT")
+    if len(set(targets.values())) < len(targets):
+        raise DataError("two images would be written to one file (same name, other suffix or folder); rename one")
     written = 0
-    for record in dataset.records:
+    for record, target in targets.items():
         for _, pixels in reader.read_many([record]):
-            path = Path(record.image)
-            relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
-            target = (output / relative).with_suffix(".png")
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(target)
-            except OSError as error:
-                raise DataError(f"cannot write {target}: {error.strerror}") from error
+            check_writable(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_binary(target) as file:
+                Image.fromarray(pixels).save(file, "PNG")
             written += 1
+    if not written:
+        raise DataError(f"none of the {len(targets)} images can be used; first: {next(iter(reader.skipped.values()))}")
     click.echo(f"{written} images written to {output}" + (f", {len(reader.skipped)} skipped" if reader.skipped else ""))
+
+
+def _target(image: Path, root: Path, output: Path) -> Path:
+    relative = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
+    return (output / relative).with_suffix(".png")

@@ -10,8 +10,8 @@ import click
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
 from acclimate.errors import DataError
-from acclimate.vision.evaluate import make_scorer
-from acclimate.vision.predictions import read_predictions
+from acclimate.vision.evaluate import CocoScorer, make_scorer
+from acclimate.vision.predictions import read_coco_results, read_predictions
 
 
 @click.command("evaluate", short_help="Score predictions against COCO annotations or class labels.")
@@ -25,14 +25,21 @@ from acclimate.vision.predictions import read_predictions
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_input_errors
 def evaluate_command(predictions: Path, ground_truth: Path, as_json: bool) -> None:
-    """Score PREDICTIONS, as acclimate export writes them."""  # fmt: skip
-    entries = read_predictions(predictions)
-    if not entries:
-        raise DataError(f"{predictions} holds no predictions")
-    score = make_scorer(ground_truth, entries).score(entries)
+    """Score PREDICTIONS, as acclimate export writes them (plain, wrapped, or COCO results).
+
+    Entries are scored over the images that were predicted; COCO results over all images of the ground truth.
+    """  # fmt: skip
+    results = read_coco_results(predictions)
+    if results is not None:
+        score, count = CocoScorer(ground_truth).score_results(results), len({r["image_id"] for r in results})
+    else:
+        entries = read_predictions(predictions)
+        if not entries:
+            raise DataError(f"{predictions} holds no predictions")
+        score, count = make_scorer(ground_truth, entries).score(entries), len(entries)
     if as_json:
-        click.echo(json.dumps({"images": len(entries), **score.metrics}))
+        click.echo(json.dumps({"images": count, **score.metrics}))
         return
-    click.echo(f"{len(entries)} images")
+    click.echo(f"{count} images")
     for name, value in score.metrics.items():
         click.echo(f"{name:10s} {100 * value:6.2f} %")

@@ -67,12 +67,15 @@ def export_command(context: click.Context, /, **values: Any) -> None:
     given = options.given_ttt_settings(context)
     if not values["ttt"]:
         typed = [
-            name for name in (*given, "ttt_log_out", "ttt_dry_run", "ttt_preset") if values.get(name) or name in given
+            name
+            for name in (*given, "ttt_log_out", "ttt_dry_run", "ttt_preset", "ttt_source")
+            if values.get(name) or name in given
         ]
         if typed:
             raise ConfigError(
                 f"settings of TTT were given ({', '.join(typed)}) without --ttt; add it, or leave them out"
             )
+    options.refuse_what_has_no_effect(context)
     job = ExportJob(
         source=values["images"],
         output=values["output"],

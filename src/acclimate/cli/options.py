@@ -70,7 +70,11 @@ def model_options(command: Command) -> Command:
         ),
         click.option("--device", default="cpu", show_default=True, help="Where to run: cpu, cuda, cuda:1, ..."),
         click.option(
-            "--score-threshold", type=float, default=0.05, show_default=True, help="Detections below are not written."
+            "--score-threshold",
+            type=click.FloatRange(0, 1),
+            default=0.05,
+            show_default=True,
+            help="Detections below are not written.",
         ),
     )
 
@@ -123,7 +127,9 @@ def ttt_options(command: Command) -> Command:
             default="stream",
             help="stream: adapt, then predict all; sample: each image alone; online: both in one pass.",
         ),
-        click.option("--ttt-seed", type=int, default=0, show_default=True, help="Of everything random."),
+        click.option(
+            "--ttt-seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random."
+        ),
         click.option(
             "--ttt-option",
             "ttt_options",
@@ -212,6 +218,37 @@ def adapter_options(values: dict[str, Any]) -> AdapterOptions:
 def corruption(values: dict[str, Any]) -> CorruptionSpec | None:
     """Return the corruption that the options name, if any."""
     return CorruptionSpec.parse(values["corrupt"]) if values.get("corrupt") else None
+
+
+def refuse_what_has_no_effect(context: click.Context) -> None:
+    """Refuse settings that were typed and would be ignored.
+
+    Raises:
+        ConfigError: naming the flag and what it needs.
+    """
+    values = context.params
+
+    def typed(name: str) -> bool:
+        return name in values and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+    def needs(condition: bool, what: str, *names: str) -> None:
+        for name in names:
+            if not condition and typed(name):
+                raise ConfigError(f"--{name.replace('_', '-')} has no effect without {what}; add it, or leave this out")
+
+    method = values.get("ttt_method")
+    needs(values.get("lora_rank") is not None, "--lora-rank", "lora_alpha", "lora_targets")
+    needs(
+        values.get("ttt_guards", True), "guards", "ttt_max_update", "ttt_max_drift", "ttt_collapse_share", "ttt_probe"
+    )
+    if method is not None:
+        needs(method == "mim", "--ttt-method mim", "ttt_mask_prob", "ttt_patch_size", "ttt_mask_value")
+        needs(method == "eata", "--ttt-method eata", "ttt_source")
+        gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank")
+        needs(method != "bn", "a method that learns (bn has no gradient)", *gradient)
+        needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")
+        needs(not values["ttt"], "--ttt left out (use --ttt-batch-size)", "batch_size")
+    needs(values.get("adapter") != "dummy", "a model: the dummy adapter has none", "model", "checkpoint")
 
 
 def given_ttt_settings(context: click.Context) -> dict[str, Any]:

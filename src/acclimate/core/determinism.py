@@ -8,12 +8,28 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from acclimate.errors import ConfigError, first_line
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter or buffer; the CPU where it has neither."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def parse_device(name: str) -> torch.device:
+    """Return a device by name.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {first_line(error)}") from error
+    return device
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

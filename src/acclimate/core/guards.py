@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 
@@ -20,6 +20,9 @@ from acclimate.core.task import Task
 from acclimate.errors import ConfigError
 
 Remedy = Literal["rollback", "reset"]
+
+# What a session remembers of its decisions.
+REMEMBERED_DECISIONS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Evidence:
         relative_drift: distance from the source weights over their norm, after the update.
         probe_loss_before, probe_loss_after: mean entropy in nats on the probe batch, where there is one.
         probe_agreement: share of the probe batch's decisions on which source and adapted model agree.
-        recent_classes: classes decided on in the last kept batches, oldest first.
+        recent_classes: classes decided on in the last kept batches, oldest first, 4,096 at most.
     """
 
     step: Step
@@ -51,7 +54,7 @@ class Evidence:
     probe_loss_before: float | None = None
     probe_loss_after: float | None = None
     probe_agreement: float | None = None
-    recent_classes: Sequence[tuple[int, ...]] = ()
+    recent_classes: Sequence[int] = ()
 
     @cached_property
     def classes(self) -> tuple[int, ...]:
@@ -161,10 +164,12 @@ class Collapse:
     def __post_init__(self) -> None:
         if not 0 < self.max_share <= 1:
             raise ConfigError(f"Collapse max_share must lie in (0, 1], got {self.max_share}")
+        if not 1 <= self.window <= REMEMBERED_DECISIONS:
+            raise ConfigError(f"Collapse window must be 1 to {REMEMBERED_DECISIONS}, got {self.window}")
 
     def __call__(self, evidence: Evidence) -> Trip | None:
         """Judge one step."""
-        recent = [label for batch in (*evidence.recent_classes, evidence.classes) for label in batch][-self.window :]
+        recent = (*evidence.recent_classes, *evidence.classes)[-self.window :]
         if len(recent) < self.window:
             return None
         share = max(recent.count(label) for label in set(recent)) / len(recent)

@@ -21,11 +21,14 @@ class Selection:
         parameters: by name; all of them, and only they, require a gradient inside the selection.
         buffers: by name; every buffer of the model, so that a rollback covers what a forward pass may touch.
         notes: what the user should know about how the model was selected.
+        reference_norm: the L2 norm that updates are measured against; None means that of ``parameters``. Low-rank
+            weights start near zero, so theirs is the norm of the whole model.
     """
 
     parameters: dict[str, nn.Parameter]
     buffers: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    reference_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

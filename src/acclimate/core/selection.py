@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from acclimate.core import lora, norm
@@ -31,6 +32,7 @@ class TensorFilter:
         exclude: name patterns; parameters that match one of them never move.
         lora_rank: attach low-rank weights of this rank for the length of the selection.
         lora_alpha: their scale times the rank; None means the rank (a scale of 1).
+        lora_seed: of the low-rank weights' first values.
         lora_targets: patterns of the layers that get them; empty means every linear layer and convolution.
 
     A pattern with ``*``, ``?`` or ``[`` is a glob over the whole name; any other matches a run of dotted parts
@@ -46,6 +48,7 @@ class TensorFilter:
     lora_rank: int | None = None
     lora_alpha: float | None = None
     lora_targets: tuple[str, ...] = ()
+    lora_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in FILTER_KINDS:
@@ -83,7 +86,9 @@ def selecting(model: nn.Module, update: TensorFilter, *, batch_statistics: bool)
                 targets = lora.target_layers(model, lambda name: True)
             if not targets:
                 raise EmptySelectionError(f"no layer to attach low-rank weights to matches {list(update.lora_targets)}")
-            stack.enter_context(lora.attached(model, targets, rank=update.lora_rank, alpha=update.lora_alpha))
+            stack.enter_context(
+                lora.attached(model, targets, rank=update.lora_rank, alpha=update.lora_alpha, seed=update.lora_seed)
+            )
             notes.append(f"low-rank weights of rank {update.lora_rank} attached to {len(targets)} layers")
         names = selected_names(model, update)
         if not names:
@@ -96,7 +101,14 @@ def selecting(model: nn.Module, update: TensorFilter, *, batch_statistics: bool)
         if batch_statistics:
             stack.enter_context(norm.statistics(model))
         parameters = {name: parameter for name, parameter in model.named_parameters() if name in names}
-        yield Selection(parameters, dict(model.named_buffers()), tuple(notes))
+        low_rank = any(lora.is_low_rank(name) for name in parameters)
+        stack.enter_context(_channels_first(model))
+        yield Selection(
+            parameters,
+            dict(model.named_buffers()),
+            tuple(notes),
+            reference_norm=_norm_of(model) if low_rank else None,
+        )
 
 
 @contextmanager
@@ -181,6 +193,24 @@ def _nothing_selected(model: nn.Module, update: TensorFilter) -> str:
         f"nothing to adapt: no parameter matches {wanted}; the model has {describe(model)}; {remedies[update.kind]}"
         + ("" if update.kind == "all" or not update.include else ", or check the patterns")
     )
+
+
+def _norm_of(model: nn.Module) -> float:
+    with torch.no_grad():
+        return float(torch.stack([parameter.double().norm() for parameter in model.parameters()]).norm())
+
+
+@contextmanager
+def _channels_first(model: nn.Module) -> Iterator[None]:
+    # A channels-last weight makes channels-last activations, whose gradients are not safe (see core.layout).
+    moved = [p for p in model.parameters() if p.dim() == 4 and p.device.type == "cpu" and not p.is_contiguous()]
+    for parameter in moved:
+        parameter.data = parameter.data.contiguous()
+    try:
+        yield
+    finally:
+        for parameter in moved:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _restore_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:

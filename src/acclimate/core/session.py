@@ -27,8 +27,6 @@ from acclimate.errors import SessionError
 
 logger = logging.getLogger(__name__)
 
-_REMEMBERED_BATCHES = 64
-
 
 class Session:
     """One model and one method: adapt, guard, keep or go back, predict, report.
@@ -81,19 +79,20 @@ class Session:
             self._optimizer = self.method.optimizer(parameters)
             self._source = Snapshot(self._selection, self._optimizer)
             self._before = Snapshot(self._selection, self._optimizer)
-            self._source_norm = self._source.parameter_norm()
+            reference = self._selection.reference_norm
+            self._source_norm = self._source.parameter_norm() if reference is None else reference
             self._rng = generator(self.seed, device_of(self.model))
             stack.enter_context(seeded(self.seed))
-            self._state = self.method.start(self.model, self._selection)
+            self._state = self._state_before = self.method.start(self.model, self._selection)
             self._steps: list[StepReport] = []
-            self._recent_classes: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED_BATCHES)
+            self._recent_classes: deque[int] = deque(maxlen=guarding.REMEMBERED_DECISIONS)
             self._adapt_seconds = self._predict_seconds = self._probe_seconds = 0.0
             self._stop_reason: str | None = None
             self._probe_classes: tuple[int, ...] = ()
             self._probe_loss: float | None = None
+            if self.probe is not None:
+                self._probe_loss, self._probe_classes = self._measure_probe()
             self._stack = stack.pop_all()
-        if self.probe is not None:
-            self.set_probe(self.probe)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -117,6 +116,12 @@ class Session:
         """The method's state; immutable."""
         self._open()
         return self._state
+
+    @property
+    def changed_param_count(self) -> int:
+        """How many selected elements differ from the source now."""
+        self._open()
+        return self._source.changed_count()
 
     def adapt(self, batch: Any, *, steps: int = 1) -> StepReport:
         """Learn from ``batch``, ``steps`` times; return what became of the last step."""
@@ -153,14 +158,18 @@ class Session:
         """Go back to the source: weights, buffers, moments, state and random numbers."""
         self._open()
         self._to_source()
+        self._before.capture()
+        self._state_before = self._state
         self._rng = generator(self.seed, device_of(self.model))
         self._recent_classes.clear()
 
     def rollback(self) -> None:
-        """Go back to before the last step: weights, buffers, moments and state."""
+        """Go back to before the last step: weights, buffers, moments and state. After a reset, stay there."""
         self._open()
         self._before.restore()
-        self._state = getattr(self, "_state_before", self._state)
+        self._state = self._state_before
+        if self.probe is not None:
+            self._probe_loss, _ = self._measure_probe()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -284,8 +293,7 @@ class Session:
         self._state = step.state
         if evidence.probe_loss_after is not None:
             self._probe_loss = evidence.probe_loss_after
-        if self._wants_classes:
-            self._recent_classes.append(evidence.classes)
+        self._recent_classes.extend(evidence.classes)
         return "kept", None
 
     def _evidence(self, step: Step, update_norm: float) -> guarding.Evidence:
@@ -308,10 +316,6 @@ class Session:
             probe_agreement=agreement,
             recent_classes=tuple(self._recent_classes),
         )
-
-    @property
-    def _wants_classes(self) -> bool:
-        return any(isinstance(guard, guarding.Collapse) for guard in self.guards)
 
     @torch.no_grad()
     def _measure_probe(self) -> tuple[float, tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -86,10 +85,6 @@ class Snapshot:
         """Return how many elements of the selected parameters differ from this copy."""
         pairs = zip(self._parameters, self._copies, strict=False)
         return sum(int((parameter != copy).sum()) for parameter, copy in pairs)
-
-    def source_values(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the copies of the selected parameters by name; they must not be written to."""
-        return dict(zip(names, self._copies, strict=False))
 
     @property
     def nbytes(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from acclimate.core import views
 from acclimate.core.losses import soft_cross_entropy
+from acclimate.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Classification:
     def images(self, batch: Any) -> Tensor:
         """Return ``batch`` itself, which is ``(B, C, H, W)``."""
         if not isinstance(batch, Tensor):
-            raise TypeError(f"Classification takes a tensor (B, C, H, W) as a batch, not {type(batch).__name__}")
+            raise ConfigError(f"Classification takes a tensor (B, C, H, W) as a batch, not {type(batch).__name__}")
         return batch
 
     def with_images(self, batch: Any, images: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ def logits_of(outputs: Any) -> Tensor:
     """Return the logits in what a classifier returned: a tensor, ``.logits``, ``["logits"]``, or the first of a tuple.
 
     Raises:
-        TypeError: nothing of that kind is there.
+        ConfigError: nothing of that kind is there.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -155,7 +156,7 @@ def logits_of(outputs: Any) -> Tensor:
     if isinstance(outputs, list | tuple) and outputs and isinstance(outputs[0], Tensor):
         return outputs[0]
     found = f"keys {sorted(outputs)}" if isinstance(outputs, Mapping) else type(outputs).__name__
-    raise TypeError(f"no logits in the model's output ({found}): return a tensor (B, K) or a mapping with 'logits'")
+    raise ConfigError(f"no logits in the model's output ({found}): return a tensor (B, K) or a mapping with 'logits'")
 
 
 def _unchanged(outputs: Any) -> Any:

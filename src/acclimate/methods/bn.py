@@ -37,7 +37,7 @@ class Bn:
     source_strength: float | None = None
 
     def __post_init__(self) -> None:
-        if self.source_strength is not None and self.source_strength < 0:
+        if self.source_strength is not None and not self.source_strength >= 0:
             raise ConfigError(f"bn: source_strength must not be negative, got {self.source_strength}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:

@@ -104,7 +104,8 @@ class Eata:
         margin = entropy_margin_nats(self.entropy_margin, decisions.logits.shape[-1])
         keep = entropy.detach() < margin
         probabilities = decisions.class_probabilities()
-        if state.mean_probabilities is not None:
+        # With one class every two decisions are alike, and all but the first would be redundant.
+        if state.mean_probabilities is not None and probabilities.shape[1] > 1:
             similarity = F.cosine_similarity(state.mean_probabilities[None], probabilities, dim=1)
             keep &= similarity.abs() < self.redundancy_margin
         used = int(keep.sum())

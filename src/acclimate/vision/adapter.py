@@ -74,6 +74,8 @@ def require_ttt(adapter: object) -> None:
     Raises:
         TTTNotSupportedError: naming the adapter and what is missing.
     """
+    if (refusal := getattr(adapter, "ttt_refusal", None)) is not None:
+        raise TTTNotSupportedError(f"this model cannot be adapted: {refusal}")
     missing = [name for name in ("get_model", "build_loader") if not callable(getattr(adapter, name, None))]
     if missing:
         name = getattr(adapter, "name", type(adapter).__name__)

@@ -12,12 +12,6 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-def centres(boxes: Tensor) -> Tensor:
-    """Return ``(..., 4)`` corner boxes as ``(cx, cy, w, h)``."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
-
-
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
     """Return the intersection over union of centre boxes: ``(N, 4)``, ``(M, 4)`` -> ``(N, M)``."""
     a, b = corners(first), corners(second)

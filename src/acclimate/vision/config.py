@@ -86,6 +86,12 @@ class TTTConfig:
                 raise ConfigError(f"{name} must be at least {lowest}, got {value}")
         if not self.lr >= 0:
             raise ConfigError(f"lr must not be negative, got {self.lr}")
+        if self.collapse_share is not None and self.reset == "sample":
+            raise ConfigError(
+                "collapse_share looks at recent decisions, and reset 'sample' forgets them after each image"
+            )
+        if self.probe and self.reset == "sample":
+            raise ConfigError("probe keeps the stream's first batch, and reset 'sample' takes each image by itself")
         if not 0 < self.mask_prob < 1:
             raise ConfigError(f"mask_prob must lie between 0 and 1, got {self.mask_prob}")
 
@@ -120,7 +126,7 @@ class TTTConfig:
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "safe": {"method": "tent", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
-    "adapter_only": {"method": "tent", "update_filter": "adapter_only", "lr": 1e-3, "lora_rank": 4, "max_drift": 1e9},
+    "adapter_only": {"method": "tent", "update_filter": "adapter_only", "lr": 1e-3, "lora_rank": 4, "max_drift": 0.2},
     "mim_safe": {"method": "mim", "update_filter": "norm_only", "lr": 1e-4, "max_drift": 0.2},
     "cotta_safe": {"method": "cotta", "update_filter": "all", "lr": 1e-3, "max_drift": 0.2},
     "eata_safe": {"method": "eata", "update_filter": "norm_only", "lr": 5e-3, "max_drift": 0.2},

@@ -62,14 +62,14 @@ class Detection:
         """Return ``logits``, ``pred_boxes`` and the extra outputs; all else that the model returns is dropped.
 
         Raises:
-            TypeError: the model's output has no ``logits`` or no ``pred_boxes``.
+            ConfigError: the model's output has no ``logits`` or no ``pred_boxes``.
         """
         outputs = model(**batch) if isinstance(batch, Mapping) else model(batch)
         keys = ("logits", "pred_boxes", *self.extra_outputs)
         try:
             return {key: outputs[key] if isinstance(outputs, Mapping) else getattr(outputs, key) for key in keys}
         except (KeyError, AttributeError) as error:
-            raise TypeError(f"a detector must return {', '.join(keys)} by name; {error} is missing") from error
+            raise ConfigError(f"a detector must return {', '.join(keys)} by name; {error} is missing") from error
 
     def decisions(self, outputs: Any) -> Decisions:
         """Return the candidates of all images as rows of ``K + 1`` logits, the last for no object."""

@@ -73,30 +73,40 @@ def difference(scorer: Scorer, first: Score, second: Score, *, resamples: int = 
 
 
 class AccuracyScorer:
-    """The share of images whose most probable class is right; an image without a prediction counts as wrong.
+    """The share of the predicted images whose most probable class is right.
 
     Args:
         labels: class id by image, as :func:`load_labels` returns them.
+        images: the predicted images, each of which must have one label.
+
+    Raises:
+        DataError: an image has no label, or two images would share one.
     """
 
     metric = "accuracy"
 
-    def __init__(self, labels: Mapping[str, int]) -> None:
-        self._labels = dict(labels)
-        self.image_count = len(self._labels)
+    def __init__(self, labels: Mapping[str, int], images: Sequence[str]) -> None:
+        keys = {image: label_key(image, labels) for image in images}
+        if missing := [image for image, key in keys.items() if key is None]:
+            raise DataError(
+                f"{len(missing)} of {len(keys)} predicted images have no label (first: {missing[0]}); "
+                "name files as in the predictions, or by the end of their path"
+            )
+        if len(set(keys.values())) < len(keys):
+            raise DataError("two predicted images share one label: name files by more of their path")
+        self._truth = {image: labels[key] for image, key in keys.items() if key is not None}
+        self.image_count = len(self._truth)
 
     def score(self, entries: Sequence[Entry]) -> Score:
         """Score a classifier's entries.
 
         Raises:
-            DataError: they are a detector's, or no image of theirs has a label.
+            DataError: they are a detector's.
         """
         if any("classification" not in entry for entry in entries):
             raise DataError("class labels score a classifier, and these predictions have detections; give a COCO json")
-        predicted = {_key(entry["image"], self._labels): entry["classification"]["class_id"] for entry in entries}
-        if not set(predicted) & set(self._labels):
-            raise DataError("no predicted image has a label: check that the labels name the same files")
-        right = np.array([predicted.get(name) == label for name, label in self._labels.items()], dtype=np.float64)
+        predicted = {entry["image"]: entry["classification"]["class_id"] for entry in entries}
+        right = np.array([predicted.get(image) == label for image, label in self._truth.items()], dtype=np.float64)
         return Score({"accuracy": float(right.mean())}, right)
 
     def resampled(self, score: Score, images: npt.NDArray[np.int64]) -> float:
@@ -105,37 +115,74 @@ class AccuracyScorer:
 
 
 class CocoScorer:
-    """Mean average precision as COCO defines it.
+    """Mean average precision as COCO defines it, over the predicted images.
 
     Args:
         annotations: a COCO json with annotations.
-        image_ids: score only these images; all by default.
+        images: the predicted images as ``(image, image_id)``; all of the file's by default. They are found in the file
+            by id and name, or by name alone, so that ids counted over a folder are not taken for COCO's.
 
     Raises:
-        DataError: the file has no annotations.
+        DataError: the file lacks images, categories or annotations, or does not have a predicted image.
     """
 
     metric = "mAP"
 
-    def __init__(self, annotations: Path, *, image_ids: Sequence[int] | None = None) -> None:
-        content = read_json(annotations, "ground truth")
-        if not isinstance(content, dict) or not content.get("annotations"):
-            raise DataError(f"{annotations} has no annotations to score against")
+    def __init__(self, annotations: Path, *, images: Sequence[tuple[str, int]] | None = None) -> None:
+        content = _coco_truth(read_json(annotations, "ground truth"), annotations)
         self._truth = COCO()
-        # pycocotools asks for a key that COCO files in the wild leave out.
-        self._truth.dataset = {"info": {}, **content}
+        self._truth.dataset = content
         with _quiet():
             self._truth.createIndex()
-        self._image_ids = sorted(self._truth.getImgIds() if image_ids is None else set(image_ids))
+        self._images = {int(image["id"]): image for image in content["images"]}
+        self._by_name: dict[str, list[int]] = {}
+        for number, image in self._images.items():
+            self._by_name.setdefault(Path(str(image["file_name"])).name, []).append(number)
+        self._image_ids = sorted(self._images if images is None else {self.image_id(*image) for image in images})
         self.image_count = len(self._image_ids)
 
+    def image_id(self, image: str, predicted_id: int | None) -> int:
+        """Return the file's id of a predicted image.
+
+        Raises:
+            DataError: the file has no such image, or several of that name.
+        """
+        name = Path(image).name
+        if predicted_id in self._images and Path(str(self._images[predicted_id]["file_name"])).name == name:
+            return predicted_id
+        found = self._by_name.get(name, [])
+        if len(found) != 1:
+            raise DataError(f"the ground truth has {len(found) or 'no'} images called {name!r}: cannot score {image}")
+        return found[0]
+
     def score(self, entries: Sequence[Entry]) -> Score:
-        """Score a detector's entries."""
-        results = to_coco(entries)
+        """Score a detector's entries.
+
+        Raises:
+            DataError: they are a classifier's, or of a category that the ground truth does not have.
+        """
+        placed = []
+        for entry in entries:
+            number = self.image_id(entry["image"], entry.get("image_id"))
+            size = {key: entry.get(key) or self._images[number].get(key) for key in ("width", "height")}
+            if entry.get("detections") and None in size.values():
+                raise DataError(f"neither predictions nor ground truth say how large {entry['image']} is")
+            placed.append({**entry, **size, "image_id": number})
+        return self.score_results(to_coco(placed))
+
+    def score_results(self, results: Sequence[Mapping[str, Any]]) -> Score:
+        """Score COCO results.
+
+        Raises:
+            DataError: a result is of an image or a category that the ground truth does not have.
+        """
         if not results:
             return Score({"mAP": 0.0, "mAP50": 0.0, "mAP75": 0.0, "AR100": 0.0}, None)
+        for key, known in (("image_id", set(self._images)), ("category_id", set(self._truth.getCatIds()))):
+            if unknown := {result[key] for result in results} - known:
+                raise DataError(f"the ground truth has no {key} {sorted(unknown)[0]}, which was predicted")
         with _quiet():
-            evaluation = COCOeval(self._truth, self._truth.loadRes(results), "bbox")
+            evaluation = COCOeval(self._truth, self._truth.loadRes([dict(result) for result in results]), "bbox")
             evaluation.params.imgIds = self._image_ids
             evaluation.params.areaRng = [evaluation.params.areaRng[0]]
             evaluation.params.areaRngLbl = ["all"]
@@ -169,15 +216,23 @@ class CocoScorer:
             evaluation.evalImgs = matches
 
 
-def make_scorer(ground_truth: Path, entries: Sequence[Entry] = ()) -> Scorer:
-    """Return the scorer for a ground truth file: COCO json, or labels as json or csv.
+def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
+    """Return the scorer of the images in ``entries`` for a ground truth file: COCO json, or labels as json or csv.
 
     Raises:
-        DataError: the file is missing or of neither kind.
+        DataError: the file is missing, of neither kind, or does not have an image of the entries.
     """
-    if ground_truth.suffix == ".json" and "annotations" in read_json(ground_truth, "ground truth"):
-        return CocoScorer(ground_truth, image_ids=[entry["image_id"] for entry in entries] or None)
-    return AccuracyScorer(load_labels(ground_truth))
+    if is_coco(ground_truth):
+        return CocoScorer(ground_truth, images=[(entry["image"], entry.get("image_id", -1)) for entry in entries])
+    return AccuracyScorer(load_labels(ground_truth), [entry["image"] for entry in entries])
+
+
+def is_coco(ground_truth: Path) -> bool:
+    """Say whether a ground truth file is a COCO json."""
+    if ground_truth.suffix != ".json":
+        return False
+    content = read_json(ground_truth, "ground truth")
+    return isinstance(content, dict) and "annotations" in content
 
 
 def load_labels(path: Path) -> dict[str, int]:
@@ -212,9 +267,35 @@ def _mapping(content: Any, path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _key(image: str, labels: Mapping[str, int]) -> str:
-    # Labels may name files by the path in the predictions, or by the last part of it.
-    return image if image in labels else Path(image).name
+def label_key(image: str, labels: Mapping[str, Any]) -> str | None:
+    """Return the name by which ``labels`` has an image: its path, or the longest end of it; None if it has none."""
+    parts = Path(image).parts
+    ends = (image, *(str(Path(*parts[start:])) for start in range(len(parts))))
+    return next((end for end in ends if end in labels), None)
+
+
+def _coco_truth(content: Any, path: Path) -> dict[str, Any]:
+    """Return a COCO dictionary with what pycocotools needs and files in the wild leave out."""
+    if not isinstance(content, dict) or not content.get("annotations"):
+        raise DataError(f"{path} has no annotations to score against")
+    try:
+        annotations = []
+        for number, annotation in enumerate(content["annotations"], start=1):
+            _, _, width, height = annotation["bbox"]
+            filled = {"id": number, "iscrowd": 0, "area": width * height, **annotation}
+            annotations.append(
+                filled | {"category_id": int(filled["category_id"]), "image_id": int(filled["image_id"])}
+            )
+        images = [
+            {**image, "id": int(image["id"]), "file_name": str(image["file_name"])} for image in content["images"]
+        ]
+        categories = [{**category, "id": int(category["id"])} for category in content["categories"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is no COCO ground truth: images need id and file_name, categories id and name, annotations "
+            f"image_id, category_id and bbox ({error!r})"
+        ) from error
+    return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

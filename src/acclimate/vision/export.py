@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal, cast
 
 from acclimate.core.report import plain
 from acclimate.errors import ConfigError, DataError, InputError
@@ -18,7 +18,7 @@ from acclimate.vision.adapter import AdaptableAdapter, Adapter, Entry, chunks, p
 from acclimate.vision.adapters import AdapterOptions, make_adapter
 from acclimate.vision.config import Kind, TTTConfig
 from acclimate.vision.images import CorruptionSpec, ImageReader
-from acclimate.vision.predictions import to_coco, wrapped, write_json
+from acclimate.vision.predictions import check_writable, to_coco, wrapped, write_json
 from acclimate.vision.records import Dataset, Record, load_dataset
 from acclimate.vision.tta import Augmenter, TTAConfig
 from acclimate.vision.ttt import TTTReport, TTTRun
@@ -101,9 +101,14 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         raise ConfigError(
             "--wrap adds acclimate's meta to predictions, and COCO results have no place for it; leave one out"
         )
+    for target in (job.output, job.log_output):
+        if target is not None:
+            check_writable(target)
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
     reader = ImageReader(job.corruption)
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
+    if job.format == "coco" and getattr(adapter, "is_classifier", False):
+        raise ConfigError("COCO results hold boxes, and this model is a classifier; use --format acclimate")
     config = None if job.ttt is None else resolve_config(adapter, job.ttt, job.preset)
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
     work = _Work(job, adapter, config, source_records, progress)
@@ -176,12 +181,12 @@ class _Work:
         """Return the position of the first batch that is not done."""
         if not done:
             return 0
-        finished = {entry["image"] for entry in done}
-        last = max(position for position, record in enumerate(records) if record.image in finished)
+        finished = {entry["image_id"] for entry in done}
+        last = max(position for position, record in enumerate(records) if record.image_id in finished)
         start = min(len(records), -(-(last + 1) // self._batch_size()) * self._batch_size())
         if isinstance(reader := getattr(self.adapter, "reader", None), ImageReader):
             # What was skipped before the interruption must be counted again.
-            reader.read_many([record for record in records[:start] if record.image not in finished])
+            reader.read_many([record for record in records[:start] if record.image_id not in finished])
         return start
 
     def _batch_size(self) -> int:
@@ -207,7 +212,7 @@ class _Work:
                 run.adapt(records, on_batch=heard)
                 yield from run.predict(remaining, augment=self.augmenter)
             elif self.config.reset == "sample":
-                yield from run.sample(remaining, augment=self.augmenter)
+                yield from run.sample(remaining, augment=self.augmenter, done=len(records) - len(remaining))
             else:
                 yield from run.online(records, augment=self.augmenter)
             self.report = run.report()
@@ -231,10 +236,14 @@ class _Partial:
         self.path = job.output.with_name(f".{job.output.name}.partial.jsonl")
         self.entries: list[Entry] = []
         self.finished = False
+        self._file: IO[str] | None = None
         self._resume = job.resume
         described = {
-            "records": [record.image for record in dataset.records],
+            "records": [(record.image, record.image_id) for record in dataset.records],
+            "categories": plain(dataset.categories),
             "adapter": plain(job.adapter),
+            "weights": _stamp(job.adapter.checkpoint, job.adapter.model),
+            "ttt_source": str(job.ttt_source),
             "ttt": plain(config),
             "tta": plain(job.tta),
             "corruption": str(job.corruption),
@@ -246,12 +255,6 @@ class _Partial:
     def __enter__(self) -> _Partial:
         if self._resume and self.path.exists():
             self._load()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"cannot write {self.path}: {error.strerror}") from error
-        self._file.write(json.dumps({"key": self._key}) + "\n")
         kept, self.entries = self.entries, []
         if kept and not self._restarts:
             self.add(kept)
@@ -259,19 +262,34 @@ class _Partial:
 
     def add(self, batch: Sequence[Entry]) -> None:
         # One line for a whole batch: a run that goes on in the middle of one would batch its images otherwise.
+        if self._file is None:
+            # Not before: what is refused before the first batch leaves nothing behind, not even a folder.
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise DataError(f"cannot write {self.path}: {error.strerror}") from error
+            self._file.write(json.dumps({"key": self._key}) + "\n")
         self.entries.extend(batch)
         self._file.write(json.dumps(list(batch), allow_nan=False) + "\n")
         self._file.flush()
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         # Bad input leaves nothing behind; an interruption or a crash leaves what --resume goes on from.
         if self.finished or (kind is not None and issubclass(kind, InputError)):
             self.path.unlink(missing_ok=True)
 
     def _load(self) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        if not lines or json.loads(lines[0]).get("key") != self._key:
+        if not lines:
+            return
+        try:
+            key = json.loads(lines[0])["key"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            key = None
+        if key != self._key:
             raise DataError(
                 f"{self.path} is from a run with other images or settings; delete it, or leave out --resume"
             )
@@ -282,6 +300,14 @@ class _Partial:
                 # The run was cut off inside its last line.
                 break
         logger.info("resuming after %d images", len(self.entries))
+
+
+def _stamp(*paths: str | None) -> list[Any]:
+    """Return size and time of the files that hold the weights, so that overwritten weights are another job."""
+    files = []
+    for path in (Path(name) for name in paths if name):
+        files += sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _check_skipped(job: ExportJob, reader: ImageReader, entries: Sequence[Entry]) -> None:
@@ -339,5 +365,5 @@ def ttt_meta(config: TTTConfig | None, report: TTTReport | None) -> dict[str, An
     return {
         **values,
         "mim": {name: plain(getattr(config, name)) for name in own} if config.method == "mim" else None,
-        "report": plain(report),
+        "report": {**plain(report), "session": {**plain(report.session), "steps": None}},
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from acclimate.errors import ConfigError, DataError
+from acclimate.errors import ConfigError, DataError, first_line
 from acclimate.vision.corruptions import CORRUPTIONS, Uint8Image, corrupt
 from acclimate.vision.records import Record
 
@@ -110,8 +112,20 @@ def decode(path: Path) -> Uint8Image:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({str(error).splitlines()[0]})") from error
+    except _UNDECODABLE as error:
+        raise DataError(f"{path}: cannot be decoded ({first_line(error)})") from error
+
+
+_UNDECODABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def _float_mode(image: Image.Image) -> np.ndarray:
@@ -122,6 +136,8 @@ def _float_mode(image: Image.Image) -> np.ndarray:
 
 
 def _from_array(values: np.ndarray, path: Path) -> Uint8Image:
+    if not isinstance(values, np.ndarray) or values.size == 0:
+        raise DataError(f"{path}: holds no image array")
     if values.ndim == 2:
         values = np.repeat(values[..., None], 3, axis=2)
     if values.ndim != 3 or values.shape[2] != 3:

@@ -35,6 +35,9 @@ class LabelMap:
                 "the data set has category names and the model has no labels to match them to; "
                 "give the model class names, or use a list of images instead of a COCO file"
             )
+        names = [name.strip().lower() for name in categories.values()]
+        if len(set(names)) < len(names):
+            raise DataError(f"two categories of the data set are called {max(names, key=names.count)!r}")
         index_by_name = {name.strip().lower(): index for index, name in model_labels.items()}
         missing = [name for name in categories.values() if name.strip().lower() not in index_by_name]
         if missing:

@@ -56,6 +56,7 @@ def tensor_filter(config: TTTConfig) -> TensorFilter:
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_targets=config.lora_targets,
+        lora_seed=config.seed,
     )
 
 
@@ -105,6 +106,8 @@ def _converted(text: str, wanted: Any) -> Any:
         return text
     if origin is tuple:
         parts = [part.strip() for part in text.split(",") if part.strip()]
+        if Ellipsis not in arguments and len(parts) != len(arguments):
+            raise ValueError(f"give {len(arguments)} values with commas between")
         return tuple(_converted(part, arguments[0]) for part in parts)
     if wanted is bool:
         if text.lower() not in ("true", "false"):

@@ -6,6 +6,7 @@ boxes as fractions of the image; a classifier's has ``classification: {class_id,
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -17,7 +18,7 @@ from typing import IO, Any, Final
 import torch
 from torch import Tensor
 
-from acclimate.errors import DataError
+from acclimate.errors import ConfigError, DataError
 from acclimate.vision.adapter import Entry, ImageBatch
 from acclimate.vision.labels import LabelMap
 from acclimate.vision.records import read_json
@@ -26,7 +27,18 @@ SCHEMA_VERSION: Final = 1
 
 
 def classification_entries(logits: Tensor, batch: ImageBatch, *, labels: LabelMap, top_k: int = 5) -> list[Entry]:
-    """Return a classifier's entries for logits ``(B, K)``."""
+    """Return a classifier's entries for logits ``(B, K)``.
+
+    Raises:
+        ConfigError: the logits have another shape.
+        DataError: the logits of an image are not finite.
+    """
+    if logits.dim() != 2 or len(logits) != len(batch.records):
+        raise ConfigError(
+            f"a classifier must return logits (B, K), got {tuple(logits.shape)} for {len(batch.records)} images; "
+            "say kind='detector' in the TorchModel if it is one"
+        )
+    _require_finite(logits, batch)
     probabilities = logits.detach().float().softmax(-1).cpu()
     scores, indices = probabilities.sort(dim=-1, descending=True, stable=True)
     entries = []
@@ -56,6 +68,8 @@ def detection_entries(
     entries = []
     for row, image in enumerate(found):
         scores, indices, boxes = (image[key].detach().cpu() for key in ("scores", "labels", "boxes"))
+        if not bool(torch.isfinite(scores).all() and torch.isfinite(boxes).all()):
+            raise DataError(f"the model's output on {batch.records[row].image} is not finite; check its weights")
         detections = []
         for position in torch.argsort(scores, descending=True, stable=True).tolist():
             written = labels.written(int(indices[position]))
@@ -113,6 +127,19 @@ def read_predictions(path: Path) -> list[Entry]:
     return content
 
 
+def read_coco_results(path: Path) -> list[dict[str, Any]] | None:
+    """Return the COCO results in a file, or None if it holds something else.
+
+    Raises:
+        DataError: it is missing or is no JSON.
+    """
+    content = read_json(path, "predictions file")
+    keys = {"image_id", "category_id", "bbox", "score"}
+    if isinstance(content, list) and content and all(isinstance(r, dict) and keys <= set(r) for r in content):
+        return content
+    return None
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file is there whole or not at all."""
     with atomic(path) as file:
@@ -120,9 +147,36 @@ def write_json(path: Path, content: Any) -> None:
         file.write("\n")
 
 
+def check_writable(path: Path) -> None:
+    """Check, before any work is done, that a file can be written to ``path``.
+
+    Raises:
+        DataError: it is a folder, or a part of its path is a file, or the folder may not be written to.
+    """
+    if path.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder; name a file")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise DataError(f"cannot write {path}: {existing} is no folder that can be written to")
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[str]]:
-    """Open a file for text that takes the place of ``path`` when the block ends well, and is gone otherwise.
+    """Open a text file that takes the place of ``path`` when the block ends well, and is gone otherwise.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    with atomic_binary(path) as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8")
+        yield text
+        text.flush()
+        text.detach()
+
+
+@contextmanager
+def atomic_binary(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the place of ``path`` when the block ends well, and is gone otherwise.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -134,7 +188,7 @@ def atomic(path: Path) -> Iterator[IO[str]]:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -146,6 +200,13 @@ def atomic(path: Path) -> Iterator[IO[str]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _require_finite(logits: Tensor, batch: ImageBatch) -> None:
+    finite = torch.isfinite(logits).all(-1)
+    if not bool(finite.all()):
+        first = batch.records[int((~finite).int().argmax())].image
+        raise DataError(f"the model's output on {first} is not finite; check its weights")
 
 
 def _head(batch: ImageBatch, row: int) -> Entry:

@@ -105,6 +105,8 @@ def _from_coco(source: Path, images_root: Path | None) -> Dataset:
         categories = {int(category["id"]): str(category["name"]) for category in content.get("categories", [])}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{source} is no COCO file: images need file_name and id, categories id and name") from error
+    if len({number for _, number in images}) < len(images):
+        raise DataError(f"{source} gives two images the same id")
     root = _coco_root(source, [name for name, _ in images]) if images_root is None else images_root
     return Dataset(tuple(Record(str(root / name), number) for name, number in images), categories)
 

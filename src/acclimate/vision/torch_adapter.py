@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from acclimate.core.determinism import parse_device
 from acclimate.core.task import Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
-from acclimate.errors import CheckpointError, ConfigError, DataError
+from acclimate.errors import CheckpointError, ConfigError, DataError, first_line
 from acclimate.vision import boxes as box_ops
 from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.detection import Detection
@@ -96,7 +97,7 @@ class TorchAdapter:
         score_threshold: float = 0.05,
         batch_size: int = 64,
     ) -> None:
-        made = _find(factory)()
+        made = _made_by(factory)
         if isinstance(made, nn.Module):
             made = TorchModel(module=made)
         if not isinstance(made, TorchModel):
@@ -105,7 +106,7 @@ class TorchAdapter:
         self.reader = ImageReader() if reader is None else reader
         self.score_threshold = score_threshold
         self.batch_size = batch_size
-        self._device = torch.device(device)
+        self._device = parse_device(device)
         if checkpoint is not None:
             load_checkpoint(made.module, Path(checkpoint), trust_pickle=trust_pickle)
         made.module.to(self._device).eval()
@@ -185,7 +186,7 @@ def load_checkpoint(module: nn.Module, path: Path, *, trust_pickle: bool) -> Non
             )
         module.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"checkpoint {path} cannot be loaded: {first_line(error)}") from error
 
 
 def _detections(task: Detection, outputs: Any, *, threshold: float) -> list[dict[str, Tensor]]:
@@ -205,7 +206,7 @@ def _detections(task: Detection, outputs: Any, *, threshold: float) -> list[dict
     return found
 
 
-def _find(factory: str) -> Callable[[], Any]:
+def _made_by(factory: str) -> Any:
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
         raise ConfigError(f"--model for the torch adapter must be package.module:factory, got {factory!r}")
@@ -215,11 +216,15 @@ def _find(factory: str) -> Callable[[], Any]:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
+        if not callable(found):
+            raise ConfigError(f"{factory!r} is a {type(found).__name__}, not a callable that returns a model")
+        return found()
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot find {factory!r}: {error}") from error
+        raise ConfigError(f"cannot find {factory!r}, or what it needs: {first_line(error)}") from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{factory!r} failed: {type(error).__name__}: {first_line(error)}") from error
     finally:
         if added:
             sys.path.remove(here)
-    if not callable(found):
-        raise ConfigError(f"{factory!r} is a {type(found).__name__}, not a callable that returns a model")
-    return found  # type: ignore[no-any-return]

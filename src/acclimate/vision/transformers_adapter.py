@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -21,9 +22,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
 )
 
+from acclimate.core.determinism import parse_device
 from acclimate.core.task import Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
-from acclimate.errors import CheckpointError, ConfigError
+from acclimate.errors import CheckpointError, ConfigError, first_line
 from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.detection import Detection, Head
 from acclimate.vision.images import ImageReader
@@ -33,8 +35,17 @@ from acclimate.vision.records import Record
 
 logger = logging.getLogger(__name__)
 
-# Scored by one sigmoid for each class; every other detector has a softmax with a no-object column.
-_SIGMOID_FAMILIES: Final = frozenset({"rt_detr", "rt_detr_v2", "d_fine", "deformable_detr", "conditional_detr"})
+# One sigmoid for each class, or a softmax whose last column is no object. Other families predict, and refuse TTT.
+_HEADS: Final[dict[str, Head]] = {
+    "rt_detr": "sigmoid",
+    "rt_detr_v2": "sigmoid",
+    "d_fine": "sigmoid",
+    "deformable_detr": "sigmoid",
+    "conditional_detr": "sigmoid",
+    "detr": "softmax",
+    "table-transformer": "softmax",
+    "yolos": "softmax",
+}
 # YOLOS has no mask: its boxes are fractions of the padded batch, not of the image.
 _BOXES_OF_PADDED_BATCH: Final = frozenset({"yolos"})
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -70,26 +81,35 @@ class TransformersAdapter:
         batch_size: int = 8,
         trust_pickle: bool = False,
     ) -> None:
+        self.ttt_refusal: str | None = None
         self.reader = ImageReader() if reader is None else reader
         self.score_threshold = score_threshold
         self.batch_size = batch_size
-        self._device = torch.device(device)
+        self._device = parse_device(device)
         self._refuse_pickle(model, trust_pickle)
         try:
             config = AutoConfig.from_pretrained(model)
             self._processor: Any = AutoImageProcessor.from_pretrained(model, backend="pil")
         except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot load a model from {model!r}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"cannot load a model from {model!r}: {first_line(error)}") from error
         self._family: str = config.model_type
         auto = self._auto_class(config)
         try:
-            self._model: nn.Module = auto.from_pretrained(model, use_safetensors=None if trust_pickle else True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"cannot load weights from {model!r}: {str(error).splitlines()[0]}") from error
-        self._model.to(self._device).eval()
+            loaded, info = auto.from_pretrained(
+                model, use_safetensors=None if trust_pickle else True, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"cannot load weights from {model!r}: {first_line(error)}") from error
+        absent = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+        if absent:
+            # transformers fills them with random numbers.
+            raise CheckpointError(f"{model!r} has no fitting weights for {len(absent)} tensors (first: {absent[0]})")
+        self._model: nn.Module = loaded.to(self._device).eval()
         model_labels = {int(index): str(name) for index, name in (config.id2label or {}).items()}
         self.labels = LabelMap.by_name(model_labels, categories or {})
         self.warnings: tuple[str, ...] = self.labels.warnings
+        if unexpected := sorted(info["unexpected_keys"]):
+            self.warnings += (f"{len(unexpected)} tensors of the checkpoint are not used (first: {unexpected[0]})",)
         self.task: Task = self._task()
 
     def get_model(self) -> nn.Module:
@@ -146,8 +166,11 @@ class TransformersAdapter:
         pixel_range = self._pixel_range()
         if self.is_classifier:
             return Classification(pixel_range=pixel_range)
-        head: Head = "sigmoid" if self._family in _SIGMOID_FAMILIES else "softmax"
-        return Detection(head=head, pixel_range=pixel_range)
+        if self._family not in _HEADS:
+            self.ttt_refusal = (
+                f"it is not known what the outputs of {self._family!r} mean; known detectors are {', '.join(_HEADS)}"
+            )
+        return Detection(head=_HEADS.get(self._family, "sigmoid"), pixel_range=pixel_range)
 
     def _pixel_range(self) -> PixelRange | None:
         """Return what the processor turns black and white into."""

@@ -96,6 +96,7 @@ class TTTRun:
         self._on_report = on_report
         self._session: Session | None = None
         self._batches = 0
+        self._changed_param_count = 0
         self._stack = ExitStack()
         self._warnings: list[str] = []
 
@@ -177,14 +178,23 @@ class TTTRun:
             yield self.adapter.entries(outputs, batch)
 
     def sample(
-        self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
+        self,
+        records: Sequence[Record],
+        *,
+        augment: Callable[[Any, Predictor], Any] | None = None,
+        done: int = 0,
     ) -> Iterator[list[Entry]]:
-        """Yield the entry of each image: adapt to it alone, predict it, and go back to the source."""
-        for batch in self.adapter.build_loader(records, batch_size=1):
+        """Yield the entry of each image: adapt to it alone, predict it, and go back to the source.
+
+        ``done`` images went before, in a run that this one goes on from: they count towards ``max_batches``.
+        """
+        limit = self.config.max_batches
+        for position, batch in enumerate(self.adapter.build_loader(records, batch_size=1), start=done):
             self.session.reset()
-            if self.config.max_batches is None or self._batches < self.config.max_batches:
+            if limit is None or position < limit:
                 report = self.session.adapt(batch.inputs, steps=self.config.steps)
                 self._batches += report.verdict != "refused"
+                self._changed_param_count = max(self._changed_param_count, self.session.changed_param_count)
             outputs = self._outputs(batch.inputs, augment)
             yield self.adapter.entries(outputs, batch)
 
@@ -195,7 +205,7 @@ class TTTRun:
             losses=tuple(session.losses),
             mask_ratio=self.config.mask_prob if self.config.method == "mim" else None,
             updated_param_count=session.updated_param_count,
-            changed_param_count=session.changed_param_count,
+            changed_param_count=max(session.changed_param_count, self._changed_param_count),
             warnings=tuple(dict.fromkeys((*self._warnings, *session.notes, *_step_warnings(session)))),
             stopped_early=session.stopped_early,
             stop_reason=session.stop_reason,
@@ -244,6 +254,8 @@ class TTTRun:
             self._warnings.append(note)
         if config.method == "bn":
             self._warnings.append("bn has no gradient: steps, lr and update filter have no effect")
+        if config.max_batches is not None:
+            self._warnings.append(f"adapts on the first {config.max_batches} batches only (max_batches)")
         if config.reset == "sample" and config.batch_size != 1:
             self._warnings.append(
                 f"reset 'sample' adapts to one image at a time; batch size {config.batch_size} is not used"
@@ -303,6 +315,11 @@ def _step_warnings(session: SessionReport) -> list[str]:
                 f"{len(steps)} of {len(session.steps)} steps were {words}; first, step {steps[0].index}: "
                 f"{steps[0].reason}"
             )
+    count = len(session.steps)
+    if session.counts.get("recovered", 0) > count / 2:
+        found.append("sar recovered on most steps: for few classes or a low loss, lower reset_below_nats")
+    if count / 2 < session.counts.get("skipped", 0) < count:
+        found.append(f"{session.counts['skipped']} of {count} batches were skipped: little was worth learning from")
     if session.steps and all(step.verdict == "skipped" for step in session.steps):
         found.append("every batch was skipped: nothing was worth learning from, and the model is as it was")
     return found
