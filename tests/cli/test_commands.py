@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from acclimate.cli.main import main
 from tests.networks import write_images
@@ -103,6 +104,25 @@ def test_method_options_and_low_rank_weights(folder: Path) -> None:
     assert report["session"]["settings"]["view_count"] == 2
 
 
+def test_coco_results_can_be_scored(folder: Path) -> None:
+    content = {
+        "images": [{"id": 40 + n, "file_name": f"image_{n:03d}.png", "width": 24, "height": 24} for n in range(5)],
+        "categories": [{"id": 7, "name": "x"}, {"id": 8, "name": "y"}, {"id": 9, "name": "z"}],
+        "annotations": [{"image_id": 40 + n, "category_id": 7, "bbox": [2, 2, 9, 9]} for n in range(5)],
+    }
+    Path("gt.json").write_text(json.dumps(content))
+    model = ("--adapter", "torch", "--model", f"{FACTORIES}:detector")
+    scores = []
+    for extra in ((), ("--format", "coco")):
+        exported = run("export", "gt.json", "--images-root", "images", *model, "-o", "p.json", *extra)
+        assert exported.exit_code == 0, exported.output
+        scored = run("evaluate", "p.json", "--ground-truth", "gt.json", "--json")
+        assert scored.exit_code == 0, scored.output
+        scores.append(json.loads(scored.stdout))
+    assert scores[0] == scores[1]
+    assert set(scores[0]) == {"images", "mAP", "mAP50", "mAP75", "AR100"}
+
+
 def test_dry_run(folder: Path) -> None:
     done = run("export", "images", *MODEL, "--ttt", "--ttt-dry-run")
     assert done.stdout.splitlines() == [
@@ -141,6 +161,39 @@ BAD = {
 }
 
 
+BAD |= {
+    "no such device": (("export", "images", *MODEL, "--device", "cuda:77"), "cannot be used"),
+    "nonsense device": (("export", "images", *MODEL, "--device", "toaster"), "'toaster'"),
+    "output is a folder": (("export", "images", *MODEL, "-o", "images"), "it is a folder"),
+    "low rank without rank": (("export", "images", *MODEL, "--ttt", "--lora-targets", "5"), "--lora-rank"),
+    "mim flag without mim": (("export", "images", *MODEL, "--ttt", "--ttt-mask-prob", "0.5"), "--ttt-method mim"),
+    "source without eata": (("export", "images", *MODEL, "--ttt", "--ttt-source", "images"), "--ttt-method eata"),
+    "tta flag without tta": (("export", "images", *MODEL, "--tta-seed", "3"), "--tta"),
+    "batch size with ttt": (("export", "images", *MODEL, "--ttt", "--batch-size", "3"), "--ttt-batch-size"),
+    "guard without guards": (("export", "images", *MODEL, "--ttt", "--no-ttt-guards", "--ttt-probe"), "without guards"),
+    "model for dummy": (("export", "images", "--adapter", "dummy", "--model", "x"), "dummy"),
+    "lr for bn": (("export", "images", *MODEL, "--ttt", "--ttt-method", "bn", "--ttt-lr", "1"), "bn has no gradient"),
+    "collapse and sample": (
+        ("export", "images", *MODEL, "--ttt", "--ttt-reset", "sample", "--ttt-collapse-share", "0.9"),
+        "collapse_share",
+    ),
+    "too few betas": (("export", "images", *MODEL, "--ttt", "--ttt-option", "betas=0.9"), "2 values"),
+    "factory that fails": (("export", "images", "--adapter", "torch", "--model", f"{FACTORIES}:fails"), "is missing"),
+    "detector as classifier": (
+        ("export", "images", "--adapter", "torch", "--model", f"{FACTORIES}:undeclared_detector"),
+        "kind='detector'",
+    ),
+    "weights that are not finite": (
+        ("export", "images", "--adapter", "torch", "--model", f"{FACTORIES}:broken"),
+        "finite",
+    ),
+    "option that no method has": (("compare", "images", *MODEL, "--ttt-option", "speed=1"), "has an option 'speed'"),
+    "no method to compare": (("compare", "images", *MODEL, "--methods", "none"), "at least one method"),
+    "labels that are not there": (("compare", "images", *MODEL, "--ground-truth", "gone.csv"), "gone.csv"),
+    "corrupt over the originals": (("corrupt", "images", "images", "--name", "fog"), "nothing is overwritten"),
+}
+
+
 @pytest.mark.parametrize("case", list(BAD))
 def test_bad_input_is_one_line_and_exit_code_two_and_writes_nothing(folder: Path, case: str) -> None:
     (folder / "empty").mkdir()
@@ -175,6 +228,11 @@ def test_corrupt_writes_copies(folder: Path) -> None:
     assert sorted(path.name for path in Path("foggy").iterdir()) == [f"image_{n:03d}.png" for n in range(5)]
     assert "gaussian_noise" in run("corrupt", "--list").stdout
     assert run("corrupt", "images", "images/image_000.png", "--name", "fog").exit_code == 2
+    Image.new("RGB", (8, 8)).save(folder / "images" / "image_000.jpg")
+    clash = run("corrupt", "images", "clash", "--name", "fog:3")
+    assert clash.exit_code == 2
+    assert "one file" in clash.stderr
+    assert not Path("clash").exists()
 
 
 def environment() -> dict[str, str]:

@@ -105,6 +105,63 @@ def test_collapse_to_one_class_resets() -> None:
         assert session.adapt(images(8)).verdict == "kept"
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_collapse_is_seen_in_small_batches_too(batch_size: int) -> None:
+    with Session(classifier(), OneClass(), guards=(Collapse(0.9, window=256),)) as session:
+        verdicts = [session.adapt(images(batch_size)).verdict for _ in range(256 // batch_size + 1)]
+    assert verdicts.count("reset") == 1
+
+
+def test_a_guard_sees_what_was_decided_before() -> None:
+    seen: list[int] = []
+
+    def counting(evidence: Any) -> Trip | None:
+        seen.append(len(evidence.recent_classes))
+        return None
+
+    with Session(classifier(), Tent(), guards=(counting,)) as session:
+        for _ in range(3):
+            session.adapt(images(8))
+    assert seen == [0, 8, 16]
+
+
+def test_rolling_back_after_a_reset_stays_at_the_source() -> None:
+    model = classifier()
+    before = tensors_of(model)
+    with Session(model, Tent(), probe=images(4)) as session:
+        session.adapt(images())
+        session.reset()
+        session.rollback()
+        assert_identical(model, before)
+
+
+def test_a_probe_that_fails_leaves_the_model_as_it_was() -> None:
+    model = classifier().train()
+    with pytest.raises(RuntimeError), Session(model, Tent(), probe=torch.zeros(2, 1, 16, 16)):
+        pass
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_low_rank_drift_is_measured_against_the_model() -> None:
+    update = TensorFilter(kind="lora_only", lora_rank=2)
+    with Session(classifier(), Tent(update=update), guards=(NonFinite(), MaxDrift(0.2))) as session:
+        verdicts = {session.adapt(images(seed=seed)).verdict for seed in range(50)}
+    # The low-rank tensors' own norm grows from almost nothing: against it, any learning looks like drift.
+    assert verdicts == {"kept"}
+
+
+def test_a_channels_last_model_learns_in_channels_first_and_is_put_back() -> None:
+    model = classifier().to(memory_format=torch.channels_last)
+    weight = model[0].weight
+    assert not weight.is_contiguous()
+    with Session(model, Cotta(view_count=1)) as session:
+        assert weight.is_contiguous()
+        session.adapt(images())
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_probe_compares_losses_that_are_comparable() -> None:
     class WorstTent(Tent):
         """Climbs: the entropy on the probe must rise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from acclimate.vision.torch_adapter import TorchModel
@@ -44,6 +45,24 @@ def wrong() -> Any:
 
 def fails() -> Any:
     raise ImportError("a library of the model is missing")
+
+
+def undeclared_detector() -> TorchModel:
+    return TorchModel(module=networks.detector(), image_size=(32, 32))
+
+
+def broken() -> TorchModel:
+    model = networks.classifier()
+    with torch.no_grad():
+        model[5].weight.fill_(float("nan"))
+    return TorchModel(module=model, image_size=(16, 16))
+
+
+def sibling() -> TorchModel:
+    """Imports a neighbour of the current folder when it is called."""
+    import a_neighbour
+
+    return TorchModel(module=a_neighbour.network(), image_size=(16, 16))
 
 
 not_callable = 3

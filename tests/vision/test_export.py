@@ -494,3 +494,22 @@ def test_the_dummy_adapter_finds_nothing(folder: Path) -> None:
     assert to_coco(result.entries) == []
     assert [Path(entry["image"]).name for entry in result.entries] == [f"image_{n:03d}.png" for n in range(7)]
     assert result.meta["ttt"] == {"enabled": False}
+
+
+def test_source_images_are_not_put_through_the_corruption(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acclimate.vision import ttt
+
+    write_images(folder / "source", 3, side=16, seed=3)
+    given = {"method": "eata", "reset": "online"}
+    seen: list[Any] = []
+
+    def watched(model: Any, batches: Any, **kwargs: Any) -> Any:
+        batches = list(batches)
+        seen.append(batches[0])
+        return original(model, batches, **kwargs)
+
+    original = ttt.fisher_information
+    monkeypatch.setattr(ttt, "fisher_information", watched)
+    for corruption in (None, CorruptionSpec("contrast", 5)):
+        export(job(folder, ttt=given, ttt_source=folder / "source", corruption=corruption))
+    assert np.array_equal(*seen)

@@ -48,6 +48,13 @@ def test_coco_gives_ids_and_categories(tmp_path: Path, beside: str) -> None:
     assert dataset.categories == {18: "dog"}
 
 
+def test_two_images_with_one_id_are_refused(tmp_path: Path) -> None:
+    content = {"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]}
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="the same id"):
+        load_dataset(tmp_path / "gt.json")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -90,8 +97,13 @@ def bad_files(folder: Path) -> dict[str, str]:
     np.save(folder / "large.npy", np.full((4, 4, 3), 200.0, np.float32))
     np.save(folder / "shape.npy", np.zeros((4, 4, 2), np.uint8))
     np.save(folder / "ints.npy", np.zeros((4, 4, 3), np.int64))
+    (folder / "void.npy").write_bytes(b"")
+    np.savez(folder / "zip", a=np.zeros(3))
+    (folder / "zip.npz").rename(folder / "zip.npy")
+    np.save(folder / "flat.npy", np.zeros((0, 5, 3), np.uint8))
     Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(folder / "nan.tiff")
     return {
+        "void.npy": "cannot be decoded", "zip.npy": "no image array", "flat.npy": "no image array",
         "text.png": "cannot be decoded", "cut.png": "cannot be decoded", "nan.npy": "NaN", "nan.tiff": "NaN",
         "large.npy": r"\[0, 1\]", "shape.npy": r"\(4, 4, 2\)", "ints.npy": "int64", "gone.png": "no such file",
     }  # fmt: skip

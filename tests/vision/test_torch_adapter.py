@@ -105,3 +105,9 @@ def test_categories_need_names(folder: Path) -> None:
     with pytest.raises(DataError, match="no labels"):
         TorchAdapter(f"{FACTORIES}:normalised", categories={1: "a"})
     assert TorchAdapter(f"{FACTORIES}:classifier", categories={5: "A", 6: "b"}).labels.ids == {0: 5, 1: 6}
+
+
+def test_a_factory_may_import_from_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "a_neighbour.py").write_text("from tests.networks import classifier as network\n")
+    monkeypatch.chdir(folder)
+    assert TorchAdapter(f"{FACTORIES}:sibling").is_classifier

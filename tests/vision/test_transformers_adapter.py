@@ -161,3 +161,40 @@ def test_a_pickle_needs_permission(folder: Path, tmp_path: Path) -> None:
     adapter: Any = TransformersAdapter(str(pickled), trust_pickle=True)
     assert adapter.labels.ids is None
     assert len(LABELS) == adapter.get_model().config.num_labels
+
+
+def test_missing_weights_are_an_error_and_not_random_numbers(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = save("vit", tmp_path / "vit")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "extra": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "1 tensors of the checkpoint are not used (first: extra)" in TransformersAdapter(str(folder)).warnings
+    del weights["classifier.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"classifier\.weight"):
+        TransformersAdapter(str(folder))
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="cannot load weights"):
+        TransformersAdapter(str(folder))
+
+
+def test_a_detector_whose_outputs_are_not_known_predicts_and_refuses_ttt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from acclimate.errors import TTTNotSupportedError
+    from acclimate.vision import transformers_adapter
+    from acclimate.vision.adapter import require_ttt
+
+    monkeypatch.setattr(transformers_adapter, "_HEADS", {"rt_detr": "sigmoid"})
+    adapter = TransformersAdapter(str(folder / "detr"))
+    assert len(adapter.predict(load_dataset(folder / "images").records)) == 5
+    with pytest.raises(TTTNotSupportedError, match="'detr'"):
+        require_ttt(adapter)
+
+
+def test_views_know_what_the_processor_made_of_black_and_white(folder: Path) -> None:
+    assert TransformersAdapter(str(folder / "rt_detr")).task.pixel_range == (0.0, 1.0)  # type: ignore[attr-defined]
+    low, high = TransformersAdapter(str(folder / "vit")).task.pixel_range  # type: ignore[attr-defined]
+    assert low == pytest.approx((-1, -1, -1))
+    assert high == pytest.approx((1, 1, 1))
