@@ -42,7 +42,7 @@ def generated_pages() -> dict[Path, str]:
     pages = {ROOT / "docs" / "commands.md": commands_page()}
     for path in (
         ROOT / "README.md",
-        ROOT / "benchmarks" / "cifar" / "README.md",
+        *sorted((ROOT / "benchmarks").rglob("*.md")),
         *sorted((ROOT / "docs").rglob("*.md")),
     ):
         if path not in pages:
@@ -111,6 +111,18 @@ def cifar_costs_table() -> str:
     return "\n".join(lines)
 
 
+def bn_strength_table() -> str:
+    """Return the mean error of each strength at each batch size."""
+    rows = json.loads((ROOT / "benchmarks" / "bn_strength" / "results" / "bn_strength.json").read_text())["rows"]
+    sizes = list(dict.fromkeys(row["batch_size"] for row in rows))
+    lines = ["| N | " + " | ".join(f"batch {size}" for size in sizes) + " |", "| --- " * (len(sizes) + 1) + "|"]
+    for strength in dict.fromkeys(row["strength"] for row in rows):
+        found = {row["batch_size"]: row["mean_error_percent"] for row in rows if row["strength"] == strength}
+        name = "half and half" if strength is None else str(strength)
+        lines.append(f"| {name} | " + " | ".join(f"{found[size]:.2f}" for size in sizes) + " |")
+    return "\n".join(lines)
+
+
 def _cifar_runs() -> list[dict[str, Any]]:
     path = ROOT / "benchmarks" / "cifar" / "results" / "cifar.json"
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
@@ -121,6 +133,7 @@ def _with_tables(text: str) -> str:
     tables: dict[str, Callable[[], str]] = {
         "presets": presets_table,
         "cifar": cifar_table,
+        "bn strength": bn_strength_table,
         "cifar streams": cifar_streams_table,
         "cifar costs": cifar_costs_table,
         **{f"options {name}": functools.partial(options_table, name) for name in METHODS},

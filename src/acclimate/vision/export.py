@@ -278,7 +278,8 @@ class _Partial:
         if self._file is not None:
             self._file.close()
         # Bad input leaves nothing behind; an interruption or a crash leaves what --resume goes on from.
-        if self.finished or (kind is not None and issubclass(kind, InputError)):
+        refused = kind is not None and issubclass(kind, InputError) and self._file is not None
+        if self.finished or refused:
             self.path.unlink(missing_ok=True)
 
     def _load(self) -> None:

@@ -189,14 +189,20 @@ class TTTRun:
         ``done`` images went before, in a run that this one goes on from: they count towards ``max_batches``.
         """
         limit = self.config.max_batches
-        for position, batch in enumerate(self.adapter.build_loader(records, batch_size=1), start=done):
-            self.session.reset()
-            if limit is None or position < limit:
-                report = self.session.adapt(batch.inputs, steps=self.config.steps)
-                self._batches += report.verdict != "refused"
-                self._changed_param_count = max(self._changed_param_count, self.session.changed_param_count)
-            outputs = self._outputs(batch.inputs, augment)
-            yield self.adapter.entries(outputs, batch)
+        # One loader for each record: an image that cannot be used must not shift which ones are adapted to.
+        for position, record in enumerate(records, start=done):
+            for batch in self.adapter.build_loader([record], batch_size=1):
+                yield self._sampled(batch, adapts=limit is None or position < limit, augment=augment)
+
+    def _sampled(
+        self, batch: ImageBatch, *, adapts: bool, augment: Callable[[Any, Predictor], Any] | None
+    ) -> list[Entry]:
+        self.session.reset()
+        if adapts:
+            report = self.session.adapt(batch.inputs, steps=self.config.steps)
+            self._batches += report.verdict != "refused"
+            self._changed_param_count = max(self._changed_param_count, self.session.changed_param_count)
+        return self.adapter.entries(self._outputs(batch.inputs, augment), batch)
 
     def report(self) -> TTTReport:
         """Return what was done so far."""
