@@ -88,6 +88,14 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, after = (float(value) for value in re.findall(r"in the fog, .*: ([\d.]+) % right", done.stdout))
+    assert after > before
+
+
 def test_every_method_has_a_page_with_its_sections() -> None:
     for method in METHOD_NAMES:
         text = (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8")
