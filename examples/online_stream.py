@@ -1,4 +1,4 @@
-"""A camera that turns foggy: adapt while predicting, and see what every step did.
+"""A camera whose sensor turns noisy: adapt while predicting, and see what every step did.
 
 python examples/online_stream.py
 """
@@ -24,12 +24,12 @@ def main() -> None:
     load_checkpoint(model, checkpoint, trust_pickle=False)
 
     images, classes = (part[digits.TRAINING_IMAGES :] for part in digits.digit_images())
-    foggy = np.stack([corrupt(image, "fog", severity=5, seed=number) for number, image in enumerate(images)])
-    stream = torch.from_numpy(foggy).permute(0, 3, 1, 2).float().div(255)
+    noisy = np.stack([corrupt(image, "gaussian_noise", severity=5, seed=number) for number, image in enumerate(images)])
+    stream = torch.from_numpy(noisy).permute(0, 3, 1, 2).float().div(255)
     labels = torch.from_numpy(classes)  # for the score alone: the session never sees them
 
     with torch.no_grad():
-        print(f"in the fog, as it is: {100 * float((model(stream).argmax(1) == labels).float().mean()):.1f} % right")
+        print(f"in the noise, as it is: {100 * float((model(stream).argmax(1) == labels).float().mean()):.1f} % right")
 
     right = 0
     # Mirrored digits are other digits, so views must not be mirrored.
@@ -39,7 +39,7 @@ def main() -> None:
             right += int((logits.argmax(1) == truth).sum())
             loss = "-" if step.loss is None else f"{step.loss:.3f}"
             print(f"  step {step.index:2d}  {step.verdict:8s} loss {loss}  learned from {step.used} of {step.samples}")
-    print(f"in the fog, adapting: {100 * right / len(labels):.1f} % right")
+    print(f"in the noise, adapting: {100 * right / len(labels):.1f} % right")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
 def test_examples_run(script: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    before, after = (float(value) for value in re.findall(r"in the fog, .*: ([\d.]+) % right", done.stdout))
+    before, after = (float(value) for value in re.findall(r"in the noise, .*: ([\d.]+) % right", done.stdout))
     assert after > before
 
 
