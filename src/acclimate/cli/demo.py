@@ -58,10 +58,10 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
             corruption=corruption,
         )
     )
-    print_comparison(result)
     click.echo("the same by hand:")
     click.echo(
         f"  acclimate export {output}/images --adapter torch --model {_FACTORY} "
         f"--checkpoint {checkpoint} --corrupt {corruption} --ttt --ttt-reset online -o {output}/adapted.json"
     )
     click.echo(f"  acclimate evaluate {output}/adapted.json --ground-truth {labels}")
+    print_comparison(result)
