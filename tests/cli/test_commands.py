@@ -162,6 +162,7 @@ BAD = {
 
 
 BAD |= {
+    "root of a folder": (("export", "images", *MODEL, "--images-root", "."), "a list or a COCO file"),
     "no such device": (("export", "images", *MODEL, "--device", "cuda:77"), "cannot be used"),
     "nonsense device": (("export", "images", *MODEL, "--device", "toaster"), "'toaster'"),
     "output is a folder": (("export", "images", *MODEL, "-o", "images"), "it is a folder"),

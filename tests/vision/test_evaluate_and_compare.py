@@ -226,6 +226,19 @@ def test_a_method_that_does_not_fit_is_a_row_that_says_so(tmp_path: Path) -> Non
     assert result.rows[2].error is None
 
 
+def test_one_method_that_breaks_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acclimate.methods import Tent
+
+    def out_of_memory(self: Any, *values: Any, **named: Any) -> Any:
+        raise RuntimeError("not enough memory\nhere")
+
+    monkeypatch.setattr(Tent, "step", out_of_memory)
+    write_images(tmp_path / "images", 3, side=16)
+    result = compare(comparison(tmp_path, methods=("tent", "bn")))
+    assert result.rows[1].error == "failed: not enough memory"
+    assert result.rows[2].error is None
+
+
 def test_unknown_methods_and_empty_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown method 'magic'"):
         comparison(tmp_path, methods=("magic",))

@@ -236,6 +236,7 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
             if not condition and typed(name):
                 raise ConfigError(f"--{name.replace('_', '-')} has no effect without {what}; add it, or leave this out")
 
+    needs(not values["images"].is_dir(), "a list or a COCO file as IMAGES", "images_root")
     method = values.get("ttt_method")
     needs(values.get("lora_rank") is not None, "--lora-rank", "lora_alpha", "lora_targets")
     needs(

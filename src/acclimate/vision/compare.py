@@ -13,7 +13,7 @@ from typing import Any, Final
 from torch import nn
 
 from acclimate.core.report import plain
-from acclimate.errors import ConfigError, DataError, InputError
+from acclimate.errors import ConfigError, DataError, InputError, first_line
 from acclimate.vision.adapter import AdaptableAdapter, Entry, ImageBatch, predict_in_batches, require_ttt
 from acclimate.vision.adapters import AdapterOptions, make_adapter
 from acclimate.vision.config import METHOD_NAMES, TTTConfig
@@ -151,7 +151,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
             progress(method)
         try:
             # The first pass of a process, and of a method, pays for what is loaded and set up once.
-            _run(clocked, configs.get(method), dataset.records[:batch_size], source_records, batch_size)
+            _run(clocked, configs.get(method), dataset.records[:batch_size], (), batch_size)
             clocked.aside_seconds, started = 0.0, time.process_time()
             predictions[method], report = _run(
                 clocked, configs.get(method), dataset.records, source_records, batch_size
@@ -163,6 +163,12 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
             if method == BASELINE:
                 raise
             errors[method] = str(error)
+        except RuntimeError as error:
+            if method == BASELINE:
+                raise
+            # Such as too little memory for one method: the others' results are worth keeping.
+            logger.exception("%s failed", method)
+            errors[method] = f"failed: {first_line(error)}"
     if not predictions[BASELINE]:
         raise DataError(f"none of the {len(reader.skipped)} images can be used")
     scorer = _scorer(comparison, predictions[BASELINE])
@@ -171,8 +177,14 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     best = max((row for row in rows if row.error is None), key=lambda row: row.metrics[scorer.metric]).method
     picture = comparison.output / "comparison.png"
     shown = best if best != BASELINE else next((m for m in methods if m != BASELINE and m in predictions), BASELINE)
-    truth = None if comparison.ground_truth is None else comparison.ground_truth
-    before_and_after(picture, reader, predictions[BASELINE], predictions[shown], title=shown, ground_truth=truth)
+    before_and_after(
+        picture,
+        reader,
+        predictions[BASELINE],
+        predictions[shown],
+        title=shown,
+        ground_truth=comparison.ground_truth,
+    )
     table = comparison.output / "comparison.json"
     write_json(table, _content(comparison, dataset, reader, scorer, rows, configs, reports))
     for method, entries in predictions.items():
