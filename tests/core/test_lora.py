@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,17 +61,28 @@ def test_a_convolution_carries_low_rank_weights() -> None:
     torch.testing.assert_close(model(batch), before)
 
 
-def test_a_saved_adapter_loads_in_peft_and_gives_the_same_logits(tmp_path: Path) -> None:
+def small_gpt2() -> nn.Module:
+    """Its layers are transformers' Conv1D, whose weights are transposed."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2)).eval()
+
+
+@pytest.mark.parametrize(("make", "part"), [(small_llama, "_proj"), (small_gpt2, "c_")])
+def test_a_saved_adapter_loads_in_peft_and_gives_the_same_logits(
+    tmp_path: Path, make: Callable[[], nn.Module], part: str
+) -> None:
     peft = pytest.importorskip("peft")
-    model, tokens = small_llama(), torch.arange(10)[None]
-    targets = lora.target_layers(model, lambda name: "_proj" in name)
+    model, tokens = make(), torch.arange(10)[None]
+    targets = lora.target_layers(model, lambda name: part in name)
     with lora.attached(model, targets, rank=4, alpha=8) as pairs, torch.no_grad():
         randomise(pairs)
         ours = model(tokens).logits
         lora.save(tmp_path, pairs)
     with lora.loaded(model, tmp_path), torch.no_grad():
         torch.testing.assert_close(model(tokens).logits, ours)
-    theirs = peft.PeftModel.from_pretrained(small_llama(), str(tmp_path)).eval()
+    theirs = peft.PeftModel.from_pretrained(make(), str(tmp_path)).eval()
     with torch.no_grad():
         torch.testing.assert_close(theirs(tokens).logits, ours, rtol=0, atol=1e-5)
 

@@ -37,6 +37,7 @@ class LowRank(nn.Module):
         super().__init__()
         weight = _weight(layer)
         self.scale = alpha / rank
+        self.fan_in_fan_out = _is_conv1d(layer)
         self.layer_settings: dict[str, Any] = {}
         if isinstance(layer, nn.Conv2d):
             self.layer_settings = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
@@ -140,6 +141,7 @@ def save(folder: Path, pairs: Mapping[str, LowRank], *, base_model: str | None =
         "lora_alpha": first.scale * rank,
         "lora_dropout": 0.0,
         "bias": "none",
+        "fan_in_fan_out": first.fan_in_fan_out,
         "target_modules": sorted(pairs),
         "base_model_name_or_path": base_model,
         "inference_mode": True,
