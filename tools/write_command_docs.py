@@ -71,10 +71,13 @@ def presets_table() -> str:
 
 def options_table(method: str) -> str:
     """Return the fields of a method as a table."""
-    lines = ["| name | default |", "| --- | --- |"]
+    flags = {"lr": "--ttt-lr", "mask_probability": "--ttt-mask-prob", "patch_size": "--ttt-patch-size"}
+    flags |= {"mask_value": "--ttt-mask-value"}
+    lines = ["| name | default | flag |", "| --- | --- | --- |"]
     for field in dataclasses.fields(METHODS[method]):
         if field.name != "update" and field.repr:
-            lines.append(f"| `{field.name}` | `{json.dumps(plain(field.default))}` |")
+            flag = f"`{flags[field.name]}`" if field.name in flags else ""
+            lines.append(f"| `{field.name}` | `{json.dumps(plain(field.default))}` | {flag} |")
     return "\n".join(lines)
 
 

@@ -294,6 +294,21 @@ def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folde
     assert not partial.exists()
 
 
+def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
+    write_images(folder / "many", 400, side=64)
+    command = [sys.executable, "-m", "acclimate", "export", "many", *MODEL, "-o", "out/p.json", "--batch-size", "1"]
+    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    partial = folder / "out" / ".p.json.partial.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 2000):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert partial.exists()
+
+
 def test_help_does_not_load_torch() -> None:
     code = (
         "import sys; from acclimate.cli.main import main; main(['--help'], standalone_mode=False); "

@@ -338,3 +338,9 @@ def test_walking_through_outputs() -> None:
     assert not all_finite((tree, torch.tensor([1.0, float("inf")])))
     assert all_finite(torch.tensor([3]))
     assert sample_count([]) == 0
+
+
+def test_logits_that_are_no_classifiers_are_refused_and_not_averaged_over_something_else() -> None:
+    dense = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    with Session(dense, Tent()) as session, pytest.raises(ConfigError, match=r"returned \(8, 4, 14, 14\)"):
+        session.adapt(images())

@@ -513,3 +513,40 @@ def test_source_images_are_not_put_through_the_corruption(folder: Path, monkeypa
     for corruption in (None, CorruptionSpec("contrast", 5)):
         export(job(folder, ttt=given, ttt_source=folder / "source", corruption=corruption))
     assert np.array_equal(*seen)
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ({"reset": "sample"}, True),
+        ({"reset": "online", "batch_size": 3}, True),
+        ({"reset": "online", "batch_size": 4}, True),
+        ({"reset": "online", "batch_size": 7}, False),
+        ({"reset": "sample", "method_options": {"batch_statistics": False}}, False),
+    ],
+)
+def test_statistics_of_a_few_images_are_warned_of(folder: Path, given: dict[str, Any], warned: bool) -> None:
+    # Seven images in batches of four leave a last batch of three.
+    report = export(job(folder, ttt=given)).report
+    assert report is not None
+    assert any("statistics of as few as" in warning for warning in report.warnings) is warned
+
+
+def test_a_preset_is_resolved_and_not_merely_named() -> None:
+    with pytest.raises(TypeError, match="preset"):
+        TTTConfig(preset="safe")  # type: ignore[call-arg]
+    config = TTTConfig.resolve({"lr": 0.5}, kind="classifier")
+    assert config.filled == ("update_filter", "max_drift", "batch_size")
+
+
+def test_a_resumed_run_says_what_its_report_leaves_out(folder: Path) -> None:
+    work = job(folder, ttt={"reset": "sample"}, wrap=True)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done >= 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        export(work, progress=stop)
+    resumed = export(dataclasses.replace(work, resume=True))
+    assert "resumed: the report of the adaptation leaves out the first 3 images" in resumed.meta["warnings"]

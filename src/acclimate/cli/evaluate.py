@@ -20,7 +20,7 @@ from acclimate.vision.predictions import read_coco_results, read_predictions
     "--ground-truth",
     type=options.existing_path(),
     required=True,
-    help="COCO annotations (json), or class labels as json {image: class} or csv image,label.",
+    help="COCO annotations (json), or class indices as json {image: class} or csv image,class.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_input_errors

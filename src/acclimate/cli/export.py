@@ -103,8 +103,12 @@ def export_command(context: click.Context, /, **values: Any) -> None:
     if values["ttt_dry_run"]:
         _print_dry_run(job)
         return
-    with progress_bar() as progress:
-        result = export(job, progress=progress)
+    try:
+        with progress_bar() as progress:
+            result = export(job, progress=progress)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command with --resume goes on from here", err=True)
+        raise SystemExit(130) from None
     _print_summary(job, result)
 
 
@@ -123,7 +127,7 @@ def _print_dry_run(job: ExportJob) -> None:
 def _print_summary(job: ExportJob, result: ExportResult) -> None:
     lines = [f"{len(result.entries)} images predicted, written to {job.output}"]
     if result.skipped:
-        lines.append(f"{len(result.skipped)} images skipped (see meta.skipped, or --strict)")
+        lines.append(f"{len(result.skipped)} images skipped (--wrap writes which and why, --strict refuses them)")
     for warning in result.meta["warnings"]:
         lines.append(f"note: {warning}")
     if result.report is not None:

@@ -248,7 +248,8 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
         gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank")
         needs(method != "bn", "a method that learns (bn has no gradient)", *gradient)
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")
-        needs(not values["ttt"], "--ttt left out (use --ttt-batch-size)", "batch_size")
+        if values["ttt"] and typed("batch_size"):
+            raise ConfigError("--batch-size has no effect with --ttt; use --ttt-batch-size")
     needs(values.get("adapter") != "dummy", "a model: the dummy adapter has none", "model", "checkpoint")
 
 

@@ -106,8 +106,19 @@ class Classification:
     aligned = True
 
     def forward(self, model: Callable[..., Any], batch: Any) -> Tensor:
-        """Return the model's logits ``(B, K)``."""
-        return logits_of(model(batch))
+        """Return the model's logits ``(B, K)``.
+
+        Raises:
+            ConfigError: the model returns no logits, or logits of another shape.
+        """
+        logits = logits_of(model(batch))
+        if logits.dim() != 2:
+            raise ConfigError(
+                f"a classifier's logits are (B, K), and this model returned {tuple(logits.shape)}; "
+                "give the session the task that it is for, such as acclimate.vision.detection.Detection "
+                "(in a TorchModel: kind='detector')"
+            )
+        return logits
 
     def decisions(self, outputs: Any) -> Decisions:
         """Return one row for each image."""

@@ -44,7 +44,7 @@ class TTTConfig:
         collapse_share: reset when one class takes more than this share of recent decisions; None never does.
         probe: keep the first batch and compare the entropy on it around every step.
         max_seconds: of adaptation; None means no limit.
-        preset: the preset that filled in what was not given; for the report.
+        preset: the preset that :meth:`resolve` took; ``filled``: the fields that it filled in.
 
     Raises:
         ConfigError: a value is unknown or out of range.
@@ -74,7 +74,8 @@ class TTTConfig:
     collapse_share: float | None = None
     probe: bool = False
     max_seconds: float | None = None
-    preset: str | None = None
+    preset: str | None = field(default=None, init=False)
+    filled: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHOD_NAMES)
@@ -107,7 +108,7 @@ class TTTConfig:
         Raises:
             ConfigError: the preset or a setting is unknown, or the preset is another method's.
         """
-        unknown = set(given) - {f.name for f in dataclasses.fields(cls)}
+        unknown = set(given) - {f.name for f in dataclasses.fields(cls) if f.init}
         if unknown:
             raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}")
         if preset is None:
@@ -121,7 +122,11 @@ class TTTConfig:
                 f"preset {preset!r} is for method {values['method']!r}, not {method!r}; leave one of them out"
             )
         options = {**values.pop("method_options", {}), **given.get("method_options", {})}
-        return cls(**{**values, **given, "method_options": options, "preset": preset})
+        config = cls(**{**values, **given, "method_options": options})
+        # Not constructor arguments: a preset that is only named would change nothing.
+        object.__setattr__(config, "preset", preset)
+        object.__setattr__(config, "filled", tuple(name for name in values if name not in (*given, "method")))
+        return config
 
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {

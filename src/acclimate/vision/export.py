@@ -169,6 +169,8 @@ class _Work:
         remaining = records[start:]
         if self.job.resume and not self.can_resume:
             self.warnings.append("resume: online runs and tta start again from the first image")
+        if start and self.config is not None:
+            self.warnings.append(f"resumed: the report of the adaptation leaves out the first {start} images")
         total = len(records)
         count = start
         for batch in self._batches(records, remaining):

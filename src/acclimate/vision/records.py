@@ -38,7 +38,7 @@ class Dataset:
     categories: dict[int, str]
 
 
-def load_dataset(source: Path, *, images_root: Path | None = None, max_images: int | None = None) -> Dataset:
+def load_dataset(source: Path | str, *, images_root: Path | None = None, max_images: int | None = None) -> Dataset:
     """Read what to predict.
 
     Args:
@@ -50,6 +50,7 @@ def load_dataset(source: Path, *, images_root: Path | None = None, max_images: i
     Raises:
         DataError: the source is missing, cannot be read, or names no image.
     """
+    source = Path(source)
     if not source.exists():
         raise DataError(f"{source} does not exist; give a folder of images, a list file or a COCO json")
     if source.is_dir():

@@ -186,7 +186,9 @@ def load_checkpoint(module: nn.Module, path: Path, *, trust_pickle: bool) -> Non
             )
         module.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be loaded: {first_line(error)}") from error
+        # torch names the tensors that do not fit on the lines after the first.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"checkpoint {path} cannot be loaded: {reason}") from error
 
 
 def _detections(task: Detection, outputs: Any, *, threshold: float) -> list[dict[str, Tensor]]:

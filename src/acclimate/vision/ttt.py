@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from acclimate.core.budget import Budget
 from acclimate.core.norm import batch_norms
+from acclimate.core.outputs import sample_count
 from acclimate.core.report import SessionReport, StepReport
 from acclimate.core.session import Session
 from acclimate.core.task import Classification, Task
@@ -26,6 +27,9 @@ from acclimate.vision.records import Record
 logger = logging.getLogger(__name__)
 
 Predictor = Callable[[Any], Any]
+
+# Statistics of fewer images are mostly those of the images, not of the stream: see benchmarks/bn_strength.
+_FEW_IMAGES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +101,7 @@ class TTTRun:
         self._session: Session | None = None
         self._batches = 0
         self._changed_param_count = 0
+        self._smallest_batch = 0
         self._stack = ExitStack()
         self._warnings: list[str] = []
 
@@ -135,6 +140,7 @@ class TTTRun:
         """Adapt on the records in order, up to ``max_batches``; ``on_batch`` hears the number of images done."""
         for batch in itertools.islice(self._loader(records), self.config.max_batches):
             inputs = inputs_of(batch)
+            self._see(inputs)
             self._open_probe(inputs)
             report = self.session.adapt(inputs, steps=self.config.steps)
             if report.verdict == "refused":
@@ -167,6 +173,7 @@ class TTTRun:
         """Yield the entries of each batch, from the same pass that adapts; after ``max_batches`` only predict."""
         limit = self.config.max_batches
         for batch in self._loader(records):
+            self._see(batch.inputs)
             if limit is not None and self._batches >= limit:
                 outputs = self._outputs(batch.inputs, augment)
             else:
@@ -198,6 +205,7 @@ class TTTRun:
         self, batch: ImageBatch, *, adapts: bool, augment: Callable[[Any, Predictor], Any] | None
     ) -> list[Entry]:
         self.session.reset()
+        self._see(batch.inputs)
         if adapts:
             report = self.session.adapt(batch.inputs, steps=self.config.steps)
             self._batches += report.verdict != "refused"
@@ -207,6 +215,11 @@ class TTTRun:
     def report(self) -> TTTReport:
         """Return what was done so far."""
         session = self.session.report()
+        if self._uses_batch_statistics() and 0 < self._smallest_batch < _FEW_IMAGES:
+            self._warnings.append(
+                f"BatchNorm took the statistics of as few as {self._smallest_batch} images, which can be worse than no "
+                "adaptation: use larger batches, bn, or --ttt-option batch_statistics=false"
+            )
         return TTTReport(
             losses=tuple(session.losses),
             mask_ratio=self.config.mask_prob if self.config.method == "mim" else None,
@@ -224,13 +237,18 @@ class TTTRun:
         """Note what predicted inside the run and will not predict after it."""
         if self.config.lora_rank is not None:
             self._warnings.append("the low-rank weights are detached after the run; predict inside TTTRun to have them")
-        method = self.session.method
-        uses_batch = getattr(method, "batch_statistics", False) or self.config.method == "bn"
-        if uses_batch and batch_norms(self.session.model):
+        if self.config.method == "bn" or self._uses_batch_statistics():
             self._warnings.append(
                 f"{self.config.method} adapts with batch statistics, which adapter.predict() does not use; "
                 "predict inside TTTRun to have them"
             )
+
+    def _uses_batch_statistics(self) -> bool:
+        return getattr(self.session.method, "batch_statistics", False) and bool(batch_norms(self.session.model))
+
+    def _see(self, inputs: Any) -> None:
+        count = sample_count(inputs)
+        self._smallest_batch = min(self._smallest_batch or count, count)
 
     def _outputs(self, inputs: Any, augment: Callable[[Any, Predictor], Any] | None) -> Any:
         return self.session.predict(inputs) if augment is None else augment(inputs, self.session.predict)
@@ -252,17 +270,17 @@ class TTTRun:
     def _note_what_differs(self) -> None:
         config = self.config
         if config.preset is not None:
-            self._warnings.append(
-                f"preset {config.preset!r} filled in what was not given: lr {config.lr:g}, batch size "
-                f"{config.batch_size}, update filter {config.update_filter!r}"
-            )
+            unused = {"lr", "update_filter"} if config.method == "bn" else set()
+            unused |= {"batch_size"} if config.reset == "sample" else set()
+            filled = ", ".join(f"{name} {getattr(config, name)}" for name in config.filled if name not in unused)
+            self._warnings.append(f"preset {config.preset!r} filled in what was not given: {filled or 'nothing'}")
         if (note := paper_note(config)) is not None:
             self._warnings.append(note)
         if config.method == "bn":
             self._warnings.append("bn has no gradient: steps, lr and update filter have no effect")
         if config.max_batches is not None:
             self._warnings.append(f"adapts on the first {config.max_batches} batches only (max_batches)")
-        if config.reset == "sample" and config.batch_size != 1:
+        if config.reset == "sample" and config.batch_size != 1 and "batch_size" not in config.filled:
             self._warnings.append(
                 f"reset 'sample' adapts to one image at a time; batch size {config.batch_size} is not used"
             )
@@ -327,7 +345,10 @@ def _step_warnings(session: SessionReport) -> list[str]:
     if count / 2 < session.counts.get("skipped", 0) < count:
         found.append(f"{session.counts['skipped']} of {count} batches were skipped: little was worth learning from")
     if session.steps and all(step.verdict == "skipped" for step in session.steps):
-        found.append("every batch was skipped: nothing was worth learning from, and the model is as it was")
+        found.append(
+            "every batch was skipped: nothing was worth learning from and no weight moved (with BatchNorm, "
+            "predictions still use the statistics of their batch)"
+        )
     return found
 
 
