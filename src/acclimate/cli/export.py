@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _print_dry_run(job: ExportJob) -> None:
     moved = dry_run(adaptable, config)
     for name, shape in moved:
         click.echo(f"{name}  {'x'.join(map(str, shape)) or 'scalar'}")
-    elements = sum(_product(shape) for _, shape in moved)
+    elements = sum(math.prod(shape) for _, shape in moved)
     click.echo(f"{config.method}: {len(moved)} tensors with {elements} elements would move; nothing was changed")
 
 
@@ -143,10 +144,3 @@ def _print_summary(job: ExportJob, result: ExportResult) -> None:
         lines += [f"note: {warning}" for warning in result.report.warnings]
     for line in lines:
         click.echo(line, err=True)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

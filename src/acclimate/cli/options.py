@@ -228,12 +228,9 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
     """
     values = context.params
 
-    def typed(name: str) -> bool:
-        return name in values and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
     def needs(condition: bool, what: str, *names: str) -> None:
         for name in names:
-            if not condition and typed(name):
+            if not condition and _typed(context, name):
                 raise ConfigError(f"--{name.replace('_', '-')} has no effect without {what}; add it, or leave this out")
 
     needs(not values["images"].is_dir(), "a list or a COCO file as IMAGES", "images_root")
@@ -248,18 +245,14 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
         gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank")
         needs(method != "bn", "a method that learns (bn has no gradient)", *gradient)
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")
-        if values["ttt"] and typed("batch_size"):
+        if values["ttt"] and _typed(context, "batch_size"):
             raise ConfigError("--batch-size has no effect with --ttt; use --ttt-batch-size")
     needs(values.get("adapter") != "dummy", "a model: the dummy adapter has none", "model", "checkpoint")
 
 
 def given_ttt_settings(context: click.Context) -> dict[str, Any]:
     """Return the settings of TTT that the user typed, by field of ``TTTConfig``."""
-    given = {
-        field: context.params[parameter]
-        for parameter, field in TTT_FIELDS.items()
-        if parameter in context.params and context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE
-    }
+    given = {field: context.params[parameter] for parameter, field in TTT_FIELDS.items() if _typed(context, parameter)}
     pairs = [text.partition("=") for text in context.params.get("ttt_options", ())]
     for name, separator, _ in pairs:
         if not separator:
@@ -267,6 +260,10 @@ def given_ttt_settings(context: click.Context) -> dict[str, Any]:
     if pairs:
         given["method_options"] = {name.strip(): value.strip() for name, _, value in pairs}
     return given
+
+
+def _typed(context: click.Context, parameter: str) -> bool:
+    return parameter in context.params and context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE
 
 
 def _apply(command: Command, *options: Callable[[Any], Any]) -> Command:

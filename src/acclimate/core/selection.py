@@ -81,9 +81,8 @@ def selecting(model: nn.Module, update: TensorFilter, *, batch_statistics: bool)
         notes = []
         frozen = stack.enter_context(norm.thawed(model))
         if update.lora_rank is not None:
-            targets = lora.target_layers(model, lambda name: any(matches(name, p) for p in update.lora_targets))
-            if not update.lora_targets:
-                targets = lora.target_layers(model, lambda name: True)
+            patterns = update.lora_targets
+            targets = lora.target_layers(model, lambda name: not patterns or any(matches(name, p) for p in patterns))
             if not targets:
                 raise EmptySelectionError(f"no layer to attach low-rank weights to matches {list(update.lora_targets)}")
             stack.enter_context(

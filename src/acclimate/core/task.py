@@ -41,12 +41,16 @@ class Decisions:
         return int(self.logits.shape[0])
 
 
+def _unchanged(outputs: Any) -> Any:
+    return outputs
+
+
 @dataclass(frozen=True, slots=True)
 class View:
-    """An augmented copy of a batch, and how to map the outputs on it back to the original batch."""
+    """An augmented copy of a batch, and how to map the outputs on it back to the original; by default as they are."""
 
     batch: Any
-    undo: Callable[[Any], Any]
+    undo: Callable[[Any], Any] = _unchanged
 
 
 class Task(Protocol):
@@ -145,7 +149,7 @@ class Classification:
             augmented = views.augmented(
                 images, rng=rng, pixel_range=self.pixel_range, flip_probability=0.5 * self.flips
             )
-            yield View(augmented, undo=_unchanged)
+            yield View(augmented)
 
     def merge(self, outputs: Sequence[Any], reference: Any | None) -> Tensor:
         """Return the mean of the logits ``(B, K)`` (CoTTA's official code averages logits)."""
@@ -168,7 +172,3 @@ def logits_of(outputs: Any) -> Tensor:
         return outputs[0]
     found = f"keys {sorted(outputs)}" if isinstance(outputs, Mapping) else type(outputs).__name__
     raise ConfigError(f"no logits in the model's output ({found}): return a tensor (B, K) or a mapping with 'logits'")
-
-
-def _unchanged(outputs: Any) -> Any:
-    return outputs

@@ -60,7 +60,6 @@ def augmented(
     brightness, contrast, saturation, hue, gamma, degrees, shift_x, shift_y, scale, sigma = uniform
     result = images
     if pixel_range is not None:
-        low, high = _bounds(pixel_range, images)
         result = color_jittered(
             result,
             brightness=brightness,
@@ -81,6 +80,7 @@ def augmented(
         return result.add(noise, alpha=NOISE_STD)
     if pixel_range == (0.0, 1.0):
         return result.add(noise, alpha=NOISE_STD).clamp_(0.0, 1.0)
+    low, high = _bounds(pixel_range, images)
     return torch.clamp(result + noise * (NOISE_STD * (high - low)), min=low, max=high)
 
 
@@ -111,8 +111,17 @@ def color_jittered(
     """Return ``images`` ``(B, C, H, W)`` with changed colours, clipped to ``pixel_range``.
 
     Hue and saturation are left out unless there are three channels.
+
+    Raises:
+        ConfigError: a pixel lies outside ``pixel_range``.
     """
     low, high = _bounds(pixel_range, images)
+    slack = 1e-3 * (high - low)
+    if bool(((images < low - slack) | (images > high + slack)).any()):
+        raise ConfigError(
+            f"pixels lie outside the task's pixel_range {pixel_range}: they reach from {float(images.min()):.3g} to "
+            f"{float(images.max()):.3g}; give the task the range of your batches, or None"
+        )
     unit = images if pixel_range == (0.0, 1.0) else ((images - low) / (high - low)).clamp(0.0, 1.0)
     batch, channels, height, width = unit.shape
     flat = unit.reshape(batch, channels, height * width)
@@ -140,12 +149,6 @@ def normalised_range(mean: Sequence[float], std: Sequence[float]) -> PixelRange:
 def _bounds(pixel_range: PixelRange, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return lowest and highest value as tensors that broadcast over ``(B, C, H, W)``."""
     low, high = (torch.tensor(bound, dtype=images.dtype, device=images.device).view(-1, 1, 1) for bound in pixel_range)
-    slack = 1e-3 * (high - low)
-    if bool(((images < low - slack) | (images > high + slack)).any()):
-        raise ConfigError(
-            f"pixels lie outside the task's pixel_range {pixel_range}: they reach from {float(images.min()):.3g} to "
-            f"{float(images.max()):.3g}; give the task the range of your batches, or None"
-        )
     return low, high
 
 

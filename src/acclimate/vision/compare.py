@@ -248,14 +248,7 @@ def _run(
     with TTTRun(adapter, config, source_records=source_records) as run:
         # Opening a run costs the Fisher information, which is computed once for a model and not for a stream.
         adapter.aside_seconds = time.process_time() - started
-        if config.reset == "online":
-            batches = run.online(records)
-        elif config.reset == "sample":
-            batches = run.sample(records)
-        else:
-            run.adapt(records)
-            batches = run.predict(records)
-        return [entry for batch in batches for entry in batch], run.report()
+        return [entry for batch in run.predictions(records) for entry in batch], run.report()
 
 
 class _AgreementScorer:

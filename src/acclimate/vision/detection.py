@@ -118,7 +118,7 @@ class Detection:
                 images, rng=rng, pixel_range=self.pixel_range, flip_probability=0.0, geometric=False
             )
             view = self.with_images(batch, changed)
-            yield self.mirror(view, torch.ones(len(images), dtype=torch.bool)) if flip else View(view, _unchanged)
+            yield self.mirror(view, torch.ones(len(images), dtype=torch.bool)) if flip else View(view)
 
     def mirror(self, batch: Any, chosen: Tensor) -> View:
         """Return the batch with the ``chosen`` ``(B,)`` images mirrored left to right, masks and all."""
@@ -174,7 +174,3 @@ class Detection:
     def _logits(self, probabilities: Tensor) -> Tensor:
         safe = probabilities.clamp(1e-7, 1 - 1e-7)
         return torch.logit(safe) if self.head == "sigmoid" else safe.log()
-
-
-def _unchanged(outputs: Any) -> Any:
-    return outputs

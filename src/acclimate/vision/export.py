@@ -202,21 +202,16 @@ class _Work:
             return
         adapter = cast(AdaptableAdapter, self.adapter)
         with TTTRun(adapter, self.config, source_records=self.source_records) as run:
-            if self.config.reset == "stream":
-                adapted = 0
+            adapted = 0
 
-                def heard(images: int) -> None:
-                    nonlocal adapted
-                    adapted += images
-                    if self.progress is not None:
-                        self.progress("adapt", adapted, len(records))
+            def heard(images: int) -> None:
+                nonlocal adapted
+                adapted += images
+                if self.progress is not None:
+                    self.progress("adapt", adapted, len(records))
 
-                run.adapt(records, on_batch=heard)
-                yield from run.predict(remaining, augment=self.augmenter)
-            elif self.config.reset == "sample":
-                yield from run.sample(remaining, augment=self.augmenter, done=len(records) - len(remaining))
-            else:
-                yield from run.online(records, augment=self.augmenter)
+            done = len(records) - len(remaining)
+            yield from run.predictions(records, augment=self.augmenter, done=done, on_batch=heard)
             self.report = run.report()
 
     def _plain(self, records: Sequence[Record]) -> Iterator[list[Entry]]:
@@ -365,8 +360,11 @@ def ttt_meta(config: TTTConfig | None, report: TTTReport | None) -> dict[str, An
         return {"enabled": False}
     own = ("mask_prob", "patch_size", "mask_value")
     values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in own}
+    reported = plain(report)
+    # The steps stand in step_metrics already.
+    reported["session"]["steps"] = None
     return {
         **values,
         "mim": {name: plain(getattr(config, name)) for name in own} if config.method == "mim" else None,
-        "report": {**plain(report), "session": {**plain(report.session), "steps": None}},
+        "report": reported,
     }

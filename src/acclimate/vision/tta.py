@@ -92,7 +92,7 @@ def _mirrored(task: Task, inputs: Any, chosen: torch.Tensor) -> View:
     if not isinstance(task, Classification):
         raise ConfigError(f"test-time augmentation knows classifiers and detectors, not {type(task).__name__}")
     images = task.images(inputs)
-    return View(task.with_images(inputs, _where(chosen, images.flip(-1), images)), lambda outputs: outputs)
+    return View(task.with_images(inputs, _where(chosen, images.flip(-1), images)))
 
 
 def _where(chosen: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:

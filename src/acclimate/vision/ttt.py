@@ -136,6 +136,32 @@ class TTTRun:
             raise SessionError("this run is not open: use it inside 'with TTTRun(...) as run:'")
         return self._session
 
+    def predictions(
+        self,
+        records: Sequence[Record],
+        *,
+        augment: Callable[[Any, Predictor], Any] | None = None,
+        done: int = 0,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Iterator[list[Entry]]:
+        """Yield the entries of each batch, adapting as ``config.reset`` says.
+
+        Args:
+            records: the whole stream.
+            augment: test-time augmentation, see :meth:`predict`.
+            done: how many records were predicted before, in a run that this one goes on from. An online run cannot go
+                on, so it must be 0 there.
+            on_batch: see :meth:`adapt`.
+        """
+        remaining = records[done:]
+        if self.config.reset == "online":
+            yield from self.online(remaining, augment=augment)
+        elif self.config.reset == "sample":
+            yield from self.sample(remaining, augment=augment, done=done)
+        else:
+            self.adapt(records, on_batch=on_batch)
+            yield from self.predict(remaining, augment=augment)
+
     def adapt(self, records: Sequence[Record], *, on_batch: Callable[[int], None] | None = None) -> None:
         """Adapt on the records in order, up to ``max_batches``; ``on_batch`` hears the number of images done."""
         for batch in itertools.islice(self._loader(records), self.config.max_batches):
@@ -215,8 +241,9 @@ class TTTRun:
     def report(self) -> TTTReport:
         """Return what was done so far."""
         session = self.session.report()
+        few = []
         if self._uses_batch_statistics() and 0 < self._smallest_batch < _FEW_IMAGES:
-            self._warnings.append(
+            few.append(
                 f"BatchNorm took the statistics of as few as {self._smallest_batch} images, which can be worse than no "
                 "adaptation: use larger batches, bn, or --ttt-option batch_statistics=false"
             )
@@ -225,7 +252,7 @@ class TTTRun:
             mask_ratio=self.config.mask_prob if self.config.method == "mim" else None,
             updated_param_count=session.updated_param_count,
             changed_param_count=max(session.changed_param_count, self._changed_param_count),
-            warnings=tuple(dict.fromkeys((*self._warnings, *session.notes, *_step_warnings(session)))),
+            warnings=tuple(dict.fromkeys((*self._warnings, *few, *session.notes, *_step_warnings(session)))),
             stopped_early=session.stopped_early,
             stop_reason=session.stop_reason,
             batches=self._batches,
