@@ -31,12 +31,15 @@ class LowRank(nn.Module):
     Attributes:
         lora_A: ``(rank, in)``, or ``(rank, in, kh, kw)`` under a convolution; Kaiming-uniform.
         lora_B: ``(out, rank)``, or ``(out, rank, 1, 1)``; zero, so that attaching changes nothing.
+        copies: independent pairs that share one pass: the rows of a batch are dealt to them in equal blocks. With
+            more than one, both matrices carry a first dimension ``copies``; all start from the same values.
     """
 
-    def __init__(self, layer: nn.Module, *, rank: int, alpha: float, rng: torch.Generator) -> None:
+    def __init__(self, layer: nn.Module, *, rank: int, alpha: float, rng: torch.Generator, copies: int = 1) -> None:
         super().__init__()
         weight = _weight(layer)
         self.scale = alpha / rank
+        self.copies = copies
         self.fan_in_fan_out = _is_conv1d(layer)
         self.layer_settings: dict[str, Any] = {}
         if isinstance(layer, nn.Conv2d):
@@ -50,12 +53,18 @@ class LowRank(nn.Module):
         # Drawn on the CPU, so that one seed gives the same start on every device.
         bound = math.sqrt(1.0 / math.prod(down_shape[1:]))
         down = (torch.rand(down_shape, generator=rng) * 2 - 1) * bound
+        if copies > 1:
+            down, up_shape = down.expand(copies, *down_shape).contiguous(), (copies, *up_shape)
         self.lora_A = nn.Parameter(down.to(weight.device, torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(up_shape, device=weight.device, dtype=torch.float32))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return what is added to the layer's output."""
         down, up = self.lora_A.to(inputs.dtype), self.lora_B.to(inputs.dtype)
+        if self.copies > 1:
+            rows = inputs.reshape(self.copies, -1, inputs.shape[-1])
+            added = torch.bmm(torch.bmm(rows, down.transpose(1, 2)), up.transpose(1, 2))
+            return added.reshape(*inputs.shape[:-1], up.shape[1]) * self.scale
         if down.dim() == 4:
             hidden = nn.functional.conv2d(inputs, down, **self.layer_settings)
             return nn.functional.conv2d(hidden, up) * self.scale
@@ -89,7 +98,13 @@ def target_layers(model: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
 
 @contextmanager
 def attached(
-    model: nn.Module, targets: Sequence[str], *, rank: int, alpha: float | None = None, seed: int = 0
+    model: nn.Module,
+    targets: Sequence[str],
+    *,
+    rank: int,
+    alpha: float | None = None,
+    seed: int = 0,
+    copies: int = 1,
 ) -> Iterator[dict[str, LowRank]]:
     """Attach low-rank weights to the layers named ``targets`` inside the block; yield them by layer name.
 
@@ -99,19 +114,22 @@ def attached(
         rank: at least 1.
         alpha: scale times rank; None means ``rank``.
         seed: of the initialisation.
+        copies: independent low-rank weights, each for its own block of rows; linear layers only.
 
     Raises:
-        ConfigError: the rank is below 1.
+        ConfigError: the rank or the number of copies is below 1, or a convolution should get several copies.
     """
-    if rank < 1:
-        raise ConfigError(f"rank must be at least 1, got {rank}")
+    if rank < 1 or copies < 1:
+        raise ConfigError(f"rank and copies must be at least 1, got {rank} and {copies}")
+    if copies > 1 and (found := [name for name in targets if isinstance(model.get_submodule(name), nn.Conv2d)]):
+        raise ConfigError(f"{found[0]} is a convolution, which takes one copy of low-rank weights; got {copies}")
     rng = torch.Generator().manual_seed(seed)
     pairs: dict[str, LowRank] = {}
     hooks = []
     try:
         for name in targets:
             layer = model.get_submodule(name)
-            pair = LowRank(layer, rank=rank, alpha=rank if alpha is None else alpha, rng=rng)
+            pair = LowRank(layer, rank=rank, alpha=rank if alpha is None else alpha, rng=rng, copies=copies)
             layer.add_module(_CHILD, pair)
             hooks.append(layer.register_forward_hook(_add_low_rank))
             pairs[name] = pair

@@ -1,0 +1,142 @@
+"""A causal language model taken apart where adapting it begins.
+
+What lies below the first adapted layer gives the same activations at every training step: it is computed once for
+each row of tokens, and only the layers above are run again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.core.lora import target_layers
+from acclimate.errors import TTTNotSupportedError
+
+_LOG = logging.getLogger(__name__)
+_FINAL_NORMS: Final = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
+_TOLERANCE: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Rows of tokens, read as far as the first adapted layer.
+
+    Attributes:
+        tokens: ``(rows, length)``.
+        hidden: ``(rows, length, width)``: what enters the first adapted layer; None where all is computed anew.
+        arguments: of each layer above, beside the hidden state.
+    """
+
+    tokens: Tensor
+    hidden: Tensor | None = None
+    arguments: Sequence[tuple[tuple[Any, ...], dict[str, Any]]] = field(default=(), repr=False)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the recording keeps."""
+        return 0 if self.hidden is None else self.hidden.numel() * self.hidden.element_size()
+
+
+class Decoder:
+    """The layers of a causal language model.
+
+    Args:
+        network: a transformers causal LM.
+        share_adapted: the share of layers, counted from the last, that adapters are attached to; in (0, 1].
+
+    Raises:
+        TTTNotSupportedError: its layers or its output head are not found.
+    """
+
+    def __init__(self, network: Any, share_adapted: float = 1.0) -> None:
+        self.network = network
+        self.body: nn.Module = network.base_model
+        self.head: nn.Module | None = network.get_output_embeddings()
+        name, self.layers = _layers(self.body)
+        if self.head is None or self.layers is None or self.body is network:
+            raise TTTNotSupportedError(
+                f"{type(network).__name__} has no list of layers and output head that adapters could be placed in"
+            )
+        count = len(self.layers)
+        self.first_adapted = count - max(1, min(count, round(count * share_adapted)))
+        body_name = next(n for n, module in network.named_modules() if module is self.body)
+        self._prefix = ".".join(part for part in (body_name, name) if part)
+        self.norm = next((m for n, m in self.body.named_children() if n in _FINAL_NORMS), nn.Identity())
+        self.can_replay = self.first_adapted > 0 and self._replays()
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the linear layers inside the adapted layers."""
+        wanted = tuple(f"{self._prefix}.{i}." for i in range(self.first_adapted, len(self.layers or ())))
+        return target_layers(self.network, lambda name: name.startswith(wanted))
+
+    def record(self, tokens: Tensor) -> Recording:
+        """Read ``tokens``, ``(rows, length)``, as far as they do not change while adapting; also see :meth:`read`."""
+        return self.read(tokens)[0] if self.can_replay else Recording(tokens)
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor) -> tuple[Recording, Tensor]:
+        """Return a recording and the last hidden states, ``(rows, length, width)``, of the model as it is."""
+        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def remember(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append((args, {k: v for k, v in kwargs.items() if k not in ("past_key_values", "past_key_value")}))
+
+        upper = (self.layers or nn.ModuleList())[self.first_adapted :] if self.can_replay else ()
+        handles = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in upper]
+        try:
+            last = self.body(input_ids=tokens, use_cache=False)[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not found:
+            return Recording(tokens), last
+        hidden = found[0][0][0] if found[0][0] else found[0][1]["hidden_states"]
+        arguments = [(args[1:], {k: v for k, v in kw.items() if k != "hidden_states"}) for args, kw in found]
+        return Recording(tokens, hidden, arguments), last
+
+    def hidden(self, recording: Recording) -> Tensor:
+        """Return the last hidden states, ``(rows, length, width)``, ready for the head."""
+        if recording.hidden is None:
+            found: Tensor = self.body(input_ids=recording.tokens, use_cache=False)[0]
+            return found
+        state = recording.hidden
+        for layer, (args, kwargs) in zip((self.layers or ())[self.first_adapted :], recording.arguments, strict=True):
+            given = layer(state, *args, **kwargs)
+            state = given if isinstance(given, Tensor) else given[0]
+        return self.norm(state)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the next token's logits, float32, for hidden states that are ready for the head."""
+        scores: Tensor = self.head(hidden)  # type: ignore[misc]
+        return scores.float()
+
+    def _replays(self) -> bool:
+        """Say whether the layers above, run by themselves, give what the model gives."""
+        self.can_replay = True
+        tokens = torch.arange(1, 9, device=next(self.network.parameters()).device)[None]
+        try:
+            recording, last = self.read(tokens)
+            with torch.no_grad():
+                replayed = self.hidden(recording)
+            scale = float(last.float().abs().max())
+            agrees = replayed.shape == last.shape and float((replayed - last).abs().max()) <= _TOLERANCE * max(
+                scale, 1.0
+            )
+        except (TypeError, ValueError, IndexError, KeyError, RuntimeError, AttributeError) as error:
+            _LOG.info("%s cannot be read in two parts: %s", type(self.network).__name__, error)
+            return False
+        if not agrees:
+            _LOG.info("%s cannot be read in two parts; all layers run at every step", type(self.network).__name__)
+        return agrees
+
+
+def _layers(body: nn.Module) -> tuple[str, nn.ModuleList | None]:
+    """Return the longest list of modules inside ``body`` and its name."""
+    lists = [(name, module) for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda pair: len(pair[1]), default=("", None))

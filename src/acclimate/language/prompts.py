@@ -1,0 +1,143 @@
+"""How worked examples are written down for a model: the text of a prompt, its tokens, and which of them are answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from acclimate.errors import CheckpointError, DataError
+from acclimate.language.examples import Example
+
+FORMAT_FILE: Final = "prompt_format.json"
+_BLANK_LINES: Final = re.compile(r"\n[^\S\n]*(?=\n)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFormat:
+    """The text around inputs and answers.
+
+    Attributes:
+        before_input: stands in front of every input.
+        before_answer: between an input and its answer; ends where the model goes on by itself.
+        answer_lead: the first characters of every answer, predicted by the model with it.
+        after_answer: closes an answer; where the model predicts it, the answer is complete.
+        single_line: line breaks inside inputs and answers become spaces, because ``after_answer`` is one.
+    """
+
+    before_input: str = "Input: "
+    before_answer: str = "\nOutput:"
+    answer_lead: str = " "
+    after_answer: str = "\n\n"
+    single_line: bool = False
+
+    def clean(self, text: str) -> str:
+        """Return ``text`` with control characters and whatever would look like this format's own marks removed."""
+        text = "".join(c for c in text.replace("\r\n", "\n") if c in "\n\t" or unicodedata.category(c) != "Cc").strip()
+        if self.single_line:
+            return re.sub(r"\s*[\n\t]\s*", " ", text)
+        return _BLANK_LINES.sub("", text)
+
+    def save(self, folder: Path) -> None:
+        """Write the format beside a model."""
+        (folder / FORMAT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> PromptFormat | None:
+        """Return the format that lies beside a model, or None.
+
+        Raises:
+            CheckpointError: the file is there and cannot be read as a format.
+        """
+        path = folder / FORMAT_FILE
+        if not path.exists():
+            return None
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is not a prompt format ({error}); save the model again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prompt as tokens.
+
+    Attributes:
+        tokens: ids.
+        answer: per token, the index of the example whose answer it belongs to, or -1.
+    """
+
+    tokens: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+class Encoder:
+    """Turns examples into rows of tokens; every piece is encoded once.
+
+    Args:
+        tokenizer: of the model.
+        prompt_format: of the model.
+        max_tokens: longest row the model can read.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_format: PromptFormat, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.format = prompt_format
+        self.max_tokens = max_tokens
+        self._pieces: dict[str, tuple[int, ...]] = {}
+        start = getattr(tokenizer, "bos_token_id", None)
+        adds_start = (
+            bool(tokenizer("a", add_special_tokens=True).input_ids[:1] == [start]) if start is not None else False
+        )
+        self._start: tuple[int, ...] = (start,) if adds_start and start is not None else ()
+        self.stop_ids = self._ids(prompt_format.after_answer)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        found = self._pieces.get(text)
+        if found is None:
+            # Special tokens that a user types are read as the characters they are made of.
+            found = tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+            if len(self._pieces) > 4096:
+                self._pieces.clear()
+            self._pieces[text] = found
+        return found
+
+    def row(
+        self, examples: Sequence[Example], *, query: str | None = None, answers: Sequence[int] | None = None
+    ) -> Row:
+        """Return the tokens of ``examples`` in order, then of ``query`` up to where its answer begins.
+
+        Args:
+            examples: as :func:`acclimate.language.examples.validated` returns them.
+            query: the open item.
+            answers: the number each example's answer is marked with; None counts them up.
+
+        Raises:
+            DataError: the row is longer than the model can read.
+        """
+        shape = self.format
+        tokens, marks = list(self._start), [-1] * len(self._start)
+        for index, example in enumerate(examples):
+            given = self._ids(shape.before_input + shape.clean(example.input) + shape.before_answer)
+            answer = self._ids(shape.answer_lead + shape.clean(example.output)) + self.stop_ids
+            tokens += given + answer
+            marks += [-1] * len(given) + [index if answers is None else answers[index]] * len(answer)
+        if query is not None:
+            asked = self._ids(shape.before_input + shape.clean(query) + shape.before_answer)
+            tokens += asked
+            marks += [-1] * len(asked)
+        if len(tokens) > self.max_tokens:
+            raise DataError(
+                f"the examples take {len(tokens)} tokens and the model reads {self.max_tokens}; give fewer or shorter ones"
+            )
+        return Row(tuple(tokens), tuple(marks))
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """Return the text of generated ``ids`` up to the end of the answer."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        end = self.format.after_answer
+        return text.split(end, 1)[0].removeprefix(self.format.answer_lead).rstrip("\n")

