@@ -1,0 +1,81 @@
+"""Fit the classifier of prompts on the tuning half of the corpus.
+
+    python benchmarks/patterns/train.py
+
+Prints what cross-validation over layouts finds on that half; the test half is not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+
+from acclimate.language import patterns
+from acclimate.language.patterns.features import features
+
+ROOT = Path(__file__).parents[2]
+LEAST_LAYOUTS = 4
+
+
+def main() -> None:
+    """Fit and write the weights."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, default=ROOT / "tests/data/patterns.jsonl")
+    parser.add_argument("--out", type=Path, default=ROOT / "src/acclimate/language/patterns/weights.json")
+    parser.add_argument("--strength", type=float, default=0.5, help="C of the logistic regression")
+    parser.add_argument("--word-weight", type=float, default=0.5)
+    parser.add_argument("--errors", action="store_true", help="show the prompts that cross-validation gets wrong")
+    given = parser.parse_args()
+    rows = [row for line in given.corpus.open() if (row := json.loads(line))["split"] == "tuning"]
+    seen = [features(row["prompt"], patterns.readings(row["prompt"])) for row in rows]
+    layouts: dict[str, set[str]] = defaultdict(set)
+    for row, found in zip(rows, seen, strict=True):
+        for name in found:
+            layouts[name].add(row["layout"])
+    common = {name for name, where in layouts.items() if len(where) >= LEAST_LAYOUTS}
+    scaled = [
+        {n: v * (given.word_weight if n.startswith("word:") else 1) for n, v in found.items() if n in common}
+        for found in seen
+    ]
+    vectorizer = DictVectorizer()
+    matrix = vectorizer.fit_transform(scaled)
+    labels = np.array([row["kind"] or "none" for row in rows])
+    model = LogisticRegression(C=given.strength, max_iter=3000)
+    guessed = cross_val_predict(model, matrix, labels, groups=[row["layout"] for row in rows], cv=GroupKFold(10))
+    for kind in patterns.KINDS:
+        right = int(((guessed == kind) & (labels == kind)).sum())
+        print(
+            f"{kind:22s} precision {right / (guessed == kind).sum():.3f}  recall {right / (labels == kind).sum():.3f}"
+        )
+    print(
+        f"pattern or not: {np.mean((guessed == 'none') == (labels == 'none')):.3f}   kind: {np.mean(guessed == labels):.3f}"
+    )
+    if given.errors:
+        for row, label, guess in zip(rows, labels, guessed, strict=True):
+            if label != guess:
+                print(f"--- {label} taken for {guess} [{row['layout']}]\n{row['prompt'][:300]}")
+        print(Counter(zip(labels.tolist(), guessed.tolist(), strict=True)))
+    model.fit(matrix, labels)
+    names = vectorizer.get_feature_names_out()
+    weights = {
+        str(kind): {
+            str(name): round(float(value) * (given.word_weight if name.startswith("word:") else 1), 4)
+            for name, value in zip(names, row, strict=True)
+            if abs(value) > 1e-3
+        }
+        for kind, row in zip(model.classes_, model.coef_, strict=True)
+    }
+    bias = {str(kind): round(float(b), 4) for kind, b in zip(model.classes_, model.intercept_, strict=True)}
+    given.out.write_text(json.dumps({"bias": bias, "weights": weights}, indent=1, sort_keys=True) + "\n")
+    print(f"{len(names)} features -> {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Analogies, sequences to be continued, and rules shown by what they do, as they are told in sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from acclimate.language.patterns.items import ARROWS, Found, bare, is_open
+
+_END: Final = r"(?:what|who|which\ \w+|wat|\?+|_{2,}|\.{3}|…|\(\?\)|\[\?\]|\*\*\?\*\*|[:\"”'’.]*$)"
+_IS_TO: Final = re.compile(
+    r"""[\"“'‘*]*(?P<a>[^,;.\n:?*]{1,60}?)[\"”'’*]*[.!?]?[\"”'’]?\s+(?:is|are|be|relates?|belongs?|es|ist|est)\s+(?:related\s+)?(?:to|2|a|zu|à)\s+
+        [\"“'‘*]*(?P<b>[^,;\n?]{1,60}?)[\"”'’*]*\s*(?:,?\s*(?:as|like|just\ as|so|como|wie|comme|the\ way)|;)\s+
+        [\"“'‘*]*(?P<c>[^,;\n?]{1,60}?)[\"”'’*]*\s+(?:is|are|relates?|es|ist|est)\s+(?:related\s+)?(?:to|2|a|zu|à)\b""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_QUOTED_IS_TO: Final = re.compile(
+    r"[\"'“](?P<a>[^\"“”\n]+?)[\"'”] is to [\"'“](?P<b>[^\"“”\n]+?)[\"'”],? as [\"'“](?P<c>[^\"“”\n]+?)[\"'”] is to",
+    re.I,
+)
+_COLONS: Final = re.compile(
+    rf"(?P<a>[^:\n;]{{1,60}}?)\s*(?::|{ARROWS})\s*(?P<b>[^:\n]{{1,60}}?)\s*(?:::|∷|\bas\b)\s*(?P<c>[^:\n]{{1,60}}?)\s*(?::|{ARROWS})",
+    re.I,
+)
+_FUNCTION: Final = re.compile(
+    r"\b(?P<name>[A-Za-z_]\w{0,12})\s*\(\s*(?P<x>[^()\n]{1,60}?)\s*\)\s*(?:={1,3}|->|→|↦|:|is|returns|gives|yields)\s*(?P<y>[^\n;,]{0,80})"
+)
+_ASKED_CALL: Final = re.compile(
+    r"\b(?P<name>[A-Za-z_]\w{0,12})\s*\(\s*(?P<x>[^()\n]{1,60}?)\s*\)\s*(?:={1,3}\s*)?(?:\?|$|\.)", re.M
+)
+_TERM: Final = r"(?:[-+]?\d+(?:[.,/]\d+)?(?:st|nd|rd|th)?|[A-Za-z]{1,12}\d{0,3}|\d+[A-Za-z]{1,2}|[^\w\s,;]{1,4})"
+_SEQUENCE: Final = re.compile(
+    rf"(?P<terms>{_TERM}(?:\s*[,;]\s*|\s*->\s*|\s+){_TERM}(?:(?:\s*[,;]\s*|\s*->\s*|\s*-\s*|\s+){_TERM})*)[\s,;]*(?P<open>\?+|_{{1,}}|\.{{2,}}|…|\[\?\]|\(\?\))"
+)
+_LOOKS_AHEAD: Final = re.compile(
+    r"\b(?:comes? next|next (?:number|term|letter|one|element|item|word|row|in)|continue|complete the (?:sequence|series|pattern)|"
+    r"sequence|series|extend|keep (?:counting|going)|what follows|missing (?:number|term|letter)|sigue|weiter|suite|fill in the blank|next row)\b",
+    re.IGNORECASE,
+)
+_TELLING: Final = re.compile(
+    rf"""(?P<x>[\"“'‘`]?[^,;.\n\"“”'‘’`]{{1,40}}?[\"”'’`]?)\s+
+        (?:becomes?|turns?\ into|maps?\ to|is\ mapped\ to|gives|yields|returns|means|is\ written\ as|is\ coded\ as|changes?\ to|
+           is\ encoded\ as|goes\ to|went\ to|wird\ zu|devient|se\ convierte\ en|{ARROWS}|↦)\s+
+        (?P<y>[\"“'‘`]?[^,;.\n?\"“”'‘’`]{{1,40}}[\"”'’`]?)(?=\s*(?:[,;.?\n]|\band\b|\bbut\b|$))""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_INTO: Final = re.compile(
+    r"[\"“'‘`](?P<x>[^\"”'’`\n]{1,40})[\"”'’`]\s+(?:into|to|as|with|is|for)\s+[\"“'‘`](?P<y>[^\"”'’`\n]{1,40})[\"”'’`]",
+    re.I,
+)
+_ASKED: Final = re.compile(
+    r"""(?:what\ (?:about|is|does|would|will|becomes|goes)|how\ (?:about|do|is|would)|which\b[^?]*|now\ (?:do|try)?|then|and|was\ wird\ aus|for|
+        do|apply\ (?:it|the\ \w+)\ to:?|type|is\ the\ code\ for|say)\s+
+        (?:(?:the\ (?:code|value|result|answer|word)\ (?:for|of)|is|are|does|do|of|for|they|we|you|write|it|with|to|a|an|the)\s+)*
+        [\"“'‘`]?(?P<x>[^\"”'’`?\n,.]{1,60}?)[\"”'’`]?
+        (?:\s+(?:become|mean|give|return|map\ to|go\ to|change\ to|written|coded|encoded|turn\ into|under|in\ the\ same)\b.*)?\s*(?:\?+|\.{2,}|$)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_REST_OF_QUESTION: Final = re.compile(r"\s*(?:\?+|is|are)?\s*$")
+
+
+def analogies(text: str) -> Iterator[Found]:
+    """Yield the complete pairs and the open left member of ``a is to b as c is to`` and ``a : b :: c :``."""
+    for form, pattern in (("is_to", _QUOTED_IS_TO), ("is_to", _IS_TO), ("double_colon", _COLONS)):
+        matches = list(pattern.finditer(text))
+        if not matches:
+            continue
+        pairs, query = [], None
+        for match in matches:
+            pairs.append((_short(match["a"]), _short(match["b"])))
+            after = re.split(r"[\n;]", text[match.end() :].lstrip(' "“*'), maxsplit=1)[0].strip()
+            if is_open(after) or re.match(_END, after, re.VERBOSE | re.IGNORECASE):
+                query = _short(match["c"])
+            else:
+                answer = re.split(r"\s*(?:::|,?\s+as\s+|[.\n])\s*", after, maxsplit=1)[0]
+                pairs.append((_short(match["c"]), _short(answer)))
+                onward = re.search(r"(?:::|\bas\b)\s*(?P<d>[^:\n?]{1,60}?)\s*(?::|is to)\s*(?:\?|_|$|what)", after)
+                query = _short(onward["d"]) if onward else query
+        yield Found(tuple(pair for pair in pairs if all(pair)), query, form)
+
+
+def _short(text: str) -> str:
+    text = (
+        re.sub(r"^.*(?::\s|analogy[:.]\s*|,\s*(?=\w+$))", "", text.strip(), flags=re.IGNORECASE)
+        if ": " in text
+        else text
+    )
+    text = re.sub(
+        r"^(?:let|if|since|because|so|complete|and|then|analogy)\b[:,]?\s+", "", text.strip(), flags=re.IGNORECASE
+    )
+    return bare(bare(text).strip("*"))
+
+
+def functions(text: str) -> Iterator[Found]:
+    """Yield ``f(2) = 5`` and what is asked, ``f(4) = ?``."""
+    names: dict[str, list[tuple[str, str]]] = {}
+    for match in _FUNCTION.finditer(text):
+        names.setdefault(match["name"], []).append(
+            (bare(match["x"]), re.sub(r"\s+(?:and|what)\b.*$", "", match["y"]).strip())
+        )
+    for name, calls in names.items():
+        done = [(x, bare(y.rstrip("."))) for x, y in calls if not is_open(y)]
+        waiting = [x for x, y in calls if is_open(y)]
+        asked = [m["x"] for m in _ASKED_CALL.finditer(text) if m["name"] == name]
+        query = (waiting or [bare(x) for x in asked if bare(x) not in dict(done)] or [None])[-1]
+        if done and (len(done) > 1 or query):
+            yield Found(tuple(done), query, "function")
+
+
+def sequences(text: str) -> Iterator[Found]:
+    """Yield the sequences that are to be continued; the terms themselves are the query."""
+    asked = _LOOKS_AHEAD.search(text) is not None
+    numbers = re.search(r"-?\d[\d.]*(?:(?:\s*[,;]\s*|\s+)-?\d[\d.]*){3,}\W*$", text.strip()) if asked else None
+    if numbers:
+        yield Found((), numbers[0].strip(), "sequence")
+        return
+    rows = [line.strip() for line in text.splitlines() if line.strip()]
+    symbols = re.search(r"^[^\w\s]{4,}\s*(?:\?|…|\.{3}|_+)", text.strip())
+    growing = [row for row in rows if " " not in row]
+    if symbols or (asked and len(growing) >= 3 and len({row[0] for row in growing}) == 1):
+        yield Found((), symbols[0] if symbols else "\n".join(growing), "sequence")
+        return
+    for match in _SEQUENCE.finditer(text):
+        terms = re.findall(_TERM, match["terms"])
+        if len(terms) >= 3 and (_regular(terms) or asked):
+            yield Found((), text[match.start() : match.end()].strip(), "sequence")
+            return
+    if asked:
+        for line in text.splitlines():
+            tail = re.split(r":\s+", line)[-1]
+            run = re.search(rf"{_TERM}(?:\s*[,;]?\s+{_TERM}){{2,}}\s*$", tail.strip(" .?"))
+            if run and _regular(re.findall(_TERM, run[0])):
+                yield Found((), run[0].strip(), "sequence")
+                return
+
+
+def _regular(terms: list[str]) -> bool:
+    """Say whether terms are of one sort: numbers, single letters, symbols, names of months, ..."""
+    digits = sum(term[0].isdigit() or term[0] in "+-" for term in terms)
+    short = sum(len(term) <= 3 for term in terms)
+    return digits >= 0.75 * len(terms) or short >= 0.9 * len(terms) or all(term[:1].isupper() for term in terms)
+
+
+def told(text: str) -> Iterator[Found]:
+    """Yield pairs that sentences tell: ``cat becomes dbu``, ``'big' into 'bigger'``."""
+    for form, pattern in (("told", _TELLING), ("quoted", _INTO)):
+        matches = list(pattern.finditer(text))
+        pairs = [(_clause(match["x"]), _clause(match["y"])) for match in matches]
+        pairs = [(x, y) for x, y in pairs if x and y and not is_open(y) and not re.match(r"(?i)what|how|which", x)]
+        if not pairs:
+            continue
+        rest = text[matches[-1].end() :] if matches else text
+        asked = [m["x"] for m in _ASKED.finditer(rest)] or [m["x"] for m in _ASKED.finditer(text)]
+        query = next((_clause(x) for x in reversed(asked) if _clause(x) not in dict(pairs) and len(x) < 50), None)
+        yield Found(tuple(pairs), query, form)
+
+
+def _clause(text: str) -> str:
+    text = re.sub(
+        r"^(?:(?:if|when|and|but|given|that|the|word|is|say|input|so|then|code|observation\s*\d*:?|example\s*\d*:?|for|example|in this language|i\s+say|you\s+give\s+it)\s+)+",
+        "", text.strip(), flags=re.IGNORECASE,
+    )  # fmt: skip
+    return bare(bare(text))

@@ -1,0 +1,109 @@
+"""Pairs found by what repeats: parts of a prompt that are alike but for two gaps.
+
+``I typed 3, pressed it and saw 27. I typed 4, pressed it and saw 64.`` needs no list of separators: what two sentences
+share is the frame, and what differs is an input and its answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+from itertools import combinations, pairwise
+from typing import Final
+
+from acclimate.language.patterns.items import Found, bare, is_open
+
+_TOKEN: Final = re.compile(r"\w+|\s+|[^\w\s]")
+_UNITS: Final = (r"\n", r"(?<=[.!?;])\s+", r"\s*[,;]\s+(?:and\s+|so\s+)?")
+_QUESTION: Final = re.compile(r"\b(?:what|which|how|where|who|was|qué|quoi)\b", re.IGNORECASE)
+_LONGEST_UNIT: Final = 400
+_MOST_UNITS: Final = 40
+
+
+def repeated(text: str) -> Iterator[Found]:
+    """Yield the pairs that lines, sentences or clauses of one frame hold, and the item that completes the last."""
+    for splitter in _UNITS:
+        units = [u.strip() for u in re.split(splitter, text) if u.strip()][:_MOST_UNITS]
+        if len(units) < 2 or max(map(len, units)) > _LONGEST_UNIT:
+            continue
+        best: tuple[int, Found] | None = None
+        for first, second in [*pairwise(units[:8]), *combinations(units[:4], 2)]:
+            frame = _frame(first, second)
+            if frame is None:
+                continue
+            found = _filled(frame, units, text)
+            score = len(found.pairs) * 2 + (found.query is not None)
+            if len(found.pairs) >= 2 and (best is None or score > best[0]):
+                best = (score, found)
+        if best is not None:
+            yield best[1]
+
+
+def _frame(first: str, second: str) -> tuple[str, str, str] | None:
+    """Return what stands before, between and behind the two gaps of two alike units, or None."""
+    left, right = _TOKEN.findall(first), _TOKEN.findall(second)
+    blocks = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+    pieces: list[str] = []
+    at_left = at_right = 0
+    for block in blocks:
+        gap = block.a > at_left or block.b > at_right
+        shared = "".join(left[block.a : block.a + block.size])
+        if gap and not pieces:
+            pieces.append("")
+        if gap and block.size and not re.search(r"\w\w|[^\w\s]", shared) and block.a + block.size < len(left):
+            # A space or a single letter that both sides happen to share belongs to the gap.
+            at_left, at_right = block.a + block.size, block.b + block.size
+            if pieces and pieces[-1] is not None and len(pieces) >= 1 and not _ends_in_gap(pieces):
+                pieces.append("\0")
+            continue
+        if gap and not _ends_in_gap(pieces):
+            pieces.append("\0")
+        if block.size:
+            if pieces and pieces[-1] != "\0":
+                pieces[-1] += shared
+            else:
+                pieces.append(shared)
+        at_left, at_right = block.a + block.size, block.b + block.size
+    fixed = "".join(piece if piece != "\0" else "\0" for piece in pieces).split("\0")
+    if len(fixed) != 3 or not re.search(r"\w|[^\w\s,.]", fixed[1]):
+        return None
+    return fixed[0], fixed[1], fixed[2]
+
+
+def _ends_in_gap(pieces: Sequence[str]) -> bool:
+    return bool(pieces) and pieces[-1] == "\0"
+
+
+def _filled(frame: tuple[str, str, str], units: Sequence[str], text: str) -> Found:
+    before, between, behind = (part.strip() for part in frame)
+    pattern = re.compile(
+        rf"^.{{0,60}}?{re.escape(before)}\s*(?P<x>.+?)\s*{re.escape(between)}\s*(?P<y>.*?)\s*{re.escape(behind)}[\s.;,]*$",
+        re.DOTALL,
+    )
+    pairs: list[tuple[str, str]] = []
+    query, asked_at = None, -1
+    for index, unit in enumerate(units):
+        match = pattern.match(unit)
+        if match and (not before or unit.startswith(before) or index == 0):
+            given, answer = bare(match["x"]), bare(match["y"])
+            if is_open(answer) or answer.startswith(("?", "...", "…")):
+                query, asked_at = given, index
+            elif not _QUESTION.match(given):
+                pairs.append((given, answer))
+            continue
+        rest = unit[len(before) :].strip() if before and unit.startswith(before) else unit if not before else ""
+        for length in range(len(between), 0, -1):
+            if rest.endswith(between[:length].strip()) and between[:length].strip():
+                query, asked_at = bare(rest[: len(rest) - len(between[:length].strip())]), index
+                break
+    if query is None and units and asked_at < 0 and _QUESTION.search(units[-1]) and before:
+        # The question takes up the words before the gap: "if I type 10, what will I see?"
+        words = before.split()
+        for count in range(min(3, len(words)), 0, -1):
+            lead = re.escape(" ".join(words[-count:]))
+            match = re.search(rf"{lead}\s+[\"'“]?([\w.,$€°%+-]+(?:\s[\w°%]{{1,3}}\b)?)", units[-1], re.IGNORECASE)
+            if match:
+                query = bare(match[1].rstrip(",.?"))
+                break
+    return Found(tuple(pairs), query, "frame")
