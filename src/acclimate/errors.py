@@ -9,7 +9,8 @@
     │   ├── CheckpointError        weights that cannot be loaded, or may not be (pickle)
     │   ├── EmptySelectionError    no tensor of the model matches what was asked to move
     │   └── TTTNotSupportedError   the adapter or the model cannot be adapted with this method
-    └── SessionError               a session was used outside its ``with`` block
+    ├── SessionError               a session was used outside its ``with`` block
+    └── CancelledError             a request was cancelled before it was answered
 """
 
 from __future__ import annotations
@@ -50,3 +51,7 @@ class TTTNotSupportedError(InputError):
 
 class SessionError(AcclimateError, RuntimeError):
     """A session was used before it was entered or after it was left."""
+
+
+class CancelledError(AcclimateError):
+    """A request was cancelled before it was answered."""

@@ -1,0 +1,52 @@
+"""The language door: real test-time training on the examples in a prompt, and a gate that decides when it helps."""
+
+from acclimate.language.adapters import AdapterManager
+from acclimate.language.answers import AdaptationMetadata, AskReport
+from acclimate.language.calibration import Calibration, shipped
+from acclimate.language.debug import TTT_DEBUG_CONFIG, DebugLog, collect_debug_info
+from acclimate.language.engine import Engine
+from acclimate.language.evidence import Evidence, HeldOut, cross_fit, held_out
+from acclimate.language.examples import Example, as_examples, validated
+from acclimate.language.gate import CONFIDENCE_THRESHOLDS, DECLINED, REASONS, Decision, Gate
+from acclimate.language.models import LanguageModel, load
+from acclimate.language.patterns import DOMAIN_SENSITIVITY, Detection, detect
+from acclimate.language.prompts import PromptFormat
+from acclimate.language.recipes import RANK_RECOMMENDATIONS, Recipe, optimize_training_steps
+from acclimate.language.skill import TestTimeAdaptationSkill
+from acclimate.language.trainer import Adapter, train
+
+__all__ = [
+    "CONFIDENCE_THRESHOLDS",
+    "DECLINED",
+    "DOMAIN_SENSITIVITY",
+    "RANK_RECOMMENDATIONS",
+    "REASONS",
+    "TTT_DEBUG_CONFIG",
+    "AdaptationMetadata",
+    "Adapter",
+    "AdapterManager",
+    "AskReport",
+    "Calibration",
+    "DebugLog",
+    "Decision",
+    "Detection",
+    "Engine",
+    "Evidence",
+    "Example",
+    "Gate",
+    "HeldOut",
+    "LanguageModel",
+    "PromptFormat",
+    "Recipe",
+    "TestTimeAdaptationSkill",
+    "as_examples",
+    "collect_debug_info",
+    "cross_fit",
+    "detect",
+    "held_out",
+    "load",
+    "optimize_training_steps",
+    "shipped",
+    "train",
+    "validated",
+]

@@ -1,27 +1,14 @@
-"""The gate: how sure the adapted model may be, and whether that beats answering from the prompt alone.
-
-Examples are split in two. An adapter is trained on each half, both in the same passes, and asked for the half it did not
-see; so is the model without adapter. What comes out is evidence about this task that no training loss can give.
-"""
+"""The gate: whether the adapted model answers, and how sure it may be."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Final, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
 
-import torch
-from torch import nn
-
-from acclimate.core.budget import Budget
-from acclimate.errors import CheckpointError
-from acclimate.language.examples import Example, folds
-from acclimate.language.models import LanguageModel
-from acclimate.language.recipes import Recipe
-from acclimate.language.trainer import Adapter, Cancelled, laid_out, train
+from acclimate.errors import ConfigError
+from acclimate.language.calibration import Calibration
+from acclimate.language.evidence import Evidence
 
 CONFIDENCE_THRESHOLDS: Final[Mapping[str, float]] = {
     "production": 0.75,
@@ -34,137 +21,86 @@ Reason = Literal[
     "insufficient_examples", "contradictory_examples", "low_confidence", "no_held_out_gain", "timeout", "memory",
     "non_finite", "detection_failed", "unsupported_model",
 ]  # fmt: skip
+REASONS: Final[tuple[Reason, ...]] = Reason.__args__  # type: ignore[attr-defined]
 #: Refusals that were thought over; every other reason is a failure.
 DECLINED: Final[frozenset[Reason]] = frozenset(
     {"insufficient_examples", "contradictory_examples", "low_confidence", "no_held_out_gain"}
 )
-REASONS: Final[tuple[Reason, ...]] = Reason.__args__  # type: ignore[attr-defined]
-_LEAST_FOR_HALVES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """How examples that were left out are answered.
+class Decision:
+    """What the gate says.
 
     Attributes:
-        exact: share of them answered exactly as given, greedily.
-        log_likelihood: mean log-likelihood of their answers, in nats per answer.
-        each: per example, whether it was exact.
+        adapt: use the adapted model.
+        reason: why not; None with ``adapt``.
+        confidence: probability that the adapted model answers this request exactly right; None where none was tried.
+        icl_confidence: probability that the model as it is does.
+        calibrated: whether the probabilities were fitted for this model, or are the shares of left-out examples.
     """
 
-    exact: float
-    log_likelihood: float
-    each: tuple[bool, ...] = ()
+    adapt: bool
+    reason: Reason | None
+    confidence: float | None
+    icl_confidence: float
+    calibrated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What is known about one request before it is decided.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Compares the adapted model with the model as it is, on evidence.
 
     Attributes:
-        count: examples.
-        before, after: left-out examples, by the model as it is and by adapters trained on the others.
-        fold_loss: last training loss of those adapters, nats per answer token.
-        fold_peak_bytes: memory that their training took.
-        convergence: of the adapter that would answer; None where it was not trained.
-        answer_log_likelihood: of the adapted model's own answer, nats; None where there is none yet.
-        icl_log_likelihood: of the unadapted model's own answer, nats.
-        answers_agree: whether both answers are the same.
-        agreement: share of permuted prompts that the adapted model answers alike.
-    """
-
-    count: int
-    before: HeldOut
-    after: HeldOut
-    fold_loss: float
-    fold_peak_bytes: int = 0
-    convergence: float | None = None
-    answer_log_likelihood: float | None = None
-    icl_log_likelihood: float | None = None
-    answers_agree: bool | None = None
-    agreement: float | None = None
-
-    @property
-    def gains(self) -> bool:
-        """Whether adapting helped on examples that were left out: more of them exact, or as many and likelier."""
-        if self.after.exact != self.before.exact:
-            return self.after.exact > self.before.exact
-        return self.before.exact < 1 and self.after.log_likelihood > self.before.log_likelihood
-
-
-@torch.no_grad()
-def held_out(
-    model: LanguageModel,
-    examples: Sequence[Example],
-    splits: Sequence[tuple[Sequence[int], Sequence[int]]],
-    adapter: Adapter | None = None,
-) -> HeldOut:
-    """Return how the left-out part of each split is answered after its other part.
-
-    The left-out examples of a split stand one after the other behind the ones trained on: each is predicted before its
-    answer is shown, all in one pass.
-
-    Args:
-        model: asked with ``adapter``, or as it is.
-        examples: all of them.
-        splits: as :func:`acclimate.language.examples.folds` returns them.
-        adapter: one copy for each split.
-    """
-    rows = [
-        [
-            model.encoder.row(
-                [examples[i] for i in (*kept, *left_out)], answers=[*[-1] * len(kept), *range(len(left_out))]
-            )
-        ]
-        for kept, left_out in splits
-    ]
-    targets = laid_out(rows, pad=model.pad, device=model.device)
-    decoder = model.decoder(1.0)
-    if adapter is None:
-        hidden = decoder.read(targets.tokens)[1]
-    else:
-        with adapter.installed(model.network):
-            hidden = decoder.read(targets.tokens)[1]
-    logits = decoder.logits(hidden[targets.row, targets.column])
-    each = -nn.functional.cross_entropy(logits, targets.wanted, reduction="none")
-    wrong = logits.argmax(-1) != targets.wanted
-    sizes = [len(left_out) for _, left_out in splits]
-    at = torch.tensor([sum(sizes[:k]) for k in range(len(sizes))], device=model.device)[targets.owner] + targets.example
-    total = sum(sizes)
-    likelihoods = torch.zeros(total, device=model.device).index_add_(0, at, each)
-    mistakes = torch.zeros(total, device=model.device).index_add_(0, at, wrong.float())
-    exact = tuple(bool(m == 0) for m in mistakes.tolist())
-    return HeldOut(sum(exact) / total, float(likelihoods.mean()), exact)
-
-
-def cross_fit(
-    model: LanguageModel,
-    examples: Sequence[Example],
-    recipe: Recipe,
-    *,
-    budget: Budget | None = None,
-    cancelled: Cancelled | None = None,
-) -> tuple[Evidence, Adapter]:
-    """Return what adapting does to left-out examples, and the throw-away adapters that showed it.
-
-    Two halves; with fewer than four examples each is left out once.
+        calibration: fitted for the model; None compares left-out examples directly.
+        environment: a key of :data:`CONFIDENCE_THRESHOLDS`, below whose value nothing is adapted; None sets no such
+            bound: whichever side is likelier to be right answers.
+        threshold: a bound of one's own, instead of an environment's.
+        margin: by how much the adapted model must be likelier to be right.
 
     Raises:
-        DataError: there are fewer than two examples.
+        ConfigError: the environment is not known, or a value is outside 0 to 1.
     """
-    count = len(examples)
-    splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
-    before = held_out(model, examples, splits)
-    if before.exact == 1:
-        # Nothing can be gained: the adapters would be trained for nothing.
-        return Evidence(count, before, before, 0.0), _nothing(model)
-    sets = [[examples[i] for i in kept] for kept, _ in splits]
-    adapter = train(model, sets, recipe, budget=budget, cancelled=cancelled)
-    after = before if adapter.stop == "non_finite" else held_out(model, examples, splits, adapter)
-    return Evidence(
-        count, before, after, adapter.losses[-1] if adapter.losses else math.nan, adapter.peak_bytes
-    ), adapter
 
+    calibration: Calibration | None = None
+    environment: str | None = None
+    threshold: float | None = None
+    margin: float = 0.02
 
-def _nothing(model: LanguageModel) -> Adapter:
-    return Adapter({}, 1, 1.0, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0)
+    def __post_init__(self) -> None:
+        if self.environment is not None and self.environment not in CONFIDENCE_THRESHOLDS:
+            known = ", ".join(CONFIDENCE_THRESHOLDS)
+            raise ConfigError(f"environment must be one of {known}, got {self.environment!r}")
+        for name in ("threshold", "margin"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{name} must be between 0 and 1, got {value}")
+
+    @property
+    def confidence_threshold(self) -> float:
+        """The confidence below which nothing is adapted."""
+        if self.threshold is not None:
+            return self.threshold
+        return CONFIDENCE_THRESHOLDS[self.environment] if self.environment else 0.0
+
+    def decide(self, evidence: Evidence) -> Decision:
+        """Return the decision that ``evidence`` allows; before training it may only say no for good reason."""
+        trained = evidence.answer_log_likelihood is not None
+        if not evidence.tried:
+            icl = (evidence.count + 0.5) / (evidence.count + 1)
+            return Decision(False, "no_held_out_gain", None, icl, calibrated=False)
+        if self.calibration is None:
+            adapted = (evidence.after.exact * evidence.count + 0.5) / (evidence.count + 1)
+            icl = (evidence.before.exact * evidence.count + 0.5) / (evidence.count + 1)
+            gains = evidence.gains
+        else:
+            adapted = self.calibration.probability(evidence, "adapted")
+            icl = self.calibration.probability(evidence, "icl")
+            # Before training the estimate is coarse: only what is clearly hopeless ends here.
+            gains = adapted > icl + (self.margin if trained else 0.0)
+        reason: Reason | None = None
+        if not gains:
+            reason = "no_held_out_gain"
+        elif trained and adapted < self.confidence_threshold:
+            reason = "low_confidence"
+        return Decision(reason is None, reason, adapted, icl, self.calibration is not None)

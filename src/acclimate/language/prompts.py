@@ -136,8 +136,34 @@ class Encoder:
             )
         return Row(tuple(tokens), tuple(marks))
 
-    def answer_text(self, ids: Sequence[int]) -> str:
-        """Return the text of generated ``ids`` up to the end of the answer."""
+    def answer_tokens(self, example: Example) -> int:
+        """Return how many tokens the answer of ``example`` takes, its end included."""
+        return len(self._ids(self.format.answer_lead + self.format.clean(example.output))) + len(self.stop_ids)
+
+    def plain(self, prompt: str) -> tuple[int, ...]:
+        """Return the tokens of a prompt without examples: a chat turn where the model knows such, else the text.
+
+        Raises:
+            DataError: it is longer than the model can read.
+        """
+        if getattr(self.tokenizer, "chat_template", None):
+            # Only the template may write special tokens: those in the prompt are taken apart.
+            marker = "\u2063prompt\u2063"
+            turn = [{"role": "user", "content": marker}]
+            text: str = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            before, _, after = text.partition(marker)
+            known = [tuple(self.tokenizer(part, add_special_tokens=False).input_ids) for part in (before, after)]
+            tokens = (*known[0], *self._ids(prompt), *known[1])
+        else:
+            tokens = (*self._start, *self._ids(prompt))
+        if len(tokens) >= self.max_tokens:
+            raise DataError(f"the prompt takes {len(tokens)} tokens and the model reads {self.max_tokens}; shorten it")
+        return tokens
+
+    def answer_text(self, ids: Sequence[int], *, free: bool = False) -> str:
+        """Return the text of generated ``ids`` up to the end of the answer; all of it where it is ``free``."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        if free:
+            return text.strip()
         end = self.format.after_answer
         return text.split(end, 1)[0].removeprefix(self.format.answer_lead).rstrip("\n")

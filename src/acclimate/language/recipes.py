@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from acclimate.errors import ConfigError
@@ -93,3 +93,62 @@ RECIPES: Final[Mapping[str, Recipe]] = {
 def recipe_for(name: str | None) -> Recipe:
     """Return the recipe that was tuned for the model called ``name``, or the general one."""
     return RECIPES.get(name or "", Recipe())
+
+
+def pattern_complexity(examples: Sequence[Example]) -> float:
+    """Return how much the examples ask for, from 0 to 1.
+
+    The mean of three shares: output characters that do not occur in the input, answers that differ from all others,
+    and the length of outputs against forty characters.
+    """
+    if not examples:
+        return 0.0
+    new = sum(sum(c not in e.input for c in e.output) / max(1, len(e.output)) for e in examples) / len(examples)
+    different = len({e.output for e in examples}) / len(examples)
+    length = min(1.0, sum(len(e.output) for e in examples) / len(examples) / 40)
+    return (new + different + length) / 3
+
+
+def example_quality(examples: Sequence[Example]) -> float:
+    """Return how much the examples tell, from 0 to 1: the mean of their number against ten, and how much inputs differ."""
+    if not examples:
+        return 0.0
+    inputs = [set(e.input) for e in examples]
+    pairs = [(a, b) for i, a in enumerate(inputs) for b in inputs[i + 1 :]]
+    apart = sum(1 - len(a & b) / max(1, len(a | b)) for a, b in pairs) / len(pairs) if pairs else 0.0
+    return (min(1.0, len(examples) / 10) + apart) / 2
+
+
+def optimize_training_steps(pattern_complexity: float, example_quality: float, *, floor: int = 2, cap: int = 8) -> int:
+    """Return the number of training steps: more for harder patterns, fewer for better examples.
+
+    ``round(4 + 4 complexity - 2 quality)`` for the usual cap of eight, stretched with the cap, and at least ``floor``.
+
+    Args:
+        pattern_complexity: from 0 to 1.
+        example_quality: from 0 to 1.
+        floor: fewest steps.
+        cap: most steps.
+
+    Raises:
+        ConfigError: a value is outside 0 to 1.
+    """
+    for name, value in (("pattern_complexity", pattern_complexity), ("example_quality", example_quality)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name} must be between 0 and 1, got {value}")
+    return min(cap, max(floor, round((4 + 4 * pattern_complexity - 2 * example_quality) * cap / 8)))
+
+
+def recommended_rank(complexity: float) -> int:
+    """Return the rank for a complexity from 0 to 1: one of :data:`RANK_RECOMMENDATIONS`, by quarters."""
+    names = list(RANK_RECOMMENDATIONS)
+    return RANK_RECOMMENDATIONS[names[min(len(names) - 1, int(complexity * len(names)))]]
+
+
+def decided(recipe: Recipe, examples: Sequence[Example]) -> Recipe:
+    """Return ``recipe`` with the rank and the number of steps that it left to the examples."""
+    complexity = pattern_complexity(examples)
+    steps = recipe.steps or optimize_training_steps(
+        complexity, example_quality(examples), floor=recipe.steps_floor, cap=recipe.steps_cap
+    )
+    return replace(recipe, steps=steps, rank=recipe.rank or recommended_rank(complexity))

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -97,6 +97,20 @@ class Adapter:
                     pairs[name].lora_A.copy_(down)
                     pairs[name].lora_B.copy_(up)
             yield
+
+    @classmethod
+    def load(cls, folder: Path, model: LanguageModel) -> Adapter:
+        """Read an adapter that :meth:`save` or peft wrote.
+
+        Raises:
+            CheckpointError: files are missing, or it belongs to another model.
+        """
+        with lora.loaded(model.network, folder) as pairs:
+            weights = {n: (p.lora_A.detach().clone(), p.lora_B.detach().clone()) for n, p in pairs.items()}
+            first = next(iter(pairs.values()))
+            rank = first.lora_A.shape[0]
+            alpha = first.scale * rank
+        return cls(weights, rank, alpha, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0)
 
     def save(self, folder: Path, *, base_model: str | None = None) -> None:
         """Write the adapter in PEFT's format."""
@@ -309,6 +323,3 @@ def _copy_weights(start: Adapter, pairs: Mapping[str, lora.LowRank]) -> None:
                 raise DataError(f"the adapter to start from has rank {start.rank}; train with the same rank")
             pairs[name].lora_A.copy_(down)
             pairs[name].lora_B.copy_(up)
-
-
-__all__ = ["Adapter", "StopReason", "Targets", "clip_each", "cosine", "laid_out", "replace", "train", "training_rows"]

@@ -1,0 +1,163 @@
+"""``acclimate ask``: answer a prompt, adapted to the examples in it where that helps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from acclimate.cli import language_options
+from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
+from acclimate.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from acclimate.language import AskReport, Engine
+
+
+@click.command("ask", short_help="Answer a prompt, adapted to the examples in it where that helps.")
+@click.argument("prompt", required=False)
+@click.option("--file", "prompt_file", type=click.Path(path_type=Path), help="Read the prompt from a file.")
+@click.option(
+    "--examples", type=click.Path(path_type=Path), help='JSON lines {"input": ..., "output": ...}; needs --query.'
+)
+@click.option("--query", help="The open item; with --examples or --adapter, nothing is detected.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Folder that acclimate prime saved; needs --query.")
+@language_options.model
+@click.option("--compare", is_flag=True, help="Show the answers with and without adapting side by side.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.option("--votes", type=click.IntRange(1, 32), default=1, show_default=True, help="Orders of the examples asked.")
+@click.option(
+    "--policy",
+    type=click.Choice(["gate", "always", "never"]),
+    default="gate",
+    show_default=True,
+    help="Let the gate decide, adapt wherever possible, or never.",
+)
+@click.option(
+    "--environment",
+    type=click.Choice(["production", "research", "testing", "demo"]),
+    help="Adapt only above this environment's confidence.  [default: whichever answer is likelier right]",
+)
+@click.option("--calibration", type=click.Path(path_type=Path), help="File that acclimate calibrate wrote.")
+@click.option(
+    "--domain",
+    type=click.Choice(["mathematics", "language", "science", "general"]),
+    help="See this domain's kinds of pattern more readily.",
+)
+@language_options.training
+@click.option("--max-seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="For gate and training.")
+@click.option("--max-mib", type=click.FloatRange(0), help="Memory for training, beyond the model.")
+@click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer.")
+@click.option("--debug", is_flag=True, help="Append what happened to logs/ttt_debug.jsonl, without any text.")
+@click.option("--debug-content", is_flag=True, help="The same with prompt, examples and answers.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@reports_input_errors
+def ask_command(prompt: str | None, **given: Any) -> None:
+    """Answer PROMPT with a language model.
+
+    Where the prompt shows worked examples, the model practises on them before it answers, if that is likelier to be
+    right. PROMPT comes from the argument, from --file, or from standard input (-).
+    """
+    from acclimate.language import Engine
+
+    set_up_logging(given["verbose"])
+    text = _prompt(prompt, given)
+    engine = _engine(Engine, given)
+    how: dict[str, Any] = {"compare": given["compare"]}
+    if given["examples"] or given["adapter"]:
+        report = _with_examples(engine, text, given, how)
+    else:
+        report = engine.ask(text, domain=given["domain"], policy=given["policy"], **how)
+    if given["as_json"]:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        _show(report, compare=given["compare"])
+
+
+def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
+    sources = [name for name, value in (("PROMPT", prompt), ("--file", given["prompt_file"])) if value is not None]
+    direct = given["examples"] or given["adapter"]
+    if given["query"] is not None:
+        if not direct:
+            raise ConfigError("--query needs --examples or --adapter; or write the whole prompt as the argument")
+        if sources:
+            raise ConfigError(f"give the question by --query or by {sources[0]}, not both")
+        return str(given["query"])
+    if direct:
+        raise ConfigError(f"{'--examples' if given['examples'] else '--adapter'} needs --query: the open item")
+    if len(sources) > 1:
+        raise ConfigError("give the prompt as the argument or by --file, not both")
+    if given["prompt_file"] is not None:
+        try:
+            return str(given["prompt_file"].read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read {given['prompt_file']} as text: {error}") from error
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise ConfigError("give a prompt as the argument, by --file, or on standard input")
+    return sys.stdin.read()
+
+
+def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:
+    from acclimate.language import Calibration, DebugLog, Gate, shipped
+
+    model = language_options.load_model(given)
+    recipe = language_options.recipe_from(model.recipe, given)
+    gate = None
+    if given["calibration"] is not None:
+        gate = Gate(calibration=Calibration.load(given["calibration"]), environment=given["environment"])
+    elif recipe is not None:
+        gate = Gate(calibration=shipped(model.name), environment=given["environment"])
+    debug = None
+    if given["debug"] or given["debug_content"]:
+        debug = DebugLog(config={"save_debug_artifacts": given["debug_content"]})
+    mib = given["max_mib"]
+    return engine(
+        model,
+        recipe=recipe,
+        gate=gate,
+        environment=given["environment"],
+        votes=given["votes"],
+        max_seconds=given["max_seconds"],
+        max_bytes=None if mib is None else int(mib * 2**20),
+        max_answer_tokens=given["max_answer_tokens"],
+        debug=debug,
+    )
+
+
+def _with_examples(engine: Engine, query: str, given: dict[str, Any], how: dict[str, Any]) -> AskReport:
+    from acclimate.language import Adapter
+
+    folder = given["adapter"]
+    path = given["examples"] or folder / language_options.PRIMED_EXAMPLES
+    examples = language_options.read_examples(path)
+    adapter = Adapter.load(folder, engine.model) if folder is not None else None
+    return engine.answer(examples, query, policy=given["policy"], adapter=adapter, **how)
+
+
+def _show(report: AskReport, *, compare: bool) -> None:
+    console = stdout()
+    if compare:
+        table = Table("", "answer", "sure")
+        sure = report.metadata.confidence_score
+        table.add_row(
+            "without adapting",
+            report.icl_answer,
+            "" if report.icl_confidence is None else f"{report.icl_confidence:.0%}",
+        )
+        table.add_row("adapted", report.ttt_answer or "-", "" if sure is None else f"{sure:.0%}")
+        table.add_row("chosen", report.answer, "adapted" if report.method == "ttt" else "without adapting")
+        console.print(table)
+    else:
+        click.echo(report.answer)
+    for warning in report.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    if not report.complete:
+        click.echo("Warning: the answer was cut off; raise --max-answer-tokens", err=True)
+    click.echo(report.status_line, err=True)
+    click.echo(report.explanation, err=True)

@@ -1,0 +1,102 @@
+"""Options that the language commands share, and how they become settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from acclimate.errors import DataError
+
+if TYPE_CHECKING:
+    from acclimate.language import Example, LanguageModel, Recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PRIMED_EXAMPLES: Final = "examples.jsonl"
+_RECIPE_FIELDS: Final = (
+    "steps",
+    "rank",
+    "learning_rate",
+    "loss",
+    "orderings",
+    "orderings_per_step",
+    "share_adapted",
+    "seed",
+)
+
+
+def model(command: Command) -> Command:
+    """Add the options that choose a language model."""
+    for option in (
+        click.option("--device", default="cpu", show_default=True, help="torch's name of the device."),
+        click.option(
+            "--model",
+            default="spark",
+            show_default=True,
+            help="spark (ships with the package), smollm2 (fetched once), a folder, or a name on the hub.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def training(command: Command) -> Command:
+    """Add the options of the training recipe; whatever is not given comes from the model's recipe."""
+    for option in (
+        click.option("--seed", type=int, help="Of initialisation and shuffling."),
+        click.option(
+            "--share-adapted", type=click.FloatRange(0, 1, min_open=True), help="Share of layers, from the last."
+        ),
+        click.option("--orderings-per-step", type=click.IntRange(1), help="Orders side by side in one step."),
+        click.option("--orderings", type=click.IntRange(1), help="Orders that steps take turns with."),
+        click.option("--loss", type=click.Choice(["all_answers", "last_answer", "direct"]), help="What is learned."),
+        click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Of AdamW."),
+        click.option("--rank", type=click.IntRange(1), help="Of the low-rank weights."),
+        click.option("--steps", type=click.IntRange(1), help="Training steps."),
+    ):
+        command = option(command)
+    return command
+
+
+def recipe_from(recipe: Recipe, given: dict[str, Any]) -> Recipe | None:
+    """Return ``recipe`` with what was typed, or None where nothing was."""
+    typed = {name: given[name] for name in _RECIPE_FIELDS if given.get(name) is not None}
+    return dataclasses.replace(recipe, **typed) if typed else None
+
+
+def load_model(given: dict[str, Any]) -> LanguageModel:
+    """Load the model that was asked for, saying on stderr what is fetched."""
+    from acclimate.language import load
+
+    return load(given["model"], device=given["device"], progress=lambda line: click.echo(line, err=True))
+
+
+def read_examples(path: Path) -> tuple[Example, ...]:
+    """Read JSON lines of examples.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not an example.
+    """
+    from acclimate.language import as_examples
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(
+                f'{path}, line {number} is not JSON; write {{"input": ..., "output": ...}} on each line'
+            ) from error
+    if not rows:
+        raise DataError(f"{path} holds no examples")
+    return as_examples(rows)

@@ -1,0 +1,137 @@
+"""What a request came to, as plain values and in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from acclimate.language.gate import Reason
+
+Status = Literal["adapted", "declined", "fallback", "plain"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptationMetadata:
+    """What an adaptation did.
+
+    Attributes:
+        training_steps: made.
+        convergence_score: how far the training loss came down, 0 to 1.
+        confidence_score: probability that the adapted model answers exactly right; None where it was not estimated.
+        adaptation_time: seconds for gate and training.
+        examples_used: trained on.
+        lora_rank: of the low-rank weights.
+        final_loss: nats per answer token; None where nothing was trained.
+        early_stopped: training ended because the loss was low enough.
+        fallback_reason: why the adapted model did not answer; None where it did.
+    """
+
+    training_steps: int = 0
+    convergence_score: float = 0.0
+    confidence_score: float | None = None
+    adaptation_time: float = 0.0
+    examples_used: int = 0
+    lora_rank: int | None = None
+    final_loss: float | None = None
+    early_stopped: bool = False
+    fallback_reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskReport:
+    """An answer, and how it came about.
+
+    Attributes:
+        answer: to the user.
+        status: ``adapted``; ``declined`` (adapting would not help); ``fallback`` (it failed); ``plain`` (the prompt
+            shows no examples).
+        reason: why not adapted; None with ``adapted`` and ``plain``.
+        method: ``ttt`` or ``icl``: which of both answered.
+        model: its name.
+        pattern: the kind that was detected; ``given`` where examples were given directly; None where there is none.
+        pattern_confidence: of the detection.
+        icl_answer, ttt_answer: both, where both were made.
+        icl_confidence: probability that the unadapted model is exactly right.
+        calibrated: whether the probabilities were fitted for this model.
+        votes, agreement: permuted prompts asked, and the share that agreed.
+        cached: the adapter was not trained for this request.
+        warm_start: training began at another adapter's weights.
+        complete: the answer came to its end within the limits.
+        metadata: of the adaptation.
+        seconds: by part.
+        peak_bytes: memory beyond the loaded model.
+        warnings: what the user should know.
+    """
+
+    answer: str
+    status: Status
+    reason: Reason | None
+    method: Literal["ttt", "icl"]
+    model: str
+    pattern: str | None = None
+    pattern_confidence: float | None = None
+    icl_answer: str | None = None
+    ttt_answer: str | None = None
+    icl_confidence: float | None = None
+    calibrated: bool = False
+    votes: int = 1
+    agreement: float | None = None
+    cached: bool = False
+    warm_start: bool = False
+    complete: bool = True
+    metadata: AdaptationMetadata = field(default_factory=AdaptationMetadata)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self) | {"seconds": dict(self.seconds), "warnings": list(self.warnings)}
+
+    @property
+    def status_line(self) -> str:
+        """One line that says what was done."""
+        meta, total = self.metadata, self.seconds.get("total", 0.0)
+        sure = "" if meta.confidence_score is None else f", confidence {meta.confidence_score:.0%}"
+        if self.status == "adapted":
+            how = "adapter from the cache" if self.cached else f"{meta.training_steps} steps, rank {meta.lora_rank}"
+            return f"TTT active: adapted to {meta.examples_used} examples ({how}){sure}, {total:.2f} s"
+        if self.status == "declined":
+            return f"TTT declined ({self.reason}): answered from the prompt alone{sure}, {total:.2f} s"
+        if self.status == "fallback":
+            return f"TTT failed ({self.reason}): answered from the prompt alone, {total:.2f} s"
+        return f"TTT not used: no worked examples in the prompt, {total:.2f} s"
+
+    @property
+    def explanation(self) -> str:
+        """What was done and why, for somebody who has not heard of it."""
+        if self.status == "plain":
+            return "Your prompt shows no worked examples, so the model answered as it always does."
+        if self.status == "adapted":
+            words = f"The model practised on your {self.metadata.examples_used} examples before it answered"
+            sure = self.metadata.confidence_score
+            if sure is None or self.icl_confidence is None:
+                return words + "."
+            return f"{words}. It is {sure:.0%} sure of this answer; without practising it would be {self.icl_confidence:.0%}."
+        return _WHY[self.reason] if self.reason else ""
+
+
+_WHY: Mapping[str, str] = {
+    "insufficient_examples": "There are too few examples to practise on, so the model answered from the prompt alone.",
+    "contradictory_examples": "The examples contradict each other: one input has two answers. Without them too few are "
+    "left to practise on, so the model answered from the prompt alone.",
+    "low_confidence": "The model practised on your examples, but was not sure enough of what it had learnt for this "
+    "setting, so it answered from the prompt alone.",
+    "no_held_out_gain": "Tried on examples that it had not practised on, the model did no better than without "
+    "practising, so it answered from the prompt alone.",
+    "timeout": "Practising on your examples took longer than allowed, so the model answered from the prompt alone.",
+    "memory": "Practising on your examples took more memory than allowed, so the model answered from the prompt alone.",
+    "non_finite": "Practising on your examples went wrong numerically; nothing of it was kept, and the model answered "
+    "from the prompt alone.",
+    "detection_failed": "Your prompt looks like worked examples, but which they are or what is asked could not be made "
+    "out, so the model answered as it always does.",
+    "unsupported_model": "This model cannot be adapted, so it answered from the prompt alone.",
+}
+
+OnReport = Callable[[AskReport], None]

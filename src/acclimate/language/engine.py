@@ -1,0 +1,474 @@
+"""From a prompt to an answer: detect, train, decide, generate, and say what was done."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from acclimate.core.budget import Budget
+from acclimate.errors import CancelledError, ConfigError, DataError, TTTNotSupportedError, first_line
+from acclimate.language import calibration, patterns
+from acclimate.language.adapters import AdapterManager, adapter_key
+from acclimate.language.answers import AdaptationMetadata, AskReport, OnReport, Status
+from acclimate.language.debug import DebugLog
+from acclimate.language.evidence import Evidence, cross_fit, held_out
+from acclimate.language.examples import Augmentation, Example, as_examples, folds, orderings, validated
+from acclimate.language.gate import DECLINED, Decision, Gate, Reason
+from acclimate.language.generate import Answer, generate, majority
+from acclimate.language.memory import PeakMemory
+from acclimate.language.models import LanguageModel
+from acclimate.language.recipes import Recipe, decided
+from acclimate.language.trainer import Adapter, StopReason, train
+
+_LOG = logging.getLogger(__name__)
+Policy = Literal["gate", "always", "never"]
+_FAILURES: Mapping[StopReason, Reason] = {
+    "time budget": "timeout",
+    "memory budget": "memory",
+    "non_finite": "non_finite",
+}
+_WARM_START_CANDIDATES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One question with its examples, and how it is to be answered.
+
+    Attributes:
+        examples: worked ones, as given.
+        query: the open item.
+        pattern, pattern_confidence: how they were found.
+        warnings: what is known already.
+    """
+
+    examples: tuple[Example, ...]
+    query: str
+    pattern: str = "given"
+    pattern_confidence: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Work:
+    """What a request gathers on its way to a report."""
+
+    began: float
+    memory: PeakMemory
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    adapter: Adapter | None = None
+    evidence: Evidence | None = None
+    decision: Decision | None = None
+    icl: Answer | None = None
+    ttt: Answer | None = None
+    agreement: float | None = None
+    cached: bool = False
+    warm_start: bool = False
+    peak_bytes: int = 0
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.memory.now()
+
+
+class _RefusedError(Exception):
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Engine:
+    """Answers prompts with one model, adapting it to the examples in them where that helps.
+
+    The model's own tensors are never written to: what is learned lives beside them, for the time of one request.
+
+    Args:
+        model: as :func:`acclimate.language.models.load` returns it.
+        recipe: of training; None takes the model's.
+        gate: None takes the calibration that ships for the model, or compares left-out examples where none does.
+        environment: for the gate made here: a key of ``CONFIDENCE_THRESHOLDS``, or None.
+        cache: of trained adapters; None keeps none.
+        votes: orders of the examples that each answer is asked in; the majority answers.
+        min_examples, max_examples: how many are adapted to.
+        max_seconds: for gate and training of one request; None for no limit.
+        max_bytes: that training may take beyond the loaded model; None for no limit.
+        max_answer_tokens: None allows twice the longest example answer and sixteen more.
+        warm_start: begin at a cached adapter where that answers the examples better than the model as it is.
+        augment: returns further examples for each.
+        on_report: called with every report.
+        debug: writes what happened to a file.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        recipe: Recipe | None = None,
+        gate: Gate | None = None,
+        environment: str | None = None,
+        cache: AdapterManager | None = None,
+        votes: int = 1,
+        min_examples: int = 2,
+        max_examples: int = 64,
+        max_seconds: float | None = 5.0,
+        max_bytes: int | None = None,
+        max_answer_tokens: int | None = None,
+        warm_start: bool = False,
+        augment: Augmentation | None = None,
+        on_report: OnReport | None = None,
+        debug: DebugLog | None = None,
+    ) -> None:
+        if votes < 1:
+            raise ConfigError(f"votes must be at least 1, got {votes}")
+        if not 2 <= min_examples <= max_examples:
+            raise ConfigError(f"2 <= min_examples <= max_examples must hold, got {min_examples} and {max_examples}")
+        self.model, self.recipe = model, recipe or model.recipe
+        if gate is None:
+            fitted = calibration.shipped(model.name) if recipe is None else None
+            gate = Gate(calibration=fitted, environment=environment)
+        self.gate, self.cache, self.votes = gate, cache, votes
+        self.min_examples, self.max_examples = min_examples, max_examples
+        self.budget = Budget(max_seconds=max_seconds, max_bytes=max_bytes)
+        self.max_answer_tokens, self.warm_start, self.augment = max_answer_tokens, warm_start, augment
+        self._on_report, self._debug = on_report, debug
+
+    def ask(
+        self,
+        prompt: str,
+        *,
+        domain: str | None = None,
+        policy: Policy = "gate",
+        compare: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> AskReport:
+        """Return the answer to ``prompt``.
+
+        Args:
+            prompt: as typed; examples in it are found by :func:`acclimate.language.patterns.detect`.
+            domain: see there.
+            policy: ``gate`` decides; ``always`` adapts wherever that is possible; ``never`` does not.
+            compare: make both answers, whatever is decided.
+            cancelled: asked between steps and tokens.
+
+        Raises:
+            DataError: the prompt is empty, or longer than the model can read.
+            CancelledError: ``cancelled`` said so.
+        """
+        if not prompt.strip():
+            raise DataError("the prompt is empty")
+        detected = patterns.detect(prompt, domain)
+        if detected is None or detected.query is None or not detected.examples:
+            reason: Reason | None = "detection_failed" if detected and detected.query is not None else None
+            return self._plain(prompt, detected, reason, cancelled)
+        request = Request(
+            examples=detected.examples,
+            query=detected.query,
+            pattern=detected.kind,
+            pattern_confidence=detected.confidence,
+        )
+        return self._answer(request, policy=policy, compare=compare, cancelled=cancelled)
+
+    def answer(
+        self,
+        examples: Iterable[Example | Mapping[str, Any] | Sequence[str]],
+        query: str,
+        *,
+        policy: Policy = "gate",
+        compare: bool = False,
+        adapter: Adapter | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> AskReport:
+        """Return the answer to ``query`` in the way of ``examples``; nothing is detected.
+
+        Args:
+            examples: worked ones.
+            query: the open item.
+            policy: as in :meth:`ask`.
+            compare: make both answers, whatever is decided.
+            adapter: trained before, on these examples; it answers, and nothing is trained or decided.
+            cancelled: asked between steps and tokens.
+
+        Raises:
+            DataError: an example or the query is empty or too long, or there are too many.
+            CancelledError: ``cancelled`` said so.
+        """
+        if not query.strip():
+            raise DataError("the query is empty")
+        if adapter is not None and adapter.fingerprint != self.model.fingerprint:
+            raise DataError(f"the adapter was trained for another model than {self.model.name!r}; train it again")
+        request = Request(examples=as_examples(examples), query=query)
+        return self._answer(request, policy=policy, compare=compare, cancelled=cancelled, adapter=adapter)
+
+    def prime(
+        self,
+        examples: Iterable[Example | Mapping[str, Any] | Sequence[str]],
+        *,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Adapter:
+        """Return an adapter trained on ``examples``, for reuse; it is kept in the cache too.
+
+        Raises:
+            DataError: there are fewer than two usable examples, or training failed.
+        """
+        checked = validated(as_examples(examples), max_count=self.max_examples, augment=self.augment)
+        if len(checked.examples) < self.min_examples:
+            raise DataError(f"{len(checked.examples)} usable examples; give at least {self.min_examples}")
+        recipe = decided(self.recipe, checked.examples)
+        with self.model.lock:
+            adapter = train(self.model, [checked.examples], recipe, budget=self.budget, cancelled=cancelled)
+        if adapter.stop in _FAILURES:
+            raise DataError(f"training ended early: {adapter.stop}; raise the limit or give shorter examples")
+        self._keep(checked.examples, recipe, adapter, None)
+        return adapter
+
+    def _answer(
+        self,
+        request: Request,
+        *,
+        policy: Policy,
+        compare: bool,
+        cancelled: Callable[[], bool] | None,
+        adapter: Adapter | None = None,
+    ) -> AskReport:
+        work = _Work(time.perf_counter(), PeakMemory(self.model.device), warnings=list(request.warnings))
+        checked = validated(request.examples, max_count=self.max_examples, augment=self.augment)
+        work.warnings += checked.warnings
+        examples = checked.examples
+        recipe = decided(self.recipe, examples)
+        reason: Reason | None = None
+        with self.model.lock:
+            try:
+                if len(examples) < self.min_examples:
+                    raise _RefusedError("contradictory_examples" if checked.contradictions else "insufficient_examples")
+                if adapter is not None:
+                    work.adapter, work.cached = adapter, True
+                    self._ttt(work, examples, request.query, cancelled)
+                elif policy != "never":
+                    self._adapt(work, examples, request.query, recipe, policy, cancelled)
+            except _RefusedError as refused:
+                reason = refused.reason
+            except TTTNotSupportedError as error:
+                work.warnings.append(first_line(error))
+                reason = "unsupported_model"
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                work.warnings.append(first_line(error))
+                reason = "memory"
+            adapted = reason is None and work.ttt is not None
+            if not adapted or compare:
+                self._icl(work, examples, request.query, cancelled)
+            if compare and not adapted and work.ttt is None and work.adapter is not None and work.adapter.copies == 1:
+                self._ttt(work, examples, request.query, cancelled)
+        return self._report(work, request, examples, recipe, reason, adapted=adapted)
+
+    def _adapt(
+        self,
+        work: _Work,
+        examples: tuple[Example, ...],
+        query: str,
+        recipe: Recipe,
+        policy: Policy,
+        cancelled: Callable[[], bool] | None,
+    ) -> None:
+        """Train, ask the adapted model, and decide; raises :class:`_RefusedError` where it should not answer."""
+        key = adapter_key(self.model.fingerprint, examples, recipe)
+        known = self.cache.get(key) if self.cache is not None else None
+        if known is not None:
+            work.adapter, work.evidence = known
+            work.cached = True
+        if policy == "gate" and work.evidence is None:
+            with work.timed("gate"):
+                work.evidence, trial = cross_fit(
+                    self.model, examples, recipe, budget=self._remaining(work), cancelled=cancelled
+                )
+            work.peak_bytes = trial.peak_bytes
+            self._refuse_failure(trial.stop)
+        if policy == "gate" and work.evidence is not None:
+            work.decision = self.gate.decide(work.evidence)
+            if not work.decision.adapt:
+                raise _RefusedError(work.decision.reason or "no_held_out_gain")
+        if work.adapter is None:
+            start = self._start(examples, recipe) if self.warm_start else None
+            work.warm_start = start is not None
+            with work.timed("training"):
+                work.adapter = train(
+                    self.model, [examples], recipe, budget=self._remaining(work), cancelled=cancelled, start=start
+                )
+            work.peak_bytes = max(work.peak_bytes, work.adapter.peak_bytes)
+            self._refuse_failure(work.adapter.stop)
+            self._keep(examples, recipe, work.adapter, work.evidence)
+        self._ttt(work, examples, query, cancelled)
+        if policy == "gate" and work.evidence is not None and work.ttt is not None:
+            self._icl(work, examples, query, cancelled)
+            assert work.icl is not None
+            evidence = replace(
+                work.evidence,
+                final_loss=work.adapter.losses[-1] if work.adapter.losses else math.nan,
+                answer_log_likelihood=work.ttt.log_likelihood,
+                icl_log_likelihood=work.icl.log_likelihood,
+                answers_agree=work.ttt.text == work.icl.text,
+                agreement=work.agreement,
+            )
+            work.decision = self.gate.decide(evidence)
+            if not work.decision.adapt:
+                raise _RefusedError(work.decision.reason or "no_held_out_gain")
+
+    def _refuse_failure(self, stop: StopReason) -> None:
+        if stop == "cancelled":
+            raise CancelledError("the request was cancelled while the model was adapted")
+        if stop in _FAILURES:
+            raise _RefusedError(_FAILURES[stop])
+
+    def _remaining(self, work: _Work) -> Budget:
+        limit = self.budget.max_seconds
+        spent = work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0)
+        return replace(self.budget, max_seconds=None if limit is None else max(0.0, limit - spent))
+
+    def _start(self, examples: tuple[Example, ...], recipe: Recipe) -> Adapter | None:
+        """Return the cached adapter that answers the examples best, where that is better than the model as it is."""
+        if self.cache is None:
+            return None
+        split = [folds(examples, 2, seed=recipe.seed)[0]]
+        best, best_likelihood = None, held_out(self.model, examples, split).log_likelihood
+        for adapter, seen in self.cache.nearest(self.model.fingerprint, examples, _WARM_START_CANDIDATES):
+            # Examples that the adapter was trained on would say how well it remembers them.
+            if adapter.rank != recipe.rank_or_default or set(seen) & set(examples):
+                continue
+            likelihood = held_out(self.model, examples, split, adapter).log_likelihood
+            if likelihood > best_likelihood:
+                best, best_likelihood = adapter, likelihood
+        return best
+
+    def _keep(self, examples: tuple[Example, ...], recipe: Recipe, adapter: Adapter, evidence: Evidence | None) -> None:
+        if self.cache is not None:
+            key = adapter_key(self.model.fingerprint, examples, recipe)
+            self.cache.load_adapter(adapter, key=key, examples=examples, extra=evidence)
+
+    def _icl(self, work: _Work, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None) -> None:
+        if work.icl is None:
+            with work.timed("icl"):
+                work.icl, agreement = self._asked(examples, query, cancelled)
+            if work.ttt is None:
+                work.agreement = agreement
+
+    def _ttt(self, work: _Work, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None) -> None:
+        assert work.adapter is not None
+        with work.timed("answer"), work.adapter.installed(self.model.network):
+            work.ttt, work.agreement = self._asked(examples, query, cancelled)
+
+    def _asked(
+        self, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None
+    ) -> tuple[Answer, float | None]:
+        encoder = self.model.encoder
+        orders = orderings(len(examples), self.votes if len(examples) > 1 else 1, seed=self.recipe.seed)
+        rows = [encoder.row([examples[i] for i in order], query=query).tokens for order in orders]
+        longest = max((encoder.answer_tokens(example) for example in examples), default=64)
+        limit = self.max_answer_tokens or 2 * longest + 16
+        limit = max(1, min(limit, encoder.max_tokens - len(rows[0])))
+        answers = generate(self.model, rows, max_tokens=limit, cancelled=cancelled)
+        best, agreement = majority(answers)
+        return best, agreement if self.votes > 1 else None
+
+    def _plain(
+        self,
+        prompt: str,
+        detected: patterns.Detection | None,
+        reason: Reason | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> AskReport:
+        work = _Work(time.perf_counter(), PeakMemory(self.model.device))
+        ids = self.model.encoder.plain(prompt)
+        limit = max(1, min(self.max_answer_tokens or 256, self.model.encoder.max_tokens - len(ids)))
+        with self.model.lock, work.timed("icl"):
+            work.icl = generate(self.model, [ids], max_tokens=limit, cancelled=cancelled, free=True)[0]
+        report = AskReport(
+            answer=work.icl.text,
+            status="plain" if reason is None else "fallback",
+            reason=reason,
+            method="icl",
+            model=self.model.name,
+            pattern=detected.kind if detected else None,
+            pattern_confidence=detected.confidence if detected else None,
+            icl_answer=work.icl.text,
+            complete=work.icl.complete,
+            seconds=work.seconds | {"total": time.perf_counter() - work.began},
+            peak_bytes=work.memory.peak,
+            metadata=AdaptationMetadata(fallback_reason=reason),
+        )
+        return self._emit(report, prompt, ())
+
+    def _report(
+        self,
+        work: _Work,
+        request: Request,
+        examples: Sequence[Example],
+        recipe: Recipe,
+        reason: Reason | None,
+        *,
+        adapted: bool,
+    ) -> AskReport:
+        chosen = work.ttt if adapted else work.icl
+        assert chosen is not None
+        status: Status = "adapted" if adapted else "plain"
+        if reason is not None:
+            status = "declined" if reason in DECLINED else "fallback"
+        adapter, decision = work.adapter, work.decision
+        report = AskReport(
+            answer=chosen.text,
+            status=status,
+            reason=reason,
+            method="ttt" if adapted else "icl",
+            model=self.model.name,
+            pattern=request.pattern,
+            pattern_confidence=request.pattern_confidence,
+            icl_answer=work.icl.text if work.icl else None,
+            ttt_answer=work.ttt.text if work.ttt else None,
+            icl_confidence=decision.icl_confidence if decision else None,
+            calibrated=bool(decision and decision.calibrated),
+            votes=self.votes,
+            agreement=work.agreement,
+            cached=work.cached,
+            warm_start=work.warm_start,
+            complete=chosen.complete,
+            metadata=AdaptationMetadata(
+                training_steps=len(adapter.losses) if adapter and not work.cached else 0,
+                convergence_score=adapter.convergence if adapter else 0.0,
+                confidence_score=decision.confidence if decision else None,
+                adaptation_time=work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0),
+                examples_used=len(examples),
+                lora_rank=adapter.rank if adapter else recipe.rank,
+                final_loss=adapter.losses[-1] if adapter and adapter.losses else None,
+                early_stopped=bool(adapter and adapter.stop == "early_stop"),
+                fallback_reason=reason,
+            ),
+            seconds=work.seconds | {"total": time.perf_counter() - work.began},
+            peak_bytes=max(work.peak_bytes, work.memory.peak),
+            warnings=tuple(work.warnings),
+        )
+        return self._emit(report, request.query, tuple(examples), work)
+
+    def _emit(
+        self, report: AskReport, query: str, examples: tuple[Example, ...], work: _Work | None = None
+    ) -> AskReport:
+        if self._debug is not None:
+            losses = work.adapter.losses if work and work.adapter else ()
+            evidence = work.evidence if work else None
+            self._debug.write(report, query=query, examples=examples, losses=losses, evidence=evidence)
+        if self._on_report is not None:
+            self._on_report(report)
+        _LOG.debug("%s", report.status_line)
+        return report

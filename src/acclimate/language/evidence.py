@@ -1,0 +1,164 @@
+"""What is known about a request before it is decided: how left-out examples fare with and without adapting.
+
+Examples are split in two. An adapter is trained on each half, both in the same passes, and asked for the half it did not
+see; so is the model without adapter. What comes out is evidence about this task that no training loss can give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import nn
+
+from acclimate.core.budget import Budget
+from acclimate.language.examples import Example, folds
+from acclimate.language.models import LanguageModel
+from acclimate.language.recipes import Recipe
+from acclimate.language.trainer import Adapter, Cancelled, laid_out, train
+
+_LEAST_FOR_HALVES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """How examples that were left out are answered.
+
+    Attributes:
+        exact: share of them answered exactly as given, greedily.
+        log_likelihood: mean log-likelihood of their answers, in nats per answer.
+        worst: log-likelihood of the answer that was predicted worst.
+        each: per example, whether it was exact.
+    """
+
+    exact: float
+    log_likelihood: float
+    worst: float
+    each: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known about one request before it is decided.
+
+    Attributes:
+        count: examples.
+        before, after: left-out examples, by the model as it is and with adapters trained on the others.
+        fold_loss: last training loss of those adapters, nats per answer token.
+        fold_peak_bytes: memory that their training took.
+        final_loss: last training loss of the adapter that would answer; None where it was not trained.
+        answer_log_likelihood: of the adapted model's own answer, nats; None where there is none yet.
+        icl_log_likelihood: of the unadapted model's own answer, nats.
+        answers_agree: whether both answers are the same.
+        agreement: share of permuted prompts that the adapted model answers alike.
+        tried: whether adapters were trained at all; they are not where nothing can be gained.
+    """
+
+    count: int
+    before: HeldOut
+    after: HeldOut
+    fold_loss: float
+    fold_peak_bytes: int = 0
+    final_loss: float | None = None
+    answer_log_likelihood: float | None = None
+    icl_log_likelihood: float | None = None
+    answers_agree: bool | None = None
+    agreement: float | None = None
+    tried: bool = True
+
+    @property
+    def gains(self) -> bool:
+        """Whether adapting helped on examples that were left out: more of them exact, or as many and likelier."""
+        if self.after.exact != self.before.exact:
+            return self.after.exact > self.before.exact
+        return self.after.log_likelihood > self.before.log_likelihood
+
+
+@torch.no_grad()
+def held_out(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    splits: Sequence[tuple[Sequence[int], Sequence[int]]],
+    adapter: Adapter | None = None,
+) -> HeldOut:
+    """Return how the left-out part of each split is answered after its other part.
+
+    The left-out examples of a split stand one after the other behind the ones trained on: each is predicted before its
+    answer is shown, all in one pass.
+
+    Args:
+        model: asked with ``adapter``, or as it is.
+        examples: all of them.
+        splits: as :func:`acclimate.language.examples.folds` returns them.
+        adapter: one copy for each split.
+    """
+    rows = [
+        [
+            model.encoder.row(
+                [examples[i] for i in (*kept, *left_out)], answers=[*[-1] * len(kept), *range(len(left_out))]
+            )
+        ]
+        for kept, left_out in splits
+    ]
+    targets = laid_out(rows, pad=model.pad, device=model.device)
+    decoder = model.decoder(1.0)
+    if adapter is None:
+        hidden = decoder.read(targets.tokens)[1]
+    else:
+        with adapter.installed(model.network):
+            hidden = decoder.read(targets.tokens)[1]
+    logits = decoder.logits(hidden[targets.row, targets.column])
+    each = -nn.functional.cross_entropy(logits, targets.wanted, reduction="none")
+    wrong = logits.argmax(-1) != targets.wanted
+    sizes = [len(left_out) for _, left_out in splits]
+    at = torch.tensor([sum(sizes[:k]) for k in range(len(sizes))], device=model.device)[targets.owner] + targets.example
+    total = sum(sizes)
+    likelihoods = torch.zeros(total, device=model.device).index_add_(0, at, each)
+    mistakes = torch.zeros(total, device=model.device).index_add_(0, at, wrong.float())
+    exact = tuple(bool(m == 0) for m in mistakes.tolist())
+    return HeldOut(sum(exact) / total, float(likelihoods.mean()), float(likelihoods.min()), exact)
+
+
+def cross_fit(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    *,
+    budget: Budget | None = None,
+    cancelled: Cancelled | None = None,
+    even_if_perfect: bool = False,
+) -> tuple[Evidence, Adapter]:
+    """Return what adapting does to left-out examples, and the throw-away adapters that showed it.
+
+    Two halves; with fewer than four examples each is left out once.
+
+    Args:
+        model: is not changed.
+        examples: at least two.
+        recipe: with rank and steps decided.
+        budget: for the training.
+        cancelled: asked before every step.
+        even_if_perfect: train although the model as it is answers every left-out example.
+
+    Raises:
+        DataError: there are fewer than two examples.
+    """
+    count = len(examples)
+    splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
+    before = held_out(model, examples, splits)
+    if before.exact == 1 and not even_if_perfect:
+        # Nothing can be gained: the adapters would be trained for nothing.
+        return Evidence(count, before, before, 0.0, tried=False), _nothing(model)
+    sets = [[examples[i] for i in kept] for kept, _ in splits]
+    adapter = train(model, sets, recipe, budget=budget, cancelled=cancelled)
+    after = before if adapter.stop == "non_finite" else held_out(model, examples, splits, adapter)
+    return Evidence(
+        count, before, after, adapter.losses[-1] if adapter.losses else math.nan, adapter.peak_bytes
+    ), adapter
+
+
+def _nothing(model: LanguageModel) -> Adapter:
+    return Adapter({}, 1, 1.0, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0)

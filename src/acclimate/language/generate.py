@@ -1,0 +1,88 @@
+"""Greedy answers, several prompts of one length side by side, within a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from acclimate.errors import CancelledError
+from acclimate.language.models import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model went on with.
+
+    Attributes:
+        text: up to where the answer ends.
+        log_likelihood: of it, in nats, the end included.
+        tokens: generated.
+        complete: whether the model ended it, rather than the limit on tokens or time.
+    """
+
+    text: str
+    log_likelihood: float
+    tokens: int
+    complete: bool
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    deadline: float | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    free: bool = False,
+) -> list[Answer]:
+    """Return the likeliest continuation, token by token, of each prompt.
+
+    Args:
+        model: with whatever adapter is installed.
+        prompts: token ids, all of one length.
+        max_tokens: most tokens to generate.
+        deadline: on :func:`time.perf_counter`; answers end there, incomplete.
+        cancelled: asked before every token.
+        free: the prompts hold no worked examples: only the model's own end of text ends an answer.
+
+    Raises:
+        CancelledError: ``cancelled`` said so.
+    """
+    stop = () if free else model.encoder.stop_ids
+    ends = {model.tokenizer.eos_token_id} - {None}
+    ids = torch.tensor(prompts, device=model.device)
+    rows = len(prompts)
+    found: list[list[int]] = [[] for _ in range(rows)]
+    likelihoods, done = [0.0] * rows, [False] * rows
+    given = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
+    for _ in range(max_tokens):
+        if cancelled is not None and cancelled():
+            raise CancelledError("the request was cancelled while its answer was generated")
+        if deadline is not None and time.perf_counter() > deadline:
+            break
+        best = given.logits[:, -1].float().log_softmax(-1).max(-1)
+        for row, (token, likelihood) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
+            if done[row]:
+                continue
+            found[row].append(token)
+            likelihoods[row] += likelihood
+            done[row] = token in ends or (len(stop) > 0 and tuple(found[row][-len(stop) :]) == stop)
+        if all(done):
+            break
+        given = model.network(input_ids=best.indices[:, None], past_key_values=given.past_key_values, use_cache=True)
+    return [
+        Answer(model.encoder.answer_text(tokens, free=free), likelihood, len(tokens), complete)
+        for tokens, likelihood, complete in zip(found, likelihoods, done, strict=True)
+    ]
+
+
+def majority(answers: Sequence[Answer]) -> tuple[Answer, float]:
+    """Return the answer that most prompts led to, the first among equals, and the share of prompts that did."""
+    counts = Counter(answer.text for answer in answers)
+    text, count = counts.most_common(1)[0]
+    return next(answer for answer in answers if answer.text == text), count / len(answers)

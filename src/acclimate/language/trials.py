@@ -1,0 +1,194 @@
+"""Tasks with known answers, asked with and without adapting: what calibrations and benchmarks are made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from acclimate.errors import DataError
+from acclimate.language.calibration import Calibration, area_under_roc, expected_calibration_error, fit
+from acclimate.language.evidence import Evidence, cross_fit
+from acclimate.language.examples import Example, as_examples
+from acclimate.language.generate import Answer, generate
+from acclimate.language.models import LanguageModel
+from acclimate.language.recipes import Recipe, decided
+from acclimate.language.trainer import Adapter, train
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTask:
+    """Examples to show, and questions whose answers are known.
+
+    Attributes:
+        name: of the task or its family.
+        examples: shown and trained on.
+        questions: asked.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    questions: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One question, asked both ways.
+
+    Attributes:
+        task: its name.
+        evidence: for the gate, after training.
+        icl, adapted: both answers.
+        icl_right, adapted_right: whether they are exactly the known one.
+        gate_seconds, train_seconds: CPU seconds of the task's cross-fit and training, the same for all its questions.
+    """
+
+    task: str
+    evidence: Evidence
+    icl: Answer
+    adapted: Answer
+    icl_right: bool
+    adapted_right: bool
+    gate_seconds: float
+    train_seconds: float
+
+
+def read_tasks(path: Path, *, shots: int, questions: int | None = None) -> list[KnownTask]:
+    """Return tasks from JSON lines ``{"task": name, "examples": [[input, output], ...]}``.
+
+    Args:
+        path: of the file.
+        shots: the first so many examples of each line are shown, the others asked.
+        questions: most questions of each task.
+
+    Raises:
+        DataError: a line cannot be read, or has not more examples than ``shots``.
+    """
+    tasks = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            examples = as_examples(row["examples"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f'{path}, line {number}: expected {{"task": ..., "examples": [[input, output], ...]}}'
+            ) from error
+        if len(examples) <= shots:
+            raise DataError(f"{path}, line {number} has {len(examples)} examples; more than {shots} are needed")
+        end = None if questions is None else shots + questions
+        tasks.append(KnownTask(str(row.get("task", number)), examples[:shots], examples[shots:end]))
+    if not tasks:
+        raise DataError(f"{path} holds no tasks")
+    return tasks
+
+
+def answers(
+    model: LanguageModel, examples: Sequence[Example], queries: Sequence[Example], adapter: Adapter | None = None
+) -> list[Answer]:
+    """Return the answers to ``queries``; prompts of one length are asked side by side."""
+    rows = [model.encoder.row(examples, query=query.input).tokens for query in queries]
+    limit = 2 * max(model.encoder.answer_tokens(e) for e in (*examples, *queries)) + 16
+    found: list[Answer | None] = [None] * len(rows)
+    by_length: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_length.setdefault(len(row), []).append(index)
+    for indices in by_length.values():
+        prompts = [rows[i] for i in indices]
+        if adapter is None:
+            made = generate(model, prompts, max_tokens=limit)
+        else:
+            with adapter.installed(model.network):
+                made = generate(model, prompts, max_tokens=limit)
+        for index, answer in zip(indices, made, strict=True):
+            found[index] = answer
+    return [answer for answer in found if answer is not None]
+
+
+def trials(
+    model: LanguageModel,
+    tasks: Sequence[KnownTask],
+    *,
+    recipe: Recipe | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Trial]:
+    """Yield every question of every task, asked as it is and after adapting.
+
+    Args:
+        model: to ask.
+        tasks: with at least two examples each.
+        recipe: of training; None takes the model's.
+        progress: called with tasks done and their number.
+    """
+    for number, task in enumerate(tasks, 1):
+        chosen = decided(recipe or model.recipe, task.examples)
+        start = time.process_time()
+        evidence, _ = cross_fit(model, task.examples, chosen, even_if_perfect=True)
+        gate_seconds = time.process_time() - start
+        adapter = train(model, [task.examples], chosen)
+        plain = answers(model, task.examples, task.questions)
+        adapted = answers(model, task.examples, task.questions, adapter)
+        for question, before, after in zip(task.questions, plain, adapted, strict=True):
+            known = replace(
+                evidence,
+                final_loss=adapter.losses[-1] if adapter.losses else math.nan,
+                answer_log_likelihood=after.log_likelihood,
+                icl_log_likelihood=before.log_likelihood,
+                answers_agree=before.text == after.text,
+            )
+            wanted = model.encoder.format.clean(question.output)
+            yield Trial(
+                task.name, known, before, after, before.text == wanted, after.text == wanted, gate_seconds,
+                adapter.cpu_seconds,
+            )  # fmt: skip
+        if progress is not None:
+            progress(number, len(tasks))
+
+
+def fit_trials(model: str, found: Sequence[Trial], *, fitted_on: str) -> Calibration:
+    """Return a calibration fitted to ``found``; see :func:`acclimate.language.calibration.fit`."""
+    return fit(
+        model,
+        [t.evidence for t in found],
+        [t.adapted_right for t in found],
+        [t.icl_right for t in found],
+        fitted_on=fitted_on,
+    )
+
+
+def left_out_quality(model: str, found: Sequence[Trial], *, parts: int = 5) -> dict[str, float]:
+    """Return how good confidences are on tasks that were left out of the fit, tasks of one name together.
+
+    The keys are ``auroc`` (adapted answer right), ``expected_calibration_error``, and the shares of right answers
+    ``icl``, ``adapted`` and ``gated``.
+
+    Raises:
+        DataError: there are too few tasks, or what is left of them has one outcome.
+    """
+    names = sorted({t.task for t in found})
+    parts = min(parts, len(names))
+    if parts < 2:
+        raise DataError("all tasks have one name; give tasks of at least two names to measure on those left out")
+    confidence: list[float] = []
+    right: list[bool] = []
+    gated = 0
+    for part in range(parts):
+        out = set(names[part::parts])
+        fitted = fit_trials(model, [t for t in found if t.task not in out], fitted_on="")
+        for trial in (t for t in found if t.task in out):
+            adapted = fitted.probability(trial.evidence, "adapted")
+            confidence.append(adapted)
+            right.append(trial.adapted_right)
+            better = adapted > fitted.probability(trial.evidence, "icl")
+            gated += trial.adapted_right if better else trial.icl_right
+    return {
+        "auroc": area_under_roc(confidence, right),
+        "expected_calibration_error": expected_calibration_error(confidence, right),
+        "icl": sum(t.icl_right for t in found) / len(found),
+        "adapted": sum(t.adapted_right for t in found) / len(found),
+        "gated": gated / len(found),
+    }
