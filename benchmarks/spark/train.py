@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -27,6 +26,8 @@ from torch import Tensor, nn
 from train_families import training_task
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from acclimate.language.prompts import PromptFormat
+
 # Rows by tokens: mostly short prompts, some long ones, so that positions up to 512 are trained.
 SHAPES = ((64, 128), (32, 256), (16, 512))
 SHAPE_WEIGHTS = (0.72, 0.22, 0.06)
@@ -37,7 +38,7 @@ SEPARATOR, END = "\t", "\n"
 def character_tokenizer() -> PreTrainedTokenizerFast:
     """Return the tokenizer: one token a character."""
     accented = ACCENTED + "".join(c.upper() for c in ACCENTED if c != "ß")
-    characters = [SEPARATOR, END, *(chr(code) for code in range(32, 127)), *accented, *"→°€£§–…"]
+    characters = [SEPARATOR, END, *(chr(code) for code in range(32, 127)), *accented, *"→°€£§\u2013…"]
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<unk>", "<s>", *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -190,7 +191,11 @@ def main() -> None:
                 **spent,
             }
             torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+    given.out.mkdir(parents=True, exist_ok=True)
+    PromptFormat(before_input="", before_answer=SEPARATOR, answer_lead="", after_answer=END, single_line=True).save(
+        given.out
+    )
     model.half().save_pretrained(given.out)
     tokenizer.save_pretrained(given.out)
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {given.steps} steps -> {given.out}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -116,14 +116,13 @@ def fit(
     Args:
         model: name of the model.
         evidence: of each request, after training.
-        adapted_right, icl_right: whether each side's answer was exactly right.
+        adapted_right: whether the adapted model's answer was exactly right.
+        icl_right: whether the unadapted model's was.
         fitted_on: in words.
 
     Raises:
         DataError: there are fewer than twenty requests, or all of them have one outcome.
     """
-    from dataclasses import replace
-
     from sklearn.linear_model import LogisticRegression
 
     if len(evidence) < 20:
@@ -163,8 +162,3 @@ def expected_calibration_error(probabilities: Sequence[float], right: Sequence[b
     return float(
         sum(abs(p[which == b].mean() - y[which == b].mean()) * (which == b).mean() for b in set(which.tolist()))
     )
-
-
-def as_dict(calibration: Calibration) -> dict[str, Any]:
-    """Return plain values."""
-    return {"model": calibration.model, "fitted_on": calibration.fitted_on, "requests": calibration.requests}

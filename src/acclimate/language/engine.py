@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from acclimate.core.budget import Budget
-from acclimate.errors import CancelledError, ConfigError, DataError, TTTNotSupportedError, first_line
+from acclimate.errors import CancelledError, ConfigError, DataError, SessionError, TTTNotSupportedError, first_line
 from acclimate.language import calibration, patterns
 from acclimate.language.adapters import AdapterManager, adapter_key
 from acclimate.language.answers import AdaptationMetadata, AskReport, OnReport, Status
@@ -21,7 +21,7 @@ from acclimate.language.debug import DebugLog
 from acclimate.language.evidence import Evidence, cross_fit, held_out
 from acclimate.language.examples import Augmentation, Example, as_examples, folds, orderings, validated
 from acclimate.language.gate import DECLINED, Decision, Gate, Reason
-from acclimate.language.generate import Answer, generate, majority
+from acclimate.language.generate import PERMUTED_PROMPTS, Answer, agreement, generate, majority
 from acclimate.language.memory import PeakMemory
 from acclimate.language.models import LanguageModel
 from acclimate.language.recipes import Recipe, decided
@@ -257,7 +257,7 @@ class Engine:
                     raise _RefusedError("contradictory_examples" if checked.contradictions else "insufficient_examples")
                 if adapter is not None:
                     work.adapter, work.cached = adapter, True
-                    self._ttt(work, examples, request.query, cancelled)
+                    self._ttt(work, adapter, examples, request.query, cancelled)
                 elif policy != "never":
                     self._adapt(work, examples, request.query, recipe, policy, cancelled)
             except _RefusedError as refused:
@@ -272,7 +272,7 @@ class Engine:
             if not adapted or compare:
                 self._icl(work, examples, request.query, cancelled)
             if compare and not adapted and work.ttt is None and work.adapter is not None and work.adapter.copies == 1:
-                self._ttt(work, examples, request.query, cancelled)
+                self._ttt(work, work.adapter, examples, request.query, cancelled)
         return self._report(work, request, examples, recipe, reason, adapted=adapted)
 
     def _adapt(
@@ -311,16 +311,15 @@ class Engine:
             work.peak_bytes = max(work.peak_bytes, work.adapter.peak_bytes)
             self._refuse_failure(work.adapter.stop)
             self._keep(examples, recipe, work.adapter, work.evidence)
-        self._ttt(work, examples, query, cancelled)
+        self._ttt(work, work.adapter, examples, query, cancelled)
         if policy == "gate" and work.evidence is not None and work.ttt is not None:
-            self._icl(work, examples, query, cancelled)
-            assert work.icl is not None
+            icl = self._icl(work, examples, query, cancelled)
             evidence = replace(
                 work.evidence,
                 final_loss=work.adapter.losses[-1] if work.adapter.losses else math.nan,
                 answer_log_likelihood=work.ttt.log_likelihood,
-                icl_log_likelihood=work.icl.log_likelihood,
-                answers_agree=work.ttt.text == work.icl.text,
+                icl_log_likelihood=icl.log_likelihood,
+                answers_agree=work.ttt.text == icl.text,
                 agreement=work.agreement,
             )
             work.decision = self.gate.decide(evidence)
@@ -358,30 +357,42 @@ class Engine:
             key = adapter_key(self.model.fingerprint, examples, recipe)
             self.cache.load_adapter(adapter, key=key, examples=examples, extra=evidence)
 
-    def _icl(self, work: _Work, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None) -> None:
+    def _icl(
+        self, work: _Work, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None
+    ) -> Answer:
         if work.icl is None:
             with work.timed("icl"):
-                work.icl, agreement = self._asked(examples, query, cancelled)
+                work.icl, agreed = self._asked(examples, query, cancelled)
             if work.ttt is None:
-                work.agreement = agreement
+                work.agreement = agreed
+        return work.icl
 
-    def _ttt(self, work: _Work, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None) -> None:
-        assert work.adapter is not None
-        with work.timed("answer"), work.adapter.installed(self.model.network):
-            work.ttt, work.agreement = self._asked(examples, query, cancelled)
+    def _ttt(
+        self,
+        work: _Work,
+        adapter: Adapter,
+        examples: Sequence[Example],
+        query: str,
+        cancelled: Callable[[], bool] | None,
+    ) -> None:
+        with work.timed("answer"), adapter.installed(self.model.network):
+            work.ttt, work.agreement = self._asked(examples, query, cancelled, least_orders=PERMUTED_PROMPTS)
 
     def _asked(
-        self, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None
+        self, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None, *, least_orders: int = 1
     ) -> tuple[Answer, float | None]:
         encoder = self.model.encoder
-        orders = orderings(len(examples), self.votes if len(examples) > 1 else 1, seed=self.recipe.seed)
+        asked = max(self.votes, least_orders) if len(examples) > 1 else 1
+        orders = orderings(len(examples), asked, seed=self.recipe.seed)
         rows = [encoder.row([examples[i] for i in order], query=query).tokens for order in orders]
         longest = max((encoder.answer_tokens(example) for example in examples), default=64)
         limit = self.max_answer_tokens or 2 * longest + 16
         limit = max(1, min(limit, encoder.max_tokens - len(rows[0])))
         answers = generate(self.model, rows, max_tokens=limit, cancelled=cancelled)
-        best, agreement = majority(answers)
-        return best, agreement if self.votes > 1 else None
+        if self.votes == 1:
+            return answers[0], agreement(answers) if asked > 1 else None
+        best = majority(answers)
+        return best, sum(answer.text == best.text for answer in answers) / len(answers)
 
     def _plain(
         self,
@@ -421,8 +432,9 @@ class Engine:
         *,
         adapted: bool,
     ) -> AskReport:
-        chosen = work.ttt if adapted else work.icl
-        assert chosen is not None
+        chosen = work.ttt if adapted and work.ttt is not None else work.icl
+        if chosen is None:
+            raise SessionError("a request came to its end without an answer")
         status: Status = "adapted" if adapted else "plain"
         if reason is not None:
             status = "declined" if reason in DECLINED else "fallback"

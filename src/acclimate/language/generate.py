@@ -6,11 +6,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from acclimate.errors import CancelledError
 from acclimate.language.models import LanguageModel
+
+#: Orders of the examples that the adapted model is asked in: whether it answers alike says how sure it may be.
+PERMUTED_PROMPTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,12 @@ def generate(
     ]
 
 
-def majority(answers: Sequence[Answer]) -> tuple[Answer, float]:
-    """Return the answer that most prompts led to, the first among equals, and the share of prompts that did."""
-    counts = Counter(answer.text for answer in answers)
-    text, count = counts.most_common(1)[0]
-    return next(answer for answer in answers if answer.text == text), count / len(answers)
+def majority(answers: Sequence[Answer]) -> Answer:
+    """Return the answer that most prompts led to, the first among equals."""
+    text, _ = Counter(answer.text for answer in answers).most_common(1)[0]
+    return next(answer for answer in answers if answer.text == text)
+
+
+def agreement(answers: Sequence[Answer]) -> float:
+    """Return the share of answers that are the first one."""
+    return sum(answer.text == answers[0].text for answer in answers) / len(answers)

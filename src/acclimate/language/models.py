@@ -68,7 +68,8 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """The device that the weights are on."""
-        return next(self.network.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
 
 def load(

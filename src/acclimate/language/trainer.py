@@ -135,7 +135,8 @@ def laid_out(rows: Sequence[Sequence[Row]], *, pad: int, device: torch.device) -
     """
     most = max(len(block) for block in rows)
     length = max(len(row.tokens) for block in rows for row in block)
-    tokens, places = [], []
+    tokens: list[list[int]] = []
+    places: list[tuple[int, int, int, int, int]] = []
     for owner, block in enumerate(rows):
         for row in block:
             for column, example in enumerate(row.answer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import math
 import time
@@ -9,14 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from acclimate.errors import DataError
 from acclimate.language.calibration import Calibration, area_under_roc, expected_calibration_error, fit
 from acclimate.language.evidence import Evidence, cross_fit
-from acclimate.language.examples import Example, as_examples
-from acclimate.language.generate import Answer, generate
+from acclimate.language.examples import Example, as_examples, orderings
+from acclimate.language.generate import PERMUTED_PROMPTS, Answer, agreement, generate
 from acclimate.language.models import LanguageModel
+from acclimate.language.prompts import Row
 from acclimate.language.recipes import Recipe, decided
-from acclimate.language.trainer import Adapter, train
+from acclimate.language.trainer import Adapter, laid_out, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,48 @@ def answers(
     return [answer for answer in found if answer is not None]
 
 
+@torch.no_grad()
+def scored(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    questions: Sequence[Example],
+    adapter: Adapter | None = None,
+    *,
+    batch_size: int = 8,
+) -> list[bool]:
+    """Return whether each question is answered exactly, greedily; nothing is generated.
+
+    Greedy decoding gives the known answer where each of its tokens is the likeliest one after those before it, which
+    one pass over the known answer shows. The examples are read once for all questions.
+
+    Args:
+        model: to ask.
+        examples: shown before every question.
+        questions: with their answers.
+        adapter: installed while asking.
+        batch_size: questions side by side.
+    """
+    shown = model.encoder.row(examples).tokens
+    rows = [model.encoder.row([*examples, q], answers=[*[-1] * len(examples), 0]) for q in questions]
+    right = [False] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
+    with adapter.installed(model.network) if adapter is not None else contextlib.nullcontext():
+        before = model.network(input_ids=torch.tensor([shown], device=model.device), use_cache=True, logits_to_keep=1)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            rest = [Row(rows[i].tokens[len(shown) :], rows[i].answer[len(shown) :]) for i in chosen]
+            targets = laid_out([rest], pad=model.pad, device=model.device)
+            cache = copy.deepcopy(before.past_key_values)
+            cache.batch_repeat_interleave(len(chosen))
+            hidden = model.network.base_model(input_ids=targets.tokens, past_key_values=cache, use_cache=True)[0]
+            decoder = model.decoder(1.0)
+            wrong = decoder.logits(hidden[targets.row, targets.column]).argmax(-1) != targets.wanted
+            missed = set(targets.row[wrong].tolist())
+            for place, index in enumerate(chosen):
+                right[index] = place not in missed
+    return right
+
+
 def trials(
     model: LanguageModel,
     tasks: Sequence[KnownTask],
@@ -132,13 +179,16 @@ def trials(
         adapter = train(model, [task.examples], chosen)
         plain = answers(model, task.examples, task.questions)
         adapted = answers(model, task.examples, task.questions, adapter)
-        for question, before, after in zip(task.questions, plain, adapted, strict=True):
+        order = orderings(len(task.examples), PERMUTED_PROMPTS, seed=chosen.seed)[-1]
+        permuted = answers(model, [task.examples[i] for i in order], task.questions, adapter)
+        for question, before, after, again in zip(task.questions, plain, adapted, permuted, strict=True):
             known = replace(
                 evidence,
                 final_loss=adapter.losses[-1] if adapter.losses else math.nan,
                 answer_log_likelihood=after.log_likelihood,
                 icl_log_likelihood=before.log_likelihood,
                 answers_agree=before.text == after.text,
+                agreement=agreement([after, again]),
             )
             wanted = model.encoder.format.clean(question.output)
             yield Trial(

@@ -223,7 +223,7 @@ def tables(text: str) -> Iterator[Found]:
 def _delimited(lines: Sequence[str], delimiter: str) -> list[list[str]]:
     chosen = [line for line in lines if delimiter in line]
     try:
-        return [row for row in csv.reader(io.StringIO("\n".join(chosen)), delimiter=delimiter, skipinitialspace=True)]
+        return list(csv.reader(io.StringIO("\n".join(chosen)), delimiter=delimiter, skipinitialspace=True))
     except csv.Error:
         return []
 

@@ -103,7 +103,8 @@ def functions(text: str) -> Iterator[Found]:
         done = [(x, bare(y.rstrip("."))) for x, y in calls if not is_open(y)]
         waiting = [x for x, y in calls if is_open(y)]
         asked = [m["x"] for m in _ASKED_CALL.finditer(text) if m["name"] == name]
-        query = (waiting or [bare(x) for x in asked if bare(x) not in dict(done)] or [None])[-1]
+        open_items = waiting or [bare(x) for x in asked if bare(x) not in dict(done)]
+        query = open_items[-1] if open_items else None
         if done and (len(done) > 1 or query):
             yield Found(tuple(done), query, "function")
 

@@ -1,0 +1,183 @@
+"""Cost and accuracy of adapting: the plain PEFT loop against ours, on the same examples, in the same run.
+
+    python benchmarks/adaptation/run.py --out benchmarks/adaptation/results/adaptation.json
+
+The plain loop is what a careful user of peft writes: ``get_peft_model``, low-rank weights in every linear layer of every
+block, AdamW with the same schedule, and in every step one leave-one-out prompt after the other with all its logits. It
+takes the same number of steps; its learning rate is chosen on other tasks (``--tune``), as ours is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fewshot"))
+from known import known_tasks
+
+from acclimate.language import Example, LanguageModel, load
+from acclimate.language.recipes import decided
+from acclimate.language.trainer import cosine, train
+from acclimate.language.trials import scored
+
+PEFT_RATES = {"spark": 5e-3, "smollm2": 1e-3}
+
+
+def plain_peft(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    questions: Sequence[Example],
+    *,
+    steps: int,
+    rank: int,
+    rate: float,
+) -> tuple[list[bool], float, float]:
+    """Return which questions the plain loop gets right, and the CPU and wall seconds of its training."""
+    from peft import LoraConfig, get_peft_model
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    torch.manual_seed(0)
+    targets = sorted({name.rsplit(".", 1)[-1] for name in model.decoder(1.0).targets})
+    wrapped = get_peft_model(
+        model.network,
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"),
+    )
+    wrapped.train()
+    parameters = [p for p in wrapped.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    rows = [
+        model.encoder.row([*examples[:i], *examples[i + 1 :], examples[i]], answers=[-1] * (len(examples) - 1) + [0])
+        for i in range(len(examples))
+    ]
+    batches = [
+        (
+            torch.tensor([row.tokens]),
+            torch.tensor([[t if a >= 0 else -100 for t, a in zip(row.tokens, row.answer, strict=True)]]),
+        )
+        for row in rows
+    ]
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * cosine(step, steps)
+        optimizer.zero_grad()
+        for tokens, labels in batches:
+            (wrapped(input_ids=tokens, labels=labels).loss / len(batches)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    wrapped.eval()
+    right = scored(model, examples, questions)
+    wrapped.unload()
+    del wrapped, optimizer
+    gc.collect()
+    model.network.requires_grad_(False)
+    return right, cpu, wall
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half its 95 % interval."""
+    return statistics.fmean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
+
+
+def measured(name: str, model: LanguageModel, given: argparse.Namespace) -> dict[str, Any]:
+    """Return the comparison on one model."""
+    rate = PEFT_RATES[name]
+    if given.tune:
+        found = known_tasks(name, "DEVELOPMENT", per=2, shots=given.shots, questions=8, seed=31)
+        for candidate in (3e-4, 1e-3, 3e-3, 5e-3, 1e-2):
+            right = []
+            for task in found:
+                examples, questions = task.examples, task.questions
+                recipe = decided(model.recipe, examples)
+                got, _, _ = plain_peft(
+                    model, examples, questions, steps=recipe.steps or 1, rank=recipe.rank_or_default, rate=candidate
+                )
+                right += got
+            print(f"{name}: plain loop at {candidate:g}: {statistics.fmean(right):.3f}", flush=True)
+        return {}
+    rows = []
+    for task in known_tasks(name, "TEST", per=given.per, shots=given.shots, questions=8, seed=32):
+        examples, questions = task.examples, task.questions
+        recipe = decided(model.recipe, examples)
+        steps, rank = recipe.steps or 1, recipe.rank_or_default
+        theirs, cpu, wall = plain_peft(model, examples, questions, steps=steps, rank=rank, rate=rate)
+        ours = train(model, [examples], recipe)
+        right = scored(model, examples, questions, ours)
+        before = scored(model, examples, questions)
+        rows.append(
+            {
+                "task": task.name,
+                "tokens": len(model.encoder.row(examples).tokens),
+                "steps": steps,
+                "steps_made": len(ours.losses),
+                "icl": statistics.fmean(before),
+                "peft": statistics.fmean(theirs),
+                "ours": statistics.fmean(right),
+                "peft_cpu_s": cpu,
+                "ours_cpu_s": ours.cpu_seconds,
+                "peft_wall_s": wall,
+                "ours_wall_s": ours.seconds,
+                "ours_cpu_s_per_step": ours.cpu_seconds / max(1, len(ours.losses)),
+                "peft_cpu_s_per_step": cpu / steps,
+                "peak_mib": ours.peak_bytes / 2**20,
+            }
+        )
+        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
+    difference = interval([row["ours"] - row["peft"] for row in rows])
+    return {
+        "model": name,
+        "tasks": len(rows),
+        "icl": interval([r["icl"] for r in rows]),
+        "peft": interval([r["peft"] for r in rows]),
+        "ours": interval([r["ours"] for r in rows]),
+        "ours_minus_peft": difference,
+        "times_faster": sum(r["peft_cpu_s"] for r in rows) / sum(r["ours_cpu_s"] for r in rows),
+        "times_faster_per_step": statistics.median(r["peft_cpu_s_per_step"] / r["ours_cpu_s_per_step"] for r in rows),
+        "ours_wall_s": {"median": statistics.median(r["ours_wall_s"] for r in rows), "worst": max(r["ours_wall_s"] for r in rows)},
+        "ours_cpu_s": statistics.median(r["ours_cpu_s"] for r in rows),
+        "peft_cpu_s": statistics.median(r["peft_cpu_s"] for r in rows),
+        "tokens": statistics.median(r["tokens"] for r in rows),
+        "peak_mib": max(r["peak_mib"] for r in rows),
+        "rows": rows,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["spark", "smollm2"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--per", type=int, default=3, help="tasks of each family")
+    parser.add_argument("--shots", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tune", action="store_true", help="try learning rates of the plain loop on development tasks")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    results: dict[str, Any] = {
+        "threads": given.threads,
+        "shots": given.shots,
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+    }
+    if given.out and given.out.exists():
+        results = json.loads(given.out.read_text()) | results
+    for name in given.models:
+        results[name] = measured(name, load(name), given)
+        summary = {k: v for k, v in results[name].items() if k != "rows"}
+        print(json.dumps(summary, indent=1))
+        if given.out and not given.tune:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
