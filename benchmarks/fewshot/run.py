@@ -39,11 +39,12 @@ from acclimate.language.trainer import train
 from acclimate.language.trials import KnownTask, answers, scored
 
 
-def voted(model: LanguageModel, task: KnownTask, adapter: Adapter, votes: int) -> list[bool]:
-    """Return whether the majority of answers, over orders of the examples, is right."""
+def voted(model: LanguageModel, task: KnownTask, adapter: Adapter, votes: int, most: int) -> list[bool]:
+    """Return whether the majority of answers, over orders of the examples, is right, for the first ``most`` questions."""
+    questions = task.questions[:most]
     orders = orderings(len(task.examples), votes, seed=0)
     texts = [
-        [a.text for a in answers(model, [task.examples[i] for i in order], task.questions, adapter)] for order in orders
+        [a.text for a in answers(model, [task.examples[i] for i in order], questions, adapter)] for order in orders
     ]
     wanted = [model.encoder.format.clean(q.output) for q in task.questions]
     return [
@@ -51,7 +52,7 @@ def voted(model: LanguageModel, task: KnownTask, adapter: Adapter, votes: int) -
     ]
 
 
-def run_task(model: LanguageModel, task: KnownTask, votes: int) -> dict[str, Any]:
+def run_task(model: LanguageModel, task: KnownTask, votes: int, vote_questions: int) -> dict[str, Any]:
     """Return one task's accuracy in every mode, and seconds."""
     gate = Gate(calibration=shipped(model.name))
     recipe = decided(model.recipe, task.examples)
@@ -79,7 +80,9 @@ def run_task(model: LanguageModel, task: KnownTask, votes: int) -> dict[str, Any
         "icl": statistics.fmean(icl),
         "ttt": statistics.fmean(ttt),
         "gated": statistics.fmean(ttt if decision.adapt else icl),
-        "votes": statistics.fmean(voted(model, task, adapter, votes)) if votes > 1 else None,
+        "votes": statistics.fmean(voted(model, task, adapter, votes, vote_questions)),
+        "icl_where_voted": statistics.fmean(icl[:vote_questions]),
+        "ttt_where_voted": statistics.fmean(ttt[:vote_questions]),
         "used": decision.adapt,
         "confidence": decision.confidence,
         "tokens": len(model.encoder.row(task.examples).tokens),
@@ -96,11 +99,16 @@ def mean_and_half(values: Sequence[float]) -> list[float]:
     return [100 * statistics.fmean(values), 196 * statistics.stdev(values) / len(values) ** 0.5]
 
 
+def against(mode: str) -> str:
+    """Return the ICL accuracy that a mode is compared with: on the same questions."""
+    return "icl_where_voted" if mode == "votes" else "icl"
+
+
 def clustered(rows: Sequence[dict[str, Any]], mode: str, seed: int = 0) -> list[float]:
     """Return the mean gain over ICL in points with its 95 % interval, families drawn anew."""
     families: dict[str, list[float]] = {}
     for row in rows:
-        families.setdefault(row["task"], []).append(row[mode] - row["icl"])
+        families.setdefault(row["task"], []).append(row[mode] - row[against(mode)])
     means = np.array([statistics.fmean(values) for values in families.values()])
     drawn = np.random.default_rng(seed).choice(means, (4000, len(means))).mean(1)
     low, high = np.percentile(drawn, [2.5, 97.5])
@@ -109,10 +117,11 @@ def clustered(rows: Sequence[dict[str, Any]], mode: str, seed: int = 0) -> list[
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return means, intervals, and a row for each family."""
-    modes = [mode for mode in ("icl", "ttt", "gated", "votes") if rows[0][mode] is not None]
-    result: dict[str, Any] = {mode: mean_and_half([row[mode] for row in rows]) for mode in modes}
+    modes = ("icl", "ttt", "gated", "votes")
+    shown = (*modes, "icl_where_voted", "ttt_where_voted")
+    result: dict[str, Any] = {mode: mean_and_half([row[mode] for row in rows]) for mode in shown}
     for mode in modes[1:]:
-        gains = [row[mode] - row["icl"] for row in rows]
+        gains = [row[mode] - row[against(mode)] for row in rows]
         result[f"{mode}_minus_icl"] = mean_and_half(gains)
         result[f"{mode}_minus_icl_over_families"] = clustered(rows, mode)
         result[f"{mode}_better"] = statistics.fmean(g > 0 for g in gains)
@@ -142,6 +151,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=None)
     parser.add_argument("--questions", type=int, default=None)
     parser.add_argument("--votes", type=int, default=3)
+    parser.add_argument("--vote-questions", type=int, default=30, help="questions of a task that votes are taken on")
     parser.add_argument("--tasks", nargs="+", default=list(BIG_BENCH_HARD))
     parser.add_argument("--seeds", type=int, default=3, help="of bbh")
     parser.add_argument("--threads", type=int, default=1)
@@ -165,7 +175,7 @@ def main() -> None:
         tasks = known_tasks(model.name, "TEST", per=per, shots=shots, questions=questions, seed=78)
     rows = []
     for number, task in enumerate(tasks, 1):
-        rows.append(run_task(model, task, given.votes))
+        rows.append(run_task(model, task, given.votes, given.vote_questions))
         shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}
         print(f"{number}/{len(tasks)} {json.dumps(shown)}", flush=True)
     result = summary(rows)

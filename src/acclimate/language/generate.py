@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -34,6 +35,33 @@ class Answer:
     complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The beginning of prompts, read once.
+
+    Attributes:
+        length: tokens.
+        cache: keys and values of the network's attention.
+    """
+
+    length: int
+    cache: Any
+
+    def copied(self, rows: int) -> Any:
+        """Return a copy of the cache for ``rows`` prompts side by side, free to grow."""
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+
+@torch.no_grad()
+def read_once(model: LanguageModel, tokens: Sequence[int]) -> Read:
+    """Read what several prompts begin with, with whatever adapter is installed."""
+    ids = torch.tensor([tokens], device=model.device)
+    given = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
+    return Read(len(tokens), given.past_key_values)
+
+
 @torch.no_grad()
 def generate(
     model: LanguageModel,
@@ -43,6 +71,7 @@ def generate(
     deadline: float | None = None,
     cancelled: Callable[[], bool] | None = None,
     free: bool = False,
+    read: Read | None = None,
 ) -> list[Answer]:
     """Return the likeliest continuation, token by token, of each prompt.
 
@@ -53,6 +82,7 @@ def generate(
         deadline: on :func:`time.perf_counter`; answers end there, incomplete.
         cancelled: asked before every token.
         free: the prompts hold no worked examples: only the model's own end of text ends an answer.
+        read: what all prompts begin with, read already with the same adapter.
 
     Raises:
         CancelledError: ``cancelled`` said so.
@@ -63,7 +93,12 @@ def generate(
     rows = len(prompts)
     found: list[list[int]] = [[] for _ in range(rows)]
     likelihoods, done = [0.0] * rows, [False] * rows
-    given = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
+    if read is None:
+        given = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
+    else:
+        given = model.network(
+            input_ids=ids[:, read.length :], past_key_values=read.copied(rows), use_cache=True, logits_to_keep=1
+        )
     for _ in range(max_tokens):
         if cancelled is not None and cancelled():
             raise CancelledError("the request was cancelled while its answer was generated")

@@ -85,7 +85,7 @@ class Recipe:
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    "spark": Recipe(rank=8, steps_floor=16, steps_cap=16, learning_rate=5e-3, share_adapted=1.0),
+    "spark": Recipe(rank=8, steps_floor=16, steps_cap=16, learning_rate=8e-3, share_adapted=1.0),
     "smollm2": Recipe(),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import time
@@ -17,7 +16,7 @@ from acclimate.errors import DataError
 from acclimate.language.calibration import Calibration, area_under_roc, expected_calibration_error, fit
 from acclimate.language.evidence import Evidence, cross_fit
 from acclimate.language.examples import Example, as_examples, orderings
-from acclimate.language.generate import PERMUTED_PROMPTS, Answer, agreement, generate
+from acclimate.language.generate import PERMUTED_PROMPTS, Answer, agreement, generate, read_once
 from acclimate.language.models import LanguageModel
 from acclimate.language.prompts import Row
 from acclimate.language.recipes import Recipe, decided
@@ -102,15 +101,12 @@ def answers(
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         by_length.setdefault(len(row), []).append(index)
-    for indices in by_length.values():
-        prompts = [rows[i] for i in indices]
-        if adapter is None:
-            made = generate(model, prompts, max_tokens=limit)
-        else:
-            with adapter.installed(model.network):
-                made = generate(model, prompts, max_tokens=limit)
-        for index, answer in zip(indices, made, strict=True):
-            found[index] = answer
+    with adapter.installed(model.network) if adapter is not None else contextlib.nullcontext():
+        read = read_once(model, model.encoder.row(examples).tokens)
+        for indices in by_length.values():
+            made = generate(model, [rows[i] for i in indices], max_tokens=limit, read=read)
+            for index, answer in zip(indices, made, strict=True):
+                found[index] = answer
     return [answer for answer in found if answer is not None]
 
 
@@ -140,13 +136,12 @@ def scored(
     right = [False] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
     with adapter.installed(model.network) if adapter is not None else contextlib.nullcontext():
-        before = model.network(input_ids=torch.tensor([shown], device=model.device), use_cache=True, logits_to_keep=1)
+        read = read_once(model, shown)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             rest = [Row(rows[i].tokens[len(shown) :], rows[i].answer[len(shown) :]) for i in chosen]
             targets = laid_out([rest], pad=model.pad, device=model.device)
-            cache = copy.deepcopy(before.past_key_values)
-            cache.batch_repeat_interleave(len(chosen))
+            cache = read.copied(len(chosen))
             hidden = model.network.base_model(input_ids=targets.tokens, past_key_values=cache, use_cache=True)[0]
             decoder = model.decoder(1.0)
             wrong = decoder.logits(hidden[targets.row, targets.column]).argmax(-1) != targets.wanted

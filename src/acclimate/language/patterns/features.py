@@ -11,7 +11,7 @@ from acclimate.language.patterns.labelled import is_role_pair
 
 _CUES: Final[Mapping[str, str]] = {
     "rule": r"\b(?:rules?|regla|regel|règle|law|hypothes\w+|machine|black box|secret|code|cipher|puzzle|mystery|function|"
-    r"mapping|transformation|grammar|encod\w+|decod\w+|crack|coded|formula|operation|operator|algorithm|mechanism)\b",
+    r"mapping|pattern|transformation|grammar|encod\w+|decod\w+|crack|coded|formula|operation|operator|algorithm|mechanism)\b",
     "find_rule": r"\b(?:figure out|work out|find|infer|deduce|discover|learn|guess|determine|induce|identify|derive|spot|"
     r"reverse.engineer|understand|generali[sz]e)\b[^.\n]{0,40}\b(?:rule|pattern|mapping|function|transform\w*|law|box|grammar|"
     r"cipher|code|relation\w*|logic|how|what|operation|formula|system)\b",
@@ -65,6 +65,8 @@ def features(text: str, found: Mapping[str, Found]) -> dict[str, float]:
         has_query = reading.query is not None
         given[f"{name}"] = 1.0
         given[f"{name}:query"] = float(has_query)
+        given[f"{name}:open"] = float(reading.open_slot)
+        given[f"{name}:open_two"] = float(reading.open_slot and count >= 2)
         given[f"{name}:two"] = float(count >= 2 and has_query)
         given[f"{name}:three"] = float(count >= 3 and has_query)
         given[f"{name}:numbered"] = float(reading.numbered)
@@ -91,6 +93,18 @@ def features(text: str, found: Mapping[str, Found]) -> dict[str, float]:
     given["strong:query_ends"] = float(bool(asked) and len(text.strip()) - last <= 12)
     given["strong:query_only_ends"] = float(given["strong:query_ends"] == 1 and given["any_two"] == 1)
     given["strong:roles"] = float(any(is_role_pair(r) and r.query is not None for r in found.values()))
+    slots = [r for r in asked if r.open_slot]
+    given["strong:open_slot"] = float(bool(slots))
+    given["strong:open_two"] = float(any(len(r.pairs) >= 2 for r in slots))
+    end = max((text.rfind(r.query) + len(r.query) for r in slots if r.query), default=0)
+    given["strong:open_ends"] = float(bool(slots) and len(text.strip()) - end <= 16)
+    given["strong:open_two_ends"] = float(given["strong:open_ends"] == 1 and given["strong:open_two"] == 1)
+    given["strong:asked_apart"] = float(bool(asked) and not slots)
+    quoted = re.search(r"\b(?:do|about|for|with|is|of|to|like)\s+[\"'“‘][^\"'”’]+[\"'”’]", text)
+    given["strong:asked_quoted"] = float(bool(asked) and quoted is not None)
+    given["strong:examples_asked"] = float("cue:example" in given and any(len(r.pairs) >= 2 for r in asked))
+    given["strong:like_asked"] = float("cue:like_this" in given and any(len(r.pairs) >= 2 for r in asked))
+    given["strong:work_on"] = float("cue:work_on" in given and not slots)
     analogy = re.search(r"analog|\bis to\b[^.\n]{1,80}\b(?:as|like)\b|::|same relation", text, re.IGNORECASE)
     given["strong:analogy"] = float(analogy is not None and bool(found))
     rule = any(

@@ -28,7 +28,7 @@ SEPARATORS: Final[tuple[tuple[str, str], ...]] = (
 _OPEN: Final = re.compile(
     r"""[\s"'`“”‘’(\[{<«¿¡*]*(?:
         \?+ | _{1,} | \.{2,} | … | \*{2,}\?\*{2,} | -{2,} |
-        (?:what|blank|answer|your\ answer|fill\ in|fill\ this\ in|tbd|todo|unknown|to\ do|x{3,}|mask|to\ fill)\s*\??
+        (?:what|blank|answer|your\ answer|fill\ in|fill\ this\ in|tbd|todo|unknown|to\ do|mask|to\ fill)\s*\??
     )?[\s"'`“”‘’)\]}>».!?*]*(?:\([^()\n]{0,40}\))?\s*""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -47,7 +47,7 @@ class Found:
         numbered: items were counted (``1.``, ``b)``).
         called_examples: items were called examples one by one.
         labels: the two role labels, where there are any.
-        asked_after: an open item follows the last answered one.
+        open_slot: the open item stands where a pair stands, its answer missing, rather than in a sentence of its own.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -56,6 +56,7 @@ class Found:
     numbered: bool = False
     called_examples: bool = False
     labels: tuple[str, str] | None = None
+    open_slot: bool = False
 
 
 def is_open(text: str) -> bool:

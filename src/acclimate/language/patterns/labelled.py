@@ -77,7 +77,7 @@ def _paired(turns: Sequence[tuple[str, str]]) -> Found | None:
             query = given or query
         else:
             pairs.append((given, bare(answer)))
-    return Found(tuple(pairs), query, "labelled", labels=(first, second))
+    return Found(tuple(pairs), query, "labelled", labels=(first, second), open_slot=query is not None)
 
 
 def _known(first: str, second: str) -> bool:
@@ -137,6 +137,8 @@ def _cut(turn: tuple[str, str]) -> tuple[str, str]:
 
 def tagged(text: str) -> Iterator[Found]:
     """Yield pairs in ``<in>..</in><out>..</out>``."""
+    asked = re.findall(r"\[INST\](.*?)\[/INST\](.*?)(?=\[INST\]|\Z)", text, re.DOTALL)
+    yield from _by_two_names([turn for a, b in asked for turn in (("user", a.strip()), ("assistant", b.strip()))])
     chat = [(match["name"], match["body"].strip()) for match in _CHAT.finditer(text) if match["name"]]
     yield from _by_two_names([turn for turn in chat if turn[0] not in ("im_end", "end", "system")])
     turns = [(_role(match["name"]), match["body"].strip()) for match in _TAGGED.finditer(text)]
@@ -196,7 +198,7 @@ def _from_records(records: Sequence[Any]) -> Iterator[Found]:
 def _from_rows(rows: Sequence[tuple[str, str]], form: str, labels: tuple[str, str]) -> Found:
     done = tuple((a, b) for a, b in rows if a and not is_open(b))
     waiting = [a for a, b in rows if a and is_open(b)]
-    return Found(done, waiting[-1] if waiting else None, form, labels=labels)
+    return Found(done, waiting[-1] if waiting else None, form, labels=labels, open_slot=bool(waiting))
 
 
 def tables(text: str) -> Iterator[Found]:

@@ -125,6 +125,7 @@ def _by_separator(lines: Sequence[_Line], *, in_line: bool = False, rest: str = 
             name,
             numbered=sum(line.numbered for line, _, _ in done) >= 2,
             called_examples=any(line.example for line, _, _ in done),
+            open_slot=bool(waiting),
         )
 
 

@@ -106,7 +106,7 @@ def functions(text: str) -> Iterator[Found]:
         open_items = waiting or [bare(x) for x in asked if bare(x) not in dict(done)]
         query = open_items[-1] if open_items else None
         if done and (len(done) > 1 or query):
-            yield Found(tuple(done), query, "function")
+            yield Found(tuple(done), query, "function", open_slot=query is not None)
 
 
 def sequences(text: str) -> Iterator[Found]:

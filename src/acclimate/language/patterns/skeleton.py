@@ -17,27 +17,30 @@ from acclimate.language.patterns.items import Found, bare, is_open
 _TOKEN: Final = re.compile(r"\w+|\s+|[^\w\s]")
 _UNITS: Final = (r"\n", r"(?<=[.!?;])\s+", r"\s*[,;]\s+(?:and\s+|so\s+)?")
 _QUESTION: Final = re.compile(r"\b(?:what|which|how|where|who|was|qué|quoi)\b", re.IGNORECASE)
+_EMPTY_WORDS: Final = frozenset("the a an is are it this that what which code word in of to for".split())
 _LONGEST_UNIT: Final = 400
 _MOST_UNITS: Final = 40
 
 
 def repeated(text: str) -> Iterator[Found]:
     """Yield the pairs that lines, sentences or clauses of one frame hold, and the item that completes the last."""
+    best: tuple[int, Found] | None = None
     for splitter in _UNITS:
         units = [u.strip() for u in re.split(splitter, text) if u.strip()][:_MOST_UNITS]
         if len(units) < 2 or max(map(len, units)) > _LONGEST_UNIT:
             continue
-        best: tuple[int, Found] | None = None
         for first, second in [*pairwise(units[:8]), *combinations(units[:4], 2)]:
             frame = _frame(first, second)
             if frame is None:
                 continue
-            found = _filled(frame, units, text)
-            score = len(found.pairs) * 2 + (found.query is not None)
+            found = _filled(frame, units)
+            score = len(found.pairs) + 3 * (found.query is not None) + 2 * found.open_slot
             if len(found.pairs) >= 2 and (best is None or score > best[0]):
                 best = (score, found)
-        if best is not None:
-            yield best[1]
+        if best is not None and best[1].query is not None:
+            break
+    if best is not None:
+        yield best[1]
 
 
 def _frame(first: str, second: str) -> tuple[str, str, str] | None:
@@ -75,10 +78,15 @@ def _ends_in_gap(pieces: Sequence[str]) -> bool:
     return bool(pieces) and pieces[-1] == "\0"
 
 
-def _filled(frame: tuple[str, str, str], units: Sequence[str], text: str) -> Found:
+def _bounded(fixed: str) -> str:
+    """Return a pattern for ``fixed`` that does not begin or end inside a word."""
+    return ("\\b" if re.match(r"\w", fixed) else "") + re.escape(fixed) + ("\\b" if re.search(r"\w$", fixed) else "")
+
+
+def _filled(frame: tuple[str, str, str], units: Sequence[str]) -> Found:
     before, between, behind = (part.strip() for part in frame)
     pattern = re.compile(
-        rf"^.{{0,60}}?{re.escape(before)}\s*(?P<x>.+?)\s*{re.escape(between)}\s*(?P<y>.*?)\s*{re.escape(behind)}[\s.;,]*$",
+        rf"^.{{0,60}}?{_bounded(before)}\s*(?P<x>.+?)\s*{_bounded(between)}\s*(?P<y>.*?)\s*{_bounded(behind)}[\s.;,]*$",
         re.DOTALL,
     )
     pairs: list[tuple[str, str]] = []
@@ -102,8 +110,8 @@ def _filled(frame: tuple[str, str, str], units: Sequence[str], text: str) -> Fou
         words = before.split()
         for count in range(min(3, len(words)), 0, -1):
             lead = re.escape(" ".join(words[-count:]))
-            match = re.search(rf"{lead}\s+[\"'“]?([\w.,$€°%+-]+(?:\s[\w°%]{{1,3}}\b)?)", units[-1], re.IGNORECASE)
-            if match:
+            match = re.search(rf"\b{lead}\s+[\"'“]?([\w.,$€°%+-]+(?:\s[\w°%]{{1,3}}\b)?)", units[-1], re.IGNORECASE)
+            if match and match[1].lower() not in _EMPTY_WORDS:
                 query = bare(match[1].rstrip(",.?"))
                 break
-    return Found(tuple(pairs), query, "frame")
+    return Found(tuple(pairs), query, "frame", open_slot=asked_at >= 0)
