@@ -118,3 +118,27 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 2
     with pytest.raises(CheckpointError, match="does not have"), lora.loaded(nn.Linear(4, 4), tmp_path):
         pass
+
+
+def test_copies_are_independent_pairs_that_share_a_pass() -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(6, 5))
+    batch = torch.randn(3, 2, 4, 6)
+    with lora.attached(layer, ["0"], rank=2, copies=3) as pairs:
+        pair = pairs["0"]
+        assert pair.lora_A.shape == (3, 2, 6)
+        assert torch.equal(pair.lora_A[0], pair.lora_A[2])
+        randomise(pairs)
+        together = layer(batch.reshape(6, 4, 6)).reshape(3, 2, 4, 5)
+        weights = [(pair.lora_A[i].detach().clone(), pair.lora_B[i].detach().clone()) for i in range(3)]
+    for index, (down, up) in enumerate(weights):
+        with lora.attached(layer, ["0"], rank=2) as single:
+            single["0"].lora_A.data, single["0"].lora_B.data = down, up
+            torch.testing.assert_close(together[index], layer(batch[index]))
+
+
+@pytest.mark.parametrize(("copies", "said"), [(0, "at least 1"), (2, "is a convolution")])
+def test_copies_that_cannot_be_are_refused(copies: int, said: str) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1))
+    with pytest.raises(ConfigError, match=said), lora.attached(network, ["0"], rank=1, copies=copies):
+        pass
