@@ -15,6 +15,7 @@ import tasks as string_tasks
 from acclimate.language import Example
 from acclimate.language.trials import KnownTask
 
+REFERENCE_FAMILIES = held_out.REFERENCE_FAMILIES
 #: Tasks in data/bbh, and how many of their questions are asked.
 BIG_BENCH_HARD = (
     "boolean_expressions", "date_understanding", "dyck_languages", "hyperbaton", "navigate", "object_counting",

@@ -27,8 +27,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from held_out import REFERENCE_FAMILIES
-from known import BIG_BENCH_HARD, big_bench_hard, known_tasks
+from known import BIG_BENCH_HARD, REFERENCE_FAMILIES, big_bench_hard, known_tasks
 
 from acclimate.language import Adapter, Gate, LanguageModel, load, shipped
 from acclimate.language.evidence import cross_fit

@@ -145,11 +145,16 @@ def _unsupported(*_: object) -> None:
     raise TTTNotSupportedError("no layers")
 
 
-def test_a_pattern_whose_examples_are_not_found_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = engine_module.patterns.Detection("explicit_examples", 0.9, (), "2, 4, 6, ?", ())
+def test_a_pattern_without_an_open_item_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = engine_module.patterns.Detection("explicit_examples", 0.9, as_examples(TAGGED), None, ())
     monkeypatch.setattr(engine_module.patterns, "detect", lambda *_: found)
-    report = checked(Engine(spark(), max_answer_tokens=4).ask("2, 4, 6, ?"))
+    report = checked(Engine(spark(), max_answer_tokens=4).ask("whatever"))
     assert (report.status, report.reason) == ("fallback", "detection_failed")
+
+
+def test_a_sequence_has_no_examples_to_adapt_to() -> None:
+    report = checked(Engine(spark(), max_answer_tokens=4).ask("2, 4, 6, 8, ?"))
+    assert (report.status, report.reason, report.pattern) == ("declined", "insufficient_examples", "numbered_sequences")
 
 
 def test_a_threshold_that_is_not_reached_declines() -> None:

@@ -58,17 +58,19 @@ class LowRank(nn.Module):
         self.lora_A = nn.Parameter(down.to(weight.device, torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(up_shape, device=weight.device, dtype=torch.float32))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return what is added to the layer's output."""
+    def added(self, inputs: Tensor, output: Tensor) -> Tensor:
+        """Return the layer's ``output`` with the low-rank product added."""
         down, up = self.lora_A.to(inputs.dtype), self.lora_B.to(inputs.dtype)
-        if self.copies > 1:
-            rows = inputs.reshape(self.copies, -1, inputs.shape[-1])
-            added = torch.bmm(torch.bmm(rows, down.transpose(1, 2)), up.transpose(1, 2))
-            return added.reshape(*inputs.shape[:-1], up.shape[1]) * self.scale
         if down.dim() == 4:
             hidden = nn.functional.conv2d(inputs, down, **self.layer_settings)
-            return nn.functional.conv2d(hidden, up) * self.scale
-        return nn.functional.linear(nn.functional.linear(inputs, down), up) * self.scale
+            return output + nn.functional.conv2d(hidden, up) * self.scale
+        # Product, scale and sum in one call: for small models calls cost as much as arithmetic.
+        if self.copies > 1:
+            rows, sums = (t.reshape(self.copies, -1, t.shape[-1]) for t in (inputs, output))
+            hidden = torch.bmm(rows, down.transpose(1, 2))
+            return torch.baddbmm(sums, hidden, up.transpose(1, 2), alpha=self.scale).view_as(output)
+        hidden = nn.functional.linear(inputs.reshape(-1, inputs.shape[-1]), down)
+        return torch.addmm(output.reshape(-1, output.shape[-1]), hidden, up.t(), alpha=self.scale).view_as(output)
 
 
 def is_low_rank(name: str) -> bool:
@@ -131,7 +133,7 @@ def attached(
             layer = model.get_submodule(name)
             pair = LowRank(layer, rank=rank, alpha=rank if alpha is None else alpha, rng=rng, copies=copies)
             layer.add_module(_CHILD, pair)
-            hooks.append(layer.register_forward_hook(_add_low_rank))
+            hooks.append(layer.register_forward_hook(_adding(pair)))
             pairs[name] = pair
         yield pairs
     finally:
@@ -191,10 +193,8 @@ def loaded(model: nn.Module, folder: Path) -> Iterator[dict[str, LowRank]]:
         yield pairs
 
 
-def _add_low_rank(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    pair: LowRank = layer.get_submodule(_CHILD)  # type: ignore[assignment]
-    added: Tensor = pair(inputs[0])
-    return output + added
+def _adding(pair: LowRank) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    return lambda _layer, inputs, output: pair.added(inputs[0], output)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

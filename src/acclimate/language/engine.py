@@ -19,7 +19,7 @@ from acclimate.language.answers import AdaptationMetadata, AskReport, OnReport
 from acclimate.language.debug import DebugLog
 from acclimate.language.evidence import Evidence, cross_fit, held_out
 from acclimate.language.examples import Augmentation, Example, as_examples, folds, orderings, validated
-from acclimate.language.gate import Gate, Reason
+from acclimate.language.gate import DECLINED, Gate, Reason
 from acclimate.language.generate import PERMUTED_PROMPTS, Answer, agreement, generate, majority
 from acclimate.language.memory import PeakMemory
 from acclimate.language.models import LanguageModel
@@ -120,9 +120,12 @@ class Engine:
         if not prompt.strip():
             raise DataError("the prompt is empty")
         detected = patterns.detect(prompt, domain)
-        if detected is None or detected.query is None or not detected.examples:
-            reason: Reason | None = "detection_failed" if detected and detected.query is not None else None
-            return self._plain(prompt, detected, reason, cancelled)
+        if detected is None:
+            return self._plain(prompt, None, None, cancelled)
+        if detected.query is None:
+            return self._plain(prompt, detected, "detection_failed", cancelled)
+        if not detected.examples:
+            return self._plain(prompt, detected, "insufficient_examples", cancelled)
         request = Request(
             examples=detected.examples,
             query=detected.query,
@@ -364,7 +367,7 @@ class Engine:
             work.icl = generate(self.model, [ids], max_tokens=limit, cancelled=cancelled, free=True)[0]
         report = AskReport(
             answer=work.icl.text,
-            status="plain" if reason is None else "fallback",
+            status="plain" if reason is None else "declined" if reason in DECLINED else "fallback",
             reason=reason,
             method="icl",
             model=self.model.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -30,9 +31,12 @@ _ASKED_CALL: Final = re.compile(
     r"\b(?P<name>[A-Za-z_]\w{0,12})\s*\(\s*(?P<x>[^()\n]{1,60}?)\s*\)\s*(?:={1,3}\s*)?(?:\?|$|\.)", re.M
 )
 _TERM: Final = r"(?:[-+]?\d+(?:[.,/]\d+)?(?:st|nd|rd|th)?|[A-Za-z]{1,12}\d{0,3}|\d+[A-Za-z]{1,2}|[^\w\s,;]{1,4})"
+_BETWEEN: Final = r"(?:\s*[,;]\s*|\s+(?:->\s+|-\s+)?)"
 _SEQUENCE: Final = re.compile(
-    rf"(?P<terms>{_TERM}(?:\s*[,;]\s*|\s*->\s*|\s+){_TERM}(?:(?:\s*[,;]\s*|\s*->\s*|\s*-\s*|\s+){_TERM})*)[\s,;]*(?P<open>\?+|_{{1,}}|\.{{2,}}|…|\[\?\]|\(\?\))"
+    rf"(?<![\w-])(?P<terms>{_TERM}{_BETWEEN}{_TERM}(?:{_BETWEEN}{_TERM}){{0,40}})[\s,;]*(?P<open>\?+|_+|\.{{2,}}|…|\[\?\]|\(\?\))"
 )
+_MOST_CHARACTERS_A_LINE: Final = 300
+_MOST_ANALOGIES: Final = 24
 _LOOKS_AHEAD: Final = re.compile(
     r"\b(?:comes? next|next (?:number|term|letter|one|element|item|word|row|in)|continue|complete the (?:sequence|series|pattern)|"
     r"sequence|series|extend|keep (?:counting|going)|what follows|missing (?:number|term|letter)|sigue|weiter|suite|fill in the blank|next row)\b",
@@ -63,7 +67,11 @@ _REST_OF_QUESTION: Final = re.compile(r"\s*(?:\?+|is|are)?\s*$")
 def analogies(text: str) -> Iterator[Found]:
     """Yield the complete pairs and the open left member of ``a is to b as c is to`` and ``a : b :: c :``."""
     for form, pattern in (("is_to", _QUOTED_IS_TO), ("is_to", _IS_TO), ("double_colon", _COLONS)):
-        matches = list(pattern.finditer(text))
+        if (pattern is _COLONS and not re.search(r"::|∷|\bas\b", text)) or len(
+            re.findall(r"\bto\b|:", text)
+        ) > _MOST_ANALOGIES * 4:
+            continue
+        matches = list(itertools.islice(pattern.finditer(text), _MOST_ANALOGIES))
         if not matches:
             continue
         pairs, query = [], None
@@ -122,15 +130,18 @@ def sequences(text: str) -> Iterator[Found]:
     if symbols or (asked and len(growing) >= 3 and len({row[0] for row in growing}) == 1):
         yield Found((), symbols[0] if symbols else "\n".join(growing), "sequence")
         return
-    for match in _SEQUENCE.finditer(text):
+    short = "\n".join(line for line in text.splitlines() if len(line) <= _MOST_CHARACTERS_A_LINE)
+    for match in _SEQUENCE.finditer(short):
         terms = re.findall(_TERM, match["terms"])
         if len(terms) >= 3 and (_regular(terms) or asked):
-            yield Found((), text[match.start() : match.end()].strip(), "sequence")
+            yield Found((), short[match.start() : match.end()].strip(), "sequence")
             return
     if asked:
         for line in text.splitlines():
             tail = re.split(r":\s+", line)[-1]
-            run = re.search(rf"{_TERM}(?:\s*[,;]?\s+{_TERM}){{2,}}\s*$", tail.strip(" .?"))
+            if len(tail) > _MOST_CHARACTERS_A_LINE:
+                continue
+            run = re.search(rf"{_TERM}(?:\s*[,;]?\s+{_TERM}){{2,40}}\s*$", tail.strip(" .?"))
             if run and _regular(re.findall(_TERM, run[0])):
                 yield Found((), run[0].strip(), "sequence")
                 return
