@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from acclimate.cli.main import main
 from acclimate.core.report import plain
 from acclimate.vision.config import PRESETS, preset_values
 from acclimate.vision.method_choice import METHODS
+
+sys.path.insert(0, str(Path(__file__).parent))
+import language_tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -146,6 +150,14 @@ def _with_tables(text: str) -> str:
         "bn strength": bn_strength_table,
         "cifar streams": cifar_streams_table,
         "cifar costs": cifar_costs_table,
+        "fewshot": language_tables.fewshot_table,
+        **{
+            f"fewshot {part}": functools.partial(language_tables.fewshot_families_table, part)
+            for part in ("spark", "english", "bbh")
+        },
+        "gate": language_tables.gate_table,
+        "adaptation": language_tables.adaptation_table,
+        "patterns": language_tables.patterns_table,
         **{f"options {name}": functools.partial(options_table, name) for name in METHODS},
     }
 

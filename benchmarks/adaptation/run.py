@@ -105,7 +105,7 @@ def measured(name: str, model: LanguageModel, given: argparse.Namespace) -> dict
             print(f"{name}: plain loop at {candidate:g}: {statistics.fmean(right):.3f}", flush=True)
         return {}
     rows = []
-    for task in known_tasks(name, "TEST", per=given.per, shots=given.shots, questions=8, seed=32):
+    for task in known_tasks(name, "TEST", per=given.per, shots=given.shots, questions=8, seed=32)[:: given.every]:
         examples, questions = task.examples, task.questions
         recipe = decided(model.recipe, examples)
         steps, rank = recipe.steps or 1, recipe.rank_or_default
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["spark", "smollm2"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--per", type=int, default=3, help="tasks of each family")
+    parser.add_argument("--every", type=int, default=1, help="take only every n-th task: the plain loop is slow")
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tune", action="store_true", help="try learning rates of the plain loop on development tasks")

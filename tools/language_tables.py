@@ -1,0 +1,100 @@
+"""Tables of the language benchmarks, from their committed results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent.parent / "benchmarks"
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = RESULTS / name / "results" / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _pm(pair: list[float]) -> str:
+    return f"{pair[0]:.1f} ± {pair[1]:.1f}"
+
+
+def _gain(triple: list[float]) -> str:
+    return f"{triple[0]:+.1f} [{triple[1]:+.1f}, {triple[2]:+.1f}]"
+
+
+def fewshot_table() -> str:
+    """Return accuracy in every mode, and gains over ICL with intervals over families."""
+    names = {
+        "spark": "spark, 24 held-out families",
+        "english": "smollm2, 12 English tasks",
+        "bbh": "smollm2, BIG-Bench Hard",
+    }
+    lines = [
+        "| model and tasks | ICL | TTT | TTT with gate | TTT with 3 votes (ICL there) | TTT - ICL | with gate - ICL | adapted |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for part, result in _read("fewshot").items():
+        votes = f"{_pm(result['votes'])} ({result['icl_where_voted'][0]:.1f})"
+        lines.append(
+            f"| {names[part]} | {_pm(result['icl'])} | {_pm(result['ttt'])} | {_pm(result['gated'])} | {votes} | "
+            f"{_gain(result['ttt_minus_icl_over_families'])} | {_gain(result['gated_minus_icl_over_families'])} | "
+            f"{result['adapted_share']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def fewshot_families_table(part: str) -> str:
+    """Return every family of a part."""
+    lines = ["| family | ICL | TTT | with gate | with votes | adapted |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, row in _read("fewshot").get(part, {}).get("families", {}).items():
+        lines.append(
+            f"| {name} | {row['icl']:.1f} | {row['ttt']:.1f} | {row['gated']:.1f} | {row['votes']:.1f} | {row['used']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def gate_table() -> str:
+    """Return the quality of confidence and what each environment's threshold does."""
+    lines = [
+        "| model | tasks | AUROC, task solved | AUROC, answer right | calibration error | ICL | always TTT | gate | gate, production |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, r in _read("gate").items():
+        gated, strict = r["gated, no environment"], r["gated, production"]
+        lines.append(
+            f"| {name} | {r['tasks']} | {r['auroc_task_solved']:.3f} | {r['auroc_question_right']:.3f} | "
+            f"{r['expected_calibration_error']:.3f} | {r['icl']:.1f} | {r['adapted']:.1f} | {gated['accuracy']:.1f} | "
+            f"{strict['accuracy']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def adaptation_table() -> str:
+    """Return cost and accuracy beside the plain loop."""
+    lines = [
+        "| model | tasks | tokens | ICL | plain PEFT loop | ours | difference | CPU s, plain | CPU s, ours | times faster | per step | peak MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, r in _read("adaptation").items():
+        if not isinstance(r, dict):
+            continue
+        means = [f"{100 * r[k][0]:.1f}" for k in ("icl", "peft", "ours")]
+        difference = f"{100 * r['ours_minus_peft'][0]:+.1f} ± {100 * r['ours_minus_peft'][1]:.1f}"
+        lines.append(
+            f"| {name} | {r['tasks']} | {r['tokens']:.0f} | {means[0]} | {means[1]} | {means[2]} | {difference} | "
+            f"{r['peft_cpu_s']:.2f} | {r['ours_cpu_s']:.2f} | {r['times_faster']:.1f} | {r['times_faster_per_step']:.1f} | "
+            f"{r['peak_mib']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def patterns_table() -> str:
+    """Return precision and recall by kind."""
+    result = _read("patterns")
+    lines = ["| kind | prompts | precision | recall |", "| --- | --- | --- | --- |"]
+    for kind, r in result.get("kinds", {}).items():
+        lines.append(f"| {kind} | {r['prompts']} | {r['precision']:.3f} | {r['recall']:.3f} |")
+    both = result.get("pattern_or_not", {"precision": 0.0, "recall": 0.0})
+    lines.append(f"| pattern or not | {result.get('prompts', 0)} | {both['precision']:.3f} | {both['recall']:.3f} |")
+    return "\n".join(lines)
