@@ -22,6 +22,7 @@ from acclimate.language.patterns.features import features
 
 ROOT = Path(__file__).parents[2]
 LEAST_LAYOUTS = 4
+LEXICAL = ("word:", "words:", "shape:")
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
             layouts[name].add(row["layout"])
     common = {name for name, where in layouts.items() if len(where) >= LEAST_LAYOUTS}
     scaled = [
-        {n: v * (given.word_weight if n.startswith("word:") else 1) for n, v in found.items() if n in common}
+        {n: v * (given.word_weight if n.startswith(LEXICAL) else 1) for n, v in found.items() if n in common}
         for found in seen
     ]
     vectorizer = DictVectorizer()
@@ -66,7 +67,7 @@ def main() -> None:
     names = vectorizer.get_feature_names_out()
     weights = {
         str(kind): {
-            str(name): round(float(value) * (given.word_weight if name.startswith("word:") else 1), 4)
+            str(name): round(float(value) * (given.word_weight if name.startswith(LEXICAL) else 1), 4)
             for name, value in zip(names, row, strict=True)
             if abs(value) > 1e-3
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Final
 
 from acclimate.language.patterns.items import ARROWS, Found
@@ -21,6 +22,13 @@ _CUES: Final[Mapping[str, str]] = {
     "analogy": r"\b(?:analog\w+|relat(?:es|ion\w*|ed)|in the same way|counterpart|corresponds?|stands? to)\b",
     "is_to_as": r"\b(?:is|are|be|es|ist|est)\s+(?:to|2|a|zu|à)\b[^.\n]{1,90}\b(?:as|like|como|wie|comme)\b",
     "double_colon": r"(?:::|∷)",
+    "is_to_often": r"\b(?:is|are|est|ist|es) (?:to|à|zu|a)\b[\s\S]{1,200}\b(?:is|are|est|ist|es) (?:to|à|zu|a)\b",
+    "proportion": r"\b(?:proportion|parallel|counterpart|same relation\w*|relates?|goes with|pairs? with|belongs? to|partner)\b",
+    "what_becomes": r"\bwhat (?:does|do|is|will|would|happens|becomes|comes)\b[^?\n]*\b(?:become|give|return|mean|do to|produce|written|"
+    r"out|show|say|get|turn into|under)\b",
+    "written_as": r"\b(?:(?:is|are|was) (?:written|coded|encoded|encrypted|called|said|mapped)|changes?|transforms?|turns?|converts?)\b"
+    r"[^\n]{1,60}\b(?:as|to|into)\b",
+    "you_get": r"\b(?:i|you|we|they|it) (?:say|says|said|type|typed|press|pressed|get|got|put|saw|see|send|answer|answers|shows?)\b",
     "example": r"\b(?:examples?|exemples?|ejemplos?|beispiele?|esemp\w+|samples?|e\.?g\b|instances?|demonstrations?|demos?|ex\b|shots?|for instance)",
     "like_this": r"\b(?:like (?:this|these|so|that)|same (?:way|style|format|thing)|as above|do the same|in the style|as i did|follow the)\b",
     "next": r"\b(?:comes? next|next (?:number|term|letter|one|item|in|row|two|element|day|word)|continue|sequence|series|missing|"
@@ -55,6 +63,17 @@ _ENDS: Final[Mapping[str, re.Pattern[str]]] = {
     "open_inside": re.compile(rf"(?:{ARROWS}|[:=|])\s*(?:\?+|_{{2,}}|…|\.{{3}})", re.MULTILINE),
 }
 _LEAST_WORD: Final = 2
+_MOST_SHAPED: Final = 3000
+
+
+def _shapes(text: str) -> set[str]:
+    """Return runs of three to six signs of a prompt in which every word is ``w`` and every number ``9``."""
+    signs = re.findall(r"[^\W\d_]+(?:[ ]+[^\W\d_]+)*|\d+(?:[.,]\d+)*|\n+|[^\w\s]|_+", text[:_MOST_SHAPED] + "\n")
+    shape = ["9" if s[0].isdigit() else "/" if s[0] == "\n" else "w" if s[0].isalpha() else s[0] for s in signs]
+    start, end = ["^", *shape[:8]], [*shape[-8:], "$"]
+    found = {"".join(shape[i : i + n]) for n in (3, 4, 5, 6) for i in range(len(shape) - n + 1)}
+    found |= {"".join(start[:n]) for n in (3, 4, 5)} | {"".join(end[-n:]) for n in (3, 4, 5, 6)}
+    return found
 
 
 def features(text: str, found: Mapping[str, Found]) -> dict[str, float]:
@@ -105,7 +124,14 @@ def features(text: str, found: Mapping[str, Found]) -> dict[str, float]:
     given["strong:examples_asked"] = float("cue:example" in given and any(len(r.pairs) >= 2 for r in asked))
     given["strong:like_asked"] = float("cue:like_this" in given and any(len(r.pairs) >= 2 for r in asked))
     given["strong:work_on"] = float("cue:work_on" in given and not slots)
-    analogy = re.search(r"analog|\bis to\b[^.\n]{1,80}\b(?:as|like)\b|::|same relation", text, re.IGNORECASE)
+    given["strong:told"] = float(
+        "told" in found and any(f"cue:{c}" in given for c in ("what_becomes", "written_as", "you_get"))
+    )
+    analogy = re.search(
+        r"analog|\bis to\b[\s\S]{1,120}\bis to\b|\bis to\b[^.\n]{1,80}\b(?:as|like)\b|::|same relation",
+        text,
+        re.IGNORECASE,
+    )
     given["strong:analogy"] = float(analogy is not None and bool(found))
     rule = any(
         f"cue:{cue}" in given for cue in ("rule", "find_rule", "same_rule", "if_then", "function_call", "goes_in")
@@ -137,6 +163,11 @@ def features(text: str, found: Mapping[str, Found]) -> dict[str, float]:
     ):
         if f"cue:{cue}" in given:
             given[f"cue:{cue}&query"] = given["any_query"]
+    for piece in _shapes(text):
+        given[f"shape:{piece}"] = 1.0
+    spoken = re.findall(r"[^\W\d_]+", text.lower())
+    for first, second in set(pairwise(spoken)):
+        given[f"words:{first} {second}"] = 1.0
     for word in set(re.findall(r"[^\W\d_]+", text.lower())):
         if len(word) >= _LEAST_WORD:
             given[f"word:{word}"] = 1.0

@@ -11,8 +11,8 @@ from acclimate.language.patterns.items import ARROWS, SEPARATORS, Found, bare, i
 
 _NUMBER: Final = re.compile(
     r"""^\s*[*_]{0,2}(?:
-        [(\[]?(?:\d{1,2}|[a-zA-Z]|[ivx]{2,4}|[IVX]{2,4})[.)\]]+ | \d{1,2}\s*[:-](?=\s) | [#№]\s?\d{1,2}[:.)]? |
-        (?:no|nr|item|step|n°|line|row|entry|word|number|task|pair)\.?\s?[\#°]?\d{1,2}\s?[:.)=-]? |
+        [(\[]?(?:\d{1,2}|[a-zA-Z]|[ivx]{2,4}|[IVX]{2,4})[.)\]]+ | \d{1,2}\s*(?:[:°/-]|st|nd|rd|th)(?=\s) | [#№]\s?\d{1,2}[:.)]? |
+        (?:no|nr|item|step|n°|line|row|entry|word|number|task|pair|problem|puzzle|case|exercise|question|point)\.?\s?[\#°]?\d{1,2}\s?[:.)=-]? |
         \d️?⃣ | [①②③④⑤⑥⑦⑧⑨⑩]
     )[*_]{0,2}\s+""",
     re.VERBOSE | re.IGNORECASE,
@@ -81,7 +81,11 @@ def pairs_in_segments(text: str) -> Iterator[Found]:
         line = re.sub(r"\((?:see|e\.g\.|ex\.?|like|cf\.?):?\s*", ", ", line)
         parts = [part for part in _SEGMENT.split(line) if part and part.strip()]
         if len(parts) >= 2:
-            flat = [_Line(re.sub(r"^(?:and|so|then|et|und|y)\s+", "", part.strip()), False, False) for part in parts]
+            flat = []
+            for part in parts:
+                item = re.sub(r"^(?:and|so|then|et|und|y)\s+", "", part.strip())
+                number = _NUMBER.match(item)
+                flat.append(_Line(item[number.end() :] if number else item, number is not None, example=False))
             yield from _by_separator(flat, in_line=True, rest=text)
 
 

@@ -30,7 +30,7 @@ _FUNCTION: Final = re.compile(
 _ASKED_CALL: Final = re.compile(
     r"\b(?P<name>[A-Za-z_]\w{0,12})\s*\(\s*(?P<x>[^()\n]{1,60}?)\s*\)\s*(?:={1,3}\s*)?(?:\?|$|\.)", re.M
 )
-_TERM: Final = r"(?:[-+]?\d+(?:[.,/]\d+)?(?:st|nd|rd|th)?|[A-Za-z]{1,12}\d{0,3}|\d+[A-Za-z]{1,2}|[^\w\s,;]{1,4})"
+_TERM: Final = r"(?:\d{1,4}(?:[-:/.]\d{1,4})+|[-+]?\d+(?:[.,/]\d+)?(?:st|nd|rd|th)?|[A-Za-z]{1,12}\d{0,3}|\d+[A-Za-z]{1,2}|[^\w\s,;]{1,4})"
 _BETWEEN: Final = r"(?:\s*[,;]\s*|\s+(?:->\s+|-\s+)?)"
 _SEQUENCE: Final = re.compile(
     rf"(?<![\w-])(?P<terms>{_TERM}{_BETWEEN}{_TERM}(?:{_BETWEEN}{_TERM}){{0,40}})[\s,;]*(?P<open>\?+|_+|\.{{2,}}|…|\[\?\]|\(\?\))"
