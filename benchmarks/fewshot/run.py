@@ -45,7 +45,7 @@ def voted(model: LanguageModel, task: KnownTask, adapter: Adapter, votes: int, m
     texts = [
         [a.text for a in answers(model, [task.examples[i] for i in order], questions, adapter)] for order in orders
     ]
-    wanted = [model.encoder.format.clean(q.output) for q in task.questions]
+    wanted = [model.encoder.format.clean(q.output) for q in questions]
     return [
         Counter(column).most_common(1)[0][0] == w for column, w in zip(zip(*texts, strict=True), wanted, strict=True)
     ]

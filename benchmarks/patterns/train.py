@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=ROOT / "tests/data/patterns.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "src/acclimate/language/patterns/weights.json")
     parser.add_argument("--strength", type=float, default=3.0, help="C of the logistic regression")
-    parser.add_argument("--word-weight", type=float, default=0.2)
+    parser.add_argument("--word-weight", type=float, default=0.4)
     parser.add_argument("--errors", action="store_true", help="show the prompts that cross-validation gets wrong")
     given = parser.parse_args()
     rows = [row for line in given.corpus.open() if (row := json.loads(line))["split"] == "tuning"]
