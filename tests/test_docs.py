@@ -60,6 +60,19 @@ def test_the_commands_of_the_readme_and_the_guide_run(tmp_path: Path) -> None:
     assert after > before, "what the README shows must be better with TTT"
 
 
+def test_the_shell_blocks_of_the_language_guide_run(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    answers = []
+    for block in blocks(ROOT / "docs" / "language.md", "sh"):
+        done = subprocess.run(
+            ["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+        answers += done.stdout.splitlines()
+    assert answers[0] == "<q>melon</q>"
+    assert {"MELON!", "TIGER!"} <= set(answers)
+
+
 def test_make_targets_that_the_pages_name_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = {

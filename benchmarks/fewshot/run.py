@@ -164,8 +164,8 @@ def main() -> None:
             big_bench_hard(
                 Path(given.data) / "bbh", name, shots=given.shots or 10, questions=given.questions or 100, seed=seed
             )
-            for name in given.tasks
             for seed in range(given.seeds)
+            for name in given.tasks
         ]
     else:
         per = given.per or (16 if given.part == "spark" else 6)
@@ -177,15 +177,22 @@ def main() -> None:
         rows.append(run_task(model, task, given.votes, given.vote_questions))
         shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}
         print(f"{number}/{len(tasks)} {json.dumps(shown)}", flush=True)
+        if len(rows) > 2:
+            # A long run that is interrupted leaves what it has.
+            write(given.out, given.part, rows)
+    print(json.dumps({k: v for k, v in write(given.out, given.part, rows).items() if k != "families"}, indent=1))
+
+
+def write(path: Path, part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write a part's results into the file and return its summary."""
     result = summary(rows)
-    if given.part == "spark":
-        result["reference_families"] = summary([row for row in rows if row["task"] in REFERENCE_FAMILIES])
-        result["reference_families"].pop("families")
-    results = json.loads(given.out.read_text()) if given.out.exists() else {}
-    results[given.part] = result | {"rows": rows}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in result.items() if k != "families"}, indent=1))
+    if part == "spark" and (reference := [row for row in rows if row["task"] in REFERENCE_FAMILIES]):
+        result["reference_families"] = {k: v for k, v in summary(reference).items() if k != "families"}
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[part] = result | {"rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    return result
 
 
 if __name__ == "__main__":
