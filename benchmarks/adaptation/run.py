@@ -2,8 +2,8 @@
 
     python benchmarks/adaptation/run.py --out benchmarks/adaptation/results/adaptation.json
 
-The plain loop is what a careful user of peft writes: ``get_peft_model``, low-rank weights in every linear layer of every
-block, AdamW with the same schedule, and in every step one leave-one-out prompt after the other with all its logits. It
+The plain loop is what a careful user of peft writes: ``get_peft_model``, low-rank weights in every linear layer of
+every block, AdamW with the same schedule, and in every step one leave-one-out prompt after the other with all its logits. It
 takes the same number of steps; its learning rate is chosen on other tasks (``--tune``), as ours is.
 """
 
@@ -142,7 +142,10 @@ def measured(name: str, model: LanguageModel, given: argparse.Namespace) -> dict
         "ours_minus_peft": difference,
         "times_faster": sum(r["peft_cpu_s"] for r in rows) / sum(r["ours_cpu_s"] for r in rows),
         "times_faster_per_step": statistics.median(r["peft_cpu_s_per_step"] / r["ours_cpu_s_per_step"] for r in rows),
-        "ours_wall_s": {"median": statistics.median(r["ours_wall_s"] for r in rows), "worst": max(r["ours_wall_s"] for r in rows)},
+        "ours_wall_s": {
+            "median": statistics.median(r["ours_wall_s"] for r in rows),
+            "worst": max(r["ours_wall_s"] for r in rows),
+        },
         "ours_cpu_s": statistics.median(r["ours_cpu_s"] for r in rows),
         "peft_cpu_s": statistics.median(r["peft_cpu_s"] for r in rows),
         "tokens": statistics.median(r["tokens"] for r in rows),

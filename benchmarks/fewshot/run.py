@@ -4,8 +4,8 @@
     python benchmarks/fewshot/run.py --part english  --out benchmarks/fewshot/results/fewshot.json
     python benchmarks/fewshot/run.py --part bbh --data FOLDER --out benchmarks/fewshot/results/fewshot.json
 
-``spark`` and ``english`` are families held out from training, tuning and calibration; ``bbh`` is nine tasks of BIG-Bench
-Hard (Suzgun et al. 2022, arXiv 2210.09261), on which nothing was trained, tuned or calibrated. The decision of the gate
+``spark`` and ``english`` are families held out from training, tuning and calibration; ``bbh`` is nine tasks of
+BIG-Bench Hard (Suzgun et al. 2022, arXiv 2210.09261), on which nothing was trained, tuned or calibrated. The decision of the gate
 is made once for a task, from its examples and the first question's answers.
 """
 
@@ -39,7 +39,7 @@ from acclimate.language.trials import KnownTask, answers, scored
 
 
 def voted(model: LanguageModel, task: KnownTask, adapter: Adapter, votes: int, most: int) -> list[bool]:
-    """Return whether the majority of answers, over orders of the examples, is right, for the first ``most`` questions."""
+    """Return whether the majority of answers, over orders of the examples, is right, for the first questions."""
     questions = task.questions[:most]
     orders = orderings(len(task.examples), votes, seed=0)
     texts = [

@@ -108,7 +108,7 @@ def main() -> None:
         )
         if given.calibrate:
             families = len({t.task for t in found})
-            words = f"{len(tasks)} tasks of {families} families that are in neither training nor test, {SHOTS[name]} examples"
+            words = f"{len(tasks)} tasks of {families} families in neither training nor test, {SHOTS[name]} examples"
             fit_trials(name, found, fitted_on=words).save(FOLDER / f"{name}.json")
             continue
         fitted = shipped(name)

@@ -61,7 +61,8 @@ def main() -> None:
     result = measured(rows)
     for kind, values in result["kinds"].items():
         print(
-            f"{kind:22s} precision {values['precision']:.3f}  recall {values['recall']:.3f}  ({values['prompts']} prompts)"
+            f"{kind:22s} precision {values['precision']:.3f}  recall {values['recall']:.3f}"
+            f"  ({values['prompts']} prompts)"
         )
     both = result["pattern_or_not"]
     print(f"{'pattern or not':22s} precision {both['precision']:.3f}  recall {both['recall']:.3f}")

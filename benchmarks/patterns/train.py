@@ -56,7 +56,8 @@ def main() -> None:
             f"{kind:22s} precision {right / (guessed == kind).sum():.3f}  recall {right / (labels == kind).sum():.3f}"
         )
     print(
-        f"pattern or not: {np.mean((guessed == 'none') == (labels == 'none')):.3f}   kind: {np.mean(guessed == labels):.3f}"
+        f"pattern or not: {np.mean((guessed == 'none') == (labels == 'none')):.3f}   "
+        f"kind: {np.mean(guessed == labels):.3f}"
     )
     if given.errors:
         for row, label, guess in zip(rows, labels, guessed, strict=True):

@@ -277,7 +277,8 @@ def test_debug_switches_are_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"), [({"votes": 0}, "votes"), ({"min_examples": 1}, "min_examples"), ({"environment": "x"}, "environment")]
+    ("settings", "said"),
+    [({"votes": 0}, "votes"), ({"min_examples": 1}, "min_examples"), ({"environment": "x"}, "environment")],
 )  # fmt: skip
 def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):

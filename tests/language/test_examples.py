@@ -47,7 +47,12 @@ def test_control_characters_and_unicode_forms_are_brought_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("pairs", "said"),
-    [([("a", " ")], "empty output"), ([("", "b")], "empty input"), ([("a", "b" * 50)], "at most 40"), ([("a", "b")] * 9, "at most 8")],
+    [
+        ([("a", " ")], "empty output"),
+        ([("", "b")], "empty input"),
+        ([("a", "b" * 50)], "at most 40"),
+        ([("a", "b")] * 9, "at most 8"),
+    ],
 )  # fmt: skip
 def test_limits_are_named(pairs: list[tuple[str, str]], said: str) -> None:
     with pytest.raises(DataError, match=said):

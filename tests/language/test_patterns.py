@@ -17,13 +17,16 @@ CORPUS = Path(__file__).parents[1] / "data" / "patterns.jsonl"
 ROWS = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
 
 SHOWN = [
-    ("explicit_examples", "Example 1: Cat -> CAT\nExample 2: dog -> DOG\nExample 3: Owl -> OWL\nNow: bee ->", "Cat", "bee"),
+    ("explicit_examples", "Example 1: Cat -> CAT\nExample 2: dog -> DOG\nExample 3: Owl -> OWL\nNow: bee ->",
+     "Cat", "bee"),
     ("explicit_examples", "cat -> chat\ndog -> chien\nbird -> oiseau\nhorse ->", "cat", "horse"),
     ("io_pairs", "Input: 2\nOutput: 4\n\nInput: 5\nOutput: 10\n\nInput: 8\nOutput:", "2", "8"),
     ("io_pairs", "Q: capital of France?\nA: Paris\nQ: capital of Italy?\nA: Rome\nQ: capital of Spain?\nA:",
      "capital of France?", "capital of Spain?"),
-    ("io_pairs", '{"input": "a", "output": "1"}\n{"input": "b", "output": "2"}\n{"input": "c", "output": ""}', "a", "c"),
-    ("io_pairs", "User: hello\nAssistant: HELLO\nUser: bye\nAssistant: BYE\nUser: thanks\nAssistant:", "hello", "thanks"),
+    ("io_pairs", '{"input": "a", "output": "1"}\n{"input": "b", "output": "2"}\n{"input": "c", "output": ""}',
+     "a", "c"),
+    ("io_pairs", "User: hello\nAssistant: HELLO\nUser: bye\nAssistant: BYE\nUser: thanks\nAssistant:",
+     "hello", "thanks"),
     ("io_pairs", "| input | output |\n| --- | --- |\n| red | RED |\n| blue | BLUE |\n| green | ? |", "red", "green"),
     ("numbered_sequences", "1. cat = 3\n2. horse = 5\n3. ant = 3\n4. mouse = ?", "cat", "mouse"),
     ("analogical_reasoning", "hot is to cold as up is to down, as big is to ?", "hot", "big"),

@@ -28,7 +28,7 @@ def calibrate_command(tasks: Path, out: Path, **given: Any) -> None:
     """Ask every task in TASKS with and without adapting, and fit the probabilities that the gate compares.
 
     TASKS holds JSON lines {"task": NAME, "examples": [[input, output], ...]}. What is printed was measured on tasks
-    that were left out of the fit; tasks of one name are left out together. Use the file with acclimate ask --calibration.
+    that were left out of the fit; tasks of one name are left out together. Use the file with ask --calibration.
     """
     from acclimate.language import trials
 

@@ -45,5 +45,6 @@ def prime_command(examples: Path, folder: Path, **given: Any) -> None:
     (folder / language_options.PRIMED_EXAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
     click.echo(
         f"{len(adapter.losses)} steps on {len(read)} examples, rank {adapter.rank}, loss {adapter.losses[0]:.3f} -> "
-        f"{adapter.losses[-1]:.3f} nats per token, {adapter.seconds:.2f} s, {adapter.held_bytes / 2**20:.1f} MiB -> {folder}"
+        f"{adapter.losses[-1]:.3f} nats per token, {adapter.seconds:.2f} s, "
+        f"{adapter.held_bytes / 2**20:.1f} MiB -> {folder}"
     )

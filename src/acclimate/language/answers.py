@@ -113,7 +113,8 @@ class AskReport:
             sure = self.metadata.confidence_score
             if sure is None or self.icl_confidence is None:
                 return words + "."
-            return f"{words}. It is {sure:.0%} sure of this answer; without practising it would be {self.icl_confidence:.0%}."
+            plain = f"without practising it would be {self.icl_confidence:.0%}"
+            return f"{words}. It is {sure:.0%} sure of this answer; {plain}."
         return _WHY[self.reason] if self.reason else ""
 
 

@@ -1,7 +1,7 @@
 """What is known about a request before it is decided: how left-out examples fare with and without adapting.
 
-Examples are split in two. An adapter is trained on each half, both in the same passes, and asked for the half it did not
-see; so is the model without adapter. What comes out is evidence about this task that no training loss can give.
+Examples are split in two. An adapter is trained on each half, both in the same passes, and asked for the half it did
+not see; so is the model without adapter. What comes out is evidence about this task that no training loss can give.
 """
 
 from __future__ import annotations

@@ -132,7 +132,8 @@ class Encoder:
             marks += [-1] * len(asked)
         if len(tokens) > self.max_tokens:
             raise DataError(
-                f"the examples take {len(tokens)} tokens and the model reads {self.max_tokens}; give fewer or shorter ones"
+                f"the examples take {len(tokens)} tokens and the model reads {self.max_tokens}; "
+                f"give fewer or shorter ones"
             )
         return Row(tuple(tokens), tuple(marks))
 

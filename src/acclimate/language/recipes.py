@@ -110,7 +110,10 @@ def pattern_complexity(examples: Sequence[Example]) -> float:
 
 
 def example_quality(examples: Sequence[Example]) -> float:
-    """Return how much the examples tell, from 0 to 1: the mean of their number against ten, and how much inputs differ."""
+    """Return how much the examples tell, from 0 to 1.
+
+    The mean of their number against ten, and of how much their inputs differ.
+    """
     if not examples:
         return 0.0
     inputs = [set(e.input) for e in examples]

