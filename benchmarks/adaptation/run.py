@@ -3,8 +3,8 @@
     python benchmarks/adaptation/run.py --out benchmarks/adaptation/results/adaptation.json
 
 The plain loop is what a careful user of peft writes: ``get_peft_model``, low-rank weights in every linear layer of
-every block, AdamW with the same schedule, and in every step one leave-one-out prompt after the other with all its logits. It
-takes the same number of steps; its learning rate is chosen on other tasks (``--tune``), as ours is.
+every block, AdamW with the same schedule, and in every step one leave-one-out prompt after the other with all its
+logits. It takes the same number of steps; its learning rate is chosen on other tasks (``--tune``), as ours is.
 """
 
 from __future__ import annotations

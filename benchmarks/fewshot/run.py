@@ -5,8 +5,8 @@
     python benchmarks/fewshot/run.py --part bbh --data FOLDER --out benchmarks/fewshot/results/fewshot.json
 
 ``spark`` and ``english`` are families held out from training, tuning and calibration; ``bbh`` is nine tasks of
-BIG-Bench Hard (Suzgun et al. 2022, arXiv 2210.09261), on which nothing was trained, tuned or calibrated. The decision of the gate
-is made once for a task, from its examples and the first question's answers.
+BIG-Bench Hard (Suzgun et al. 2022, arXiv 2210.09261), on which nothing was trained, tuned or calibrated. The decision
+of the gate is made once for a task, from its examples and the first question's answers.
 """
 
 from __future__ import annotations
