@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--vote-questions", type=int, default=30, help="questions of a task that votes are taken on")
     parser.add_argument("--tasks", nargs="+", default=list(BIG_BENCH_HARD))
     parser.add_argument("--seeds", type=int, default=3, help="of bbh")
+    parser.add_argument("--first-seed", type=int, default=0, help="of bbh")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -164,7 +165,7 @@ def main() -> None:
             big_bench_hard(
                 Path(given.data) / "bbh", name, shots=given.shots or 10, questions=given.questions or 100, seed=seed
             )
-            for seed in range(given.seeds)
+            for seed in range(given.first_seed, given.first_seed + given.seeds)
             for name in given.tasks
         ]
     else:

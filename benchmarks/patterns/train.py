@@ -22,6 +22,7 @@ from acclimate.language.patterns.features import features
 
 ROOT = Path(__file__).parents[2]
 LEAST_LAYOUTS = 4
+LEAST_WEIGHT = 0.02
 LEXICAL = ("word:", "words:", "shape:")
 
 
@@ -29,12 +30,17 @@ def main() -> None:
     """Fit and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=ROOT / "tests/data/patterns.jsonl")
+    parser.add_argument("--more", type=Path, default=Path(__file__).parent / "more_positives.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "src/acclimate/language/patterns/weights.json")
     parser.add_argument("--strength", type=float, default=3.0, help="C of the logistic regression")
     parser.add_argument("--word-weight", type=float, default=0.4)
     parser.add_argument("--errors", action="store_true", help="show the prompts that cross-validation gets wrong")
     given = parser.parse_args()
-    rows = [row for line in given.corpus.open() if (row := json.loads(line))["split"] == "tuning"]
+    lines = [
+        *given.corpus.read_text(encoding="utf-8").splitlines(),
+        *given.more.read_text(encoding="utf-8").splitlines(),
+    ]
+    rows = [row for line in lines if (row := json.loads(line))["split"] == "tuning"]
     seen = [features(row["prompt"], patterns.readings(row["prompt"])) for row in rows]
     layouts: dict[str, set[str]] = defaultdict(set)
     for row, found in zip(rows, seen, strict=True):
@@ -48,7 +54,8 @@ def main() -> None:
     vectorizer = DictVectorizer()
     matrix = vectorizer.fit_transform(scaled)
     labels = np.array([row["kind"] or "none" for row in rows])
-    model = LogisticRegression(C=given.strength, max_iter=3000)
+    # More positives were written than negatives; what people ask is mostly no pattern.
+    model = LogisticRegression(C=given.strength, max_iter=3000, class_weight={"none": 1.5})
     guessed = cross_val_predict(model, matrix, labels, groups=[row["layout"] for row in rows], cv=GroupKFold(10))
     for kind in patterns.KINDS:
         right = int(((guessed == kind) & (labels == kind)).sum())
@@ -68,9 +75,9 @@ def main() -> None:
     names = vectorizer.get_feature_names_out()
     weights = {
         str(kind): {
-            str(name): round(float(value) * (given.word_weight if name.startswith(LEXICAL) else 1), 4)
+            str(name): round(float(value) * (given.word_weight if name.startswith(LEXICAL) else 1), 3)
             for name, value in zip(names, row, strict=True)
-            if abs(value) > 1e-3
+            if abs(value) > LEAST_WEIGHT
         }
         for kind, row in zip(model.classes_, model.coef_, strict=True)
     }

@@ -103,13 +103,18 @@ def test_the_corpus_is_what_it_says() -> None:
 
 
 def test_the_corpus_is_mostly_read_right() -> None:
+    """Floors a little below what benchmarks/patterns reports: the layouts are none that anything was tuned on."""
     test = [row for row in ROWS if row["split"] == "test"]
     found = [(row, detect(row["prompt"])) for row in test]
+    seen = [row["kind"] is not None for row, d in found if d is not None]
+    recalled = [d is not None for row, d in found if row["kind"] is not None]
+    assert sum(seen) / len(seen) > 0.93
+    assert sum(recalled) / len(recalled) > 0.92
     for kind in KINDS:
         named = [row["kind"] == kind for row, d in found if d is not None and d.kind == kind]
-        recalled = [d is not None and d.kind == kind for row, d in found if row["kind"] == kind]
-        assert sum(named) / len(named) > 0.8, kind
-        assert sum(recalled) / len(recalled) > 0.7, kind
+        right = [d is not None and d.kind == kind for row, d in found if row["kind"] == kind]
+        assert sum(named) / len(named) > 0.75, kind
+        assert sum(right) / len(right) > 0.75, kind
 
 
 @settings(max_examples=150, deadline=None)

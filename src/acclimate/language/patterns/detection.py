@@ -32,6 +32,7 @@ DOMAIN_SENSITIVITY: Final[Mapping[str, Mapping[str, float]]] = {
     "science": {"rule_learning": 0.9, "explicit_examples": 0.8, "io_pairs": 0.7},
 }
 DEFAULT_SENSITIVITY: Final = 0.5
+_SURE_BY_WORDING: Final = 0.8
 _MAX_CHARACTERS: Final = 20_000
 _WEIGHTS: Final = Path(__file__).parent / "weights.json"
 _PARSERS: Final = (
@@ -95,7 +96,8 @@ def detect(text: str, domain: str | None = None) -> Detection | None:
     kind = max(KINDS, key=lambda k: odds[k])
     confidence = 1 - odds["none"]
     sensitivity = DOMAIN_SENSITIVITY.get(domain or "", {}).get(kind, DEFAULT_SENSITIVITY)
-    if confidence <= 1 - sensitivity:
+    # Where no parser read anything there is only wording to go by, which has to be clear.
+    if confidence <= (1 - sensitivity if found else _SURE_BY_WORDING):
         return None
     reading = _reading_for(kind, found)
     pairs = reading.pairs if reading else ()
