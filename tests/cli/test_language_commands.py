@@ -19,6 +19,7 @@ PROMPT = "\n".join(f"{w} -> <q>{w}</q>" for w in WORDS) + "\nmelon ->"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCLIMATE_LANGUAGE_MODEL", "spark")
     lines = [json.dumps({"input": w, "output": f"<q>{w}</q>"}) for w in WORDS]
     (tmp_path / "examples.jsonl").write_text("\n".join(lines) + "\n\n")
     (tmp_path / "prompt.txt").write_text(PROMPT)

@@ -312,6 +312,7 @@ def test_the_skill_of_the_guidelines() -> None:
     assert skill.adapt(as_examples(TAGGED), "melon").answer
     assert len(skill.adapter_manager) == 1
     assert skill.ask(PROMPT).pattern == "explicit_examples"
-    assert TestTimeAdaptationSkill().lora_rank == 8
+    assert TestTimeAdaptationSkill().lora_rank == 16
+    assert TestTimeAdaptationSkill("spark").lora_rank == 8
     with pytest.raises(KeyError):
         TestTimeAdaptationSkill(environment="staging")

@@ -35,9 +35,11 @@ def model(command: Command) -> Command:
         click.option("--device", default="cpu", show_default=True, help="torch's name of the device."),
         click.option(
             "--model",
-            default="spark",
+            default="smollm2",
             show_default=True,
-            help="spark (ships with the package), smollm2 (fetched once), a folder, or a name on the hub.",
+            envvar="ACCLIMATE_LANGUAGE_MODEL",
+            show_envvar=True,
+            help="smollm2 (fetched once), spark (ships with the package), a folder, or a name on the hub.",
         ),
     ):
         command = option(command)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from acclimate.core.budget import Budget
 from acclimate.language.examples import Example, folds
@@ -77,49 +77,72 @@ class Evidence:
         return self.after.log_likelihood > self.before.log_likelihood
 
 
-@torch.no_grad()
+class LeftOut:
+    """The left-out part of each split, to be answered after its other part, with and without adapters.
+
+    The left-out examples of a split stand one after the other behind the ones trained on: each is predicted before its
+    answer is shown, all in one pass. What lies below the adapted layers is read once for both.
+
+    Args:
+        model: to ask.
+        examples: all of them.
+        splits: as :func:`acclimate.language.examples.folds` returns them.
+        share_adapted: share of the layers that adapters lie in.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        examples: Sequence[Example],
+        splits: Sequence[tuple[Sequence[int], Sequence[int]]],
+        share_adapted: float,
+    ) -> None:
+        rows = [
+            [
+                model.encoder.row(
+                    [examples[i] for i in (*kept, *left_out)], answers=[*[-1] * len(kept), *range(len(left_out))]
+                )
+            ]
+            for kept, left_out in splits
+        ]
+        self._model, self._sizes = model, [len(left_out) for _, left_out in splits]
+        self._targets = laid_out(rows, pad=model.pad, device=model.device)
+        self._decoder = model.decoder(share_adapted)
+        self._recording, self._plain = self._decoder.read(self._targets.tokens)
+
+    @property
+    def before(self) -> HeldOut:
+        """How the model as it is answers."""
+        return self._scores(self._plain)
+
+    def after(self, adapter: Adapter) -> HeldOut:
+        """Return how the model answers with ``adapter``: one copy for each split."""
+        with adapter.installed(self._model.network), torch.no_grad():
+            return self._scores(self._decoder.hidden(self._recording))
+
+    @torch.no_grad()
+    def _scores(self, hidden: Tensor) -> HeldOut:
+        targets, sizes, total = self._targets, self._sizes, sum(self._sizes)
+        logits = self._decoder.logits(hidden[targets.row, targets.column])
+        each = -nn.functional.cross_entropy(logits, targets.wanted, reduction="none")
+        wrong = (logits.argmax(-1) != targets.wanted).float()
+        starts = torch.tensor([sum(sizes[:k]) for k in range(len(sizes))], device=logits.device)
+        at = starts[targets.owner] + targets.example
+        likelihoods = torch.zeros(total, device=logits.device).index_add_(0, at, each)
+        mistakes = torch.zeros(total, device=logits.device).index_add_(0, at, wrong)
+        exact = tuple(bool(m == 0) for m in mistakes.tolist())
+        return HeldOut(sum(exact) / total, float(likelihoods.mean()), float(likelihoods.min()), exact)
+
+
 def held_out(
     model: LanguageModel,
     examples: Sequence[Example],
     splits: Sequence[tuple[Sequence[int], Sequence[int]]],
     adapter: Adapter | None = None,
 ) -> HeldOut:
-    """Return how the left-out part of each split is answered after its other part.
-
-    The left-out examples of a split stand one after the other behind the ones trained on: each is predicted before its
-    answer is shown, all in one pass.
-
-    Args:
-        model: asked with ``adapter``, or as it is.
-        examples: all of them.
-        splits: as :func:`acclimate.language.examples.folds` returns them.
-        adapter: one copy for each split.
-    """
-    rows = [
-        [
-            model.encoder.row(
-                [examples[i] for i in (*kept, *left_out)], answers=[*[-1] * len(kept), *range(len(left_out))]
-            )
-        ]
-        for kept, left_out in splits
-    ]
-    targets = laid_out(rows, pad=model.pad, device=model.device)
-    decoder = model.decoder(1.0)
-    if adapter is None:
-        hidden = decoder.read(targets.tokens)[1]
-    else:
-        with adapter.installed(model.network):
-            hidden = decoder.read(targets.tokens)[1]
-    logits = decoder.logits(hidden[targets.row, targets.column])
-    each = -nn.functional.cross_entropy(logits, targets.wanted, reduction="none")
-    wrong = logits.argmax(-1) != targets.wanted
-    sizes = [len(left_out) for _, left_out in splits]
-    at = torch.tensor([sum(sizes[:k]) for k in range(len(sizes))], device=model.device)[targets.owner] + targets.example
-    total = sum(sizes)
-    likelihoods = torch.zeros(total, device=model.device).index_add_(0, at, each)
-    mistakes = torch.zeros(total, device=model.device).index_add_(0, at, wrong.float())
-    exact = tuple(bool(m == 0) for m in mistakes.tolist())
-    return HeldOut(sum(exact) / total, float(likelihoods.mean()), float(likelihoods.min()), exact)
+    """Return how the left-out part of each split is answered, as it is or with ``adapter``; see :class:`LeftOut`."""
+    left_out = LeftOut(model, examples, splits, 1.0)
+    return left_out.before if adapter is None else left_out.after(adapter)
 
 
 def cross_fit(
@@ -148,13 +171,14 @@ def cross_fit(
     """
     count = len(examples)
     splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
-    before = held_out(model, examples, splits)
+    left_out = LeftOut(model, examples, splits, recipe.share_adapted)
+    before = left_out.before
     if before.exact == 1 and not even_if_perfect:
         # Nothing can be gained: the adapters would be trained for nothing.
         return Evidence(count, before, before, 0.0, tried=False), _nothing(model)
     sets = [[examples[i] for i in kept] for kept, _ in splits]
     adapter = train(model, sets, recipe, budget=budget, cancelled=cancelled)
-    after = before if adapter.stop == "non_finite" else held_out(model, examples, splits, adapter)
+    after = before if adapter.stop == "non_finite" else left_out.after(adapter)
     return Evidence(
         count, before, after, adapter.losses[-1] if adapter.losses else math.nan, adapter.peak_bytes
     ), adapter

@@ -73,7 +73,7 @@ class LanguageModel:
 
 
 def load(
-    name: str = SPARK,
+    name: str = SMOLLM2,
     *,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
@@ -83,7 +83,7 @@ def load(
     """Return the model called ``name``.
 
     Args:
-        name: ``spark``, ``smollm2``, a folder that transformers saved, or a name on the hub.
+        name: ``smollm2``, ``spark``, a folder that transformers saved, or a name on the hub.
         device: torch's name of the device.
         dtype: of the weights; None means float32, or bfloat16 where matrix products in it are faster.
         prompt_format: how examples are written; None means the one saved beside the model, or ``Input:/Output:``.

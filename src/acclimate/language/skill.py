@@ -11,7 +11,7 @@ from acclimate.language.engine import Engine
 from acclimate.language.examples import Example
 from acclimate.language.gate import CONFIDENCE_THRESHOLDS
 from acclimate.language.models import LanguageModel, load
-from acclimate.language.recipes import RANK_RECOMMENDATIONS
+from acclimate.language.recipes import RANK_RECOMMENDATIONS, recipe_for
 
 
 class TestTimeAdaptationSkill:
@@ -32,7 +32,7 @@ class TestTimeAdaptationSkill:
 
     def __init__(
         self,
-        model: str | LanguageModel = "spark",
+        model: str | LanguageModel = "smollm2",
         *,
         environment: str = "production",
         adapter_manager: AdapterManager | None = None,
@@ -48,8 +48,8 @@ class TestTimeAdaptationSkill:
     @property
     def lora_rank(self) -> int:
         """The rank of the adapters, where the examples do not ask for another."""
-        rank = None if isinstance(self._model, str) else self._model.recipe.rank
-        return rank or RANK_RECOMMENDATIONS["simple_patterns" if self._model == "spark" else "medium_patterns"]
+        recipe = recipe_for(self._model) if isinstance(self._model, str) else self._model.recipe
+        return recipe.rank or RANK_RECOMMENDATIONS["medium_patterns"]
 
     @property
     def engine(self) -> Engine:
