@@ -64,6 +64,13 @@ def test_ask_compares_side_by_side(folder: Path) -> None:
     assert "<q>melon</q>" in done.stdout
 
 
+def test_answers_that_look_like_markup_are_shown_as_they_are(folder: Path) -> None:
+    prompt = "\n".join(f"{w} -> {w}[/b]" for w in WORDS) + "\nmelon ->"
+    done = run("ask", prompt, "--compare", "--policy", "always")
+    assert done.exit_code == 0, done.output
+    assert "melon[/b]" in done.stdout
+
+
 def test_settings_reach_the_training(folder: Path) -> None:
     done = run("ask", PROMPT, "--json", "--policy", "always", "--steps", "3", "--rank", "4", "--environment", "demo")
     report = json.loads(done.stdout)
@@ -84,7 +91,7 @@ def test_prime_and_ask_with_the_adapter(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "6 examples" in done.stdout
     assert {p.name for p in (folder / "adapter").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "examples.jsonl",
+        "adapter_config.json", "adapter_model.safetensors", "examples.jsonl", "model_fingerprint.txt",
     }  # fmt: skip
     asked = run("ask", "--adapter", "adapter", "--query", "melon", "--json")
     report = json.loads(asked.stdout)
@@ -134,6 +141,9 @@ def test_calibrate_writes_what_ask_reads(folder: Path) -> None:
         (("ask", "a", "--model", "prompt.txt"), "cannot load the language model"),
         (("ask", "a", "--calibration", "prompt.txt"), "is not a calibration"),
         (("ask", "--adapter", "none", "--query", "b"), "cannot read"),
+        (("ask", "a", "--device", "toaster"), "device 'toaster' cannot be used"),
+        (("calibrate", "none.jsonl", "--out", "x"), "cannot read none.jsonl"),
+        (("prime", "five.jsonl", "--save", "x"), "give an input and an output"),
         (("prime", "empty.jsonl", "--save", "x"), "holds no examples"),
         (("calibrate", "prompt.txt", "--out", "x"), "line 1"),
         (("calibrate", "one.jsonl", "--out", "x"), "more than 6 are needed"),
@@ -144,6 +154,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (folder / "empty.jsonl").write_text("\n")
+    (folder / "five.jsonl").write_text("5\n")
     (folder / "one.jsonl").write_text('{"task": "a", "examples": [["a", "b"]]}')
     done = run(*arguments)
     assert done.exit_code == 2, done.output

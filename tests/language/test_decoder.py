@@ -29,7 +29,7 @@ def test_replaying_the_upper_layers_gives_the_models_logits(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_targets_lie_in_the_adapted_layers_only(kind: str) -> None:
-    model = network(kind)
+    model = network(kind).eval()
     decoder = Decoder(model, 0.25)
     assert decoder.targets
     assert all(".3." in name for name in decoder.targets)
@@ -68,6 +68,29 @@ def test_a_body_that_cannot_be_replayed_runs_in_full() -> None:
 def _shifted(output: object) -> object:
     output.last_hidden_state = output.last_hidden_state + 1  # type: ignore[attr-defined]
     return output
+
+
+def test_logits_that_are_changed_after_the_head_are_refused() -> None:
+    model = network("llama").eval()
+    original = model.forward
+    model.forward = lambda *a, **k: _scaled(original(*a, **k))
+    with pytest.raises(TTTNotSupportedError, match="changes its logits after the head"):
+        Decoder(model)
+
+
+def _scaled(output: object) -> object:
+    output.logits = output.logits * 0.1  # type: ignore[attr-defined]
+    return output
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    import transformers
+
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=64
+    )
+    with pytest.raises(TTTNotSupportedError):
+        Decoder(transformers.BertLMHeadModel(config).eval())
 
 
 def test_a_model_without_layers_is_refused() -> None:

@@ -16,6 +16,7 @@ from acclimate.errors import CancelledError, ConfigError, DataError
 from acclimate.language import (
     DECLINED,
     REASONS,
+    Adapter,
     AdapterManager,
     AskReport,
     DebugLog,
@@ -187,6 +188,69 @@ def test_an_exception_in_the_middle_leaves_nothing_behind(monkeypatch: pytest.Mo
         Engine(spark()).answer(TAGGED, "melon")
 
 
+def test_a_cancelled_prime_keeps_nothing() -> None:
+    cache, calls = AdapterManager(), iter(range(100))
+    with pytest.raises(CancelledError):
+        Engine(spark(), cache=cache).prime(TAGGED, cancelled=lambda: next(calls) >= 2)
+    assert len(cache) == 0
+
+
+def test_what_was_declined_is_not_trained_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(spark(), cache=AdapterManager())
+    upper = [(w, w.upper()) for w in WORDS]
+    first = checked(engine.answer(upper, "melon"))
+    monkeypatch.setattr(engine_module, "cross_fit", lambda *_a, **_k: pytest.fail("tried again"))
+    again = checked(engine.answer(upper, "apple"))
+    assert first.reason == again.reason == "no_held_out_gain"
+    assert not again.cached
+
+
+def test_comparing_asks_the_adapted_model_even_where_it_was_declined() -> None:
+    report = checked(Engine(spark()).answer([(w, w.upper()) for w in WORDS], "melon", compare=True))
+    assert report.status == "declined"
+    assert report.ttt_answer == report.icl_answer == "MELON"
+    broken = dataclasses.replace(spark().recipe, learning_rate=1e38, gradient_clip_norm=None)
+    assert Engine(spark(), recipe=broken).answer(TAGGED, "melon", compare=True).ttt_answer is None
+
+
+def test_switching_it_off_is_not_called_a_prompt_without_examples() -> None:
+    report = checked(Engine(spark()).answer(TAGGED, "melon", policy="never"))
+    assert "switched off" in report.status_line
+    assert "switched off" in report.explanation
+
+
+def test_prompts_with_more_or_longer_examples_than_allowed_still_get_an_answer() -> None:
+    many = "\n".join(f"{a} -> {b}" for a, b in TAGGED) + "\nmelon ->"
+    report = checked(Engine(spark(), max_examples=4).ask(many))
+    assert report.metadata.examples_used == 4
+    assert any("the last 4 are used" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("text", ["\ud800melon", "melon\x00\x1b"])
+def test_characters_that_are_none_are_left_out(text: str) -> None:
+    assert Engine(spark()).answer(TAGGED, text).answer == "<q>melon</q>"
+
+
+def test_loading_an_adapter_waits_for_the_request_that_is_running(tmp_path: Path) -> None:
+    engine = Engine(spark())
+    engine.prime(TAGGED).save(tmp_path)
+    errors: list[BaseException] = []
+
+    def keep_loading() -> None:
+        try:
+            for _ in range(10):
+                Adapter.load(tmp_path, spark())
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test reports it
+            errors.append(error)
+
+    thread = threading.Thread(target=keep_loading)
+    thread.start()
+    answers = {engine.answer(TAGGED, "melon", policy="always").answer for _ in range(3)}
+    thread.join()
+    assert not errors
+    assert answers == {"<q>melon</q>"}
+
+
 def test_repeated_examples_cost_no_training() -> None:
     engine = Engine(spark(), cache=AdapterManager())
     first = checked(engine.answer(TAGGED, "melon"))
@@ -314,5 +378,7 @@ def test_the_skill_of_the_guidelines() -> None:
     assert skill.ask(PROMPT).pattern == "explicit_examples"
     assert TestTimeAdaptationSkill().lora_rank == 16
     assert TestTimeAdaptationSkill("spark").lora_rank == 8
-    with pytest.raises(KeyError):
+    shared = AdapterManager(max_cache_size=3)
+    assert TestTimeAdaptationSkill(spark(), adapter_manager=shared).adapter_manager is shared
+    with pytest.raises(ConfigError, match="environment must be one of"):
         TestTimeAdaptationSkill(environment="staging")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from acclimate.cli import language_options
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
@@ -104,15 +105,13 @@ def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
 
 
 def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:
-    from acclimate.language import Calibration, DebugLog, Gate, shipped
+    from acclimate.language import Calibration, DebugLog, Gate
 
     model = language_options.load_model(given)
     recipe = language_options.recipe_from(model.recipe, given)
     gate = None
     if given["calibration"] is not None:
         gate = Gate(calibration=Calibration.load(given["calibration"]), environment=given["environment"])
-    elif recipe is not None:
-        gate = Gate(calibration=shipped(model.name), environment=given["environment"])
     debug = None
     if given["debug"] or given["debug_content"]:
         debug = DebugLog(config={"save_debug_artifacts": given["debug_content"]})
@@ -147,11 +146,11 @@ def _show(report: AskReport, *, compare: bool) -> None:
         sure = report.metadata.confidence_score
         table.add_row(
             "without adapting",
-            report.icl_answer,
+            Text(report.icl_answer or "-"),
             "" if report.icl_confidence is None else f"{report.icl_confidence:.0%}",
         )
-        table.add_row("adapted", report.ttt_answer or "-", "" if sure is None else f"{sure:.0%}")
-        table.add_row("chosen", report.answer, "adapted" if report.method == "ttt" else "without adapting")
+        table.add_row("adapted", Text(report.ttt_answer or "-"), "" if sure is None else f"{sure:.0%}")
+        table.add_row("chosen", Text(report.answer), "adapted" if report.method == "ttt" else "without adapting")
         console.print(table)
     else:
         click.echo(report.answer)

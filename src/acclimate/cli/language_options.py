@@ -86,7 +86,7 @@ def read_examples(path: Path) -> tuple[Example, ...]:
     from acclimate.language import as_examples
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     rows = []

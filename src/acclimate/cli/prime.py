@@ -31,20 +31,23 @@ def prime_command(examples: Path, folder: Path, **given: Any) -> None:
     EXAMPLES holds JSON lines {"input": ..., "output": ...}. Use the folder with acclimate ask --adapter, or load it
     with peft.
     """
-    from acclimate.language import Engine
+    from acclimate.language import Engine, validated
 
     set_up_logging(given["verbose"])
     if folder.exists() and any(folder.iterdir()) and not given["overwrite"]:
         raise DataError(f"{folder} is not empty; give another folder, or --overwrite")
     read = language_options.read_examples(examples)
+    checked = validated(read)
+    for warning in checked.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     model = language_options.load_model(given)
     engine = Engine(model, recipe=language_options.recipe_from(model.recipe, given), max_seconds=given["max_seconds"])
     adapter = engine.prime(read)
     adapter.save(folder, base_model=model.name)
-    lines = [json.dumps(asdict(example), ensure_ascii=False) for example in read]
+    lines = [json.dumps(asdict(example)) for example in read]
     (folder / language_options.PRIMED_EXAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
     click.echo(
-        f"{len(adapter.losses)} steps on {len(read)} examples, rank {adapter.rank}, loss {adapter.losses[0]:.3f} -> "
-        f"{adapter.losses[-1]:.3f} nats per token, {adapter.seconds:.2f} s, "
+        f"{len(adapter.losses)} steps on {len(checked.examples)} examples, rank {adapter.rank}, "
+        f"loss {adapter.losses[0]:.3f} -> {adapter.losses[-1]:.3f} nats per token, {adapter.seconds:.2f} s, "
         f"{adapter.held_bytes / 2**20:.1f} MiB -> {folder}"
     )

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from acclimate.errors import CheckpointError, ConfigError
+from acclimate.errors import CheckpointError, ConfigError, first_line
 
 _CHILD: Final = "low_rank"
 _PEFT_PREFIX: Final = "base_model.model."
@@ -181,6 +182,11 @@ def loaded(model: nn.Module, folder: Path) -> Iterator[dict[str, LowRank]]:
         tensors = load_file(str(folder / "adapter_model.safetensors"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} holds no adapter: {error.filename} is missing") from error
+    except (ValueError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"the adapter in {folder} cannot be read: {first_line(error)}") from error
+    unsupported = [key for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if config.get(key)]
+    if unsupported or config.get("bias", "none") != "none" or not {"r", "lora_alpha"} <= config.keys():
+        raise CheckpointError(f"{folder}/adapter_config.json uses {unsupported or 'settings'} that are not supported")
     names = sorted({key.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
     modules = dict(model.named_modules())
     if missing := [name for name in names if name not in modules]:
@@ -189,7 +195,10 @@ def loaded(model: nn.Module, folder: Path) -> Iterator[dict[str, LowRank]]:
         with torch.no_grad():
             for name, pair in pairs.items():
                 for part in ("lora_A", "lora_B"):
-                    getattr(pair, part).copy_(tensors[f"{_PEFT_PREFIX}{name}.{part}.weight"])
+                    stored = tensors.get(f"{_PEFT_PREFIX}{name}.{part}.weight")
+                    if stored is None or stored.shape != getattr(pair, part).shape:
+                        raise CheckpointError(f"the adapter in {folder} does not fit the layer {name!r}")
+                    getattr(pair, part).copy_(stored)
         yield pairs
 
 

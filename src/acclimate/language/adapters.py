@@ -87,6 +87,9 @@ class AdapterManager:
             extra: kept and returned with it.
         """
         key = key or _digest(adapter_weights)
+        if adapter_weights.held_bytes > self.max_bytes:
+            # It would push out everything else and then itself.
+            return key
         with self._lock:
             self._entries[key] = _Entry(adapter_weights, tuple(examples), extra, self._clock())
             self._entries.move_to_end(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -87,7 +88,11 @@ class AskReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self) | {"seconds": dict(self.seconds), "warnings": list(self.warnings)}
+        values = asdict(self)
+        final_loss = values["metadata"]["final_loss"]
+        if final_loss is not None and not math.isfinite(final_loss):
+            values["metadata"]["final_loss"] = None
+        return values | {"seconds": dict(self.seconds), "warnings": list(self.warnings)}
 
     @property
     def status_line(self) -> str:
@@ -98,14 +103,18 @@ class AskReport:
             how = "adapter from the cache" if self.cached else f"{meta.training_steps} steps, rank {meta.lora_rank}"
             return f"TTT active: adapted to {meta.examples_used} examples ({how}){sure}, {total:.2f} s"
         if self.status == "declined":
-            return f"TTT declined ({self.reason}): answered from the prompt alone{sure}, {total:.2f} s"
+            plain = "" if self.icl_confidence is None else f", confidence {self.icl_confidence:.0%}"
+            return f"TTT declined ({self.reason}): answered from the prompt alone{plain}, {total:.2f} s"
         if self.status == "fallback":
             return f"TTT failed ({self.reason}): answered from the prompt alone, {total:.2f} s"
-        return f"TTT not used: no worked examples in the prompt, {total:.2f} s"
+        why = "no worked examples in the prompt" if self.pattern is None else "switched off"
+        return f"TTT not used: {why}, {total:.2f} s"
 
     @property
     def explanation(self) -> str:
         """What was done and why, for somebody who has not heard of it."""
+        if self.status == "plain" and self.pattern is not None:
+            return "Adapting was switched off, so the model answered from the prompt alone."
         if self.status == "plain":
             return "Your prompt shows no worked examples, so the model answered as it always does."
         if self.status == "adapted":

@@ -71,8 +71,8 @@ class Calibration:
 
 def shipped(model: str) -> Calibration | None:
     """Return the calibration that ships for ``model``, or None."""
-    path = FOLDER / f"{model}.json"
-    return Calibration.load(path) if path.exists() else None
+    known = {path.stem: path for path in FOLDER.glob("*.json")}
+    return Calibration.load(known[model]) if model in known else None
 
 
 def feature_values(evidence: Evidence) -> dict[str, float]:

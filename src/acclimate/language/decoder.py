@@ -67,6 +67,7 @@ class Decoder:
         body_name = next(n for n, module in network.named_modules() if module is self.body)
         self._prefix = ".".join(part for part in (body_name, name) if part)
         self.norm = next((m for n, m in self.body.named_children() if n in _FINAL_NORMS), nn.Identity())
+        self._check()
         self.can_replay = self.first_adapted > 0 and self._replays()
 
     @property
@@ -115,6 +116,22 @@ class Decoder:
         """Return the next token's logits, float32, for hidden states that are ready for the head."""
         scores: Tensor = self.head(hidden)  # type: ignore[misc]
         return scores.float()
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Refuse a network whose logits are not its head on its body, or that looks ahead."""
+        tokens = torch.arange(1, 9, device=next(self.network.parameters()).device)[None]
+        hidden = self.body(input_ids=tokens, use_cache=False)[0]
+        logits = self.network(input_ids=tokens, use_cache=False).logits.float()
+        if not torch.allclose(self.logits(hidden), logits, atol=_TOLERANCE * max(1.0, float(logits.abs().max()))):
+            raise TTTNotSupportedError(
+                f"{type(self.network).__name__} changes its logits after the head; adapting it is not supported"
+            )
+        other = tokens.clone()
+        other[0, -1] += 1
+        again = self.body(input_ids=other, use_cache=False)[0]
+        if not torch.allclose(again[:, :-1], hidden[:, :-1], atol=_TOLERANCE * max(1.0, float(hidden.abs().max()))):
+            raise TTTNotSupportedError(f"{type(self.network).__name__} looks ahead: it is not a causal language model")
 
     def _replays(self) -> bool:
         """Say whether the layers above, run by themselves, give what the model gives."""

@@ -9,32 +9,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-
 from acclimate.core.budget import Budget
 from acclimate.errors import CancelledError, ConfigError, DataError, TTTNotSupportedError, first_line
 from acclimate.language import calibration, patterns
 from acclimate.language.adapters import AdapterManager, adapter_key
 from acclimate.language.answers import AdaptationMetadata, AskReport, OnReport
 from acclimate.language.debug import DebugLog
-from acclimate.language.evidence import Evidence, cross_fit, held_out
-from acclimate.language.examples import Augmentation, Example, as_examples, folds, orderings, validated
+from acclimate.language.evidence import Evidence, cross_fit, nothing
+from acclimate.language.examples import (
+    MAX_EXAMPLE_CHARACTERS,
+    Augmentation,
+    Example,
+    as_examples,
+    cleaned,
+    orderings,
+    validated,
+)
 from acclimate.language.gate import DECLINED, Gate, Reason
 from acclimate.language.generate import PERMUTED_PROMPTS, Answer, agreement, generate, majority
-from acclimate.language.memory import PeakMemory
+from acclimate.language.memory import PeakMemory, out_of_memory
 from acclimate.language.models import LanguageModel
 from acclimate.language.recipes import Recipe, decided
 from acclimate.language.trainer import Adapter, StopReason, train
-from acclimate.language.work import RefusedError, Request, Work, report_of
+from acclimate.language.warm_start import warm_start
+from acclimate.language.work import FAILURES, RefusedError, Request, Work, report_of
 
 _LOG = logging.getLogger(__name__)
 Policy = Literal["gate", "always", "never"]
-_FAILURES: Mapping[StopReason, Reason] = {
-    "time budget": "timeout",
-    "memory budget": "memory",
-    "non_finite": "non_finite",
-}
-_WARM_START_CANDIDATES = 3
+_STILL_COMPARED = (None, "low_confidence", "no_held_out_gain")
 
 
 class Engine:
@@ -117,7 +119,8 @@ class Engine:
             DataError: the prompt is empty, or longer than the model can read.
             CancelledError: ``cancelled`` said so.
         """
-        if not prompt.strip():
+        prompt = cleaned(prompt)
+        if not prompt:
             raise DataError("the prompt is empty")
         detected = patterns.detect(prompt, domain)
         if detected is None:
@@ -126,11 +129,19 @@ class Engine:
             return self._plain(prompt, detected, "detection_failed", cancelled)
         if not detected.examples:
             return self._plain(prompt, detected, "insufficient_examples", cancelled)
+        examples = detected.examples
+        warnings: tuple[str, ...] = ()
+        if any(len(part) > MAX_EXAMPLE_CHARACTERS for e in examples for part in (e.input, e.output)):
+            return self._plain(prompt, detected, "detection_failed", cancelled)
+        if len(examples) > self.max_examples:
+            warnings = (f"{len(examples)} examples found, the last {self.max_examples} are used",)
+            examples = examples[-self.max_examples :]
         request = Request(
-            examples=detected.examples,
+            examples=examples,
             query=detected.query,
             pattern=detected.kind,
             pattern_confidence=detected.confidence,
+            warnings=warnings,
         )
         return self._answer(request, policy=policy, compare=compare, cancelled=cancelled)
 
@@ -158,7 +169,8 @@ class Engine:
             DataError: an example or the query is empty or too long, or there are too many.
             CancelledError: ``cancelled`` said so.
         """
-        if not query.strip():
+        query = cleaned(query)
+        if not query:
             raise DataError("the query is empty")
         if adapter is not None and adapter.fingerprint != self.model.fingerprint:
             raise DataError(f"the adapter was trained for another model than {self.model.name!r}; train it again")
@@ -182,7 +194,9 @@ class Engine:
         recipe = decided(self.recipe, checked.examples)
         with self.model.lock:
             adapter = train(self.model, [checked.examples], recipe, budget=self.budget, cancelled=cancelled)
-        if adapter.stop in _FAILURES:
+        if adapter.stop == "cancelled":
+            raise CancelledError("training was cancelled")
+        if adapter.stop in FAILURES:
             raise DataError(f"training ended early: {adapter.stop}; raise the limit or give shorter examples")
         self._keep(checked.examples, recipe, adapter, None)
         return adapter
@@ -206,7 +220,7 @@ class Engine:
             try:
                 if len(examples) < self.min_examples:
                     raise RefusedError("contradictory_examples" if checked.contradictions else "insufficient_examples")
-                if adapter is not None:
+                if adapter is not None and policy != "never":
                     work.adapter, work.cached = adapter, True
                     self._ttt(work, adapter, examples, request.query, cancelled)
                 elif policy != "never":
@@ -216,14 +230,16 @@ class Engine:
             except TTTNotSupportedError as error:
                 work.warnings.append(first_line(error))
                 reason = "unsupported_model"
-            except (MemoryError, torch.OutOfMemoryError) as error:
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
                 work.warnings.append(first_line(error))
                 reason = "memory"
             adapted = reason is None and work.ttt is not None
             if not adapted or compare:
                 self._icl(work, examples, request.query, cancelled)
-            if compare and not adapted and work.ttt is None and work.adapter is not None and work.adapter.copies == 1:
-                self._ttt(work, work.adapter, examples, request.query, cancelled)
+            if compare and work.ttt is None and policy != "never" and reason in _STILL_COMPARED:
+                self._compare(work, examples, request.query, recipe, cancelled)
         report = report_of(
             work,
             request,
@@ -235,6 +251,22 @@ class Engine:
             rank=recipe.rank,
         )
         return self._emit(report, request.query, tuple(examples), work)
+
+    def _compare(
+        self,
+        work: Work,
+        examples: tuple[Example, ...],
+        query: str,
+        recipe: Recipe,
+        cancelled: Callable[[], bool] | None,
+    ) -> None:
+        """Ask the adapted model although it was decided not to use it, for the user to see."""
+        with work.timed("comparison"):
+            adapter = work.adapter or train(
+                self.model, [examples], recipe, budget=self._remaining(work), cancelled=cancelled
+            )
+        if adapter.stop in ("finished", "early_stop"):
+            self._ttt(work, adapter, examples, query, cancelled)
 
     def _adapt(
         self,
@@ -249,8 +281,9 @@ class Engine:
         key = adapter_key(self.model.fingerprint, examples, recipe)
         known = self.cache.get(key) if self.cache is not None else None
         if known is not None:
-            work.adapter, work.evidence = known
-            work.cached = True
+            # What was declined has evidence and no weights.
+            work.adapter, work.evidence = known[0] if known[0].weights else None, known[1]
+            work.cached = work.adapter is not None
         if policy == "gate" and work.evidence is None:
             with work.timed("gate"):
                 work.evidence, trial = cross_fit(
@@ -258,24 +291,27 @@ class Engine:
                 )
             work.peak_bytes = trial.peak_bytes
             self._refuse_failure(trial.stop)
+            self._keep(examples, recipe, work.adapter or nothing(self.model), work.evidence)
         if policy == "gate" and work.evidence is not None:
             work.decision = self.gate.decide(work.evidence)
             if not work.decision.adapt:
                 raise RefusedError(work.decision.reason or "no_held_out_gain")
         if work.adapter is None:
-            start = self._start(examples, recipe) if self.warm_start else None
-            work.warm_start = start is not None
             with work.timed("training"):
+                start = warm_start(self.cache, self.model, examples, recipe) if self.warm_start and self.cache else None
+                work.warm_start = start is not None
                 work.adapter = train(
                     self.model, [examples], recipe, budget=self._remaining(work), cancelled=cancelled, start=start
                 )
             work.peak_bytes = max(work.peak_bytes, work.adapter.peak_bytes)
             self._refuse_failure(work.adapter.stop)
-            self._keep(examples, recipe, work.adapter, work.evidence)
+            if not work.warm_start:
+                # Under this key lies what these examples alone lead to.
+                self._keep(examples, recipe, work.adapter, work.evidence)
         self._ttt(work, work.adapter, examples, query, cancelled)
         if policy == "gate" and work.evidence is not None and work.ttt is not None:
             icl = self._icl(work, examples, query, cancelled)
-            evidence = replace(
+            work.evidence = replace(
                 work.evidence,
                 final_loss=work.adapter.losses[-1] if work.adapter.losses else math.nan,
                 answer_log_likelihood=work.ttt.log_likelihood,
@@ -283,35 +319,20 @@ class Engine:
                 answers_agree=work.ttt.text == icl.text,
                 agreement=work.agreement,
             )
-            work.decision = self.gate.decide(evidence)
+            work.decision = self.gate.decide(work.evidence)
             if not work.decision.adapt:
                 raise RefusedError(work.decision.reason or "no_held_out_gain")
 
     def _refuse_failure(self, stop: StopReason) -> None:
         if stop == "cancelled":
             raise CancelledError("the request was cancelled while the model was adapted")
-        if stop in _FAILURES:
-            raise RefusedError(_FAILURES[stop])
+        if stop in FAILURES:
+            raise RefusedError(FAILURES[stop])
 
     def _remaining(self, work: Work) -> Budget:
         limit = self.budget.max_seconds
         spent = work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0)
         return replace(self.budget, max_seconds=None if limit is None else max(0.0, limit - spent))
-
-    def _start(self, examples: tuple[Example, ...], recipe: Recipe) -> Adapter | None:
-        """Return the cached adapter that answers the examples best, where that is better than the model as it is."""
-        if self.cache is None:
-            return None
-        split = [folds(examples, 2, seed=recipe.seed)[0]]
-        best, best_likelihood = None, held_out(self.model, examples, split).log_likelihood
-        for adapter, seen in self.cache.nearest(self.model.fingerprint, examples, _WARM_START_CANDIDATES):
-            # Examples that the adapter was trained on would say how well it remembers them.
-            if adapter.rank != recipe.rank_or_default or set(seen) & set(examples):
-                continue
-            likelihood = held_out(self.model, examples, split, adapter).log_likelihood
-            if likelihood > best_likelihood:
-                best, best_likelihood = adapter, likelihood
-        return best
 
     def _keep(self, examples: tuple[Example, ...], recipe: Recipe, adapter: Adapter, evidence: Evidence | None) -> None:
         if self.cache is not None:
@@ -361,9 +382,10 @@ class Engine:
         cancelled: Callable[[], bool] | None,
     ) -> AskReport:
         work = Work(time.perf_counter(), PeakMemory(self.model.device))
-        ids = self.model.encoder.plain(prompt)
-        limit = max(1, min(self.max_answer_tokens or 256, self.model.encoder.max_tokens - len(ids)))
         with self.model.lock, work.timed("icl"):
+            # The tokenizer keeps how it treats special tokens between calls: one request at a time.
+            ids = self.model.encoder.plain(prompt)
+            limit = max(1, min(self.max_answer_tokens or 256, self.model.encoder.max_tokens - len(ids)))
             work.icl = generate(self.model, [ids], max_tokens=limit, cancelled=cancelled, free=True)[0]
         report = AskReport(
             answer=work.icl.text,

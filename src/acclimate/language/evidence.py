@@ -7,8 +7,9 @@ not see; so is the model without adapter. What comes out is evidence about this 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -169,14 +170,17 @@ def cross_fit(
     Raises:
         DataError: there are fewer than two examples.
     """
+    began = time.perf_counter()
     count = len(examples)
     splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
     left_out = LeftOut(model, examples, splits, recipe.share_adapted)
     before = left_out.before
     if before.exact == 1 and not even_if_perfect:
         # Nothing can be gained: the adapters would be trained for nothing.
-        return Evidence(count, before, before, 0.0, tried=False), _nothing(model)
+        return Evidence(count, before, before, 0.0, tried=False), nothing(model)
     sets = [[examples[i] for i in kept] for kept, _ in splits]
+    if budget is not None and budget.max_seconds is not None:
+        budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - (time.perf_counter() - began)))
     adapter = train(model, sets, recipe, budget=budget, cancelled=cancelled)
     after = before if adapter.stop == "non_finite" else left_out.after(adapter)
     return Evidence(
@@ -184,5 +188,6 @@ def cross_fit(
     ), adapter
 
 
-def _nothing(model: LanguageModel) -> Adapter:
+def nothing(model: LanguageModel) -> Adapter:
+    """Return an adapter without weights."""
     return Adapter({}, 1, 1.0, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0)

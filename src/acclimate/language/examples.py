@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from acclimate.errors import DataError
 
+MAX_EXAMPLE_CHARACTERS = 4000
 Augmentation = Callable[["Example"], Iterable["Example"]]
 
 
@@ -59,7 +61,7 @@ def as_examples(given: Iterable[Example | Mapping[str, Any] | Sequence[str]]) ->
                 raise DataError(f"example {number} has the keys {sorted(item)}; it needs 'input' and 'output'")
             pair = (item["input"], item["output"])
         else:
-            pair = () if isinstance(item, str) else tuple(item)
+            pair = tuple(item) if isinstance(item, Sequence) and not isinstance(item, str) else ()
         if len(pair) != 2:
             raise DataError(f"example {number} is {item!r}; give an input and an output")
         texts = [str(part) if isinstance(part, int | float) and not isinstance(part, bool) else part for part in pair]
@@ -70,7 +72,11 @@ def as_examples(given: Iterable[Example | Mapping[str, Any] | Sequence[str]]) ->
 
 
 def validated(
-    examples: Iterable[Example], *, max_count: int = 64, max_characters: int = 4000, augment: Augmentation | None = None
+    examples: Iterable[Example],
+    *,
+    max_count: int = 64,
+    max_characters: int = MAX_EXAMPLE_CHARACTERS,
+    augment: Augmentation | None = None,
 ) -> Validated:
     """Return ``examples`` cleaned, without duplicates and contradictions.
 
@@ -85,7 +91,7 @@ def validated(
     Raises:
         DataError: there are too many, one is too long, or one has no input or no output.
     """
-    given = [Example(_clean(e.input), _clean(e.output)) for e in examples]
+    given = [Example(cleaned(e.input), cleaned(e.output)) for e in examples]
     if len(given) > max_count:
         raise DataError(f"{len(given)} examples given, at most {max_count} are used; leave some out or raise the limit")
     for number, example in enumerate(given, 1):
@@ -97,7 +103,7 @@ def validated(
                 raise DataError(f"the {part} of example {number} has {len(text)} characters; at most {max_characters}")
     if augment is not None:
         known = {e.input for e in given}
-        extra = [Example(_clean(e.input), _clean(e.output)) for one in given for e in augment(one)]
+        extra = [Example(cleaned(e.input), cleaned(e.output)) for one in given for e in augment(one)]
         given += [e for e in extra if e.input and e.output and e.input not in known]
     answers: dict[str, set[str]] = {}
     for example in given:
@@ -129,16 +135,22 @@ def folds(examples: Sequence[Example], count: int, *, seed: int = 0) -> list[tup
 
 
 def orderings(count: int, how_many: int, *, seed: int = 0) -> list[tuple[int, ...]]:
-    """Return ``how_many`` orders of ``count`` things; the first is the one given, the others are shuffled."""
+    """Return ``how_many`` orders of ``count`` things, different ones as long as there are any.
+
+    The first is the one given, the others are shuffled.
+    """
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret
     found = [tuple(range(count))]
+    there_are = math.factorial(count) if count < 8 else how_many
     while len(found) < how_many:
         order = list(range(count))
         rng.shuffle(order)
-        found.append(tuple(order))
+        if tuple(order) not in found or len(found) >= there_are:
+            found.append(tuple(order))
     return found[:how_many]
 
 
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
+    """Return ``text`` in Unicode's composed form, without control characters, half characters and space around it."""
     composed = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
     return "".join(c for c in composed if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")).strip()

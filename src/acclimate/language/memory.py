@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
 import torch
 
-_PAGE_BYTES: Final = 4096
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _STATM: Final = Path("/proc/self/statm")
 
 
@@ -19,6 +20,8 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         self._start = self._used()
         self.peak = 0
 
@@ -30,9 +33,14 @@ class PeakMemory:
 
     def _used(self) -> int:
         if self._device.type == "cuda":
-            return int(torch.cuda.memory_allocated(self._device))
+            return int(torch.cuda.max_memory_allocated(self._device))
         if not _STATM.exists():
             import psutil
 
             return int(psutil.Process().memory_info().rss)
         return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Say whether an exception means that memory ran out, as Python, torch or its CPU allocator say it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

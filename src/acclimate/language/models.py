@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from acclimate.errors import CheckpointError, TTTNotSupportedError, first_line
+from acclimate.errors import CheckpointError, ConfigError, TTTNotSupportedError, first_line
 from acclimate.language import smollm2
 from acclimate.language.decoder import Decoder
 from acclimate.language.prompts import Encoder, PromptFormat
@@ -91,6 +91,7 @@ def load(
 
     Raises:
         CheckpointError: the model cannot be found, fetched or read.
+        ConfigError: the device cannot be used.
         TTTNotSupportedError: it is not a causal language model.
     """
     source = {SPARK: _SPARK_FOLDER}.get(name) or (smollm2.folder(progress) if name == SMOLLM2 else Path(name))
@@ -98,6 +99,10 @@ def load(
     if is_local and not (source / "config.json").exists():
         raise CheckpointError(f"{name!r} is a folder without config.json; give the folder that save_pretrained wrote")
     network, tokenizer = _from_transformers(str(source) if is_local else name, name, is_local)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} cannot be used: {first_line(error)}; give for instance 'cpu'") from error
     network = network.to(device=device, dtype=dtype or fastest_dtype(device)).eval().requires_grad_(False)
     shape = prompt_format or (PromptFormat.load(source) if is_local else None) or PromptFormat()
     limit = int(getattr(network.config, "max_position_embeddings", None) or 2048)
@@ -121,7 +126,7 @@ def _from_transformers(source: str, name: str, is_local: bool) -> tuple[Any, Any
             )
         with _quiet():
             network = transformers.AutoModelForCausalLM.from_pretrained(
-                source, local_files_only=is_local, dtype=torch.float32, attn_implementation="sdpa"
+                source, local_files_only=is_local, dtype=torch.float32
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=is_local)
     except (OSError, ValueError, ImportError) as error:

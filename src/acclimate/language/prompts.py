@@ -36,7 +36,7 @@ class PromptFormat:
     single_line: bool = False
 
     def clean(self, text: str) -> str:
-        """Return ``text`` with control characters and whatever would look like this format's own marks removed."""
+        """Return ``text`` without control characters, and without the blank lines or line breaks that end items."""
         text = "".join(c for c in text.replace("\r\n", "\n") if c in "\n\t" or unicodedata.category(c) != "Cc").strip()
         if self.single_line:
             return re.sub(r"\s*[\n\t]\s*", " ", text)

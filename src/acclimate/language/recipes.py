@@ -39,7 +39,6 @@ class Recipe:
         share_adapted: share of the layers, from the last, that get low-rank weights.
         gradient_clip_norm: None for no clipping.
         early_stop_loss: training ends below this loss, in nats per answer token.
-        max_seconds, max_bytes: limits of one adaptation; None for none.
         seed: of initialisation and shuffling.
 
     Raises:
@@ -60,8 +59,6 @@ class Recipe:
     share_adapted: float = 0.25
     gradient_clip_norm: float | None = 1.0
     early_stop_loss: float = 0.01
-    max_seconds: float | None = 5.0
-    max_bytes: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from acclimate.language.adapters import AdapterManager
 from acclimate.language.answers import AskReport, OnReport
 from acclimate.language.engine import Engine
 from acclimate.language.examples import Example
-from acclimate.language.gate import CONFIDENCE_THRESHOLDS
+from acclimate.language.gate import Gate
 from acclimate.language.models import LanguageModel, load
 from acclimate.language.recipes import RANK_RECOMMENDATIONS, recipe_for
 
@@ -39,9 +39,9 @@ class TestTimeAdaptationSkill:
         on_report: OnReport | None = None,
     ) -> None:
         # An unknown environment is refused now, not at the first request.
-        self.confidence_threshold: float = CONFIDENCE_THRESHOLDS[environment]
+        self.confidence_threshold: float = Gate(environment=environment).confidence_threshold
         self.environment = environment
-        self.adapter_manager = adapter_manager or AdapterManager()
+        self.adapter_manager = AdapterManager() if adapter_manager is None else adapter_manager
         self._model, self._on_report = model, on_report
         self._engine: Engine | None = None
 

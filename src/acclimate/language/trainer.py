@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from acclimate.core import lora
 from acclimate.core.budget import Budget
-from acclimate.errors import DataError
+from acclimate.errors import CheckpointError, DataError, TTTNotSupportedError
 from acclimate.language.decoder import Decoder, Recording
 from acclimate.language.examples import Example, orderings
 from acclimate.language.memory import PeakMemory
@@ -31,6 +31,7 @@ from acclimate.language.recipes import Recipe
 
 StopReason = Literal["finished", "early_stop", "time budget", "memory budget", "step budget", "non_finite", "cancelled"]
 Cancelled = Callable[[], bool]
+FINGERPRINT_FILE = "model_fingerprint.txt"
 
 
 class Targets(NamedTuple):
@@ -107,13 +108,17 @@ class Adapter:
         Raises:
             CheckpointError: files are missing, or it belongs to another model.
         """
-        with lora.loaded(model.network, folder) as pairs:
+        owner = folder / FINGERPRINT_FILE
+        if owner.exists() and owner.read_text().strip() != model.fingerprint:
+            raise CheckpointError(f"{folder} was trained for another model than {model.name!r}; train it again")
+        with model.lock, lora.loaded(model.network, folder) as pairs:
             weights = {n: (p.lora_A.detach().clone(), p.lora_B.detach().clone()) for n, p in pairs.items()}
             first = next(iter(pairs.values()))
-            rank = first.lora_A.shape[0]
-            alpha = first.scale * rank
+        rank = first.lora_A.shape[0]
         found = first.fan_in_fan_out
-        return cls(weights, rank, alpha, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0, fan_in_fan_out=found)
+        return cls(
+            weights, rank, first.scale * rank, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0, fan_in_fan_out=found
+        )
 
     def save(self, folder: Path, *, base_model: str | None = None) -> None:
         """Write the adapter in PEFT's format."""
@@ -127,6 +132,7 @@ class Adapter:
             pair.fan_in_fan_out = self.fan_in_fan_out
             pairs[name] = pair
         lora.save(folder, pairs, base_model=base_model)
+        (folder / FINGERPRINT_FILE).write_text(self.fingerprint + "\n")
 
 
 def laid_out(rows: Sequence[Sequence[Row]], *, pad: int, device: torch.device) -> Targets:
@@ -216,13 +222,16 @@ def train(
     copies = len(sets)
     losses: list[float] = []
     stop: StopReason = "finished"
-    passes = _Passes(model, decoder, sets, recipe)
+    if not decoder.targets:
+        raise TTTNotSupportedError(f"{model.name!r} has no linear layers that low-rank weights could be added to")
     with (
+        model.lock,
         lora.attached(
             model.network, decoder.targets, rank=rank, alpha=recipe.alpha, seed=recipe.seed, copies=copies
         ) as pairs,
         torch.enable_grad(),
     ):
+        passes = _Passes(model, decoder, sets, recipe)
         if start is not None:
             _copy_weights(start, pairs)
         parameters = [p for pair in pairs.values() for p in (pair.lora_A, pair.lora_B)]

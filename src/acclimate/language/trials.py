@@ -72,7 +72,11 @@ def read_tasks(path: Path, *, shots: int, questions: int | None = None) -> list[
         DataError: a line cannot be read, or has not more examples than ``shots``.
     """
     tasks = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from acclimate.errors import SessionError
 from acclimate.language.answers import AdaptationMetadata, AskReport, Status
@@ -14,7 +15,14 @@ from acclimate.language.examples import Example
 from acclimate.language.gate import DECLINED, Decision, Reason
 from acclimate.language.generate import Answer
 from acclimate.language.memory import PeakMemory
-from acclimate.language.trainer import Adapter
+from acclimate.language.trainer import Adapter, StopReason
+
+#: How training can fail, and the reason that a request then falls back for.
+FAILURES: Final[Mapping[StopReason, Reason]] = {
+    "time budget": "timeout",
+    "memory budget": "memory",
+    "non_finite": "non_finite",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
