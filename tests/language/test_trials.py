@@ -20,6 +20,7 @@ RULES = {
     "reverse": lambda w: w[::-1],
     "capital": str.capitalize,
     "odder": lambda w: f"{ord(w[1]) % 7}{ord(w[-1]) % 9}{ord(w[0]) % 8}",
+    "oddest": lambda w: f"{ord(w[2]) * 3 % 11}{ord(w[-2]) % 6}{len(w) * ord(w[0]) % 13}",
     "odd": lambda w: f"{len(w) * 7 % 5}{w[2]}{w[0]}",
 }
 
