@@ -169,7 +169,10 @@ def _with_tables(text: str) -> str:
 
 
 def _help(names: tuple[str, ...], command: click.Command) -> str:
-    context = click.Context(command, info_name=" ".join(names), max_content_width=100)
+    # The names that the command group sets: a command keeps those of the first context that asked for its help.
+    context = click.Context(
+        command, info_name=" ".join(names), max_content_width=100, help_option_names=["-h", "--help"]
+    )
     context.terminal_width = 100
     page = f"## {' '.join(names)}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
     if isinstance(command, click.Group):

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     help="See this domain's kinds of pattern more readily.",
 )
 @language_options.training
-@click.option("--max-seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="For gate and training.")
+@click.option("--max-seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="For gate and training.")
 @click.option("--max-mib", type=click.FloatRange(0), help="Memory for training, beyond the model.")
 @click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer.")
 @click.option("--debug", is_flag=True, help="Append what happened to logs/ttt_debug.jsonl, without any text.")
