@@ -19,7 +19,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +64,7 @@ def run_task(model: LanguageModel, task: KnownTask, votes: int, vote_questions: 
     plain, adapted = answers(model, task.examples, first)[0], answers(model, task.examples, first, adapter)[0]
     order = orderings(len(task.examples), PERMUTED_PROMPTS, seed=recipe.seed)[-1]
     again = answers(model, [task.examples[i] for i in order], first, adapter)[0]
-    known = replace(
-        evidence,
-        final_loss=adapter.losses[-1],
-        answer_log_likelihood=adapted.log_likelihood,
-        icl_log_likelihood=plain.log_likelihood,
-        answers_agree=plain.text == adapted.text,
-        agreement=agreement([adapted, again]),
-    )
+    known = evidence.answered(adapter, adapted=adapted, icl=plain, agreement=agreement([adapted, again]))
     decision = gate.decide(known)
     return {
         "task": task.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -311,14 +310,7 @@ class Engine:
         self._ttt(work, work.adapter, examples, query, cancelled)
         if policy == "gate" and work.evidence is not None and work.ttt is not None:
             icl = self._icl(work, examples, query, cancelled)
-            work.evidence = replace(
-                work.evidence,
-                final_loss=work.adapter.losses[-1] if work.adapter.losses else math.nan,
-                answer_log_likelihood=work.ttt.log_likelihood,
-                icl_log_likelihood=icl.log_likelihood,
-                answers_agree=work.ttt.text == icl.text,
-                agreement=work.agreement,
-            )
+            work.evidence = work.evidence.answered(work.adapter, adapted=work.ttt, icl=icl, agreement=work.agreement)
             work.decision = self.gate.decide(work.evidence)
             if not work.decision.adapt:
                 raise RefusedError(work.decision.reason or "no_held_out_gain")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from acclimate.core.budget import Budget
 from acclimate.language.examples import Example, folds
+from acclimate.language.generate import Answer
 from acclimate.language.models import LanguageModel
 from acclimate.language.recipes import Recipe
 from acclimate.language.trainer import Adapter, Cancelled, laid_out, train
@@ -69,6 +70,17 @@ class Evidence:
     answers_agree: bool | None = None
     agreement: float | None = None
     tried: bool = True
+
+    def answered(self, adapter: Adapter, *, adapted: Answer, icl: Answer, agreement: float | None) -> Evidence:
+        """Return the evidence with what the adapter that would answer, and both answers, add to it."""
+        return replace(
+            self,
+            final_loss=adapter.losses[-1] if adapter.losses else math.nan,
+            answer_log_likelihood=adapted.log_likelihood,
+            icl_log_likelihood=icl.log_likelihood,
+            answers_agree=adapted.text == icl.text,
+            agreement=agreement,
+        )
 
     @property
     def gains(self) -> bool:

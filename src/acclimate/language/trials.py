@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -181,14 +180,7 @@ def trials(
         order = orderings(len(task.examples), PERMUTED_PROMPTS, seed=chosen.seed)[-1]
         permuted = answers(model, [task.examples[i] for i in order], task.questions, adapter)
         for question, before, after, again in zip(task.questions, plain, adapted, permuted, strict=True):
-            known = replace(
-                evidence,
-                final_loss=adapter.losses[-1] if adapter.losses else math.nan,
-                answer_log_likelihood=after.log_likelihood,
-                icl_log_likelihood=before.log_likelihood,
-                answers_agree=before.text == after.text,
-                agreement=agreement([after, again]),
-            )
+            known = evidence.answered(adapter, adapted=after, icl=before, agreement=agreement([after, again]))
             wanted = model.encoder.format.clean(question.output)
             yield Trial(
                 task.name, known, before, after, before.text == wanted, after.text == wanted, gate_seconds,

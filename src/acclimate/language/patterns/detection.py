@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -145,8 +144,3 @@ def _probabilities(given: Mapping[str, float]) -> dict[str, float]:
     powers = {name: math.exp(score - top) for name, score in scores.items()}
     total = sum(powers.values())
     return {name: power / total for name, power in powers.items()}
-
-
-def words(text: str) -> list[str]:
-    """Return the words of a prompt in lower case."""
-    return re.findall(r"[^\W\d_]+", text.lower())

@@ -168,7 +168,7 @@ def features(text: str, found: Mapping[str, Found]) -> dict[str, float]:
     spoken = re.findall(r"[^\W\d_]+", text.lower())
     for first, second in set(pairwise(spoken)):
         given[f"words:{first} {second}"] = 1.0
-    for word in set(re.findall(r"[^\W\d_]+", text.lower())):
+    for word in set(spoken):
         if len(word) >= _LEAST_WORD:
             given[f"word:{word}"] = 1.0
     return {name: value for name, value in given.items() if value}

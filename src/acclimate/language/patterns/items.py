@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -84,19 +84,6 @@ def bare(text: str) -> str:
 def without_bullet(line: str) -> str:
     """Return a line without the mark of a list item in front of it."""
     return _BULLET.sub("", line)
-
-
-def split_pair(line: str, separator: str) -> tuple[str, str] | None:
-    """Return both sides of ``line``, or None where ``separator`` does not split it in two."""
-    parts = re.split(separator, line, maxsplit=1)
-    if len(parts) != 2 or not parts[0].strip():
-        return None
-    return bare(parts[0]), parts[1].strip()
-
-
-def distinct(pairs: Iterable[tuple[str, str]]) -> Sequence[tuple[str, str]]:
-    """Return pairs in which something is said."""
-    return [pair for pair in pairs if pair[0] and pair[1]]
 
 
 def located(text: str, pairs: Sequence[tuple[str, str]]) -> tuple[tuple[int, int], ...]:

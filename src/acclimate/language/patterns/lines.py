@@ -40,7 +40,6 @@ _CUE: Final = re.compile(
 _SEGMENT: Final = re.compile(
     r"\s*(?:;|\n|(?<=[\w?)\"'”.])\s*[,•]\s+(?=\S)|(?<=[^\d.\s])\.\s+|\s{2,}(?=\S)|\s/\s|\s\|\s)\s*"
 )
-_QUOTED: Final = re.compile(r"[\"“'‘`«](?P<item>[^\"“”'‘’`«»\n]{1,200})[\"”'’`»]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def pairs_in_segments(text: str) -> Iterator[Found]:
                 item = re.sub(r"^(?:and|so|then|et|und|y)\s+", "", part.strip())
                 number = _NUMBER.match(item)
                 flat.append(_Line(item[number.end() :] if number else item, number is not None, example=False))
-            yield from _by_separator(flat, in_line=True, rest=text)
+            yield from _by_separator(flat, in_line=True)
 
 
 def _merged(lines: Sequence[_Line]) -> list[_Line]:
@@ -104,7 +103,7 @@ def _merged(lines: Sequence[_Line]) -> list[_Line]:
     return [line for line in found if line.text.strip()]
 
 
-def _by_separator(lines: Sequence[_Line], *, in_line: bool = False, rest: str = "") -> Iterator[Found]:
+def _by_separator(lines: Sequence[_Line], *, in_line: bool = False) -> Iterator[Found]:
     for name, separator in SEPARATORS:
         if in_line and name in ("spaces", "spaced_slash", "bar"):
             continue
@@ -122,7 +121,7 @@ def _by_separator(lines: Sequence[_Line], *, in_line: bool = False, rest: str = 
         waiting = [(line, given) for line, given, answer in split if is_open(answer)]
         if len(done) < (2 if not waiting else 1):
             continue
-        query = _cue_cut(waiting[-1][1]) if waiting else _query_apart(plain, lines, rest or "")
+        query = _cue_cut(waiting[-1][1]) if waiting else _query_apart(plain, lines)
         yield Found(
             tuple((given, bare(answer)) for _, given, answer in done),
             query,
@@ -144,7 +143,7 @@ def _cue_cut(given: str) -> str:
     return bare(match["rest"]) if match else given
 
 
-def _query_apart(plain: Sequence[tuple[int, _Line]], lines: Sequence[_Line], rest: str) -> str | None:
+def _query_apart(plain: Sequence[tuple[int, _Line]], lines: Sequence[_Line]) -> str | None:
     """Return the open item from a line without separator: the last one, or a question elsewhere."""
     for index, line in reversed(plain):
         text = line.text.strip()
@@ -164,8 +163,3 @@ def _query_apart(plain: Sequence[tuple[int, _Line]], lines: Sequence[_Line], res
         if index == len(lines) - 1 and len(text.split()) <= 6 and not re.search(r"[.!]$|\?\s+\w", text):
             return bare(text.rstrip("?").strip())
     return None
-
-
-def quoted_items(text: str) -> list[str]:
-    """Return everything that stands in quotes."""
-    return [match["item"] for match in _QUOTED.finditer(text)]

@@ -61,7 +61,6 @@ _ASKED: Final = re.compile(
         (?:\s+(?:become|mean|give|return|map\ to|go\ to|change\ to|written|coded|encoded|turn\ into|under|in\ the\ same)\b.*)?\s*(?:\?+|\.{2,}|$)""",
     re.VERBOSE | re.IGNORECASE,
 )
-_REST_OF_QUESTION: Final = re.compile(r"\s*(?:\?+|is|are)?\s*$")
 
 
 def analogies(text: str) -> Iterator[Found]:
