@@ -154,7 +154,60 @@ def mood(rng: random.Random) -> tuple[str, str]:
     return text, "Zor" if good else "Mip"
 
 
-DEVELOPMENT: Mapping[str, Maker] = {f.__name__: f for f in (upper_second, price, big_or_small, spelled_out, mood)}
+def tag_element(rng: random.Random) -> tuple[str, str]:
+    colour, thing = rng.choice(COLOURS), rng.choice(THINGS)
+    return f"{thing} ({colour})", f'<item colour="{colour}">{thing}</item>'
+
+
+def older(rng: random.Random) -> tuple[str, str]:
+    first, second = rng.sample(FIRST, 2)
+    a, b = rng.sample(range(10, 80), 2)
+    return f"{first} is {a}, {second} is {b}", first if a > b else second
+
+
+def stands_where(rng: random.Random) -> tuple[str, str]:
+    thing, other = rng.sample(THINGS, 2)
+    where = rng.choice(["under", "behind", "beside", "above"])
+    return f"A {thing} stands {where} the {other}.", f"{where}({thing}, {other})"
+
+
+def colour_or_thing(rng: random.Random) -> tuple[str, str]:
+    word = rng.choice([*COLOURS, *rng.sample(THINGS, 10)])
+    return word, "7" if word in COLOURS else "4"
+
+
+def plural_upper(rng: random.Random) -> tuple[str, str]:
+    word = rng.choice(THINGS)
+    return word, f"{word.upper()}S"
+
+
+def euros_in_words(rng: random.Random) -> tuple[str, str]:
+    whole, part = rng.randint(1, 99), rng.randint(10, 99)
+    return f"{whole}.{part} EUR", f"{whole} euros and {part} cents"
+
+
+def path_to_name(rng: random.Random) -> tuple[str, str]:
+    folder, name, kind = rng.choice(CITIES).lower(), rng.choice(THINGS), rng.choice(["txt", "png", "csv", "pdf"])
+    return f"/{folder}/{name}.{kind}", f"{name} [{kind}]"
+
+
+def polite(rng: random.Random) -> tuple[str, str]:
+    verb, thing = rng.choice(VERBS), rng.choice(THINGS)
+    return f"{verb} the {thing}", f"Would you please {verb} the {thing}?"
+
+
+def month_number(rng: random.Random) -> tuple[str, str]:
+    month, year = rng.randint(1, 12), rng.randint(1900, 2030)
+    return f"{MONTHS[month - 1]} {year}", f"{year}/{month:02d}"
+
+
+DEVELOPMENT: Mapping[str, Maker] = {
+    f.__name__: f
+    for f in (
+        upper_second, price, big_or_small, spelled_out, mood, tag_element, older, stands_where, colour_or_thing,
+        plural_upper, euros_in_words, path_to_name, polite, month_number,
+    )
+}  # fmt: skip
 
 
 # --- results are reported on these

@@ -1,0 +1,77 @@
+"""Accuracy and cost of recipes on development tasks: how the defaults in ``acclimate.language.recipes`` were chosen.
+
+    python benchmarks/adaptation/recipes.py --model smollm2 --out recipes.json share_adapted=0.5,orderings=4 rank=8
+
+Every recipe is written as what it changes in the model's own; ``peft`` stands for the plain loop of ``run.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from run import PEFT_RATES, interval, known_tasks, plain_peft
+
+from acclimate.language import load
+from acclimate.language.recipes import Recipe, decided
+from acclimate.language.trainer import train
+from acclimate.language.trials import scored
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Return ``name=value,name=value`` as the fields of a recipe."""
+    known = {field.name for field in fields(Recipe)}
+    found = dict(part.split("=", 1) for part in text.split(",") if part)
+    if unknown := set(found) - known:
+        raise SystemExit(f"no such setting of a recipe: {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+    return {name: value if name == "loss" else json.loads(value) for name, value in found.items()}
+
+
+def main() -> None:
+    """Measure every recipe on the same tasks; write after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="+", help="'own', 'peft', or settings that differ from the model's own")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--per", type=int, default=2)
+    parser.add_argument("--shots", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=41)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    model = load(given.model)
+    tasks = known_tasks(given.model, "DEVELOPMENT", per=given.per, shots=given.shots, questions=8, seed=given.seed)
+    results: dict[str, Any] = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
+    for text in ("icl", *given.recipes):
+        rows = []
+        for task in tasks:
+            recipe = decided(model.recipe, task.examples)
+            if text == "icl":
+                right, cpu_s, steps = scored(model, task.examples, task.questions), 0.0, 0
+            elif text == "peft":
+                steps = recipe.steps or 1
+                right, cpu_s, _ = plain_peft(
+                    model, task.examples, task.questions,
+                    steps=steps, rank=recipe.rank_or_default, rate=PEFT_RATES[given.model],
+                )  # fmt: skip
+            else:
+                changed = {} if text == "own" else parsed(text)
+                adapter = train(model, [task.examples], decided(replace(model.recipe, **changed), task.examples))
+                right = scored(model, task.examples, task.questions, adapter)
+                cpu_s, steps = adapter.cpu_seconds, len(adapter.losses)
+            rows.append({"task": task.name, "right": statistics.fmean(right), "cpu_s": cpu_s, "steps": steps})
+        mean, half = interval([row["right"] for row in rows])
+        cpu_s = statistics.fmean(row["cpu_s"] for row in rows)
+        print(f"{100 * mean:5.1f} +- {100 * half:4.1f}  {cpu_s:6.2f} CPU s  {text}", flush=True)
+        results[text] = {"right": mean, "half_interval": half, "cpu_s": cpu_s, "rows": rows}
+        if given.out:
+            given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
