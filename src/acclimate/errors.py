@@ -8,7 +8,8 @@
     │   ├── DataError              images, lists, annotations or predictions that cannot be read
     │   ├── CheckpointError        weights that cannot be loaded, or may not be (pickle)
     │   ├── EmptySelectionError    no tensor of the model matches what was asked to move
-    │   └── TTTNotSupportedError   the adapter or the model cannot be adapted with this method
+    │   ├── TTTNotSupportedError   the adapter or the model cannot be adapted with this method
+    │   └── StoreError             the metrics store cannot be opened, or lacks what was asked for
     ├── SessionError               a session was used outside its ``with`` block
     └── CancelledError             a request was cancelled before it was answered
 """
@@ -47,6 +48,10 @@ class EmptySelectionError(InputError):
 
 class TTTNotSupportedError(InputError):
     """The adapter or the model cannot be adapted with the method that was asked for."""
+
+
+class StoreError(InputError):
+    """The metrics store cannot be opened or upgraded, or does not hold what was asked for."""
 
 
 class SessionError(AcclimateError, RuntimeError):

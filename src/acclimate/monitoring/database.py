@@ -1,0 +1,142 @@
+"""Where the store's tables are: SQLite by default, PostgreSQL by URL; opened, and brought up to date."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+
+from acclimate.errors import ConfigError, StoreError, first_line
+from acclimate.monitoring.schema import HEAD
+
+DEFAULT_DATABASE: Final = Path("logs/ttt_metrics.db")
+DATABASE_VARIABLE: Final = "ACCLIMATE_DB_URL"
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+#: Key of PostgreSQL's advisory lock under which tables are made.
+_MIGRATION_LOCK: Final = 7_411_279
+_BUSY_TIMEOUT_S: Final = 5.0
+
+
+def database_url(given: str | Path | None = None) -> sa.URL:
+    """Return the URL of the store.
+
+    Args:
+        given: a path, or a URL of SQLAlchemy; None takes ``ACCLIMATE_DB_URL``, or ``logs/ttt_metrics.db``.
+
+    Raises:
+        ConfigError: it is neither SQLite nor PostgreSQL, or not a URL.
+    """
+    text = str(given if given is not None else os.environ.get(DATABASE_VARIABLE) or DEFAULT_DATABASE)
+    if "://" not in text:
+        return sa.URL.create("sqlite", database=text)
+    try:
+        url = sa.make_url(text)
+    except SQLAlchemyError as error:
+        raise ConfigError(f"{text!r} is not a database URL: {first_line(error)}") from error
+    if url.get_backend_name() == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() == "sqlite":
+        return url
+    raise ConfigError(f"{url.drivername!r} is not supported; give a path (SQLite) or a postgresql:// URL")
+
+
+def make_engine(url: sa.URL) -> Engine:
+    """Return an engine for ``url``; the folder of a SQLite file is made.
+
+    Raises:
+        StoreError: the folder cannot be made.
+    """
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True)
+    if url.database and url.database != ":memory:":
+        try:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder of {url.database}: {error.strerror}") from error
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: Any) -> None:
+        # SQLAlchemy begins transactions itself, so that reads do not wait for a writer and writes lock at once.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        # A committed row survives a power cut, not only a crash of the process.
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        # Deleted rows are overwritten: what retention deletes is gone.
+        connection.execute("PRAGMA secure_delete=ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that writes; it is committed at the end of the block, or rolled back on an exception."""
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        yield connection
+
+
+def upgrade(engine: Engine, revision: str = HEAD) -> None:
+    """Bring the tables to ``revision``; a database of another reader of the guidelines' schema is taken over.
+
+    Raises:
+        StoreError: the database cannot be opened, or was written by a newer version.
+    """
+    try:
+        with engine.connect() as connection:
+            if _revision(connection) == revision:
+                return
+        # One transaction for all: where two processes start together, the second finds the work done.
+        with writing(engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            found = _revision(connection)
+            if found == revision:
+                return
+            _migrate(connection, revision, found)
+    except (OperationalError, DBAPIError) as error:
+        raise StoreError(
+            f"cannot open the metrics store {engine.url.render_as_string()}: {reason_of(error)}; give another by "
+            f"{DATABASE_VARIABLE}"
+        ) from error
+
+
+def reason_of(error: SQLAlchemyError) -> str:
+    """Return what the database driver said, in one line."""
+    return first_line(error.orig) if isinstance(error, DBAPIError) and error.orig is not None else first_line(error)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    return found
+
+
+def _migrate(connection: Connection, revision: str, found: str | None) -> None:
+    # Imported here: most starts find the tables up to date.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, revision)
+    except CommandError as error:
+        raise StoreError(
+            f"the metrics store has version {found!r}, which this acclimate does not know; upgrade acclimate"
+        ) from error

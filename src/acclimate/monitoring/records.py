@@ -1,0 +1,223 @@
+"""What is recorded, as plain values: a request, an attempt to adapt, a vision run, the outcome of an experiment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+from acclimate.errors import DataError
+
+Door = Literal["language", "vision"]
+Status = Literal["adapted", "declined", "fallback", "plain"]
+STATUSES: Final = ("adapted", "declined", "fallback", "plain")
+#: Reasons of a decision; any other reason for not adapting is a failure. The language door has the same list.
+DECLINED_REASONS: Final = frozenset(
+    {"insufficient_examples", "contradictory_examples", "low_confidence", "no_held_out_gain"}
+)
+
+
+def new_request_id() -> str:
+    """Return a name for a request that no other has."""
+    return uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class TTTPerformanceMetric:
+    """One attempt to adapt, in the words of the deployment guidelines.
+
+    Attributes:
+        session_id: groups attempts.
+        timestamp: of the attempt; without a zone it is local time.
+        task_type: the kind of pattern, or a name of one's own.
+        examples_count, training_steps: of the adaptation.
+        adaptation_time: seconds for gate and training.
+        confidence_score: 0 to 1; None where there is none.
+        convergence_score: 0 to 1.
+        success: the adapted model answered.
+        fallback_reason: why it did not.
+        user_feedback: 1 to 5.
+        accuracy_improvement: over in-context learning, as a share.
+
+    Raises:
+        DataError: a score is not between 0 and 1, feedback not between 1 and 5, or a count or a time negative.
+    """
+
+    session_id: str
+    timestamp: datetime
+    task_type: str | None
+    examples_count: int | None
+    training_steps: int | None
+    adaptation_time: float | None
+    confidence_score: float | None
+    convergence_score: float | None
+    success: bool
+    fallback_reason: str | None = None
+    user_feedback: float | None = None
+    accuracy_improvement: float | None = None
+
+    def __post_init__(self) -> None:
+        check_range("confidence_score", self.confidence_score, 0, 1)
+        check_range("convergence_score", self.convergence_score, 0, 1)
+        check_range("user_feedback", self.user_feedback, 1, 5)
+        for name in ("examples_count", "training_steps", "adaptation_time"):
+            check_range(name, getattr(self, name), 0, math.inf)
+
+    @property
+    def status(self) -> Status:
+        """Adapted, declined or fallback, as the reason says."""
+        if self.success:
+            return "adapted"
+        return "declined" if self.fallback_reason in DECLINED_REASONS else "fallback"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request through either door, adapted or not.
+
+    Attributes:
+        door: ``language`` or ``vision``.
+        status: ``adapted``; ``declined`` and ``fallback`` with their ``reason``; ``plain`` where nothing was to adapt.
+        session_id: groups requests.
+        request_id: names this one, for feedback.
+        timestamp: when it was answered.
+        model: its name.
+        method: ``ttt`` or ``icl``; a vision method's name, or None.
+        pattern, pattern_confidence: what was detected.
+        confidence, icl_confidence: probabilities that the adapted and the unadapted model are right.
+        seconds: the whole request.
+        memory_bytes: beyond the loaded model.
+        rank: of the low-rank weights.
+        environment: whose threshold the gate had.
+        examples_count, training_steps, adaptation_time, convergence_score, accuracy_improvement: of the attempt.
+        details: further plain values, kept in ``metadata``.
+        settings: of the adaptation, for the audit log.
+        actor: who asked, for the audit log; hash it if it should not be read there.
+        content: prompt, examples and answer; stored only where the store was told to.
+        vision: of a vision run.
+    """
+
+    door: Door
+    status: Status
+    session_id: str
+    request_id: str = field(default_factory=new_request_id)
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
+    model: str | None = None
+    method: str | None = None
+    reason: str | None = None
+    pattern: str | None = None
+    pattern_confidence: float | None = None
+    confidence: float | None = None
+    icl_confidence: float | None = None
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    rank: int | None = None
+    environment: str | None = None
+    examples_count: int | None = None
+    training_steps: int | None = None
+    adaptation_time: float | None = None
+    convergence_score: float | None = None
+    accuracy_improvement: float | None = None
+    user_feedback: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    actor: str = "unknown"
+    content: Mapping[str, Any] | None = None
+    vision: VisionRun | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise DataError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
+        check_range("confidence", self.confidence, 0, 1)
+        check_range("user_feedback", self.user_feedback, 1, 5)
+
+    @property
+    def is_attempt(self) -> bool:
+        """Whether there was something to adapt to: everything but ``plain``."""
+        return self.status != "plain"
+
+    @property
+    def success(self) -> bool | None:
+        """True adapted, False failed, None where it was decided not to adapt."""
+        return {"adapted": True, "fallback": False}.get(self.status)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionRun:
+    """What a vision run did.
+
+    Attributes:
+        images: predicted.
+        steps, kept, skipped: of the adaptation.
+        guard_trips: steps that a guard took back.
+        resets: to the source weights, by a guard or by the method.
+        cost_ratio: CPU seconds over those of plain prediction, where both were measured.
+        gain: of the metric against no adaptation, where there are labels, with its 95 % interval.
+        metric: which.
+    """
+
+    images: int
+    steps: int
+    kept: int
+    skipped: int
+    guard_trips: int
+    resets: int
+    cost_ratio: float | None = None
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    metric: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one arm of an experiment did on one request.
+
+    Attributes:
+        test_id: of the experiment.
+        session_id: groups requests.
+        method: of the arm, such as ``TTT`` or ``ICL``.
+        task_type, examples_count: of the request.
+        response_quality: 0 to 1; None where it is not known (yet).
+        response_time: seconds.
+        user_satisfaction: 1 to 5.
+        metadata: further plain values.
+        request_id: two outcomes of one request are a pair.
+        unit: what was assigned, a user or a request.
+        timestamp: of the answer.
+
+    Raises:
+        DataError: quality is not between 0 and 1, satisfaction not between 1 and 5, or the time negative.
+    """
+
+    test_id: str
+    session_id: str
+    method: str
+    task_type: str | None = None
+    examples_count: int | None = None
+    response_quality: float | None = None
+    response_time: float | None = None
+    user_satisfaction: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
+    unit: str | None = None
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        check_range("response_quality", self.response_quality, 0, 1)
+        check_range("response_time", self.response_time, 0, math.inf)
+        check_range("user_satisfaction", self.user_satisfaction, 1, 5)
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Refuse a number outside ``low`` to ``high``; NaN is outside.
+
+    Raises:
+        DataError: it is.
+    """
+    if value is not None and not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise DataError(f"{name} must be {bounds}, got {value}")

@@ -1,0 +1,171 @@
+"""The tables of the metrics store.
+
+``ttt_metrics`` and ``ttt_ab_tests`` have the columns of the deployment guidelines, so that other readers of that schema
+work, and a ``request_id`` more. Everything else is ours: one row in ``requests`` for every request, adapted or not, so
+that rates have a denominator.
+
+Times are ISO 8601 in UTC with microseconds: they sort as text, and SQLite and PostgreSQL read them alike.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+)
+
+#: The newest migration.
+HEAD: Final = "0002"
+
+metadata: Final = MetaData()
+_BIG: Final = BigInteger().with_variant(Integer, "sqlite")
+
+ttt_metrics: Final = Table(
+    "ttt_metrics",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("session_id", Text, nullable=False),
+    Column("timestamp", Text, nullable=False),
+    Column("task_type", Text),
+    Column("examples_count", Integer),
+    Column("training_steps", Integer),
+    Column("adaptation_time", Float),
+    Column("confidence_score", Float),
+    Column("convergence_score", Float),
+    # True: the adapted model answered. False: adapting failed. Null: it was decided not to adapt.
+    Column("success", Boolean),
+    Column("fallback_reason", Text),
+    Column("user_feedback", Float),
+    Column("accuracy_improvement", Float),
+    Column("metadata", Text),
+    Column("request_id", Text),
+    Index("uq_ttt_metrics_request", "request_id", unique=True),
+    Index("idx_ttt_timestamp", "timestamp"),
+    Index("idx_ttt_session", "session_id"),
+    sqlite_autoincrement=True,
+)
+
+ttt_ab_tests: Final = Table(
+    "ttt_ab_tests",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("test_id", Text, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("timestamp", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("task_type", Text),
+    Column("examples_count", Integer),
+    Column("response_quality", Float),
+    Column("response_time", Float),
+    Column("user_satisfaction", Float),
+    Column("metadata", Text),
+    Column("request_id", Text),
+    Column("unit", Text),
+    Index("idx_ab_test", "test_id", "method"),
+    Index("idx_ab_request", "request_id"),
+    sqlite_autoincrement=True,
+)
+
+requests: Final = Table(
+    "requests",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("session_id", Text, nullable=False),
+    Column("timestamp", Text, nullable=False),
+    Column("door", Text, nullable=False),
+    Column("model", Text),
+    Column("method", Text),
+    # adapted, declined (it was decided not to adapt), fallback (adapting failed), plain (nothing to adapt to).
+    Column("status", Text, nullable=False),
+    Column("reason", Text),
+    Column("pattern", Text),
+    Column("pattern_confidence", Float),
+    Column("pattern_expected", Text),
+    Column("confidence", Float),
+    Column("icl_confidence", Float),
+    Column("seconds", Float),
+    Column("memory_bytes", _BIG),
+    Column("rank", Integer),
+    Column("environment", Text),
+    Column("user_feedback", Float),
+    Column("writer_id", Text),
+    Column("sequence", _BIG),
+    # Prompt, examples and answer: only where the operator asked for it.
+    Column("content", Text),
+    Index("idx_requests_timestamp", "timestamp"),
+    Index("idx_requests_session", "session_id"),
+)
+
+vision_runs: Final = Table(
+    "vision_runs",
+    metadata,
+    Column("request_id", Text, ForeignKey("requests.request_id", ondelete="CASCADE"), primary_key=True),
+    Column("images", Integer, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("kept", Integer, nullable=False),
+    Column("skipped", Integer, nullable=False),
+    Column("guard_trips", Integer, nullable=False),
+    Column("resets", Integer, nullable=False),
+    Column("cost_ratio", Float),
+    Column("gain", Float),
+    Column("gain_low", Float),
+    Column("gain_high", Float),
+    Column("metric", Text),
+)
+
+experiments: Final = Table(
+    "experiments",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("created_at", Text, nullable=False),
+    Column("stopped_at", Text),
+    # JSON: everything that was decided before the first request.
+    Column("design", Text, nullable=False),
+)
+
+audit_log: Final = Table(
+    "audit_log",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("timestamp", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text),
+    Column("settings", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("previous_hash", Text, nullable=False),
+    Column("entry_hash", Text, nullable=False, unique=True),
+    sqlite_autoincrement=True,
+)
+
+# Holds a row only inside the transaction in which retention removes the oldest entries.
+audit_retention: Final = Table("audit_retention", metadata, Column("allowed", Integer, nullable=False))
+
+writers: Final = Table(
+    "writers",
+    metadata,
+    Column("writer_id", Text, primary_key=True),
+    Column("started_at", Text, nullable=False),
+    Column("stopped_at", Text),
+    Column("written", Integer, nullable=False, default=0),
+    Column("dropped", Integer, nullable=False, default=0),
+    # Handed over and never written, found by the next start after the process died.
+    Column("lost", Integer, nullable=False, default=0),
+)
+
+
+def timestamp_of(moment: datetime | None = None) -> str:
+    """Return a moment (now by default) as the store writes it; a moment without a zone is taken as local time."""
+    moment = moment or datetime.now(UTC)
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,145 @@
+"""How attempts went by day and by kind of task, and which way they are going."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import sqlalchemy as sa
+from scipy import stats
+from sqlalchemy import ColumnElement, Connection
+
+from acclimate.monitoring.measurement import Window
+from acclimate.monitoring.schema import ttt_metrics
+
+Trend = Literal["improving", "stable", "declining", "not enough data"]
+#: Attempts below which no trend is told.
+LEAST_ATTEMPTS: Final = 10
+_LEVEL: Final = 0.05
+#: Parts of a window between which success is compared.
+_PARTS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TTTSessionSummary:
+    """How the attempts of one session went; None where nothing is known.
+
+    Attributes:
+        total_attempts: all of them.
+        successful_adaptations: the adapted model answered.
+        average_confidence, average_adaptation_time, average_training_steps: over attempts that have the number.
+        fallback_rate: failures over attempts.
+        declined_rate: attempts that were decided against, over attempts.
+        top_task_types: the five most frequent, with their counts.
+        performance_trend: of success over the session.
+    """
+
+    total_attempts: int
+    successful_adaptations: int
+    average_confidence: float | None
+    average_adaptation_time: float | None
+    average_training_steps: float | None
+    fallback_rate: float | None
+    declined_rate: float | None
+    top_task_types: list[tuple[str, int]]
+    performance_trend: Trend
+
+
+def session_summary(connection: Connection, session_id: str) -> TTTSessionSummary:
+    """Return how the attempts of a session went."""
+    here = ttt_metrics.c.session_id == session_id
+    row = _aggregated(connection, here)[0]
+    kinds = Counter(
+        dict(
+            connection.execute(
+                sa.select(sa.func.coalesce(ttt_metrics.c.task_type, "unknown"), sa.func.count())
+                .where(here)
+                .group_by(ttt_metrics.c.task_type)
+            )
+            .tuples()
+            .all()
+        )
+    )
+    total = row["total_attempts"]
+    return TTTSessionSummary(
+        total_attempts=total,
+        successful_adaptations=row["successful"],
+        average_confidence=row["avg_confidence"],
+        average_adaptation_time=row["avg_adaptation_time"],
+        average_training_steps=row["avg_training_steps"],
+        fallback_rate=row["fallback"] / total if total else None,
+        declined_rate=row["declined"] / total if total else None,
+        top_task_types=kinds.most_common(5),
+        performance_trend=trend(_successes(connection, here)),
+    )
+
+
+def performance_trends(connection: Connection, window: Window) -> dict[str, Any]:
+    """Return attempts by day (UTC) and by kind of task, and the trend of success.
+
+    Means are over attempts; what is not known is None. ``success_rate`` is over attempts that succeeded or failed.
+    """
+    inside = window.of(ttt_metrics.c.timestamp)
+    day = sa.func.substr(ttt_metrics.c.timestamp, 1, 10)
+    daily = _aggregated(connection, inside, by=day, name="date")
+    kinds = _aggregated(connection, inside, by=ttt_metrics.c.task_type, name="task_type")
+    return {
+        "daily_performance": sorted(daily, key=lambda row: row["date"]),
+        "task_type_performance": sorted(kinds, key=lambda row: -row["total_attempts"]),
+        "trend": trend(_successes(connection, inside)),
+    }
+
+
+def trend(successes: Sequence[bool]) -> Trend:
+    """Say whether success gets likelier, in the order of attempts, by Kendall's tau over eighths of them at 5 %."""
+    if len(successes) < LEAST_ATTEMPTS:
+        return "not enough data"
+    values = np.asarray(successes, dtype=float)
+    if len(values) >= 5 * _PARTS:
+        # Rates of parts have few ties; single successes are nothing but ties.
+        values = np.asarray([part.mean() for part in np.array_split(values, _PARTS)])
+    if values.min() == values.max():
+        return "stable"
+    found = stats.kendalltau(np.arange(len(values)), values)
+    if not found.pvalue < _LEVEL:
+        return "stable"
+    return "improving" if found.statistic > 0 else "declining"
+
+
+def _successes(connection: Connection, where: ColumnElement[bool]) -> list[bool]:
+    query = (
+        sa.select(ttt_metrics.c.success)
+        .where(where, ttt_metrics.c.success.is_not(None))
+        .order_by(ttt_metrics.c.timestamp, ttt_metrics.c.id)
+    )
+    return [bool(value) for value in connection.execute(query).scalars()]
+
+
+def _aggregated(
+    connection: Connection, where: ColumnElement[bool], *, by: ColumnElement[Any] | None = None, name: str = ""
+) -> list[dict[str, Any]]:
+    columns = ttt_metrics.c
+    query = sa.select(
+        *([] if by is None else [by.label(name)]),
+        sa.func.count().label("total_attempts"),
+        sa.func.coalesce(sa.func.sum(sa.case((columns.success.is_(True), 1), else_=0)), 0).label("successful"),
+        sa.func.coalesce(sa.func.sum(sa.case((columns.success.is_(False), 1), else_=0)), 0).label("fallback"),
+        sa.func.avg(columns.confidence_score).label("avg_confidence"),
+        sa.func.avg(columns.adaptation_time).label("avg_adaptation_time"),
+        sa.func.avg(columns.training_steps).label("avg_training_steps"),
+    ).where(where)
+    if by is not None:
+        query = query.group_by(by)
+    found = []
+    for row in connection.execute(query).mappings():
+        # PostgreSQL's averages of whole numbers are decimals.
+        values = {key: float(v) if key.startswith("avg_") and v is not None else v for key, v in row.items()}
+        values["successful"], values["fallback"] = int(values["successful"]), int(values["fallback"])
+        values["declined"] = values["total_attempts"] - values["successful"] - values["fallback"]
+        decided = values["successful"] + values["fallback"]
+        values["success_rate"] = values["successful"] / decided if decided else None
+        found.append(values)
+    return found

@@ -1,0 +1,235 @@
+"""One thread writes what requests hand over; no request waits for the database."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+
+from acclimate.monitoring.database import reason_of, writing
+from acclimate.monitoring.insert import Event, insert
+from acclimate.monitoring.schema import timestamp_of, writers
+from acclimate.monitoring.sequence import SequenceFile
+
+_BATCH: Final = 256
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 2.0
+_SAY_AGAIN_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Rows that were handed over and will not be written, by what kept them out.
+
+    Attributes:
+        queue_full: there was no room to wait in.
+        write_failed: the database was locked, full or gone for longer than the patience of the writer.
+        refused: the database took the others and not these.
+    """
+
+    queue_full: int = 0
+    write_failed: int = 0
+    refused: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.queue_full + self.write_failed + self.refused
+
+
+class Writer:
+    """A bounded queue and the thread that empties it.
+
+    Args:
+        engine: of a store that is up to date.
+        writer_id: names this process in the database.
+        sequence: counts rows where a crash leaves the count; None where there is no place for it.
+        logger: hears of every loss.
+        capacity: rows that may wait.
+        patience_s: seconds that a batch is tried again while the database cannot be written.
+        keep_content: store texts where records carry them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        writer_id: str,
+        sequence: SequenceFile | None,
+        logger: logging.Logger,
+        capacity: int = 10_000,
+        patience_s: float = 30.0,
+        keep_content: bool = False,
+    ) -> None:
+        self._engine, self._writer_id, self._sequence, self._log = engine, writer_id, sequence, logger
+        self._patience_s, self._keep_content = patience_s, keep_content
+        self._queue: queue.Queue[tuple[int, Event] | threading.Event | None] = queue.Queue(capacity)
+        self._lock = threading.Lock()
+        self._handed_over = 0
+        self._losses = {"queue_full": 0, "write_failed": 0, "refused": 0}
+        self._unsaid, self._said_at = 0, -_SAY_AGAIN_S
+        self._closing, self._give_up_at = False, float("inf")
+        self._thread = threading.Thread(target=self._run, name="acclimate-metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def losses(self) -> Losses:
+        """What was lost so far."""
+        return Losses(**self._losses)
+
+    def put(self, event: Event) -> bool:
+        """Hand an event over without waiting; False where there is no room for it, which is counted and logged."""
+        with self._lock:
+            if self._closing:
+                raise RuntimeError("the metrics store was closed; open it again to record")
+            number = self._sequence.next() if self._sequence is not None else self._handed_over + 1
+            self._handed_over = number
+            try:
+                self._queue.put_nowait((number, event))
+            except queue.Full:
+                self._lose("queue_full", 1, f"the queue of {self._queue.maxsize} rows is full")
+                return False
+        return True
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until everything that was handed over is written or lost; False where that took too long."""
+        done = threading.Event()
+        try:
+            self._queue.put(done, timeout=timeout_s)
+        except queue.Full:
+            return False
+        return done.wait(timeout_s)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write what waits and end the thread; what cannot be written in time is counted and logged."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing, self._give_up_at = True, time.monotonic() + timeout_s
+        self._queue.put(None)
+        self._thread.join(timeout_s + self._patience_s)
+        self._say(f"{self._unsaid} rows of metrics were lost")
+        try:
+            with writing(self._engine) as connection:
+                connection.execute(
+                    sa.update(writers)
+                    .where(writers.c.writer_id == self._writer_id)
+                    .values(stopped_at=timestamp_of(), dropped=self.losses.total)
+                )
+        except SQLAlchemyError as error:
+            self._log.warning("the end of this run could not be written to the metrics store: %s", reason_of(error))
+        if self._sequence is not None:
+            self._sequence.close()
+
+    def _run(self) -> None:
+        while True:
+            first = self._queue.get()
+            batch: list[tuple[int, Event]] = []
+            waiting: list[threading.Event] = []
+            ended = False
+            item: tuple[int, Event] | threading.Event | None = first
+            while True:
+                if item is None:
+                    ended = True
+                elif isinstance(item, threading.Event):
+                    waiting.append(item)
+                else:
+                    batch.append(item)
+                if ended or len(batch) >= _BATCH:
+                    break
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if batch:
+                self._write_with_patience(batch)
+            for event in waiting:
+                event.set()
+            if ended:
+                return
+
+    def _write_with_patience(self, batch: Sequence[tuple[int, Event]]) -> None:
+        deadline, pause = time.monotonic() + self._patience_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                self._in_one_transaction(batch)
+                return
+            except IntegrityError:
+                self._one_by_one(batch)
+                return
+            except OperationalError as error:
+                if time.monotonic() >= min(deadline, self._give_up_at):
+                    self._lose_locked("write_failed", len(batch), f"the database cannot be written: {reason_of(error)}")
+                    return
+                self._log.debug("the metrics store is busy: %s", reason_of(error))
+            except DBAPIError as error:
+                if len(batch) == 1:
+                    self._lose_locked("refused", 1, f"the database refused a row: {reason_of(error)}")
+                    return
+                self._one_by_one(batch)
+                return
+            except Exception:
+                # A thread that ends here would end all recording without a word.
+                self._log.exception("writing metrics failed")
+                self._lose_locked("refused", len(batch), "writing failed")
+                return
+            time.sleep(pause)
+            pause = min(_LONGEST_PAUSE_S, 2 * pause)
+
+    def _in_one_transaction(self, batch: Sequence[tuple[int, Event]]) -> None:
+        with writing(self._engine) as connection:
+            for number, event in batch:
+                self._insert(connection, number, event)
+            connection.execute(
+                sa.update(writers)
+                .where(writers.c.writer_id == self._writer_id)
+                .values(written=writers.c.written + len(batch), dropped=self.losses.total)
+            )
+
+    def _insert(self, connection: Connection, number: int, event: Event) -> None:
+        insert(
+            connection, event, writer_id=self._writer_id, sequence=number, keep_content=self._keep_content
+        )
+
+    def _one_by_one(self, batch: Sequence[tuple[int, Event]]) -> None:
+        """Write a batch of which something was refused, so that only that is lost."""
+        for pair in batch:
+            try:
+                self._in_one_transaction([pair])
+            except IntegrityError as error:
+                self._lose_locked("refused", 1, f"the database refused a row: {reason_of(error)}")
+            except SQLAlchemyError:
+                self._write_with_patience([pair])
+
+    def _lose_locked(self, kind: str, rows: int, why: str) -> None:
+        with self._lock:
+            self._lose(kind, rows, why)
+
+    def _lose(self, kind: str, rows: int, why: str) -> None:
+        self._losses[kind] += rows
+        if self._sequence is not None:
+            self._sequence.give_up(rows)
+        self._unsaid += rows
+        self._say(f"{self._unsaid} rows of metrics were lost: {why}")
+
+    def _say(self, text: str) -> None:
+        # A full queue would fill the log as fast as requests come.
+        now = time.monotonic()
+        if self._unsaid and (self._closing or now - self._said_at >= _SAY_AGAIN_S):
+            self._log.error("%s", text)
+            self._unsaid, self._said_at = 0, now
+
+
+def register(connection: Connection, writer_id: str) -> None:
+    """Write down that a process began to write."""
+    connection.execute(
+        sa.insert(writers).values(writer_id=writer_id, started_at=timestamp_of(), written=0, dropped=0, lost=0)
+    )
