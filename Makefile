@@ -31,9 +31,10 @@ clean:
 	rm -rf $(VENV) acclimate-demo .pytest_cache .mypy_cache .ruff_cache .coverage
 
 # torch first and alone: a package that asks for a range of it would otherwise choose a build for GPUs.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt $(shell find hosts/sam -type f -not -path "*/__pycache__/*")
 	$(PYTHON) -c 'import sys; sys.exit("acclimate needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt ./hosts/sam
 	touch $@

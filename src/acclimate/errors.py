@@ -11,6 +11,7 @@
     │   ├── TTTNotSupportedError   the adapter or the model cannot be adapted with this method
     │   └── StoreError             the metrics store cannot be opened, or lacks what was asked for
     ├── SessionError               a session was used outside its ``with`` block
+    ├── DeliveryError              an alert did not reach its receiver
     └── CancelledError             a request was cancelled before it was answered
 """
 
@@ -56,6 +57,10 @@ class StoreError(InputError):
 
 class SessionError(AcclimateError, RuntimeError):
     """A session was used before it was entered or after it was left."""
+
+
+class DeliveryError(AcclimateError):
+    """An alert did not reach its receiver."""
 
 
 class CancelledError(AcclimateError):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import click
 from rich.table import Table
 from rich.text import Text
 
-from acclimate.cli import language_options
+from acclimate.cli import language_options, store_options
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
 from acclimate.errors import ConfigError, DataError
 
@@ -53,6 +55,10 @@ if TYPE_CHECKING:
 @click.option("--max-seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="For gate and training.")
 @click.option("--max-mib", type=click.FloatRange(0), help="Memory for training, beyond the model.")
 @click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer.")
+@click.option("--experiment", help="Answer with the arm that this request (or --user) has in an experiment.")
+@click.option("--expected", help="The known answer: whether it was given is recorded as quality in the experiment.")
+@click.option("--store-content", is_flag=True, help="Store prompt, examples and answer with the metrics.")
+@store_options.recording
 @click.option("--debug", is_flag=True, help="Append what happened to logs/ttt_debug.jsonl, without any text.")
 @click.option("--debug-content", is_flag=True, help="The same with prompt, examples and answers.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
@@ -63,20 +69,39 @@ def ask_command(prompt: str | None, **given: Any) -> None:
     Where the prompt shows worked examples, the model practises on them before it answers, if that is likelier to be
     right. PROMPT comes from the argument, from --file, or from standard input (-).
     """
+    from acclimate.cli import asked_experiments
     from acclimate.language import Engine
+    from acclimate.monitoring import language_request
 
     set_up_logging(given["verbose"])
     text = _prompt(prompt, given)
+    request_id = uuid4().hex
+    arm = asked_experiments.assigned(given, request_id) if given["experiment"] else None
     engine = _engine(Engine, given)
     how: dict[str, Any] = {"compare": given["compare"]}
     if given["examples"] or given["adapter"]:
         report = _with_examples(engine, text, given, how)
     else:
         report = engine.ask(text, domain=given["domain"], policy=given["policy"], **how)
+    values = report.to_dict()
+    content = {"prompt": text} if given["store_content"] else None
+    record = language_request(
+        values,
+        session_id=store_options.session(given),
+        actor=store_options.actor(given),
+        environment=given["environment"],
+        settings={"policy": given["policy"], "votes": given["votes"], "experiment": given["experiment"]},
+        content=content,
+    )
+    record = dataclasses.replace(record, request_id=request_id)
+    outcomes = asked_experiments.outcomes(given, arm, record, values) if arm is not None else ()
+    recorded = store_options.record(given, record, *outcomes, keep_content=given["store_content"])
     if given["as_json"]:
-        click.echo(json.dumps(report.to_dict(), indent=2))
+        click.echo(json.dumps({**values, "request_id": request_id if recorded else None}, indent=2))
     else:
         _show(report, compare=given["compare"])
+        if recorded:
+            click.echo(f"request {request_id}", err=True)
 
 
 def _prompt(prompt: str | None, given: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from acclimate.cli import options
+from acclimate.cli import options, store_options
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
 from acclimate.vision.compare import BASELINE, Comparison, ComparisonResult, compare
 from acclimate.vision.config import METHOD_NAMES
@@ -36,6 +36,7 @@ from acclimate.vision.config import METHOD_NAMES
 @options.model_options
 @options.data_options
 @options.ttt_options
+@store_options.recording
 @click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
 @click.pass_context
 @reports_input_errors
@@ -59,7 +60,30 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
         max_images=values["max_images"],
     )
     result = compare(comparison, progress=_say if sys.stderr.isatty() else None)
+    _record(values, result)
     print_comparison(result)
+
+
+def _record(values: dict[str, Any], result: ComparisonResult) -> None:
+    from acclimate.monitoring import vision_request
+
+    session, actor = store_options.session(values), store_options.actor(values)
+    records = [
+        vision_request(
+            images=result.images,
+            model=values["model"] or values["adapter"],
+            session_id=session,
+            ttt={"enabled": True, "method": row.method, "report": {"session": {"counts": row.steps}}},
+            seconds=row.cpu_seconds,
+            actor=actor,
+            cost_ratio=row.cost,
+            gain=(row.change.value, row.change.low, row.change.high) if row.change and values["ground_truth"] else None,
+            metric=result.metric if values["ground_truth"] else None,
+        )
+        for row in result.rows
+        if row.method != BASELINE and row.error is None
+    ]
+    store_options.record(values, *records)
 
 
 def print_comparison(result: ComparisonResult) -> None:

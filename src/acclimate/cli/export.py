@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from acclimate.cli import options
+from acclimate.cli import options, store_options
 from acclimate.cli.terminal import progress_bar, reports_input_errors, set_up_logging
 from acclimate.errors import ConfigError
 from acclimate.vision.adapter import AdaptableAdapter
@@ -55,6 +56,7 @@ from acclimate.vision.ttt import dry_run
 @options.ttt_options
 @click.option("--ttt-log-out", type=options.existing_path(), help="Write the TTT log (JSON).")
 @click.option("--ttt-dry-run", is_flag=True, help="List the tensors that would move, and stop.")
+@store_options.recording
 @click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
 @click.pass_context
 @reports_input_errors
@@ -104,13 +106,29 @@ def export_command(context: click.Context, /, **values: Any) -> None:
     if values["ttt_dry_run"]:
         _print_dry_run(job)
         return
+    began = time.perf_counter()
     try:
         with progress_bar() as progress:
             result = export(job, progress=progress)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command with --resume goes on from here", err=True)
         raise SystemExit(130) from None
+    _record(values, result, time.perf_counter() - began)
     _print_summary(job, result)
+
+
+def _record(values: dict[str, Any], result: ExportResult, seconds: float) -> None:
+    from acclimate.monitoring import vision_request
+
+    record = vision_request(
+        images=len(result.entries),
+        model=values["model"] or values["adapter"],
+        session_id=store_options.session(values),
+        ttt=result.meta["ttt"],
+        seconds=seconds,
+        actor=store_options.actor(values),
+    )
+    store_options.record(values, record)
 
 
 def _print_dry_run(job: ExportJob) -> None:

@@ -18,6 +18,22 @@ _COMMANDS: Final = {
     "ask": ("acclimate.cli.ask", "ask_command", "Answer a prompt, adapted to the examples in it where that helps."),
     "prime": ("acclimate.cli.prime", "prime_command", "Train an adapter on examples once, for reuse."),
     "calibrate": ("acclimate.cli.calibrate", "calibrate_command", "Fit the gate's confidence to a language model."),
+    "health": (
+        "acclimate.cli.health",
+        "health_command",
+        "Check every indicator.",
+    ),
+    "analyze": (
+        "acclimate.cli.metrics",
+        "analyze_command",
+        "How attempts are going, and what to change.",
+    ),
+    "report": ("acclimate.cli.metrics", "report_command", "A daily or weekly report, as text or as one HTML file."),
+    "experiment": ("acclimate.cli.experiment", "experiment_group", "Compare two ways of answering on real requests."),
+    "feedback": ("acclimate.cli.metrics", "feedback_command", "Record what a user thought of an answer."),
+    "metrics": ("acclimate.cli.metrics", "metrics_group", "Export what was recorded, or label it."),
+    "audit": ("acclimate.cli.metrics", "audit_command", "Show the audit log, or check that nothing in it was changed."),
+    "maintain": ("acclimate.cli.metrics", "maintain_command", "Delete what is old, and give its space back."),
     "demo": ("acclimate.cli.demo", "demo_group", "See it work on data that ships with the package."),
 }
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from acclimate.errors import ConfigError, StoreError
 from acclimate.monitoring.intervals import Estimate, mean
+from acclimate.monitoring.measurement import Window
 from acclimate.monitoring.schema import experiments, timestamp_of, ttt_ab_tests
 from acclimate.monitoring.sequential import (
     Comparison,
@@ -123,9 +124,7 @@ def stop(store: Store, name: str) -> Experiment:
     if found.stopped_at is not None:
         raise ConfigError(f"experiment {name!r} was stopped at {found.stopped_at}")
     with store.writing() as connection:
-        connection.execute(
-            sa.update(experiments).where(experiments.c.name == name).values(stopped_at=timestamp_of())
-        )
+        connection.execute(sa.update(experiments).where(experiments.c.name == name).values(stopped_at=timestamp_of()))
     return get(store, name)
 
 
@@ -261,6 +260,14 @@ def two_methods(connection: Connection, test_id: str) -> dict[str, Any]:
     return found
 
 
+def recent_tests(store: Store, window: Window) -> list[str]:
+    """Return the names of tests with outcomes in ``window``, whether a design was written down for them or not."""
+    columns = ttt_ab_tests.c
+    with store.reading() as connection:
+        query = sa.select(columns.test_id).where(window.of(columns.timestamp)).distinct().order_by(columns.test_id)
+        return list(connection.execute(query).scalars())
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     number: int
@@ -304,7 +311,7 @@ def _paired(experiment: Experiment, before: Sequence[_Row], after: Sequence[_Row
     if experiment.design == "sequential":
         return confidence_sequence([a - b for b, a in known], bound=1.0)
     if len(known) < (experiment.horizon or 0):
-        return _not_yet([a - b for b, a in known])
+        return _not_yet([a - b for b, a in known], len(known))
     known = known[: experiment.horizon]
     return fixed_horizon([b for b, _ in known], [a for _, a in known], paired=True)
 
@@ -312,6 +319,8 @@ def _paired(experiment: Experiment, before: Sequence[_Row], after: Sequence[_Row
 def _unpaired(experiment: Experiment, rows: Sequence[_Row]) -> Comparison:
     control, treatment = experiment.arms
     known = [(row.quality, row.method == treatment.name) for row in rows if row.quality is not None]
+    if len({treated for _, treated in known}) < 2:
+        return _not_yet([], len(known))
     if experiment.design == "sequential":
         values, treated = [q for q, _ in known], [t for _, t in known]
         differences = weighted_differences(values, treated, treatment.weight)
@@ -322,9 +331,9 @@ def _unpaired(experiment: Experiment, rows: Sequence[_Row]) -> Comparison:
     return found if complete else Comparison(found.effect, None, None, None, found.count)
 
 
-def _not_yet(differences: Sequence[float]) -> Comparison:
+def _not_yet(differences: Sequence[float], count: int) -> Comparison:
     effect = sum(differences) / len(differences) if differences else float("nan")
-    return Comparison(effect, None, None, None, len(differences))
+    return Comparison(effect, None, None, None, count)
 
 
 def _seconds(before: Sequence[_Row], after: Sequence[_Row], *, paired: bool) -> Comparison:

@@ -25,7 +25,8 @@ def insert(connection: Connection, event: Event, *, writer_id: str, sequence: in
     Args:
         connection: inside a transaction that writes.
         event: to write.
-        writer_id, sequence: of the hand-over.
+        writer_id: of the process that handed it over.
+        sequence: its number there.
         keep_content: store prompts, examples and answers where a record carries them.
     """
     if isinstance(event, Outcome):
@@ -45,7 +46,17 @@ def _insert_request(
     connection: Connection, record: RequestRecord, writer_id: str, sequence: int, keep_content: bool
 ) -> None:
     moment = timestamp_of(record.timestamp)
-    same = ("request_id", "session_id", "door", "model", "method", "status", "reason", "pattern", "pattern_confidence")
+    same: tuple[str, ...] = (
+        "request_id",
+        "session_id",
+        "door",
+        "model",
+        "method",
+        "status",
+        "reason",
+        "pattern",
+        "pattern_confidence",
+    )
     same += ("confidence", "icl_confidence", "seconds", "memory_bytes", "rank", "environment", "user_feedback")
     values = {name: getattr(record, name) for name in same}
     values |= {"timestamp": moment, "writer_id": writer_id, "sequence": sequence}
@@ -57,11 +68,25 @@ def _insert_request(
         connection.execute(sa.insert(vision_runs).values(run))
     if not record.is_attempt:
         return
+    if record.door == "language":
+        _insert_metrics(connection, record, moment)
+    audit.append(
+        connection,
+        actor=record.actor,
+        action=f"{record.door} adaptation",
+        subject=record.request_id,
+        settings={"model": record.model, "method": record.method, **record.settings},
+        outcome=record.status if record.reason is None else f"{record.status}: {record.reason}",
+        moment=moment,
+    )
+
+
+def _insert_metrics(connection: Connection, record: RequestRecord, moment: str) -> None:
     connection.execute(
         sa.insert(ttt_metrics).values(
             session_id=record.session_id,
             timestamp=moment,
-            task_type=record.pattern or record.door,
+            task_type=record.pattern,
             examples_count=record.examples_count,
             training_steps=record.training_steps,
             adaptation_time=record.adaptation_time,
@@ -71,18 +96,9 @@ def _insert_request(
             fallback_reason=record.reason,
             user_feedback=record.user_feedback,
             accuracy_improvement=record.accuracy_improvement,
-            metadata=as_json({"door": record.door, "model": record.model, **record.details}),
+            metadata=as_json({"model": record.model, **record.details}),
             request_id=record.request_id,
         )
-    )
-    audit.append(
-        connection,
-        actor=record.actor,
-        action=f"{record.door} adaptation",
-        subject=record.request_id,
-        settings={"model": record.model, "method": record.method, **record.settings},
-        outcome=record.status if record.reason is None else f"{record.status}: {record.reason}",
-        moment=moment,
     )
 
 

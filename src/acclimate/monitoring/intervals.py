@@ -48,7 +48,8 @@ def relative_gain(after: Sequence[float], before: Sequence[float], *, level: flo
     """Return mean(after) / mean(before) - 1 over pairs, with its delta-method interval; None where before is all 0.
 
     Args:
-        after, before: values of the same requests, in the same order.
+        after: values of requests.
+        before: values of the same requests, in the same order.
         level: of the interval.
     """
     one, other = np.asarray(after, dtype=float), np.asarray(before, dtype=float)

@@ -80,7 +80,7 @@ def _kpi(name: str, unit: Unit, measures: str, **bounds: float) -> Kpi:
         target=words["target"],
         alert_threshold=words["alert_threshold"],
         measures=measures,
-        **bounds,  # type: ignore[arg-type]
+        **bounds,
     )
 
 

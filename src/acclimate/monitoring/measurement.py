@@ -81,6 +81,11 @@ class Measurement:
             f"(target {self.kpi.target}, alert {self.kpi.alert_threshold})"
         )
 
+    @property
+    def stated(self) -> str:
+        """The measurement in one line that begins with its state."""
+        return self.line if self.state == "not enough data" else f"{self.state}: {self.line}"
+
 
 def judged(kpi: Kpi, estimate: Estimate | None) -> State:
     """Return what an estimate says about an indicator, its sampling error included."""
@@ -227,9 +232,7 @@ def _success(connection: Connection, window: Window) -> _Found:
 
 
 def _confidence(connection: Connection, window: Window) -> _Found:
-    values = _values(
-        connection, requests.c.confidence, window.of(requests.c.timestamp), requests.c.status == "adapted"
-    )
+    values = _values(connection, requests.c.confidence, window.of(requests.c.timestamp), requests.c.status == "adapted")
     return (mean(values) if values else None), {}
 
 
@@ -265,9 +268,7 @@ def _memory(connection: Connection, window: Window) -> _Found:
 def _detection(connection: Connection, window: Window) -> _Found:
     labelled = window.of(requests.c.timestamp) & requests.c.pattern_expected.is_not(None)
     same = sa.func.coalesce(requests.c.pattern, NO_PATTERN) == requests.c.pattern_expected
-    row = connection.execute(
-        sa.select(sa.func.count(), sa.func.sum(sa.case((same, 1), else_=0))).where(labelled)
-    ).one()
+    row = connection.execute(sa.select(sa.func.count(), sa.func.sum(sa.case((same, 1), else_=0))).where(labelled)).one()
     return (proportion(int(row[1]), row[0]) if row[0] else None), {}
 
 

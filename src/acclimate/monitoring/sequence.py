@@ -100,5 +100,6 @@ def leftovers(folder: Path) -> Iterator[Leftover]:
             if not path.exists() or os.fstat(file.fileno()).st_nlink == 0:
                 continue
             if len(content) == _FORMAT.size:
-                yield Leftover(path.name.removesuffix(_SUFFIX), *_FORMAT.unpack(content), path)
+                assigned, dropped = _FORMAT.unpack(content)
+                yield Leftover(path.name.removesuffix(_SUFFIX), assigned, dropped, path)
             path.unlink(missing_ok=True)

@@ -3,9 +3,9 @@
 The sequential test bets against "the mean is m" (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random
 variables by betting", arXiv 2010.09686): a capital that can only grow by luck where m is true, so that by Ville's
 inequality the chance that it ever reaches 1/alpha is at most alpha, whatever is looked at and whenever one stops. It
-needs no normal approximation, only that outcomes are bounded, so it holds for rare outcomes and uneven arms too. Arms are
-compared by augmented inverse-probability weighting: each request gives one number whose expectation is the difference of
-the arms, whatever their running means were (as in Waudby-Smith et al. 2022, arXiv 2210.10768).
+needs no normal approximation, only that outcomes are bounded, so it holds for rare outcomes and uneven arms too. Arms
+are compared by augmented inverse-probability weighting: each request gives one number whose expectation is the
+difference of the arms, whatever their running means were (as in Waudby-Smith et al. 2022, arXiv 2210.10768).
 """
 
 from __future__ import annotations
@@ -94,14 +94,16 @@ def _bets(array: Array, bound: float, alpha: float) -> Array:
     means = np.cumsum(array) / (times + 1)
     variances = (np.cumsum((array - means) ** 2) + prior) / (times + 1)
     before = np.concatenate([[prior], variances[:-1]])
-    return np.stack([np.sqrt(2 * np.log(2 / alpha) / (before * tuned)) for tuned in TUNED_FOR])  # type: ignore[no-any-return]
+    bets: Array = np.stack([np.sqrt(2 * np.log(2 / alpha) / (before * tuned)) for tuned in TUNED_FOR])
+    return bets
 
 
 def _log_capital(array: Array, bets: Array, mean: float, bound: float) -> Array:
     """Return the logarithm of the capital after each observation, betting on both sides of ``mean``."""
     above = np.log1p(np.minimum(bets, LARGEST_BET / (mean + bound)) * (array - mean)).cumsum(1)
     below = np.log1p(-np.minimum(bets, LARGEST_BET / (bound - mean)) * (array - mean)).cumsum(1)
-    return np.logaddexp.reduce(np.concatenate([above, below])) - np.log(2 * len(bets))  # type: ignore[no-any-return]
+    capital: Array = np.logaddexp.reduce(np.concatenate([above, below])) - np.log(2 * len(bets))
+    return capital
 
 
 def weighted_differences(values: Sequence[float], treated: Sequence[bool], probability: float) -> Array:
@@ -115,24 +117,25 @@ def weighted_differences(values: Sequence[float], treated: Sequence[bool], proba
     outcomes, second = np.asarray(values, dtype=float), np.asarray(treated, dtype=bool)
     guesses = [_means_before(outcomes, arm) for arm in (~second, second)]
     difference = guesses[1] - guesses[0]
-    correction = np.where(
-        second, (outcomes - guesses[1]) / probability, -(outcomes - guesses[0]) / (1 - probability)
-    )
-    return difference + correction  # type: ignore[no-any-return]
+    correction = np.where(second, (outcomes - guesses[1]) / probability, -(outcomes - guesses[0]) / (1 - probability))
+    weighted: Array = difference + correction
+    return weighted
 
 
 def _means_before(outcomes: Array, arm: NDArray[np.bool_]) -> Array:
     """Return the arm's mean over earlier requests; using the request's own outcome would bias it."""
     counts = np.concatenate([[0], np.cumsum(arm)[:-1]])
     sums = np.concatenate([[0.0], np.cumsum(np.where(arm, outcomes, 0.0))[:-1]])
-    return (sums + _FIRST_GUESS) / (counts + 1)  # type: ignore[no-any-return]
+    means: Array = (sums + _FIRST_GUESS) / (counts + 1)
+    return means
 
 
 def fixed_horizon(control: Sequence[float], treatment: Sequence[float], *, paired: bool) -> Comparison:
     """Return Welch's t test (paired: Student's), valid where the number of observations was fixed beforehand.
 
     Args:
-        control, treatment: outcomes of each arm; pairs in the same order.
+        control: outcomes of the first arm.
+        treatment: of the second; pairs in the same order.
         paired: whether they are pairs.
     """
     before, after = np.asarray(control, dtype=float), np.asarray(treatment, dtype=float)
@@ -150,7 +153,7 @@ def fixed_horizon(control: Sequence[float], treatment: Sequence[float], *, paire
 
 
 def assignment_mismatch(counts: Sequence[int], weights: Sequence[float]) -> float:
-    """Return the p value of the arms' counts under their weights (chi-square): small means that assignment is broken."""
+    """Return the p value of the arms' counts under their weights (chi-square); a tiny one means broken assignment."""
     total = sum(counts)
     if not total:
         return 1.0

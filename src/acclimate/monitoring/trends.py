@@ -52,7 +52,7 @@ def session_summary(connection: Connection, session_id: str) -> TTTSessionSummar
     """Return how the attempts of a session went."""
     here = ttt_metrics.c.session_id == session_id
     row = _aggregated(connection, here)[0]
-    kinds = Counter(
+    kinds: Counter[str] = Counter(
         dict(
             connection.execute(
                 sa.select(sa.func.coalesce(ttt_metrics.c.task_type, "unknown"), sa.func.count())

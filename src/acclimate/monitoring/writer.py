@@ -176,7 +176,7 @@ class Writer:
                     return
                 self._one_by_one(batch)
                 return
-            except Exception:
+            except Exception:  # noqa: BLE001  logged, counted, and nothing else may end the thread
                 # A thread that ends here would end all recording without a word.
                 self._log.exception("writing metrics failed")
                 self._lose_locked("refused", len(batch), "writing failed")
@@ -195,9 +195,7 @@ class Writer:
             )
 
     def _insert(self, connection: Connection, number: int, event: Event) -> None:
-        insert(
-            connection, event, writer_id=self._writer_id, sequence=number, keep_content=self._keep_content
-        )
+        insert(connection, event, writer_id=self._writer_id, sequence=number, keep_content=self._keep_content)
 
     def _one_by_one(self, batch: Sequence[tuple[int, Event]]) -> None:
         """Write a batch of which something was refused, so that only that is lost."""

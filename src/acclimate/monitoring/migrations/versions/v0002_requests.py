@@ -44,9 +44,7 @@ def upgrade() -> None:
     op.create_index("idx_requests_session", "requests", ["session_id"])
     op.create_table(
         "vision_runs",
-        sa.Column(
-            "request_id", sa.Text, sa.ForeignKey("requests.request_id", ondelete="CASCADE"), primary_key=True
-        ),
+        sa.Column("request_id", sa.Text, sa.ForeignKey("requests.request_id", ondelete="CASCADE"), primary_key=True),
         sa.Column("images", sa.Integer, nullable=False),
         sa.Column("steps", sa.Integer, nullable=False),
         sa.Column("kept", sa.Integer, nullable=False),

@@ -1,0 +1,27 @@
+#!/usr/bin/env python3
+"""The report of the last week: prints it, and writes it as one HTML file with charts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sam.monitoring.ttt_metrics import get_ttt_metrics_collector
+
+from acclimate.monitoring import as_html, as_text, make_report
+
+
+def main() -> None:
+    """Print and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("logs/ttt_weekly_report.html"))
+    given = parser.parse_args()
+    made = make_report(get_ttt_metrics_collector().store, "weekly")
+    print(as_text(made))
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(as_html(made), encoding="utf-8")
+    print(f"report: {given.output}")
+
+
+if __name__ == "__main__":
+    main()

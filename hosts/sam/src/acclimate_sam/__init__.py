@@ -1,0 +1,1 @@
+"""The import paths and scripts of the TTT deployment guidelines, over acclimate."""

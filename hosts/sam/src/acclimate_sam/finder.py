@@ -1,0 +1,43 @@
+"""Answers ``import sam...`` where nobody else does.
+
+A host may have a package ``sam`` of its own. So this one is not installed under that name: a finder at the very end of
+``sys.meta_path`` offers its modules, and only those that the host does not have. Loaded at every start of Python, so it
+imports nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TREE = Path(__file__).parent / "sam"
+
+
+class Finder:
+    """Finds modules of :data:`TREE` under the name ``sam``."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where a module below ``sam`` is, or None."""
+        first, *rest = fullname.split(".")
+        if first != "sam":
+            return None
+        place = TREE.joinpath(*rest)
+        if (package := place / "__init__.py").is_file():
+            return importlib.util.spec_from_file_location(fullname, package, submodule_search_locations=[str(place)])
+        module = place.with_suffix(".py")
+        return importlib.util.spec_from_file_location(fullname, module) if rest and module.is_file() else None
+
+
+def install() -> None:
+    """Put the finder behind all others, once."""
+    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
+        sys.meta_path.append(Finder())

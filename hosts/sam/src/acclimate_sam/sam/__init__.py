@@ -1,0 +1,1 @@
+"""The package of the guidelines, where the host has none of that name."""

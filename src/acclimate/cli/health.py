@@ -1,0 +1,117 @@
+"""``acclimate health``: whether every indicator is where it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from acclimate.cli import store_options
+from acclimate.cli.terminal import reports_input_errors, set_up_logging
+from acclimate.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from acclimate.monitoring import Health
+    from acclimate.monitoring.alerts import Channel
+
+
+@click.command("health", short_help="Check every indicator: exit 0 healthy, 1 alerts, 2 cannot tell.")
+@store_options.database
+@click.option("--hours", type=click.FloatRange(0, min_open=True), default=24.0, show_default=True, help="Looked back.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--watch", type=click.FloatRange(1), metavar="SECONDS", help="Check again and again; alert on changes.")
+@click.option("--webhook", help="Post alerts here; signed with $ACCLIMATE_WEBHOOK_SECRET where it is set.")
+@click.option("--email", multiple=True, metavar="ADDRESS", help="Mail alerts here; may be repeated.")
+@click.option("--smtp", default="localhost:25", show_default=True, metavar="HOST:PORT", help="The mail server.")
+@click.option("--smtp-user", help="Log in there; the password is in $ACCLIMATE_SMTP_PASSWORD.")
+@click.option("--smtp-starttls", is_flag=True, help="Encrypt the connection to it.")
+@click.option("--sender", default="acclimate@localhost", show_default=True, help="Of the mails.")
+@click.option("--command", "program", help="Run this program with the alert as JSON on its standard input.")
+@reports_input_errors
+def health_command(**given: Any) -> None:
+    """Check the key performance indicators.
+
+    An indicator alerts when its whole 95 % interval lies beyond its threshold. Alerts go to standard error, and to
+    the webhook, the addresses and the program that are given. Exit code 0: healthy; 1: alerts; 2: it cannot be told,
+    because the store cannot be read or nothing has enough observations.
+    """
+    set_up_logging(verbose=False)
+    channels = _channels(given)
+    told: list[str] | None = None
+    while True:
+        health = _checked(given)
+        if health is not None:
+            _show(health, as_json=given["as_json"])
+        alerts = [] if health is None else health.alerts
+        if alerts and [_name(line) for line in alerts] != told:
+            _tell(alerts, health, channels)
+        told = [_name(line) for line in alerts]
+        if given["watch"] is None:
+            raise SystemExit(2 if health is None else health.exit_code)
+        time.sleep(given["watch"])
+
+
+def _checked(given: dict[str, Any]) -> Health | None:
+    from acclimate.monitoring import Window, check
+
+    try:
+        with store_options.opened(given) as store:
+            return check(store, Window.last(hours=given["hours"]))
+    except StoreError as error:
+        click.echo(f"cannot tell: {error}", err=True)
+        return None
+
+
+def _show(health: Health, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(health.to_dict(), indent=2))
+        return
+    click.echo(health.verdict)
+    for measured in health.measurements.values():
+        click.echo(f"  {measured.stated}")
+    if health.lost_rows:
+        click.echo(f"  note: {health.lost_rows} rows of metrics were lost")
+
+
+def _tell(alerts: list[str], health: Health | None, channels: list[Channel]) -> None:
+    from acclimate.monitoring.alerts import Alert, deliver
+
+    for line in alerts:
+        click.echo(f"ALERT {line}", err=True)
+    details = {} if health is None else health.to_dict()
+    for failure in deliver(Alert(title=f"acclimate: {len(alerts)} alerts", lines=alerts, details=details), channels):
+        click.echo(f"Warning: {failure}", err=True)
+
+
+def _name(line: str) -> str:
+    return line.split(":", 1)[0]
+
+
+def _channels(given: dict[str, Any]) -> list[Channel]:
+    from acclimate.monitoring.alerts import Command, Email, Webhook
+
+    channels: list[Channel] = []
+    if given["webhook"]:
+        channels.append(Webhook(url=given["webhook"], secret=os.environ.get("ACCLIMATE_WEBHOOK_SECRET")))
+    if given["email"]:
+        host, _, port = given["smtp"].rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError(f"--smtp must be HOST:PORT, got {given['smtp']!r}")
+        channels.append(
+            Email(
+                host=host,
+                port=int(port),
+                recipients=given["email"],
+                sender=given["sender"],
+                user=given["smtp_user"],
+                password=os.environ.get("ACCLIMATE_SMTP_PASSWORD"),
+                starttls=given["smtp_starttls"],
+            )
+        )
+    if given["program"]:
+        channels.append(Command(arguments=shlex.split(given["program"])))
+    return channels

@@ -1,0 +1,87 @@
+"""The metrics store at the command line: which one, and what is recorded there."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+import click
+
+from acclimate.errors import InputError
+
+if TYPE_CHECKING:
+    from acclimate.monitoring import Outcome, RequestRecord, Store
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def database(command: Command) -> Command:
+    """Add the option that names the store."""
+    return click.option(
+        "--db",
+        metavar="PATH_OR_URL",
+        help="The metrics store: a SQLite file or a postgresql:// URL.  "
+        "[default: $ACCLIMATE_DB_URL, or logs/ttt_metrics.db]",
+    )(command)
+
+
+def recording(command: Command) -> Command:
+    """Add the options of commands that leave a row in the store."""
+    for option in (
+        click.option("--user", help="Who asks, for the audit log.  [default: the system's user]"),
+        click.option(
+            "--session", envvar="ACCLIMATE_SESSION", help="Groups requests in the metrics.  [default: a new one]"
+        ),
+        click.option("--record/--no-record", default=True, show_default=True, help="Write a row to the metrics store."),
+        database,
+    ):
+        command = option(command)
+    return command
+
+
+def actor(given: dict[str, Any]) -> str:
+    """Return who asks."""
+    if given.get("user"):
+        return str(given["user"])
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def session(given: dict[str, Any]) -> str:
+    """Return the session of this command."""
+    return str(given.get("session") or uuid4().hex)
+
+
+@contextmanager
+def opened(given: dict[str, Any], *, must_exist: bool = True, **settings: Any) -> Iterator[Store]:
+    """Open the store for a command that reads it, or maintains it."""
+    from acclimate.monitoring import Store
+
+    with Store(given["db"], must_exist=must_exist, **settings) as store:
+        yield store
+
+
+def record(given: dict[str, Any], *records: RequestRecord | Outcome, keep_content: bool = False) -> bool:
+    """Write rows to the store; where that fails the command goes on, and says so."""
+    if not given["record"]:
+        return False
+    from acclimate.monitoring import Store
+
+    try:
+        with Store(given["db"], keep_content=keep_content) as store:
+            for each in records:
+                store.put(each)
+            store.flush()
+            lost = store.losses.total
+    except InputError as error:
+        click.echo(f"Warning: not recorded: {error}", err=True)
+        return False
+    if lost:
+        click.echo(f"Warning: {lost} of {len(records)} rows could not be recorded", err=True)
+    return not lost

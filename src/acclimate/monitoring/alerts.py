@@ -1,0 +1,220 @@
+"""Ways in which an alert reaches somebody: a webhook, an e-mail, a command."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import json
+import logging
+import smtplib
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from acclimate.errors import ConfigError, DeliveryError, first_line
+
+_LOG = logging.getLogger(__name__)
+SIGNATURE_HEADER: Final = "X-Acclimate-Signature"
+TIMESTAMP_HEADER: Final = "X-Acclimate-Timestamp"
+_TIMEOUT_S: Final = 10.0
+_FIRST_PAUSE_S: Final = 0.5
+_TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """What is wrong.
+
+    Attributes:
+        title: in a few words.
+        lines: one for each indicator.
+        details: plain values.
+    """
+
+    title: str
+    lines: Sequence[str]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The alert for people."""
+        return "\n".join((self.title, "", *self.lines, ""))
+
+
+class Channel(Protocol):
+    """A way to send alerts."""
+
+    @property
+    def name(self) -> str:
+        """What the channel is, for messages."""
+
+    def send(self, alert: Alert) -> None:
+        """Send an alert.
+
+        Raises:
+            DeliveryError: it did not arrive.
+        """
+
+
+def deliver(alert: Alert, channels: Sequence[Channel]) -> list[str]:
+    """Send an alert through every channel and return what went wrong, one line each; it is logged too."""
+    failures = []
+    for channel in channels:
+        try:
+            channel.send(alert)
+        except DeliveryError as error:
+            _LOG.error("an alert was not delivered: %s", error)
+            failures.append(str(error))
+    return failures
+
+
+def signature(secret: str, timestamp: str, body: bytes) -> str:
+    """Return the signature of a webhook: HMAC-SHA256 of ``timestamp.body``; the receiver computes the same."""
+    return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """Posts alerts as JSON; tries again with growing pauses where the receiver is busy or away.
+
+    Attributes:
+        url: of the receiver.
+        secret: shared with the receiver; None does not sign.
+        tries: at the most.
+        first_pause_s: before the second try; it doubles.
+
+    Raises:
+        ConfigError: the URL is not http or https.
+    """
+
+    url: str
+    secret: str | None = field(default=None, repr=False)
+    tries: int = 4
+    first_pause_s: float = _FIRST_PAUSE_S
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"a webhook needs an http or https address, got {self.url!r}")
+
+    @property
+    def name(self) -> str:
+        """The receiver, without what its address may hold of secrets."""
+        return f"webhook {urlsplit(self.url).hostname}"
+
+    def send(self, alert: Alert) -> None:
+        """Post the alert; see :class:`Channel`."""
+        body = json.dumps({"title": alert.title, "alerts": list(alert.lines), "details": dict(alert.details)}).encode()
+        pause, why = self.first_pause_s, ""
+        for number in range(self.tries):
+            if number:
+                time.sleep(pause)
+                pause *= 2
+            try:
+                self._post(body)
+                return
+            except urllib.error.HTTPError as error:
+                why = f"it answered {error.code}"
+                if error.code not in _TRY_AGAIN:
+                    break
+            except (OSError, http.client.HTTPException) as error:
+                why = first_line(error)
+        raise DeliveryError(f"{self.name} did not take the alert: {why}")
+
+    def _post(self, body: bytes) -> None:
+        headers = {"Content-Type": "application/json", "User-Agent": "acclimate"}
+        if self.secret is not None:
+            moment = str(int(time.time()))
+            headers |= {TIMESTAMP_HEADER: moment, SIGNATURE_HEADER: signature(self.secret, moment, body)}
+        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")  # noqa: S310  checked above
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+            pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Email:
+    """Sends alerts by SMTP.
+
+    Attributes:
+        host, port: of the mail server.
+        sender, recipients: addresses.
+        user, password: to log in with; None does not.
+        starttls: encrypt the connection before anything is said.
+    """
+
+    host: str
+    recipients: Sequence[str]
+    sender: str
+    port: int = 25
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    starttls: bool = False
+
+    def __post_init__(self) -> None:
+        for address in (self.sender, *self.recipients):
+            if "@" not in address or any(c in address for c in "\r\n"):
+                raise ConfigError(f"{address!r} is not a mail address")
+        if not self.recipients:
+            raise ConfigError("an e-mail needs at least one recipient")
+
+    @property
+    def name(self) -> str:
+        """The server."""
+        return f"mail server {self.host}:{self.port}"
+
+    def send(self, alert: Alert) -> None:
+        """Send the alert; see :class:`Channel`."""
+        message = EmailMessage()
+        message["Subject"], message["From"], message["To"] = alert.title, self.sender, ", ".join(self.recipients)
+        message.set_content(alert.text)
+        try:
+            with smtplib.SMTP(self.host, self.port, timeout=_TIMEOUT_S) as server:
+                if self.starttls:
+                    server.starttls(context=ssl.create_default_context())
+                if self.user is not None:
+                    server.login(self.user, self.password or "")
+                server.send_message(message)
+        except (OSError, smtplib.SMTPException) as error:
+            raise DeliveryError(f"{self.name} did not take the alert: {first_line(error)}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Runs a program with the alert as JSON on its standard input.
+
+    Attributes:
+        arguments: the program and its arguments; no shell is involved.
+        timeout_s: after which it is ended.
+    """
+
+    arguments: Sequence[str]
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.arguments:
+            raise ConfigError("the command for alerts is empty")
+
+    @property
+    def name(self) -> str:
+        """The program."""
+        return f"command {self.arguments[0]}"
+
+    def send(self, alert: Alert) -> None:
+        """Run the program; see :class:`Channel`."""
+        content = json.dumps({"title": alert.title, "alerts": list(alert.lines), "details": dict(alert.details)})
+        try:
+            done = subprocess.run(  # noqa: S603  the operator's own program
+                list(self.arguments), input=content, text=True, capture_output=True, timeout=self.timeout_s, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise DeliveryError(f"{self.name} did not take the alert: {first_line(error)}") from error
+        if done.returncode:
+            raise DeliveryError(f"{self.name} ended with {done.returncode}: {first_line(Exception(done.stderr))}")

@@ -1,0 +1,126 @@
+"""Retention: what is older than the operator wants to keep is deleted, and is gone from the file too."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from acclimate.errors import ConfigError, StoreError, first_line
+from acclimate.monitoring import audit
+from acclimate.monitoring.schema import (
+    audit_log,
+    requests,
+    timestamp_of,
+    ttt_ab_tests,
+    ttt_metrics,
+    vision_runs,
+    writers,
+)
+from acclimate.monitoring.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maintained:
+    """What maintenance did, or would do.
+
+    Attributes:
+        cutoff: older rows go.
+        removed: rows, by table.
+        bytes_before, bytes_after: of the SQLite file with its log; None for another database.
+        dry_run: nothing was changed.
+    """
+
+    cutoff: str
+    removed: Mapping[str, int]
+    bytes_before: int | None
+    bytes_after: int | None
+    dry_run: bool
+
+
+def maintain(
+    store: Store,
+    *,
+    keep_days: float = 30,
+    keep_audit_days: float = 365,
+    dry_run: bool = False,
+    actor: str = "maintenance",
+) -> Maintained:
+    """Delete what is older than ``keep_days``, give the space back, and say what was done.
+
+    Args:
+        store: to maintain.
+        keep_days: of requests, attempts, outcomes of experiments and runs.
+        keep_audit_days: of the audit log, which is kept longer.
+        dry_run: only count.
+        actor: for the audit log.
+
+    Raises:
+        ConfigError: a number of days is not above 0.
+        StoreError: the database cannot be written.
+    """
+    for name, days in (("keep_days", keep_days), ("keep_audit_days", keep_audit_days)):
+        if not days > 0:
+            raise ConfigError(f"{name} must be above 0, got {days:g}; to delete everything, delete the database")
+    cutoff, audit_cutoff = _before(keep_days), _before(keep_audit_days)
+    old_requests = sa.select(requests.c.request_id).where(requests.c.timestamp < cutoff)
+    conditions = {
+        ttt_metrics: ttt_metrics.c.timestamp < cutoff,
+        ttt_ab_tests: ttt_ab_tests.c.timestamp < cutoff,
+        vision_runs: vision_runs.c.request_id.in_(old_requests),
+        requests: requests.c.timestamp < cutoff,
+        writers: writers.c.started_at < cutoff,
+    }
+    before = _bytes(store)
+    removed: dict[str, int] = {}
+    if dry_run:
+        with store.reading() as connection:
+            for table, condition in conditions.items():
+                count = sa.select(sa.func.count()).select_from(table).where(condition)
+                removed[table.name] = connection.execute(count).scalar_one()
+            old = sa.select(sa.func.count()).select_from(audit_log).where(audit_log.c.timestamp < audit_cutoff)
+            removed[audit_log.name] = connection.execute(old).scalar_one()
+        return Maintained(cutoff=cutoff, removed=removed, bytes_before=before, bytes_after=before, dry_run=True)
+    # A process that still writes keeps its row, however long ago it began.
+    conditions[writers] &= writers.c.stopped_at.is_not(None)
+    with store.writing() as connection:
+        for table, condition in conditions.items():
+            removed[table.name] = connection.execute(sa.delete(table).where(condition)).rowcount
+        removed[audit_log.name] = audit.remove_before(connection, audit_cutoff, actor=actor)
+    _give_space_back(store)
+    return Maintained(cutoff=cutoff, removed=removed, bytes_before=before, bytes_after=_bytes(store), dry_run=False)
+
+
+def _before(days: float) -> str:
+    return timestamp_of(datetime.now(UTC) - timedelta(days=days))
+
+
+def _give_space_back(store: Store) -> None:
+    try:
+        if _is_sqlite(store):
+            with contextlib.closing(store.engine.raw_connection()) as connection:
+                # Deleted pages would stay readable in the log until it is written back and cut off.
+                for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                    connection.cursor().execute(statement)
+        else:
+            with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connected:
+                connected.exec_driver_sql("VACUUM")
+    except (DBAPIError, sqlite3.Error) as error:
+        raise StoreError(f"rows were deleted, but the space could not be given back: {first_line(error)}") from error
+
+
+def _is_sqlite(store: Store) -> bool:
+    return store.url.get_backend_name() == "sqlite"
+
+
+def _bytes(store: Store) -> int | None:
+    if not _is_sqlite(store) or not store.url.database:
+        return None
+    files = (Path(store.url.database), Path(f"{store.url.database}-wal"))
+    return sum(file.stat().st_size for file in files if file.exists())

@@ -1,0 +1,71 @@
+"""A real PostgreSQL for tests, started by them; and rows to fill a store with."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from acclimate.monitoring import RequestRecord, Store
+
+
+def postgresql_binaries() -> Path | None:
+    """Return the folder of initdb and pg_ctl, the newest version's, or None."""
+    if found := shutil.which("initdb"):
+        return Path(found).parent
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name.split(".")[0]))
+    return folders[-1] if folders else None
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """Start a server in ``folder`` and yield the URL of its database."""
+    binaries = postgresql_binaries()
+    assert binaries is not None
+    data = folder / "data"
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        # PostgreSQL refuses to run as root.
+        user = pwd.getpwnam("postgres")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        for parent in (folder, *folder.parents):
+            if not parent.stat().st_mode & 0o001:
+                parent.chmod(parent.stat().st_mode | 0o011)
+        as_user = ["runuser", "-u", "postgres", "--"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run = {"check": True, "capture_output": True, "cwd": "/"}
+    subprocess.run([*as_user, str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "tester"], **run)  # type: ignore[call-overload]
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+    log = ["-l", str(data / "log")]
+    subprocess.run([*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-w", "-o", options, *log, "start"], **run)  # type: ignore[call-overload]
+    try:
+        yield f"postgresql://tester@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop"], **run)  # type: ignore[call-overload]
+
+
+def request(status: str = "adapted", *, days_ago: float = 0.0, **values: Any) -> RequestRecord:
+    """A request of the language door."""
+    given: dict[str, Any] = {"session_id": "session", "method": "ttt" if status == "adapted" else "icl"}
+    if status == "adapted":
+        given |= {"confidence": 0.9, "adaptation_time": 1.0, "training_steps": 8, "convergence_score": 0.9, "rank": 16}
+    if status != "plain":
+        given |= {"pattern": "io_pairs", "examples_count": 6, "memory_bytes": 20 * 2**20}
+    if status in ("declined", "fallback"):
+        given["reason"] = "no_held_out_gain" if status == "declined" else "timeout"
+    moment = datetime.now(UTC) - timedelta(days=days_ago)
+    return RequestRecord(door="language", status=status, timestamp=moment, **{**given, **values})  # type: ignore[arg-type]
+
+
+def fill(store: Store, count: int, status: str = "adapted", **values: Any) -> list[str]:
+    """Record ``count`` requests and return their names."""
+    return [store.record(request(status, **values)) for _ in range(count)]

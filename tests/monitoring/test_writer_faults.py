@@ -1,0 +1,198 @@
+"""What is lost is counted and said: full queues, locked files, full disks, and processes that are killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from acclimate.monitoring import Store, schema
+from tests.monitoring.databases import fill, request
+
+WORKER = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from acclimate.monitoring import Store
+from tests.monitoring.databases import fill
+store = Store({database!r})
+fill(store, 50)
+store.flush()
+print("fifty written", flush=True)
+{then}
+"""
+
+
+def worker(database: Path | str, then: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parents[2])
+    code = WORKER.format(root=root, database=str(database), then=then)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def rows(store: Store) -> int:
+    with store.reading() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).select_from(schema.requests)).scalar_one())
+
+
+def test_a_process_that_ends_without_closing_loses_nothing(database: str, tmp_path: Path) -> None:
+    done = worker(database, "fill(store, 25)", tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Store(database) as store:
+        assert rows(store) == 75
+        assert store.lost_before == 0
+
+
+def test_kill_9_loses_no_committed_row_and_the_next_start_reports_the_others(
+    database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The writer's lock is taken before the rows are handed over, so that none of them can be written.
+    then = """
+with store.writing() as connection:
+    connection.exec_driver_sql("UPDATE writers SET dropped = dropped")
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("LOCK TABLE requests IN ACCESS EXCLUSIVE MODE")
+    fill(store, 25)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = worker(database, then, tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "fifty written" in done.stdout
+    with caplog.at_level(logging.WARNING), Store(database) as store:
+        assert rows(store) == 50
+        assert store.lost_before == 25
+        with store.reading() as connection:
+            assert sum(connection.execute(sa.select(schema.writers.c.lost)).scalars()) == 25
+    assert "of its rows 1 to 75, 25 were never written" in caplog.text
+    with Store(database) as store:
+        assert store.lost_before == 0, "a loss is reported once"
+
+
+def test_a_process_that_is_alive_is_not_taken_for_dead(database: str) -> None:
+    with Store(database) as one:
+        fill(one, 5)
+        with Store(database) as other:
+            assert other.lost_before == 0
+        fill(one, 5)
+        assert rows(one) == 10
+
+
+def test_a_full_queue_drops_counts_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Store(tmp_path / "m.db", queue_size=10) as store:
+        fill(store, 1)
+        store.flush()
+        blocker = sqlite3.connect(tmp_path / "m.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        with caplog.at_level(logging.ERROR):
+            started = time.perf_counter()
+            taken = [store.put(request()) for _ in range(200)]
+            assert time.perf_counter() - started < 1.0, "a request does not wait for the database"
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert store.losses.queue_full == taken.count(False) > 0
+        assert "the queue of 10 rows is full" in caplog.text
+        assert rows(store) == 1 + taken.count(True)
+
+
+def test_a_locked_file_is_waited_for(tmp_path: Path) -> None:
+    with Store(tmp_path / "m.db") as store:
+        fill(store, 1)
+        store.flush()
+        blocker = sqlite3.connect(tmp_path / "m.db", isolation_level=None, check_same_thread=False)
+        blocker.execute("BEGIN IMMEDIATE")
+        fill(store, 20)
+        time.sleep(0.3)
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert rows(store) == 21
+        assert store.losses.total == 0
+
+
+def test_a_file_that_stays_locked_costs_rows_that_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acclimate.monitoring.database._BUSY_TIMEOUT_S", 0.1)
+    with Store(tmp_path / "m.db", patience_s=0.3) as store:
+        fill(store, 1)
+        store.flush()
+        blocker = sqlite3.connect(tmp_path / "m.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        with caplog.at_level(logging.ERROR):
+            fill(store, 20)
+            store.flush()
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert store.losses.write_failed == 20
+        assert "database is locked" in caplog.text
+        fill(store, 5)
+        assert rows(store) == 6, "recording goes on"
+    with Store(tmp_path / "m.db") as again:
+        assert again.lost_before == 0, "what was reported is not reported as a crash"
+        with again.reading() as connection:
+            assert sum(connection.execute(sa.select(schema.writers.c.dropped)).scalars()) == 20
+
+
+def test_a_full_disk_costs_rows_that_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Store(tmp_path / "m.db", patience_s=0.2) as store:
+        fill(store, 1)
+        store.flush()
+        # SQLite's own limit gives the error of a full disk.
+        with store.reading() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+
+        @sa.event.listens_for(store.engine, "checkout")
+        def limit(connection: sqlite3.Connection, *_: object) -> None:
+            connection.execute(f"PRAGMA max_page_count={pages}")
+
+        with caplog.at_level(logging.ERROR):
+            for _ in range(40):
+                fill(store, 20)
+            store.flush()
+        assert store.losses.write_failed > 0
+        assert "disk is full" in caplog.text
+        assert rows(store) + store.losses.write_failed == 801
+
+
+def test_a_forked_process_writes_by_itself(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from acclimate.monitoring import Store
+from tests.monitoring.databases import fill
+store = Store({str(tmp_path / "m.db")!r})
+fill(store, 3); store.flush()
+child = os.fork()
+if child == 0:
+    fill(store, 4); store.close(); os._exit(0)
+os.waitpid(child, 0)
+fill(store, 5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    with Store(tmp_path / "m.db") as store:
+        assert rows(store) == 12
+
+
+def test_a_store_whose_counters_have_no_place_still_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "m.db.writers").write_text("not a folder")
+    with caplog.at_level(logging.WARNING), Store(tmp_path / "m.db") as store:
+        fill(store, 2)
+        assert rows(store) == 2
+    assert "rows lost in a crash cannot be counted" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs a read-only place")
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    from acclimate.errors import StoreError
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot make the folder"):
+        Store(tmp_path / "file" / "m.db")
