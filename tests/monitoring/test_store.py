@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 
 from acclimate.errors import ConfigError, DataError, StoreError
 from acclimate.language import gate
-from acclimate.monitoring import Outcome, RequestRecord, Store, TTTMetricsCollector, TTTPerformanceMetric, VisionRun
-from acclimate.monitoring import audit, schema
+from acclimate.monitoring import (
+    Outcome,
+    RequestRecord,
+    Store,
+    TTTMetricsCollector,
+    TTTPerformanceMetric,
+    VisionRun,
+    audit,
+    schema,
+)
 from acclimate.monitoring.database import database_url
 from acclimate.monitoring.records import DECLINED_REASONS
 from tests.monitoring.databases import fill, request
@@ -289,7 +297,7 @@ def test_databases_that_are_not_supported_are_refused(monkeypatch: pytest.Monkey
     with pytest.raises(StoreError, match="there is no metrics store at"):
         Store(tmp_path / "nothing.db", must_exist=True)
     (tmp_path / "text.db").write_text("this is no database at all, but long enough to look at" * 30)
-    with pytest.raises(StoreError, match="cannot open the metrics store .*not a database"):
+    with pytest.raises(StoreError, match=r"cannot open the metrics store .*not a database"):
         Store(tmp_path / "text.db")
     monkeypatch.delenv("ACCLIMATE_DB_URL")
     assert database_url().database == "logs/ttt_metrics.db"

@@ -173,8 +173,10 @@ def training_rows(encoder: Encoder, examples: Sequence[Example], order: Sequence
             for others in [[*order[:k], *order[k + 1 :]]]
         ]
     # The first answer has nothing to be learned from, unless it is the only one.
-    first = -1 if len(order) > 1 else order[0]
-    return [encoder.row([examples[i] for i in order], answers=[first, *order[1:]])]
+    import os
+
+    k = max(1, int(float(os.environ.get("CTX", "0")) * len(order))) if len(order) > 1 else 0
+    return [encoder.row([examples[i] for i in order], answers=[*[-1] * k, *order[k:]])]
 
 
 def cosine(step: int, steps: int, *, warm_up: float = 0.1) -> float:

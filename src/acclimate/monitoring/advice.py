@@ -32,6 +32,7 @@ WANTED_FALLBACKS: Final = 0.15
 _RANKS: Final = (8, 16, 32, 64)
 _LOW_CONVERGENCE: Final = 0.5
 _MB: Final = 2**20
+_ROUNDING: Final = 1e-8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,7 @@ def fallback_threshold(attempts: Sequence[Attempt], wanted: float = WANTED_FALLB
     if allowed >= len(known):
         return 1.0
     # Attempts below it fall back, those at it do not. Rounded down, so that it holds as it is printed.
-    return float(np.floor(known[allowed] * 1000) / 1000)
+    return float(np.floor(round(known[allowed] * 1000, 6)) / 1000)
 
 
 def _is_judged(attempt: Attempt) -> bool:
@@ -157,7 +158,7 @@ def _too_many_fallbacks(attempts: Sequence[Attempt]) -> Iterator[Suggestion]:
     threshold = fallback_threshold(attempts)
     unsure = [a for a in attempts if a.reason == "low_confidence" and a.confidence is not None]
     if threshold is not None and unsure:
-        freed = [a.confidence for a in unsure if a.confidence is not None and a.confidence >= threshold]
+        freed = [a.confidence for a in unsure if a.confidence is not None and a.confidence >= threshold - _ROUNDING]
         left = (count - len(freed)) / len(attempts)
         yield Suggestion(
             symptom=symptom,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -82,4 +83,7 @@ def _svg(figure: Any) -> str:
     # Text stays text, and the same data gives the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "acclimate"}):
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    return re.sub(r"<\?xml.*?<svg", "<svg", written.getvalue(), count=1, flags=re.DOTALL)
+    svg = re.sub(r"<\?xml.*?<svg", "<svg", written.getvalue(), count=1, flags=re.DOTALL)
+    # Charts stand on one page, where every identifier may occur once.
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    return re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>c{own}-", svg)

@@ -53,6 +53,18 @@ class Comparison:
         return self.p_value is not None and self.p_value <= ALPHA
 
 
+def sequential_p_value(values: Sequence[float] | Array, *, bound: float, alpha: float = ALPHA) -> float:
+    """Return the smallest p value of "the mean is 0" over all looks so far, which holds at all of them.
+
+    Args:
+        values: one for each observation, from ``-bound`` to ``bound``.
+        bound: of the values.
+        alpha: one less the confidence that bets are made for.
+    """
+    array = np.asarray(values, dtype=float)
+    return float(min(1.0, np.exp(-_log_capital(array, _bets(array, bound, alpha), 0.0, bound).max())))
+
+
 def confidence_sequence(values: Sequence[float] | Array, *, bound: float, alpha: float = ALPHA) -> Comparison:
     """Return what the sequential test says of the mean of ``values``, in their order, after all of them.
 
@@ -66,7 +78,6 @@ def confidence_sequence(values: Sequence[float] | Array, *, bound: float, alpha:
     if not count:
         return Comparison(float("nan"), None, None, None, 0)
     bets = _bets(array, bound, alpha)
-    p_value = float(min(1.0, np.exp(-_log_capital(array, bets, 0.0, bound).max())))
     effect = float(array.mean())
 
     def excluded(mean: float) -> bool:
@@ -74,7 +85,7 @@ def confidence_sequence(values: Sequence[float] | Array, *, bound: float, alpha:
         return bool(_log_capital(array, bets, mean, bound).max() >= -np.log(alpha))
 
     low, high = _end(excluded, effect, -bound), _end(excluded, effect, bound)
-    return Comparison(effect, low, high, p_value, count)
+    return Comparison(effect, low, high, sequential_p_value(array, bound=bound, alpha=alpha), count)
 
 
 def _end(excluded: Callable[[float], bool], inside: float, outside: float) -> float:
@@ -100,8 +111,10 @@ def _bets(array: Array, bound: float, alpha: float) -> Array:
 
 def _log_capital(array: Array, bets: Array, mean: float, bound: float) -> Array:
     """Return the logarithm of the capital after each observation, betting on both sides of ``mean``."""
-    above = np.log1p(np.minimum(bets, LARGEST_BET / (mean + bound)) * (array - mean)).cumsum(1)
-    below = np.log1p(-np.minimum(bets, LARGEST_BET / (bound - mean)) * (array - mean)).cumsum(1)
+    # At a bound itself nothing can be lost on one side; any bet is as safe there.
+    least = 1e-12 * bound
+    above = np.log1p(np.minimum(bets, LARGEST_BET / max(mean + bound, least)) * (array - mean)).cumsum(1)
+    below = np.log1p(-np.minimum(bets, LARGEST_BET / max(bound - mean, least)) * (array - mean)).cumsum(1)
     capital: Array = np.logaddexp.reduce(np.concatenate([above, below])) - np.log(2 * len(bets))
     return capital
 

@@ -1,0 +1,183 @@
+"""Every indicator from rows whose value is known, its threshold as the guidelines give it, and its sampling error."""
+
+from __future__ import annotations
+
+import ast
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acclimate import monitoring
+from acclimate.errors import ConfigError
+from acclimate.language import CONFIDENCE_THRESHOLDS, DOMAIN_SENSITIVITY, RANK_RECOMMENDATIONS
+from acclimate.monitoring import (
+    KPIS,
+    PRIMARY_KPIS,
+    SECONDARY_KPIS,
+    Outcome,
+    RequestRecord,
+    Store,
+    VisionRun,
+    Window,
+    measure,
+    measure_vision,
+)
+from acclimate.monitoring.intervals import mean, proportion, relative_gain
+from acclimate.monitoring.measurement import judged
+from tests.monitoring.databases import fill, request
+
+GUIDELINES = Path(__file__).parent.parent / "data" / "ttt_guidelines.md"
+WEEK = 7
+
+
+def guideline_constant(name: str) -> Any:
+    text = GUIDELINES.read_text(encoding="utf-8")
+    found = re.search(rf"^{name} = (\{{.*?^\}})", text, flags=re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return ast.literal_eval(found.group(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("PRIMARY_KPIS", PRIMARY_KPIS),
+        ("SECONDARY_KPIS", SECONDARY_KPIS),
+        ("RANK_RECOMMENDATIONS", RANK_RECOMMENDATIONS),
+        ("CONFIDENCE_THRESHOLDS", CONFIDENCE_THRESHOLDS),
+        ("DOMAIN_SENSITIVITY", DOMAIN_SENSITIVITY),
+    ],
+)
+def test_the_constants_are_the_guidelines(name: str, ours: Any) -> None:
+    assert ours == guideline_constant(name)
+
+
+def test_every_kpi_has_a_query_and_its_numbers_are_its_words() -> None:
+    assert [kpi.name for kpi in KPIS] == [*PRIMARY_KPIS, *SECONDARY_KPIS]
+    for kpi in KPIS:
+        words = re.findall(r"([<>])\+?([\d.]+)", kpi.alert_threshold)
+        scale = 100 if "%" in kpi.alert_threshold else 1
+        found = {sign: float(number) / scale for sign, number in words}
+        assert found == {s: v for s, v in (("<", kpi.alert_below), (">", kpi.alert_above)) if v is not None}
+        targets = [float(number) / scale for number in re.findall(r"[\d.]+", kpi.target)]
+        assert targets == [bound for bound in (kpi.target_low, kpi.target_high) if bound is not None]
+
+
+def test_each_indicator_is_what_its_words_say(store: Store) -> None:
+    fill(store, 60, "plain")
+    fill(store, 10, confidence=0.9, adaptation_time=1.0)
+    fill(store, 10, confidence=0.7, adaptation_time=2.0)
+    fill(store, 15, "declined", confidence=0.3, adaptation_time=0.5)
+    fill(store, 5, "fallback")
+    for number in range(20):
+        same = {"test_id": "t", "session_id": "s", "request_id": f"r{number}"}
+        store.put(Outcome(method="ICL", response_quality=0.5, **same))  # type: ignore[arg-type]
+        store.put(Outcome(method="TTT", response_quality=0.6 + 0.01 * (number % 2), **same))  # type: ignore[arg-type]
+    names = fill(store, 20, "plain", pattern=None, days_ago=0.1)
+    for name in names[:15]:
+        store.label_pattern(name, None)
+    for name in names[15:]:
+        store.label_pattern(name, "io_pairs")
+    found = measure(store, Window.last(days=WEEK))
+    values = {name: m.estimate.value for name, m in found.items() if m.estimate}
+    assert values == pytest.approx(
+        {
+            "ttt_activation_rate": 40 / 120,
+            "adaptation_success_rate": 20 / 25,
+            "mean_confidence_score": 0.8,
+            "response_quality_improvement": 0.605 / 0.5 - 1,
+            "mean_adaptation_time": (10 * 1.0 + 10 * 2.0 + 15 * 0.5) / 35,
+            "fallback_rate": 5 / 40,
+            "memory_utilization": 20.0,
+            "pattern_detection_accuracy": 15 / 20,
+        }
+    )
+    assert found["mean_adaptation_time"].extra["p95"] == pytest.approx(2.0)
+    assert found["fallback_rate"].extra["declined_rate"] == pytest.approx(15 / 40)
+    assert found["response_quality_improvement"].extra["points"] == pytest.approx(10.5)
+
+
+def test_only_the_window_counts(sqlite_store: Store) -> None:
+    fill(sqlite_store, 30, days_ago=2)
+    fill(sqlite_store, 25, "plain")
+    assert measure(sqlite_store, Window.last(days=1))["ttt_activation_rate"].estimate.value == 0  # type: ignore[union-attr]
+    earlier = Window(since=datetime.now(UTC) - timedelta(days=3), until=datetime.now(UTC) - timedelta(days=1))
+    assert measure(sqlite_store, earlier)["ttt_activation_rate"].estimate.value == 1  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="must be longer than 0, got 0 days"):
+        Window.last(days=0)
+
+
+def test_too_few_observations_say_so_and_do_not_alert(sqlite_store: Store) -> None:
+    fill(sqlite_store, 19, "fallback")
+    found = measure(sqlite_store, Window.last(days=1))
+    assert {m.state for m in found.values()} == {"not enough data"}
+    assert found["fallback_rate"].line == "fallback_rate: not enough data (19 of 20 observations)"
+    fill(sqlite_store, 1, "fallback")
+    assert measure(sqlite_store, Window.last(days=1))["fallback_rate"].state == "alert"
+
+
+def test_thresholds_account_for_sampling_error() -> None:
+    kpi = next(kpi for kpi in KPIS if kpi.name == "fallback_rate")
+    # The rate is beyond the threshold both times; only the second time can it not be chance.
+    assert judged(kpi, proportion(8, 30)) == "off target"
+    assert judged(kpi, proportion(770, 3000)) == "off target"
+    assert judged(kpi, proportion(850, 3000)) == "alert"
+    # At the threshold itself chance crosses it for at most 2.5 in a hundred.
+    rng = np.random.default_rng(0)
+    alerts = [judged(kpi, proportion(int(rng.binomial(60, 0.25)), 60)) == "alert" for _ in range(2000)]
+    assert np.mean(alerts) <= 0.035
+
+
+def test_gain_counts_only_pairs(sqlite_store: Store) -> None:
+    for number in range(30):
+        sqlite_store.put(
+            Outcome(test_id="t", session_id="s", method="TTT", response_quality=1.0, request_id=f"r{number}")
+        )
+    assert measure(sqlite_store, Window.last(days=1))["response_quality_improvement"].estimate is None
+    sqlite_store.put(Outcome(test_id="t", session_id="s", method="icl", response_quality=0.5, request_id="r3"))
+    found = measure(sqlite_store, Window.last(days=1))["response_quality_improvement"].estimate
+    assert found is not None
+    assert (found.value, found.count) == (1.0, 1)
+
+
+def test_vision_has_its_own_indicators(store: Store) -> None:
+    for gain, cost in ((0.2, 2.0), (0.1, 3.0), (None, None)):
+        run = VisionRun(images=100, steps=10, kept=6, skipped=3, guard_trips=1, resets=1, cost_ratio=cost, gain=gain)
+        store.record(RequestRecord(door="vision", status="adapted", session_id="v", vision=run))
+    found = measure_vision(store, Window.last(days=1))
+    assert (found.runs, found.images, found.kept, found.skipped, found.guard_trips) == (3, 300, 18, 9, 3)
+    assert found.gain is not None
+    assert found.cost_ratio is not None
+    assert (found.gain.value, found.cost_ratio.value) == pytest.approx((0.15, 2.5))
+    # They do not move the language door's rates.
+    assert measure(store, Window.last(days=1))["ttt_activation_rate"].estimate is None
+
+
+def test_intervals_cover() -> None:
+    rng = np.random.default_rng(1)
+    shares, means, gains = [], [], []
+    for _ in range(400):
+        hit = int(rng.binomial(40, 0.9))
+        shares.append(proportion(hit, 40).low <= 0.9 <= proportion(hit, 40).high)
+        found = mean(rng.normal(1.0, 2.0, 30))  # type: ignore[arg-type]
+        means.append(found.low <= 1.0 <= found.high)
+        before = rng.uniform(0.2, 0.8, 60)
+        gain = relative_gain(before * 1.2 + rng.normal(0, 0.1, 60), before)  # type: ignore[arg-type]
+        assert gain is not None
+        gains.append(gain.low <= 0.2 <= gain.high)
+    for covered in (shares, means, gains):
+        assert 0.92 <= np.mean(covered) <= 0.99
+
+
+def test_the_public_names_are_there() -> None:
+    assert all(getattr(monitoring, name) is not None for name in monitoring.__all__)
+
+
+def test_a_request_refuses_a_status_that_is_none() -> None:
+    from acclimate.errors import DataError
+
+    with pytest.raises(DataError, match="status must be one of adapted, declined, fallback, plain, got 'done'"):
+        request("done")
