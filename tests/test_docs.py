@@ -73,6 +73,31 @@ def test_the_shell_blocks_of_the_language_guide_run(tmp_path: Path) -> None:
     assert {"MELON!", "TIGER!"} <= set(answers)
 
 
+def test_the_shell_blocks_of_the_monitoring_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCLIMATE_DB_URL")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    said = ""
+    for block in blocks(ROOT / "docs" / "monitoring.md", "sh"):
+        done = subprocess.run(
+            ["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+        said += done.stdout
+    assert said.startswith("<q>melon</q>\n")
+    assert "adapted: 1" in said
+    assert "the audit log is whole" in said
+
+
+def test_the_units_and_crontab_call_commands_that_exist() -> None:
+    for path in (ROOT / "examples" / "operations").iterdir():
+        for words in re.findall(r"bin/acclimate (.+)", path.read_text(encoding="utf-8")):
+            arguments = [word for word in words.split() if word.startswith("--") or not word.startswith(("/", "-"))]
+            page = subprocess.run(
+                [sys.executable, "-m", "acclimate", arguments[0], "--help"], capture_output=True, text=True, check=True
+            ).stdout
+            assert all(option in page for option in arguments if option.startswith("--")), words
+
+
 def test_make_targets_that_the_pages_name_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = {

@@ -15,6 +15,7 @@ import click
 
 from acclimate.cli.main import main
 from acclimate.core.report import plain
+from acclimate.monitoring import KPIS
 from acclimate.vision.config import PRESETS, preset_values
 from acclimate.vision.method_choice import METHODS
 
@@ -85,6 +86,13 @@ def options_table(method: str) -> str:
     return "\n".join(lines)
 
 
+def kpis_table() -> str:
+    """Return the indicators with what they measure."""
+    lines = ["| indicator | target | alert | what is measured |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{kpi.name}` | {kpi.target} | {kpi.alert_threshold} | {kpi.measures} |" for kpi in KPIS]
+    return "\n".join(lines)
+
+
 def cifar_table() -> str:
     """Return error and cost beside the authors' from the committed results."""
     runs = _cifar_runs()
@@ -146,6 +154,7 @@ def _cifar_runs() -> list[dict[str, Any]]:
 def _with_tables(text: str) -> str:
     tables: dict[str, Callable[[], str]] = {
         "presets": presets_table,
+        "kpis": kpis_table,
         "cifar": cifar_table,
         "bn strength": bn_strength_table,
         "cifar streams": cifar_streams_table,

@@ -57,10 +57,8 @@ def test_an_old_database_is_upgraded_and_keeps_its_rows(path: Path, tmp_path: Pa
 def test_a_reader_of_the_guidelines_schema_can_write_to_ours(sqlite_store: Store) -> None:
     with sqlite3.connect(str(sqlite_store.url.database)) as connection:
         connection.execute(
-            "INSERT INTO ttt_metrics (session_id, timestamp, task_type, examples_count, training_steps, adaptation_time,"
-            " confidence_score, convergence_score, success, fallback_reason, user_feedback, accuracy_improvement,"
-            " metadata) VALUES ('theirs', '2026-11-01T10:00:00', 'io_pairs', 5, 8, 1.5, 0.9, 0.9, 1, NULL, NULL, NULL,"
-            " '{}')"
+            "INSERT INTO ttt_metrics (session_id, timestamp, task_type, confidence_score, success, metadata)"
+            " VALUES ('theirs', '2026-11-01T10:00:00', 'io_pairs', 0.9, 1, '{}')"
         )
     assert TTTMetricsCollector(store=sqlite_store).get_session_summary("theirs").successful_adaptations == 1
 

@@ -24,6 +24,7 @@ _RECIPE_FIELDS: Final = (
     "loss",
     "orderings",
     "orderings_per_step",
+    "context_share",
     "share_adapted",
     "seed",
 )
@@ -52,6 +53,9 @@ def training(command: Command) -> Command:
         click.option("--seed", type=int, help="Of initialisation and shuffling."),
         click.option(
             "--share-adapted", type=click.FloatRange(0, 1, min_open=True), help="Share of layers, from the last."
+        ),
+        click.option(
+            "--context-share", type=click.FloatRange(0, 1, max_open=True), help="Share of examples only read."
         ),
         click.option("--orderings-per-step", type=click.IntRange(1), help="Orders side by side in one step."),
         click.option("--orderings", type=click.IntRange(1), help="Orders that steps take turns with."),

@@ -33,6 +33,8 @@ class Recipe:
         betas, weight_decay: of AdamW.
         loss: ``all_answers`` (every answer after the first, one causal pass), ``last_answer`` (leave-one-out) or
             ``direct`` (each pair without the others).
+        context_share: share of the examples that open each order and are only read: with ``all_answers``, answers are
+            learned after them, in contexts nearer to the one that the question will have. At least the first.
         orderings: shuffled orders that steps take turns with, where lower layers are read once for each; a model that
             is adapted in all its layers gets a new order at every step.
         orderings_per_step: orders side by side in one step.
@@ -54,6 +56,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     loss: Loss = "all_answers"
+    context_share: float = 0.0
     orderings: int = 2
     orderings_per_step: int = 1
     share_adapted: float = 0.25
@@ -72,6 +75,8 @@ class Recipe:
             raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 < self.share_adapted <= 1:
             raise ConfigError(f"share_adapted must be above 0 and at most 1, got {self.share_adapted}")
+        if not 0 <= self.context_share < 1:
+            raise ConfigError(f"context_share must be at least 0 and below 1, got {self.context_share}")
         if self.loss not in LOSSES:
             raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
@@ -83,7 +88,7 @@ class Recipe:
 
 RECIPES: Final[Mapping[str, Recipe]] = {
     "spark": Recipe(rank=8, steps_floor=16, steps_cap=16, learning_rate=8e-3, share_adapted=1.0),
-    "smollm2": Recipe(rank=16, steps_floor=8, steps_cap=8, learning_rate=3e-3),
+    "smollm2": Recipe(rank=16, steps_floor=8, steps_cap=8, learning_rate=2e-3, share_adapted=1.0, context_share=0.5),
 }
 
 

@@ -158,10 +158,13 @@ def laid_out(rows: Sequence[Sequence[Row]], *, pad: int, device: torch.device) -
     return Targets(torch.tensor(tokens, device=device), *columns)
 
 
-def training_rows(encoder: Encoder, examples: Sequence[Example], order: Sequence[int], loss: str) -> list[Row]:
+def training_rows(
+    encoder: Encoder, examples: Sequence[Example], order: Sequence[int], loss: str, context_share: float = 0.0
+) -> list[Row]:
     """Return the rows that one ordering of ``examples`` gives under a loss.
 
-    ``all_answers`` is one row in which every answer after the first counts; ``last_answer`` one row for each example,
+    ``all_answers`` is one row in which every answer after the first counts, or after the first ``context_share`` of
+    them; ``last_answer`` one row for each example,
     in which it comes last and only its answer counts; ``direct`` each example by itself.
     """
     if loss == "direct":
@@ -173,10 +176,8 @@ def training_rows(encoder: Encoder, examples: Sequence[Example], order: Sequence
             for others in [[*order[:k], *order[k + 1 :]]]
         ]
     # The first answer has nothing to be learned from, unless it is the only one.
-    import os
-
-    k = max(1, int(float(os.environ.get("CTX", "0")) * len(order))) if len(order) > 1 else 0
-    return [encoder.row([examples[i] for i in order], answers=[*[-1] * k, *order[k:]])]
+    shown = max(1, int(context_share * len(order))) if len(order) > 1 else 0
+    return [encoder.row([examples[i] for i in order], answers=[*[-1] * shown, *order[shown:]])]
 
 
 def cosine(step: int, steps: int, *, warm_up: float = 0.1) -> float:
@@ -311,7 +312,9 @@ class _Passes:
                 [
                     row
                     for order in orders[which * per_step : (which + 1) * per_step]
-                    for row in training_rows(self._model.encoder, examples, order, self._recipe.loss)
+                    for row in training_rows(
+                        self._model.encoder, examples, order, self._recipe.loss, self._recipe.context_share
+                    )
                 ]
                 for examples, orders in zip(self._sets, self._orders, strict=True)
             ]

@@ -157,7 +157,8 @@ def fixed_horizon(control: Sequence[float], treatment: Sequence[float], *, paire
         effect = float(after.mean() - before.mean()) if min(len(before), len(after)) else float("nan")
         return Comparison(effect, None, None, None, count)
     effect = float(after.mean() - before.mean())
-    if np.ptp(after - before if paired else np.concatenate([before - before.mean(), after - after.mean()])) == 0:
+    spread = np.ptp(after - before if paired else np.concatenate([before - before.mean(), after - after.mean()]))
+    if spread <= 1e-9 * max(np.abs(before).max(), np.abs(after).max()):
         # Without any spread there is nothing to test with.
         return Comparison(effect, effect, effect, 1.0 if effect == 0 else 0.0, count)
     found = stats.ttest_rel(after, before) if paired else stats.ttest_ind(after, before, equal_var=False)

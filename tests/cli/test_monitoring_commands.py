@@ -1,0 +1,171 @@
+"""The operator's commands as they are typed, over requests that were really made."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from acclimate.cli.main import main
+from acclimate.monitoring import Store
+from tests.monitoring.databases import fill
+from tests.monitoring.test_alerts import Receiver
+
+WORDS = ("stone", "lamp", "river", "cabin", "piano", "tiger")
+PROMPT = "\n".join(f"{w} -> <q>{w}</q>" for w in WORDS) + "\nmelon ->"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCLIMATE_LANGUAGE_MODEL", "spark")
+    monkeypatch.delenv("ACCLIMATE_DB_URL")
+    return tmp_path
+
+
+def run(*arguments: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(main, list(arguments))
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_a_request_is_recorded_rated_labelled_and_audited(folder: Path) -> None:
+    said = run("ask", PROMPT, "--user", "ada").stderr
+    name = re.search(r"^request (\w+)$", said, flags=re.MULTILINE)[1]  # type: ignore[index]
+    run("ask", "What is a melon?")
+    assert (folder / "logs" / "ttt_metrics.db").exists()
+    run("feedback", name, "5")
+    run("metrics", "label", name, "explicit_examples")
+    assert "there is no request 'x'" in run("feedback", "x", "5", code=2).stderr
+    entry = json.loads(run("audit").stdout)
+    assert (entry["actor"], entry["subject"], entry["outcome"]) == ("ada", name, "adapted")
+    assert run("audit", "--verify").stdout == "the audit log is whole\n"
+    run("metrics", "export", "out.json")
+    content = json.loads((folder / "out.json").read_text())
+    assert content["total_records"] == 1
+    assert len(content["requests"]) == 2
+    assert content["metrics"][0]["user_feedback"] == 5
+    assert "melon" not in json.dumps(content)
+    assert "2026" in run("analyze").stdout or "20" in run("analyze").stdout
+
+
+def test_no_record_leaves_nothing(folder: Path) -> None:
+    run("ask", PROMPT, "--no-record")
+    assert not (folder / "logs").exists()
+
+
+def test_an_answer_is_given_even_where_nothing_can_be_recorded(folder: Path) -> None:
+    (folder / "logs").write_text("in the way")
+    done = run("ask", PROMPT)
+    assert done.stdout == "<q>melon</q>\n"
+    assert "Warning: not recorded: cannot make the folder" in done.stderr
+
+
+def test_the_health_of_nothing_cannot_be_told(folder: Path) -> None:
+    assert "cannot tell: there is no metrics store at logs/ttt_metrics.db" in run("health", code=2).stderr
+    with Store() as store:
+        fill(store, 3)
+    assert run("health", code=2).stdout.startswith("cannot tell\n")
+
+
+def test_health_tells_healthy_from_alerts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store() as store:
+        fill(store, 80, "plain")
+        fill(store, 20)
+    assert run("health").stdout.startswith("healthy\n")
+    with Store() as store:
+        fill(store, 60, "fallback")
+    monkeypatch.setenv("ACCLIMATE_WEBHOOK_SECRET", "s")
+    receiver = Receiver([])
+    done = run("health", "--json", "--webhook", receiver.url, code=1)
+    assert "ALERT fallback_rate: 75.0%" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["verdict"] == "alerts"
+    assert found["kpis"]["fallback_rate"]["state"] == "alert"
+    assert found["kpis"]["pattern_detection_accuracy"]["state"] == "not enough data"
+    assert json.loads(receiver.got[0][1])["alerts"] == found["alerts"]
+    receiver.server.shutdown()
+    receiver.server.server_close()
+    done = run("health", "--email", "a@localhost", "--smtp", "127.0.0.1:9", "--command", "false", code=1)
+    assert "Warning: mail server 127.0.0.1:9 did not take the alert" in done.stderr
+    assert "Warning: command false ended with 1" in done.stderr
+    assert "--smtp must be HOST:PORT" in run("health", "--email", "a@b", "--smtp", "host", code=2).stderr
+
+
+def test_watching_alerts_once_for_each_change(folder: Path) -> None:
+    with Store() as store:
+        fill(store, 60, "fallback")
+    receiver = Receiver([])
+    command = [sys.executable, "-m", "acclimate", "health", "--watch", "1", "--webhook", receiver.url]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        lines = 0
+        assert process.stdout is not None
+        while lines < 3 and time.monotonic() < deadline:
+            lines += process.stdout.readline() == "alerts\n"
+        process.terminate()
+    receiver.server.shutdown()
+    receiver.server.server_close()
+    assert lines == 3
+    assert len(receiver.got) == 1
+
+
+def test_an_experiment_from_the_command_line(folder: Path) -> None:
+    assert "there is no metrics store" in run("experiment", "status", code=2).stderr
+    run("experiment", "create", "e")
+    assert "no experiment 'f'; there are: e" in run("ask", PROMPT, "--experiment", "f", code=2).stderr
+    assert "leave out --no-record" in run("ask", PROMPT, "--experiment", "e", "--no-record", code=2).stderr
+    for _ in range(2):
+        run("ask", PROMPT, "--experiment", "e", "--expected", "<q>melon</q>")
+    run("ask", PROMPT, "--experiment", "e", "--expected", "<q>melon</q>", "--compare")
+    found = json.loads(run("experiment", "report", "e", "--json").stdout)
+    assert sum(arm["outcomes"] for arm in found["arms"]) == 4
+    assert found["arms"][1]["quality"]["value"] == 1.0
+    assert "running" in run("experiment", "status").stdout
+    assert "experiment e (sequential" in run("experiment", "report", "e").stdout
+    run("experiment", "stop", "e")
+    assert "was stopped" in run("ask", PROMPT, "--experiment", "e", code=2).stderr
+    run("experiment", "create", "u", "--assign-by", "user", "--design", "fixed", "--horizon", "10")
+    assert "assigns users; name one by --user" in run("ask", PROMPT, "--experiment", "u", code=2).stderr
+    run("experiment", "create", "bad", "--control-setting", "magic=1", "--treatment-setting", "magic=2")
+    assert "sets 'magic'; an arm may set" in run("ask", PROMPT, "--experiment", "bad", code=2).stderr
+    assert "a setting is NAME=VALUE" in run("experiment", "create", "x", "--control-setting", "magic", code=2).stderr
+
+
+def test_reports_and_maintenance(folder: Path) -> None:
+    with Store() as store:
+        fill(store, 60, "fallback")
+        fill(store, 5, days_ago=50)
+    assert "Daily report" in run("report", "daily").stdout
+    run("report", "weekly", "-o", "reports/week.html")
+    assert "<svg" in (folder / "reports" / "week.html").read_text()
+    (folder / "file").write_text("")
+    assert "cannot write" in run("report", "weekly", "-o", "file/week.html", code=2).stderr
+    assert "requests: 5 rows would be deleted" in run("maintain", "--dry-run").stdout
+    assert "requests: 5 rows deleted" in run("maintain", "--keep-days", "30").stdout
+    assert "60 of 60 attempts failed for timeout" in run("analyze", "--suggest").stdout
+    assert json.loads(run("analyze", "--suggest", "--json").stdout)["suggestions"]
+    assert "nothing to change" in run("analyze", "--suggest", "--days", "0.0000001").stdout
+
+
+def test_vision_runs_are_recorded_with_gain_and_cost(folder: Path) -> None:
+    run("demo", "vision")
+    common = ["--adapter", "torch", "--model", "acclimate.vision.digits:digit_network"]
+    common += ["--checkpoint", "acclimate-demo/digits.safetensors", "--corrupt", "gaussian_noise:4"]
+    run("export", "acclimate-demo/images", *common, "--max-images", "64")
+    run("export", "acclimate-demo/images", *common, "--max-images", "64", "--ttt", "--ttt-reset", "online")
+    labels = ["--ground-truth", "acclimate-demo/labels.json", "--max-images", "128"]
+    run("compare", "acclimate-demo/images", *common, *labels, "--methods", "bn,tent")
+    found = json.loads(CliRunner().invoke(main, ["health", "--json"]).stdout)["vision"]
+    assert found["runs"] == 4
+    assert found["images"] == 64 + 64 + 2 * 128
+    assert found["kept"] > 0
+    assert found["gain"]["count"] == 2
+    assert found["gain"]["value"] > 0
+    assert found["cost_ratio"]["value"] > 1
