@@ -68,6 +68,11 @@ def test_rows_of_each_loss() -> None:
     assert [{m for m in r.answer if m >= 0} for r in rows] == [{2}, {0}, {1}]
     assert all(r.tokens[-4:] == r.tokens[-4:] and r.answer[-1] >= 0 for r in rows)
     assert len(training_rows(encoder, EXAMPLES, [0, 1], "direct")) == 2
+    for share, learned in ((0.0, {1, 2, 3, 4}), (0.5, {2, 3, 4}), (0.9, {4})):
+        (part,) = training_rows(encoder, EXAMPLES, range(5), "all_answers", share)
+        assert set(part.answer) - {-1} == learned
+    (only,) = training_rows(encoder, EXAMPLES[:1], [0], "all_answers", 0.5)
+    assert set(only.answer) - {-1} == {0}
     (single,) = training_rows(encoder, EXAMPLES[:1], [0], "all_answers")
     assert any(mark == 0 for mark in single.answer)
 
