@@ -67,12 +67,16 @@ def _checked(given: dict[str, Any]) -> Health | None:
 
 
 def _show(health: Health, *, as_json: bool) -> None:
+    from acclimate.monitoring.reports import count_lines
+
     if as_json:
         click.echo(json.dumps(health.to_dict(), indent=2))
         return
     click.echo(health.verdict)
     for measured in health.measurements.values():
         click.echo(f"  {measured.stated}")
+    for line in count_lines(health.counts):
+        click.echo(f"  {line}")
     if health.lost_rows:
         click.echo(f"  note: {health.lost_rows} rows of metrics were lost")
 

@@ -10,7 +10,15 @@ import sqlalchemy as sa
 
 from acclimate.core.report import plain
 from acclimate.monitoring.collector import TTTMetricsCollector, get_ttt_metrics_collector
-from acclimate.monitoring.measurement import Measurement, VisionMeasurement, Window, measure, measure_vision
+from acclimate.monitoring.measurement import (
+    Counts,
+    Measurement,
+    VisionMeasurement,
+    Window,
+    count_requests,
+    measure,
+    measure_vision,
+)
 from acclimate.monitoring.schema import timestamp_of, writers
 from acclimate.monitoring.store import Store
 
@@ -25,12 +33,14 @@ class Health:
     Attributes:
         verdict: ``cannot tell`` where no indicator has enough data.
         measurements: every indicator, by name.
+        counts: language requests by status and reason.
         vision: of vision runs.
         lost_rows: rows of metrics in the window that were never written.
     """
 
     verdict: Verdict
     measurements: Mapping[str, Measurement]
+    counts: Counts
     vision: VisionMeasurement
     lost_rows: int
 
@@ -50,6 +60,7 @@ class Health:
             "verdict": self.verdict,
             "alerts": self.alerts,
             "lost_rows": self.lost_rows,
+            "requests": plain(self.counts),
             "kpis": {
                 name: {
                     "state": m.state,
@@ -79,12 +90,14 @@ def check(store: Store, window: Window) -> Health:
     with store.reading() as connection:
         begun = writers.c.started_at >= timestamp_of(window.since)
         running = sa.func.coalesce(writers.c.stopped_at, "9") >= timestamp_of(window.since)
+        counts = count_requests(connection, window)
         lost = connection.execute(
             sa.select(sa.func.coalesce(sa.func.sum(writers.c.dropped + writers.c.lost), 0)).where(begun | running)
         ).scalar_one()
     return Health(
         verdict=verdict,
         measurements=measurements,
+        counts=counts,
         vision=measure_vision(store, window),
         lost_rows=int(lost),
     )

@@ -15,7 +15,7 @@ from acclimate.monitoring.advice import Suggestion, suggest
 from acclimate.monitoring.experiments import ExperimentReport, every, report
 from acclimate.monitoring.health import Health, check
 from acclimate.monitoring.intervals import quantile
-from acclimate.monitoring.measurement import Counts, Measurement, Window, count_requests
+from acclimate.monitoring.measurement import Counts, Measurement, Window
 from acclimate.monitoring.records import STATUSES
 from acclimate.monitoring.schema import requests, ttt_metrics
 from acclimate.monitoring.store import Store
@@ -32,7 +32,6 @@ class Report:
         title: with the period.
         made_at: when.
         health: every indicator.
-        counts: language requests by status and reason.
         days: ISO dates (UTC), in order; ``by_day``: requests of each, by status.
         confidences, adaptation_seconds: one for each adaptation.
         suggestions: what to change.
@@ -42,7 +41,6 @@ class Report:
     title: str
     made_at: str
     health: Health
-    counts: Counts
     days: Sequence[str]
     by_day: Mapping[str, Sequence[int]]
     confidences: Sequence[float]
@@ -56,7 +54,6 @@ def make_report(store: Store, period: Period) -> Report:
     window = Window.last(days=PERIOD_DAYS[period])
     day = sa.func.substr(requests.c.timestamp, 1, 10)
     with store.reading() as connection:
-        counts = count_requests(connection, window)
         rows = connection.execute(
             sa.select(day, requests.c.status, sa.func.count())
             .where(window.of(requests.c.timestamp))
@@ -81,7 +78,6 @@ def make_report(store: Store, period: Period) -> Report:
         title=f"{period.capitalize()} report, {days[0]} to {days[-1]}",
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         health=check(store, window),
-        counts=counts,
         days=days,
         by_day={status: [found.get((date, status), 0) for date in days] for status in STATUSES},
         confidences=confidences,
@@ -97,8 +93,8 @@ def as_text(made: Report) -> str:
     lines += [f"  {measured.stated}" for measured in made.health.measurements.values()]
     if made.health.lost_rows:
         lines.append(f"  note: {made.health.lost_rows} rows of metrics were lost")
-    lines += ["", f"language requests: {made.counts.total}"]
-    lines += [f"  {line}" for line in _count_lines(made.counts)]
+    lines += ["", f"language requests: {made.health.counts.total}"]
+    lines += [f"  {line}" for line in count_lines(made.health.counts)]
     vision = made.health.vision
     if vision.runs:
         lines += ["", f"vision runs: {vision.runs}"]
@@ -161,7 +157,7 @@ def as_html(made: Report) -> str:
             marks=None if p95 is None else {"95th percentile": p95, "target": 2.0},
         ),
     ]
-    sections = [f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in _count_lines(made.counts))}</ul>"]
+    sections = [f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in count_lines(made.health.counts))}</ul>"]
     if made.health.vision.runs:
         cells = "".join(
             f"<tr><td>{html.escape(n)}</td><td>{html.escape(v)}</td></tr>" for n, v in _vision_rows(made.health)
@@ -180,12 +176,13 @@ def as_html(made: Report) -> str:
         verdict_class=made.health.verdict.replace(" ", "-"),
         rows=rows,
         pictures="".join(f"<figure>{picture}</figure>" for picture in pictures),
-        total=made.counts.total,
+        total=made.health.counts.total,
         sections="".join(sections),
     )
 
 
-def _count_lines(counts: Counts) -> list[str]:
+def count_lines(counts: Counts) -> list[str]:
+    """Return how requests ended, one line for each status, with the reasons."""
     lines = []
     for status in STATUSES:
         reasons = counts.by_reason.get(status, {})
