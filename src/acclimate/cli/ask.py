@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     help="See this domain's kinds of pattern more readily.",
 )
 @language_options.training
-@click.option("--max-seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="For gate and training.")
+@click.option("--max-seconds", type=click.FloatRange(0), default=20.0, show_default=True, help="For gate and training.")
 @click.option("--max-mib", type=click.FloatRange(0), help="Memory for training, beyond the model.")
 @click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer.")
 @click.option("--experiment", help="Answer with the arm that this request (or --user) has in an experiment.")

@@ -74,7 +74,7 @@ class Engine:
         votes: int = 1,
         min_examples: int = 2,
         max_examples: int = 64,
-        max_seconds: float | None = 10.0,
+        max_seconds: float | None = 20.0,
         max_bytes: int | None = None,
         max_answer_tokens: int | None = None,
         warm_start: bool = False,
