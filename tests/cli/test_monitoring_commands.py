@@ -67,6 +67,15 @@ def test_an_answer_is_given_even_where_nothing_can_be_recorded(folder: Path) -> 
     assert "Warning: not recorded: cannot make the folder" in done.stderr
 
 
+def test_an_answer_is_given_even_where_its_numbers_cannot_be_recorded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acclimate.language.calibration.Calibration.probability", lambda *_: float("nan"))
+    done = run("ask", PROMPT, "--policy", "gate")
+    assert done.stdout.strip()
+    assert "Warning: not recorded: confidence must be between 0 and 1, got nan" in done.stderr
+
+
 def test_the_health_of_nothing_cannot_be_told(folder: Path) -> None:
     assert "cannot tell: there is no metrics store at logs/ttt_metrics.db" in run("health", code=2).stderr
     with Store() as store:

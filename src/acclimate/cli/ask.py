@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from acclimate.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from acclimate.language import AskReport, Engine
+    from acclimate.monitoring import Arm
 
 
 @click.command("ask", short_help="Answer a prompt, adapted to the examples in it where that helps.")
@@ -71,7 +71,6 @@ def ask_command(prompt: str | None, **given: Any) -> None:
     """
     from acclimate.cli import asked_experiments
     from acclimate.language import Engine
-    from acclimate.monitoring import language_request
 
     set_up_logging(given["verbose"])
     text = _prompt(prompt, given)
@@ -84,24 +83,35 @@ def ask_command(prompt: str | None, **given: Any) -> None:
     else:
         report = engine.ask(text, domain=given["domain"], policy=given["policy"], **how)
     values = report.to_dict()
-    content = {"prompt": text} if given["store_content"] else None
-    record = language_request(
-        values,
-        session_id=store_options.session(given),
-        actor=store_options.actor(given),
-        environment=given["environment"],
-        settings={"policy": given["policy"], "votes": given["votes"], "experiment": given["experiment"]},
-        content=content,
-    )
-    record = dataclasses.replace(record, request_id=request_id)
-    outcomes = asked_experiments.outcomes(given, arm, record, values) if arm is not None else ()
-    recorded = store_options.record(given, record, *outcomes, keep_content=given["store_content"])
+    recorded = given["record"] and _record(given, values, text, request_id, arm)
     if given["as_json"]:
         click.echo(json.dumps({**values, "request_id": request_id if recorded else None}, indent=2))
     else:
         _show(report, compare=given["compare"])
         if recorded:
             click.echo(f"request {request_id}", err=True)
+
+
+def _record(given: dict[str, Any], values: dict[str, Any], text: str, request_id: str, arm: Arm | None) -> bool:
+    """Write the request to the store; its answer is given whatever comes of that."""
+    from acclimate.cli import asked_experiments
+    from acclimate.monitoring import language_request
+
+    try:
+        record = language_request(
+            values,
+            session_id=store_options.session(given),
+            request_id=request_id,
+            actor=store_options.actor(given),
+            environment=given["environment"],
+            settings={"policy": given["policy"], "votes": given["votes"], "experiment": given["experiment"]},
+            content={"prompt": text} if given["store_content"] else None,
+        )
+        outcomes = asked_experiments.outcomes(given, arm, record, values) if arm is not None else ()
+    except DataError as error:
+        click.echo(f"Warning: not recorded: {error}", err=True)
+        return False
+    return store_options.record(given, record, *outcomes, keep_content=given["store_content"])
 
 
 def _prompt(prompt: str | None, given: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from acclimate.monitoring.records import RequestRecord, VisionRun
+from acclimate.monitoring.records import RequestRecord, VisionRun, new_request_id
 
 _TEXTS: Final = ("answer", "icl_answer", "ttt_answer")
 
@@ -14,6 +14,7 @@ def language_request(
     report: Mapping[str, Any],
     *,
     session_id: str,
+    request_id: str | None = None,
     actor: str = "unknown",
     environment: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -24,6 +25,7 @@ def language_request(
     Args:
         report: plain values of the language door's report, as its ``to_dict`` gives them.
         session_id: groups requests.
+        request_id: names this one; None makes a name.
         actor: who asked, for the audit log.
         environment: whose threshold the gate had.
         settings: of the adaptation, for the audit log.
@@ -36,6 +38,7 @@ def language_request(
         door="language",
         status=report["status"],
         session_id=session_id,
+        request_id=request_id or new_request_id(),
         model=report["model"],
         method=report["method"],
         reason=report["reason"],
