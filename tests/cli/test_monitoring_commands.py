@@ -142,8 +142,14 @@ def test_an_experiment_from_the_command_line(folder: Path) -> None:
     assert "was stopped" in run("ask", PROMPT, "--experiment", "e", code=2).stderr
     run("experiment", "create", "u", "--assign-by", "user", "--design", "fixed", "--horizon", "10")
     assert "assigns users; name one by --user" in run("ask", PROMPT, "--experiment", "u", code=2).stderr
-    run("experiment", "create", "bad", "--control-setting", "magic=1", "--treatment-setting", "magic=2")
-    assert "sets 'magic'; an arm may set" in run("ask", PROMPT, "--experiment", "bad", code=2).stderr
+    for setting, said in (
+        ("magic=1", "sets 'magic'; an arm may set"),
+        ("votes=abc", "votes must be a number above 0, got 'abc'"),
+        ("policy=sometimes", "policy must be one of gate, always, never, got 'sometimes'"),
+    ):
+        assert said in run("experiment", "create", "bad", "--treatment-setting", setting, code=2).stderr
+    run("experiment", "create", "ranks", "--control", "r8", "--treatment", "r16")
+    assert "leave out --compare" in run("ask", PROMPT, "--experiment", "ranks", "--compare", code=2).stderr
     assert "a setting is NAME=VALUE" in run("experiment", "create", "x", "--control-setting", "magic", code=2).stderr
 
 

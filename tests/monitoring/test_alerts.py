@@ -93,6 +93,18 @@ def test_a_receiver_that_refuses_is_not_asked_again(receiver: Receiver) -> None:
     assert len(receiver.got) == 1
 
 
+def test_a_redirect_is_no_delivery(receiver: Receiver) -> None:
+    receiver.codes = [301]
+    with pytest.raises(DeliveryError, match="it answered 301"):
+        Webhook(url=receiver.url, first_pause_s=0.01).send(ALERT)
+
+
+def test_one_channel_does_not_keep_an_alert_from_the_others(receiver: Receiver) -> None:
+    failures = deliver(ALERT, [Webhook(url="http://127.0.0.1:9/ä", tries=1), Webhook(url=receiver.url)])
+    assert len(failures) == 1
+    assert len(receiver.got) == 1
+
+
 def test_a_receiver_that_is_away_is_tried_and_told_of() -> None:
     hook = Webhook(url="http://127.0.0.1:9/hook", tries=2, first_pause_s=0.01)
     failures = deliver(ALERT, [hook])
@@ -147,6 +159,7 @@ def test_a_program_gets_the_alert(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda: Webhook(url="ftp://host/x"), "http or https"),
+        (lambda: Webhook(url="http://[::1/x"), "http or https"),
         (lambda: Email(host="h", sender="a@b", recipients=["no"]), "'no' is not a mail address"),
         (lambda: Email(host="h", sender="a@b\nBcc: x@y", recipients=["c@d"]), "not a mail address"),
         (lambda: Email(host="h", sender="a@b", recipients=[]), "at least one recipient"),

@@ -106,7 +106,7 @@ def test_only_the_window_counts(sqlite_store: Store) -> None:
     assert measure(sqlite_store, Window.last(days=1))["ttt_activation_rate"].estimate.value == 0  # type: ignore[union-attr]
     earlier = Window(since=datetime.now(UTC) - timedelta(days=3), until=datetime.now(UTC) - timedelta(days=1))
     assert measure(sqlite_store, earlier)["ttt_activation_rate"].estimate.value == 1  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match="must be longer than 0, got 0 days"):
+    with pytest.raises(ConfigError, match=r"must be longer than 0 .* got 0 days"):
         Window.last(days=0)
 
 

@@ -119,7 +119,7 @@ def test_a_locked_file_is_waited_for(tmp_path: Path) -> None:
 def test_a_file_that_stays_locked_costs_rows_that_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("acclimate.monitoring.database._BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("acclimate.monitoring.database.BUSY_TIMEOUT_S", 0.1)
     with Store(tmp_path / "m.db", patience_s=0.3) as store:
         fill(store, 1)
         store.flush()
@@ -138,6 +138,55 @@ def test_a_file_that_stays_locked_costs_rows_that_are_counted(
         assert again.lost_before == 0, "what was reported is not reported as a crash"
         with again.reading() as connection:
             assert sum(connection.execute(sa.select(schema.writers.c.dropped)).scalars()) == 20
+
+
+def test_a_row_that_cannot_be_written_at_all_costs_only_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store(tmp_path / "m.db") as store:
+        fill(store, 50)
+        store.record(request(request_id="twice"))
+        store.record(request(request_id="twice"))
+        store.record(request(memory_bytes=2**70))
+        fill(store, 50)
+        with caplog.at_level(logging.ERROR):
+            assert rows(store) == 101
+        assert store.losses.refused == 2
+        fill(store, 1)
+        assert rows(store) == 102, "the thread goes on"
+    assert store.losses.refused == 2, "what was lost is known after closing too"
+
+
+def test_the_first_request_does_not_wait_for_a_locked_database(tmp_path: Path) -> None:
+    with Store(tmp_path / "m.db") as store:
+        blocker = sqlite3.connect(tmp_path / "m.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        started = time.perf_counter()
+        fill(store, 3)
+        assert time.perf_counter() - started < 1.0
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert rows(store) == 3
+
+
+def test_closing_under_a_lock_counts_every_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acclimate.monitoring.database.BUSY_TIMEOUT_S", 0.2)
+    store = Store(tmp_path / "m.db", patience_s=0.5)
+    fill(store, 1)
+    store.flush()
+    blocker = sqlite3.connect(tmp_path / "m.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    fill(store, 3000)
+    with caplog.at_level(logging.ERROR):
+        store.close(timeout_s=0.5)
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    assert store.losses.write_failed == 3000
+    with Store(tmp_path / "m.db") as again:
+        assert again.lost_before == 0
+        assert rows(again) == 1
 
 
 def test_a_full_disk_costs_rows_that_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

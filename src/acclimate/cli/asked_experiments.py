@@ -14,6 +14,30 @@ SETTINGS: Final = frozenset(
     {"policy", "environment", "votes", "steps", "rank", "learning_rate", "orderings", "share_adapted", "max_seconds"}
 )
 
+_CHOICES: Final = {
+    "policy": ("gate", "always", "never"),
+    "environment": ("production", "research", "testing", "demo"),
+}
+_WHOLE: Final = frozenset({"votes", "steps", "rank", "orderings"})
+
+
+def check_settings(arm: Arm) -> None:
+    """Refuse settings that the command does not have, and values that its options would not take.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name, value in arm.settings.items():
+        if name not in SETTINGS:
+            raise ConfigError(f"arm {arm.name!r} sets {name!r}; an arm may set {', '.join(sorted(SETTINGS))}")
+        if name in _CHOICES:
+            if value not in _CHOICES[name]:
+                raise ConfigError(f"arm {arm.name!r}: {name} must be one of {', '.join(_CHOICES[name])}, got {value!r}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ConfigError(f"arm {arm.name!r}: {name} must be a number above 0, got {value!r}")
+        elif name in _WHOLE and not isinstance(value, int):
+            raise ConfigError(f"arm {arm.name!r}: {name} must be a whole number, got {value!r}")
+
 
 def assigned(given: dict[str, Any], request_id: str) -> Arm:
     """Return the arm of this request and put its settings into ``given``.
@@ -33,10 +57,17 @@ def assigned(given: dict[str, Any], request_id: str) -> Arm:
         )
     if experiment.assigned_by == "user" and not given["user"]:
         raise ConfigError(f"experiment {experiment.name!r} assigns users; name one by --user")
+    if given["compare"] and [a.name for a in experiment.arms] != ["ICL", "TTT"]:
+        raise ConfigError(
+            f"--compare answers as ICL and as TTT; experiment {experiment.name!r} has the arms "
+            f"{' and '.join(a.name for a in experiment.arms)}; leave out --compare"
+        )
     arm = experiment.arm_for(given["user"] if experiment.assigned_by == "user" else request_id)
-    if unknown := sorted(set(arm.settings) - SETTINGS):
-        raise ConfigError(f"arm {arm.name!r} sets {unknown[0]!r}; an arm may set {', '.join(sorted(SETTINGS))}")
+    check_settings(arm)
     given.update(arm.settings)
+    if given["compare"]:
+        # Both ways are asked, so that the request is a pair whichever arm it has.
+        given["policy"] = "gate"
     return arm
 
 

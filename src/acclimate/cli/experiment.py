@@ -52,12 +52,15 @@ def experiment_group() -> None:
 @reports_input_errors
 def create_command(name: str, **given: Any) -> None:
     """Write down the experiment NAME."""
+    from acclimate.cli.asked_experiments import check_settings
     from acclimate.monitoring.experiments import Arm, Experiment, create
 
     arms = (
         Arm(given["control"], 1 - given["share"], _settings(given["control_setting"]) or {"policy": "never"}),
         Arm(given["treatment"], given["share"], _settings(given["treatment_setting"]) or {"policy": "gate"}),
     )
+    for arm in arms:
+        check_settings(arm)
     experiment = Experiment(
         name=name, arms=arms, assigned_by=given["assign_by"], design=given["design"], horizon=given["horizon"]
     )

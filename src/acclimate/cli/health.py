@@ -47,9 +47,11 @@ def health_command(**given: Any) -> None:
         if health is not None:
             _show(health, as_json=given["as_json"])
         alerts = [] if health is None else health.alerts
-        if alerts and [_name(line) for line in alerts] != told:
-            _tell(alerts, health, channels)
-        told = [_name(line) for line in alerts]
+        names = [_name(line) for line in alerts]
+        delivered = names == told or not alerts or _tell(alerts, health, channels)
+        if health is not None:
+            # What did not arrive is told again.
+            told = names if delivered else None
         if given["watch"] is None:
             raise SystemExit(2 if health is None else health.exit_code)
         time.sleep(given["watch"])
@@ -81,14 +83,17 @@ def _show(health: Health, *, as_json: bool) -> None:
         click.echo(f"  note: {health.lost_rows} rows of metrics were lost")
 
 
-def _tell(alerts: list[str], health: Health | None, channels: list[Channel]) -> None:
+def _tell(alerts: list[str], health: Health | None, channels: list[Channel]) -> bool:
+    """Tell everybody; say whether it arrived everywhere."""
     from acclimate.monitoring.alerts import Alert, deliver
 
     for line in alerts:
         click.echo(f"ALERT {line}", err=True)
     details = {} if health is None else health.to_dict()
-    for failure in deliver(Alert(title=f"acclimate: {len(alerts)} alerts", lines=alerts, details=details), channels):
+    failures = deliver(Alert(title=f"acclimate: {len(alerts)} alerts", lines=alerts, details=details), channels)
+    for failure in failures:
         click.echo(f"Warning: {failure}", err=True)
+    return not failures
 
 
 def _name(line: str) -> str:
@@ -117,5 +122,8 @@ def _channels(given: dict[str, Any]) -> list[Channel]:
             )
         )
     if given["program"]:
-        channels.append(Command(arguments=shlex.split(given["program"])))
+        try:
+            channels.append(Command(arguments=shlex.split(given["program"])))
+        except ValueError as error:
+            raise ConfigError(f"--command cannot be read, got {given['program']!r}: {error}") from error
     return channels

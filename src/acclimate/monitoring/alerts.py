@@ -29,6 +29,16 @@ _FIRST_PAUSE_S: Final = 0.5
 _TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would arrive as a GET without its body: better a failure that names the code."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+_OPENER: Final = urllib.request.build_opener(_NoRedirect)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
     """What is wrong.
@@ -71,8 +81,11 @@ def deliver(alert: Alert, channels: Sequence[Channel]) -> list[str]:
         try:
             channel.send(alert)
         except DeliveryError as error:
-            _LOG.error("an alert was not delivered: %s", error)
             failures.append(str(error))
+        except Exception as error:  # noqa: BLE001  one channel must not keep an alert from the others
+            failures.append(f"{channel.name} did not take the alert: {first_line(error)}")
+    for failure in failures:
+        _LOG.error("an alert was not delivered: %s", failure)
     return failures
 
 
@@ -101,7 +114,10 @@ class Webhook:
     first_pause_s: float = _FIRST_PAUSE_S
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError as error:
+            raise ConfigError(f"a webhook needs an http or https address, got {self.url!r}: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"a webhook needs an http or https address, got {self.url!r}")
 
@@ -135,7 +151,7 @@ class Webhook:
             moment = str(int(time.time()))
             headers |= {TIMESTAMP_HEADER: moment, SIGNATURE_HEADER: signature(self.secret, moment, body)}
         request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")  # noqa: S310  checked above
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+        with _OPENER.open(request, timeout=_TIMEOUT_S):
             pass
 
 

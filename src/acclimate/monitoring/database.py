@@ -21,7 +21,7 @@ DATABASE_VARIABLE: Final = "ACCLIMATE_DB_URL"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 #: Key of PostgreSQL's advisory lock under which tables are made.
 _MIGRATION_LOCK: Final = 7_411_279
-_BUSY_TIMEOUT_S: Final = 5.0
+BUSY_TIMEOUT_S: Final = 5.0
 
 
 def database_url(given: str | Path | None = None) -> sa.URL:
@@ -60,7 +60,7 @@ def make_engine(url: sa.URL) -> Engine:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the folder of {url.database}: {error.strerror}") from error
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: Any) -> None:

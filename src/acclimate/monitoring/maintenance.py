@@ -14,8 +14,10 @@ from sqlalchemy.exc import DBAPIError
 
 from acclimate.errors import ConfigError, StoreError, first_line
 from acclimate.monitoring import audit
+from acclimate.monitoring.measurement import LONGEST_DAYS
 from acclimate.monitoring.schema import (
     audit_log,
+    experiments,
     requests,
     timestamp_of,
     ttt_ab_tests,
@@ -66,16 +68,19 @@ def maintain(
         StoreError: the database cannot be written.
     """
     for name, days in (("keep_days", keep_days), ("keep_audit_days", keep_audit_days)):
-        if not days > 0:
-            raise ConfigError(f"{name} must be above 0, got {days:g}; to delete everything, delete the database")
+        if not 0 < days <= LONGEST_DAYS:
+            raise ConfigError(f"{name} must be above 0 and at most {LONGEST_DAYS}, got {days:g}")
     cutoff, audit_cutoff = _before(keep_days), _before(keep_audit_days)
     old_requests = sa.select(requests.c.request_id).where(requests.c.timestamp < cutoff)
+    # What a running experiment has shown must not change under the eyes of who looks at it.
+    running = sa.select(experiments.c.name).where(experiments.c.stopped_at.is_(None))
     conditions = {
         ttt_metrics: ttt_metrics.c.timestamp < cutoff,
-        ttt_ab_tests: ttt_ab_tests.c.timestamp < cutoff,
+        ttt_ab_tests: (ttt_ab_tests.c.timestamp < cutoff) & ttt_ab_tests.c.test_id.not_in(running),
         vision_runs: vision_runs.c.request_id.in_(old_requests),
         requests: requests.c.timestamp < cutoff,
-        writers: writers.c.started_at < cutoff,
+        # A process that still writes keeps its row, however long ago it began.
+        writers: (writers.c.started_at < cutoff) & writers.c.stopped_at.is_not(None),
     }
     before = _bytes(store)
     removed: dict[str, int] = {}
@@ -87,8 +92,6 @@ def maintain(
             old = sa.select(sa.func.count()).select_from(audit_log).where(audit_log.c.timestamp < audit_cutoff)
             removed[audit_log.name] = connection.execute(old).scalar_one()
         return Maintained(cutoff=cutoff, removed=removed, bytes_before=before, bytes_after=before, dry_run=True)
-    # A process that still writes keeps its row, however long ago it began.
-    conditions[writers] &= writers.c.stopped_at.is_not(None)
     with store.writing() as connection:
         for table, condition in conditions.items():
             removed[table.name] = connection.execute(sa.delete(table).where(condition)).rowcount

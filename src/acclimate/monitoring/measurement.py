@@ -19,6 +19,8 @@ from acclimate.monitoring.store import NO_PATTERN, Store
 State = Literal["ok", "off target", "alert", "not enough data"]
 #: With fewer observations than this an indicator says nothing.
 LEAST_OBSERVATIONS: Final = 20
+#: A century: longer windows are mistakes, and dates before the calendar.
+LONGEST_DAYS: Final = 36_500
 _MB: Final = 2**20
 
 
@@ -41,9 +43,12 @@ class Window:
         Raises:
             ConfigError: it is not longer than nothing.
         """
-        length = timedelta(days=days, hours=hours)
-        if length <= timedelta(0):
-            raise ConfigError(f"a window must be longer than 0, got {days:g} days; give for instance 7")
+        total = days + hours / 24
+        if not 0 < total <= LONGEST_DAYS:
+            raise ConfigError(
+                f"a window must be longer than 0 and at most {LONGEST_DAYS} days, got {total:g} days; give such as 7"
+            )
+        length = timedelta(days=total)
         return cls(since=datetime.now(UTC) - length)
 
     def of(self, column: ColumnElement[str]) -> ColumnElement[bool]:

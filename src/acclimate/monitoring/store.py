@@ -21,9 +21,9 @@ from acclimate.errors import DataError, StoreError
 from acclimate.monitoring.database import database_url, make_engine, reason_of, upgrade, writing
 from acclimate.monitoring.insert import Event
 from acclimate.monitoring.records import Outcome, RequestRecord, check_range
-from acclimate.monitoring.schema import requests, ttt_ab_tests, ttt_metrics, writers
+from acclimate.monitoring.schema import requests, timestamp_of, ttt_ab_tests, ttt_metrics, writers
 from acclimate.monitoring.sequence import SequenceFile, leftovers
-from acclimate.monitoring.writer import Losses, Writer, register
+from acclimate.monitoring.writer import Losses, Writer
 
 _LOG = logging.getLogger(__name__)
 #: What ``pattern_expected`` says where there was no pattern.
@@ -72,6 +72,7 @@ class Store:
         self._folder = _sequence_folder(self.url)
         self._lock = threading.Lock()
         self._writer: Writer | None = None
+        self._past_losses = Losses()
         self._owner = os.getpid()
         self.lost_before = self._account_for_the_dead()
 
@@ -89,7 +90,7 @@ class Store:
     @property
     def losses(self) -> Losses:
         """Rows that this process handed over and that will not be written."""
-        return self._writer.losses if self._writer is not None else Losses()
+        return self._past_losses + (self._writer.losses if self._writer is not None else Losses())
 
     def put(self, event: Event) -> bool:
         """Hand a record over without waiting; False where the queue is full, which is counted and logged."""
@@ -139,6 +140,7 @@ class Store:
         if current is not None and self._owner == os.getpid():
             atexit.unregister(self.close)
             current.close(timeout_s)
+            self._past_losses += current.losses
         self.engine.dispose()
 
     def add_feedback(self, request_id: str, rating: float) -> None:
@@ -197,8 +199,6 @@ class Store:
                 self.engine.dispose(close=False)
                 self._owner = os.getpid()
             writer_id = uuid4().hex
-            with writing(self.engine) as connection:
-                register(connection, writer_id)
             sequence = None
             if self._folder is not None:
                 try:
@@ -213,11 +213,13 @@ class Store:
         """Compare what processes that died had counted with what arrived; report and return the difference."""
         total = 0
         for left in leftovers(self._folder) if self._folder is not None else ():
-            with writing(self.engine) as connection:
+            with self.writing() as connection:
                 mine = writers.c.writer_id == left.writer_id
                 found = connection.execute(sa.select(writers.c.written).where(mine)).scalar() or 0
                 lost = max(0, left.assigned - left.dropped - found)
-                connection.execute(sa.update(writers).where(mine).values(lost=lost, dropped=left.dropped))
+                connection.execute(
+                    sa.update(writers).where(mine).values(lost=lost, dropped=left.dropped, stopped_at=timestamp_of())
+                )
             if lost:
                 self._log.warning(
                     "a process ended without stopping: of its rows 1 to %d, %d were never written (writer %s)",

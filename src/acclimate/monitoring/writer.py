@@ -12,9 +12,10 @@ from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from acclimate.monitoring.database import reason_of, writing
+from acclimate.errors import first_line
+from acclimate.monitoring.database import BUSY_TIMEOUT_S, reason_of, writing
 from acclimate.monitoring.insert import Event, insert
 from acclimate.monitoring.schema import timestamp_of, writers
 from acclimate.monitoring.sequence import SequenceFile
@@ -23,6 +24,7 @@ _BATCH: Final = 256
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 _SAY_AGAIN_S: Final = 10.0
+_SLICE_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,11 @@ class Losses:
     queue_full: int = 0
     write_failed: int = 0
     refused: int = 0
+
+    def __add__(self, other: Losses) -> Losses:
+        return Losses(
+            self.queue_full + other.queue_full, self.write_failed + other.write_failed, self.refused + other.refused
+        )
 
     @property
     def total(self) -> int:
@@ -76,7 +83,7 @@ class Writer:
         self._handed_over = 0
         self._losses = {"queue_full": 0, "write_failed": 0, "refused": 0}
         self._unsaid, self._said_at = 0, -_SAY_AGAIN_S
-        self._closing, self._give_up_at = False, float("inf")
+        self._closing, self._give_up_at, self._registered = False, float("inf"), False
         self._thread = threading.Thread(target=self._run, name="acclimate-metrics", daemon=True)
         self._thread.start()
 
@@ -101,12 +108,15 @@ class Writer:
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until everything that was handed over is written or lost; False where that took too long."""
-        done = threading.Event()
+        done, deadline = threading.Event(), None if timeout_s is None else time.monotonic() + timeout_s
         try:
             self._queue.put(done, timeout=timeout_s)
         except queue.Full:
             return False
-        return done.wait(timeout_s)
+        while not done.wait(_SLICE_S if deadline is None else max(0.0, min(_SLICE_S, deadline - time.monotonic()))):
+            if not self._thread.is_alive() or (deadline is not None and time.monotonic() >= deadline):
+                return False
+        return True
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what waits and end the thread; what cannot be written in time is counted and logged."""
@@ -115,7 +125,8 @@ class Writer:
                 return
             self._closing, self._give_up_at = True, time.monotonic() + timeout_s
         self._queue.put(None)
-        self._thread.join(timeout_s + self._patience_s)
+        # After the time limit the thread gives up what waits, one lock of the database at the longest later.
+        self._thread.join(timeout_s + 3 * BUSY_TIMEOUT_S)
         self._say(f"{self._unsaid} rows of metrics were lost")
         try:
             with writing(self._engine) as connection:
@@ -126,24 +137,21 @@ class Writer:
                 )
         except SQLAlchemyError as error:
             self._log.warning("the end of this run could not be written to the metrics store: %s", reason_of(error))
-        if self._sequence is not None:
+        if self._sequence is not None and not self._thread.is_alive():
+            # Where the thread hangs the file stays, and the next start counts what it did not write.
             self._sequence.close()
 
     def _run(self) -> None:
         while True:
-            first = self._queue.get()
+            item: tuple[int, Event] | threading.Event | None = self._queue.get()
             batch: list[tuple[int, Event]] = []
             waiting: list[threading.Event] = []
-            ended = False
-            item: tuple[int, Event] | threading.Event | None = first
-            while True:
-                if item is None:
-                    ended = True
-                elif isinstance(item, threading.Event):
+            while item is not None:
+                if isinstance(item, threading.Event):
                     waiting.append(item)
                 else:
                     batch.append(item)
-                if ended or len(batch) >= _BATCH:
+                if len(batch) >= _BATCH:
                     break
                 try:
                     item = self._queue.get_nowait()
@@ -153,39 +161,41 @@ class Writer:
                 self._write_with_patience(batch)
             for event in waiting:
                 event.set()
-            if ended:
+            if item is None:
                 return
 
     def _write_with_patience(self, batch: Sequence[tuple[int, Event]]) -> None:
         deadline, pause = time.monotonic() + self._patience_s, _FIRST_PAUSE_S
         while True:
+            if time.monotonic() >= self._give_up_at:
+                self._lose_locked(
+                    "write_failed", len(batch), "the store was closed before the database could be written"
+                )
+                return
             try:
                 self._in_one_transaction(batch)
-                return
-            except IntegrityError:
-                self._one_by_one(batch)
                 return
             except OperationalError as error:
                 if time.monotonic() >= min(deadline, self._give_up_at):
                     self._lose_locked("write_failed", len(batch), f"the database cannot be written: {reason_of(error)}")
                     return
                 self._log.debug("the metrics store is busy: %s", reason_of(error))
-            except DBAPIError as error:
+            except Exception as error:  # noqa: BLE001  logged and counted, and nothing may end the thread
                 if len(batch) == 1:
-                    self._lose_locked("refused", 1, f"the database refused a row: {reason_of(error)}")
+                    why = reason_of(error) if isinstance(error, SQLAlchemyError) else first_line(error)
+                    self._lose_locked("refused", 1, f"the database refused a row: {why}")
                     return
-                self._one_by_one(batch)
-                return
-            except Exception:  # noqa: BLE001  logged, counted, and nothing else may end the thread
-                # A thread that ends here would end all recording without a word.
-                self._log.exception("writing metrics failed")
-                self._lose_locked("refused", len(batch), "writing failed")
+                # One by one, so that only what is refused is lost.
+                for pair in batch:
+                    self._write_with_patience([pair])
                 return
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE_S, 2 * pause)
 
     def _in_one_transaction(self, batch: Sequence[tuple[int, Event]]) -> None:
         with writing(self._engine) as connection:
+            if not self._registered:
+                register(connection, self._writer_id)
             for number, event in batch:
                 self._insert(connection, number, event)
             connection.execute(
@@ -193,19 +203,10 @@ class Writer:
                 .where(writers.c.writer_id == self._writer_id)
                 .values(written=writers.c.written + len(batch), dropped=self.losses.total)
             )
+        self._registered = True
 
     def _insert(self, connection: Connection, number: int, event: Event) -> None:
         insert(connection, event, writer_id=self._writer_id, sequence=number, keep_content=self._keep_content)
-
-    def _one_by_one(self, batch: Sequence[tuple[int, Event]]) -> None:
-        """Write a batch of which something was refused, so that only that is lost."""
-        for pair in batch:
-            try:
-                self._in_one_transaction([pair])
-            except IntegrityError as error:
-                self._lose_locked("refused", 1, f"the database refused a row: {reason_of(error)}")
-            except SQLAlchemyError:
-                self._write_with_patience([pair])
 
     def _lose_locked(self, kind: str, rows: int, why: str) -> None:
         with self._lock:
