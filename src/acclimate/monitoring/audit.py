@@ -59,8 +59,7 @@ def append(
         subject: the request it belongs to.
         moment: when, as the store writes times.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+    _take_turns(connection)
     last = sa.select(audit_log.c.entry_hash).order_by(audit_log.c.id.desc()).limit(1)
     entry = {
         "timestamp": moment or timestamp_of(),
@@ -96,6 +95,7 @@ def entries(connection: Connection, *, limit: int = 50) -> list[dict[str, Any]]:
 
 def remove_before(connection: Connection, cutoff: str, *, actor: str) -> int:
     """Remove the entries from before ``cutoff``, append one that says so, and return how many they were."""
+    _take_turns(connection)
     oldest_kept = sa.select(sa.func.min(audit_log.c.id)).where(audit_log.c.timestamp >= cutoff)
     boundary = connection.execute(oldest_kept).scalar()
     # Only a run from the beginning may go: what is left must stay a chain.
@@ -112,6 +112,12 @@ def remove_before(connection: Connection, cutoff: str, *, actor: str) -> int:
     removed = connection.execute(sa.delete(audit_log).where(audit_log.c.id < boundary)).rowcount
     connection.execute(sa.delete(audit_retention))
     return removed
+
+
+def _take_turns(connection: Connection) -> None:
+    # SQLite's transactions that write exclude each other anyway.
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
 
 def _was_retained(connection: Connection, last_hash: str) -> bool:

@@ -108,6 +108,10 @@ def _triggers(dialect: str) -> list[str]:
         return [
             "CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit_log "
             "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+            # INSERT OR REPLACE deletes without asking the trigger below.
+            "CREATE TRIGGER audit_no_replace BEFORE INSERT ON audit_log "
+            "WHEN EXISTS (SELECT 1 FROM audit_log WHERE id = NEW.id OR entry_hash = NEW.entry_hash) "
+            "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
             "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit_log "
             "WHEN NOT EXISTS (SELECT 1 FROM audit_retention) "
             "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
@@ -118,4 +122,6 @@ def _triggers(dialect: str) -> list[str]:
         "RAISE EXCEPTION 'the audit log is append-only'; END $$",
         "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE ON audit_log "
         "FOR EACH ROW EXECUTE FUNCTION audit_append_only()",
+        "CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON audit_log "
+        "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()",
     ]
