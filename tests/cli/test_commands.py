@@ -267,7 +267,7 @@ def test_the_plans_script_is_the_same_command_and_quiet_in_a_pipe(folder: Path) 
 
 
 def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folder: Path) -> None:
-    write_images(folder / "many", 1500, side=64)
+    write_images(folder / "many", 400, side=64)
     command = [
         sys.executable,
         "-m",
