@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from acclimate.errors import DataError, StoreError
 from acclimate.monitoring.database import database_url, make_engine, reason_of, upgrade, writing
 from acclimate.monitoring.insert import Event
-from acclimate.monitoring.records import Outcome, RequestRecord, check_range
+from acclimate.monitoring.records import RequestRecord, check_range
 from acclimate.monitoring.schema import requests, timestamp_of, ttt_ab_tests, ttt_metrics, writers
 from acclimate.monitoring.sequence import SequenceFile, leftovers
 from acclimate.monitoring.writer import Losses, Writer
@@ -165,8 +165,7 @@ class Store:
             known += connection.execute(
                 sa.update(ttt_ab_tests).where(ttt_ab_tests.c.request_id == request_id).values(user_satisfaction=rating)
             ).rowcount
-            if not known:
-                raise StoreError(f"there is no request {request_id!r} in {self.description}; give the id of a report")
+            self._require(known, request_id)
 
     def label_pattern(self, request_id: str, expected: str | None) -> None:
         """Record which kind of pattern a past request really had; None for no pattern.
@@ -183,12 +182,11 @@ class Store:
                 .where(requests.c.request_id == request_id)
                 .values(pattern_expected=NO_PATTERN if expected is None else expected)
             ).rowcount
-            if not known:
-                raise StoreError(f"there is no request {request_id!r} in {self.description}; give the id of a report")
+            self._require(known, request_id)
 
-    def add_outcome(self, outcome: Outcome) -> None:
-        """Hand over how an arm of an experiment did on a request."""
-        self.put(outcome)
+    def _require(self, known: int, request_id: str) -> None:
+        if not known:
+            raise StoreError(f"there is no request {request_id!r} in {self.description}; give the id of a report")
 
     def _opened(self) -> Writer:
         with self._lock:

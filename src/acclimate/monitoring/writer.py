@@ -197,16 +197,13 @@ class Writer:
             if not self._registered:
                 register(connection, self._writer_id)
             for number, event in batch:
-                self._insert(connection, number, event)
+                insert(connection, event, writer_id=self._writer_id, sequence=number, keep_content=self._keep_content)
             connection.execute(
                 sa.update(writers)
                 .where(writers.c.writer_id == self._writer_id)
                 .values(written=writers.c.written + len(batch), dropped=self.losses.total)
             )
         self._registered = True
-
-    def _insert(self, connection: Connection, number: int, event: Event) -> None:
-        insert(connection, event, writer_id=self._writer_id, sequence=number, keep_content=self._keep_content)
 
     def _lose_locked(self, kind: str, rows: int, why: str) -> None:
         with self._lock:
