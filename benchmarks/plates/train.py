@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from acclimate.core import norm
 from acclimate.core.outputs import map_tensors
 from acclimate.core.views import patch_mask
-from acclimate.vision.plates import CLASSES, make_scene
+from acclimate.vision.plates import CLASSES, Scene, make_scene
 from acclimate.vision.plates.photos import sample_photos
 from acclimate.vision.plates.tensors import as_tensors
 from acclimate.vision.rtdetr_pose import RTDETRPose, small_config
@@ -49,23 +49,23 @@ class TrainingScenes(Dataset[Any]):
 
     def __init__(self, steps: range, seed: int) -> None:
         self.steps, self.seed = steps, seed
-        self._drawn: dict[int, tuple[Tensor, Tensor, list[dict[str, Tensor]]]] = {}
+        self._drawn: dict[int, list[Scene]] = {}
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
         step = self.steps[position]
-        images, given, labels = self._batch(step % POOL)
-        colours = CHANNEL_ORDERS[(step // POOL) % len(CHANNEL_ORDERS)]
-        return images[:, colours].float().div(255), given, labels
+        images, given, labels = as_tensors(self._batch(step % POOL))
+        return images[:, CHANNEL_ORDERS[(step // POOL) % len(CHANNEL_ORDERS)]], given, labels
 
-    def _batch(self, number: int) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
+    def _batch(self, number: int) -> list[Scene]:
+        # Scenes, not tensors, are kept: a tensor that another process has seen holds a file open.
         if number not in self._drawn:
             photos, first = sample_photos(), number * BATCH
-            scenes = [make_scene(first + k, split="train", seed=self.seed, photos=photos) for k in range(BATCH)]
-            images, given, labels = as_tensors(scenes)
-            self._drawn[number] = images.mul(255).round().to(torch.uint8), given, labels
+            self._drawn[number] = [
+                make_scene(first + k, split="train", seed=self.seed, photos=photos) for k in range(BATCH)
+            ]
         return self._drawn[number]
 
 
