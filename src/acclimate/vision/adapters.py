@@ -12,7 +12,7 @@ from acclimate.vision.dummy_adapter import DummyAdapter
 from acclimate.vision.images import ImageReader
 from acclimate.vision.torch_adapter import TorchAdapter
 
-ADAPTERS: Final = ("transformers", "torch", "dummy")
+ADAPTERS: Final = ("transformers", "torch", "rtdetr_pose", "dummy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,8 @@ class AdapterOptions:
 
     Attributes:
         adapter: one of :data:`ADAPTERS`.
-        model: a local folder or hub name (transformers), or ``package.module:factory`` (torch).
+        model: a local folder or hub name (transformers), ``package.module:factory`` (torch), or a local folder, by
+            default the model that comes with the package (rtdetr_pose).
         checkpoint: weights for the torch adapter.
         trust_pickle: allow a checkpoint that is not safetensors.
         device: such as ``cpu`` or ``cuda``.
@@ -46,6 +47,20 @@ def make_adapter(options: AdapterOptions, *, reader: ImageReader, categories: Ma
         return DummyAdapter()
     if options.adapter not in ADAPTERS:
         raise ConfigError(f"unknown adapter {options.adapter!r}; choose one of {', '.join(ADAPTERS)}")
+    if options.adapter != "torch" and options.checkpoint:
+        raise ConfigError(
+            f"--checkpoint is for the adapter torch; the adapter {options.adapter} loads --model as a whole"
+        )
+    if options.adapter == "rtdetr_pose":
+        from acclimate.vision.rtdetr_pose.adapter import SHIPPED, RTDETRPoseAdapter
+
+        return RTDETRPoseAdapter(
+            options.model or SHIPPED,
+            reader=reader,
+            categories=categories,
+            device=options.device,
+            score_threshold=options.score_threshold,
+        )
     if not options.model:
         what = "a folder or hub name" if options.adapter == "transformers" else "package.module:factory"
         raise ConfigError(f"adapter {options.adapter!r} needs --model ({what})")
@@ -53,10 +68,6 @@ def make_adapter(options: AdapterOptions, *, reader: ImageReader, categories: Ma
         # Imported here: it takes longer than all the rest of a command that does not need it.
         from acclimate.vision.transformers_adapter import TransformersAdapter
 
-        if options.checkpoint:
-            raise ConfigError(
-                "--checkpoint is for the adapter torch; the transformers adapter loads --model as a whole"
-            )
         return TransformersAdapter(
             options.model,
             reader=reader,

@@ -60,15 +60,17 @@ def detection_entries(
 
     Args:
         found: for each image ``scores`` ``(N,)``, ``labels`` ``(N,)`` (indices) and ``boxes`` ``(N, 4)`` as
-            ``(x0, y0, x1, y1)`` fractions of the image.
+            ``(x0, y0, x1, y1)`` fractions of the image. Further keys ``(N, ...)``, such as a pose's, are written under
+            their own names.
         batch: the images.
         labels: the ids to write.
         max_detections: of each image, highest scores first.
     """
     entries = []
     for row, image in enumerate(found):
-        scores, indices, boxes = (image[key].detach().cpu() for key in ("scores", "labels", "boxes"))
-        if not bool(torch.isfinite(scores).all() and torch.isfinite(boxes).all()):
+        values = {key: value.detach().cpu() for key, value in image.items()}
+        scores, indices, boxes = (values.pop(key) for key in ("scores", "labels", "boxes"))
+        if not all(bool(torch.isfinite(numbers).all()) for numbers in (scores, boxes, *values.values())):
             raise DataError(f"the model's output on {batch.records[row].image} is not finite; check its weights")
         detections = []
         for position in torch.argsort(scores, descending=True, stable=True).tolist():
@@ -77,7 +79,8 @@ def detection_entries(
                 continue
             x0, y0, x1, y1 = boxes[position].clamp(0, 1).tolist()
             box = {"cx": (x0 + x1) / 2, "cy": (y0 + y1) / 2, "w": x1 - x0, "h": y1 - y0}
-            detections.append({"class_id": written, "score": float(scores[position]), "bbox": box})
+            more = {key: value[position].tolist() for key, value in values.items()}
+            detections.append({"class_id": written, "score": float(scores[position]), "bbox": box, **more})
             if len(detections) == max_detections:
                 break
         entries.append({**_head(batch, row), "detections": detections})

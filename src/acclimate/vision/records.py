@@ -19,10 +19,12 @@ class Record:
     Attributes:
         image: path of the file, as it appears in predictions.
         image_id: COCO's id where there is one, otherwise the position counted from 1.
+        intrinsics: ``(fx, fy, cx, cy)`` in pixels, where a COCO file gives them.
     """
 
     image: str
     image_id: int
+    intrinsics: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +104,27 @@ def _from_list(source: Path, images_root: Path | None) -> Dataset:
 def _from_coco(source: Path, images_root: Path | None) -> Dataset:
     content = read_json(source, "COCO file")
     try:
-        images = [(str(image["file_name"]), int(image["id"])) for image in content["images"]]
+        images = [
+            (str(image["file_name"]), int(image["id"]), _intrinsics(image.get("intrinsics")))
+            for image in content["images"]
+        ]
         categories = {int(category["id"]): str(category["name"]) for category in content.get("categories", [])}
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{source} is no COCO file: images need file_name and id, categories id and name") from error
-    if len({number for _, number in images}) < len(images):
+        raise DataError(
+            f"{source} is no COCO file: images need file_name and id (and intrinsics, where given, four numbers "
+            "fx, fy, cx, cy), categories id and name"
+        ) from error
+    if len({number for _, number, _ in images}) < len(images):
         raise DataError(f"{source} gives two images the same id")
-    root = _coco_root(source, [name for name, _ in images]) if images_root is None else images_root
-    return Dataset(tuple(Record(str(root / name), number) for name, number in images), categories)
+    root = _coco_root(source, [name for name, _, _ in images]) if images_root is None else images_root
+    return Dataset(tuple(Record(str(root / name), number, camera) for name, number, camera in images), categories)
+
+
+def _intrinsics(values: Any) -> tuple[float, float, float, float] | None:
+    if values is None:
+        return None
+    fx, fy, cx, cy = (float(value) for value in values)
+    return fx, fy, cx, cy
 
 
 def _coco_root(source: Path, names: list[str]) -> Path:

@@ -11,6 +11,7 @@ class RTDETRPoseConfig(RTDetrConfig):
     """Settings of an RT-DETR with pose heads; everything that :class:`transformers.RTDetrConfig` takes, and:
 
     Args:
+        image_side: of the square images that the model was trained on, in pixels.
         reconstruction_stride: side in pixels of the patch that one cell of the finest feature map paints back.
         default_intrinsics: ``(fx / W, fy / H, cx / W, cy / H)`` of a camera about which nothing is known.
         pose_loss_weight: of the pose losses against the detector's own.
@@ -18,6 +19,7 @@ class RTDETRPoseConfig(RTDetrConfig):
     """
 
     model_type = "rtdetr_pose"
+    image_side: int = 96
     reconstruction_stride: int = 8
     default_intrinsics: tuple[float, float, float, float] | list[float] = (1.175, 1.175, 0.5, 0.5)
     pose_loss_weight: float = 2.0
