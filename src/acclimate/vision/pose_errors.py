@@ -25,8 +25,8 @@ class PoseErrors:
     Attributes:
         found: the share of true objects that a detection of the right class overlaps with an IoU of 0.5 or more; each
             detection serves one object, best scores first.
-        rotation_degrees: median angle between rotations; for classes that half a turn in their own plane leaves as they
-            are (see ``symmetric``), the smaller of the two.
+        rotation_degrees: median angle between rotations; for an object that half a turn in its own plane leaves as it is
+            (``half_turn_symmetric`` in the truth), the smaller of the two.
         depth_relative: median of ``|z - true z| / true z``.
         translation_relative: median distance between centres over the true depth.
     """
@@ -42,7 +42,6 @@ def pose_errors(
     truth: Mapping[int, Sequence[Mapping[str, Any]]],
     *,
     sizes: Mapping[int, tuple[int, int]],
-    symmetric: Sequence[int] = (),
 ) -> PoseErrors | None:
     """Return the errors of the poses in ``entries``; None where the truth has no poses or nothing was found.
 
@@ -50,7 +49,6 @@ def pose_errors(
         entries: predictions whose detections have ``pose``, by ``image_id``.
         truth: COCO annotations with ``pose`` by image id.
         sizes: ``(width, height)`` by image id.
-        symmetric: class ids that half a turn in their own plane leaves as they are.
     """
     objects = sum(len(annotations) for annotations in truth.values())
     pairs = [
@@ -66,7 +64,7 @@ def pose_errors(
         rotation, true_rotation = (np.array(side["pose"]["rotation"]) for side in (detection, annotation))
         translation, true_translation = (np.array(side["pose"]["translation"]) for side in (detection, annotation))
         angle = _angle_degrees(rotation, true_rotation)
-        if annotation["category_id"] in symmetric:
+        if annotation["pose"].get("half_turn_symmetric", False):
             angle = min(angle, _angle_degrees(rotation, true_rotation @ _HALF_TURN))
         angles.append(angle)
         depths.append(abs(translation[2] - true_translation[2]) / true_translation[2])

@@ -1,10 +1,21 @@
 """Scenes of plates with handwritten digits, each with a known pose in front of a known camera."""
 
 from acclimate.vision.plates.camera import PLATE_SIDE_M, Intrinsics, PlatePose
-from acclimate.vision.plates.scenes import CLASSES, IMAGE_SIDE, SPLITS, Plate, Scene, Split, make_scene, split_digits
+from acclimate.vision.plates.scenes import (
+    CLASSES,
+    HALF_TURN_SYMMETRIC,
+    IMAGE_SIDE,
+    SPLITS,
+    Plate,
+    Scene,
+    Split,
+    make_scene,
+    split_digits,
+)
 
 __all__ = [
     "CLASSES",
+    "HALF_TURN_SYMMETRIC",
     "IMAGE_SIDE",
     "PLATE_SIDE_M",
     "SPLITS",

@@ -10,7 +10,7 @@ from PIL import Image
 
 from acclimate.errors import ConfigError, DataError
 from acclimate.vision.corruptions import Uint8Image
-from acclimate.vision.plates.scenes import CLASSES, IMAGE_SIDE, Scene, Split, make_scene
+from acclimate.vision.plates.scenes import CLASSES, HALF_TURN_SYMMETRIC, IMAGE_SIDE, Scene, Split, make_scene
 from acclimate.vision.predictions import atomic_binary, write_json
 
 
@@ -28,8 +28,8 @@ def write_dataset(
 
     Each image has ``intrinsics`` ``[fx, fy, cx, cy]`` in pixels, as a bad calibration gives them, and
     ``true_intrinsics``. Each annotation has, besides COCO's own fields, ``pose``: ``rotation`` (3 x 3, from plate to
-    camera), ``translation`` (of the plate's centre in metres) and ``depth_m``; ``visible_fraction``, and the
-    ``digit_image`` it carries. Poses are of the uncorrupted scene, so the file serves for corrupted copies too.
+    camera), ``translation`` (of the plate's centre in metres), ``depth_m`` and ``half_turn_symmetric``;
+    ``visible_fraction``, and the ``digit_image`` it carries. Poses are of the uncorrupted scene, so the file serves for corrupted copies too.
 
     Raises:
         ConfigError: no image is wanted, or the scenes cannot be made (see :func:`make_scene`).
@@ -91,6 +91,7 @@ def _annotations(scene: Scene, number: int) -> list[dict[str, Any]]:
                 "rotation": plate.pose.rotation.tolist(),
                 "translation": plate.pose.translation.tolist(),
                 "depth_m": float(plate.pose.translation[2]),
+                "half_turn_symmetric": plate.digit in HALF_TURN_SYMMETRIC,
             },
             "visible_fraction": plate.visible_fraction,
             "digit_image": plate.digit_image,

@@ -21,6 +21,8 @@ Split = Literal["train", "val", "test"]
 SPLITS: Final = ("train", "val", "test")
 IMAGE_SIDE: Final = 96
 CLASSES: Final = tuple(str(digit) for digit in range(10))
+HALF_TURN_SYMMETRIC: Final = (0, 1, 8)
+"""The digits that half a turn in their own plane leaves (nearly) as they are."""
 
 # Of the 1,797 digits, which are shuffled once and for all.
 _SPLIT_SIZES: Final[dict[Split, int]] = {"train": 1197, "val": 200, "test": 400}

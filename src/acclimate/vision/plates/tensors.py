@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from acclimate.vision.plates.camera import Intrinsics
-from acclimate.vision.plates.scenes import Scene
+from acclimate.vision.plates.scenes import HALF_TURN_SYMMETRIC, Scene
 
 
 def as_tensors(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
     """Return images ``(B, 3, S, S)`` in [0, 1], given intrinsics ``(B, 4)`` as fractions, and labels.
 
     Each image's labels are ``class_labels`` ``(N,)``, ``boxes`` ``(N, 4)`` centre boxes as fractions, ``rotation``
-    ``(N, 3, 3)``, ``translation`` ``(N, 3)`` in metres and the true ``intrinsics`` ``(4,)`` as fractions.
+    ``(N, 3, 3)``, ``translation`` ``(N, 3)`` in metres, ``symmetric`` ``(N,)`` (half a turn in its own plane leaves
+    the plate as it is) and the true ``intrinsics`` ``(4,)`` as fractions.
     """
     images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
     given = torch.stack([_fractions(scene.given_intrinsics, scene) for scene in scenes])
@@ -30,6 +31,7 @@ def _labels(scene: Scene) -> dict[str, Tensor]:
         "boxes": torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1),
         "rotation": _stacked([plate.pose.rotation for plate in scene.plates], 3, 3),
         "translation": _stacked([plate.pose.translation for plate in scene.plates], 3),
+        "symmetric": torch.tensor([plate.digit in HALF_TURN_SYMMETRIC for plate in scene.plates], dtype=torch.bool),
         "intrinsics": _fractions(scene.intrinsics, scene),
     }
 

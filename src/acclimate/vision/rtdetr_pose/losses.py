@@ -12,8 +12,7 @@ from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
 from acclimate.vision.rtdetr_pose.pose import encode_pose, rotation_from_6d
 
-# Half a turn in its own plane leaves these digits (nearly) as they are: classes 0, 1 and 8.
-SYMMETRIC_CLASSES: Final = (0, 1, 8)
+_DEPTH_WEIGHT: Final = 2.0
 _OFFSETS_WEIGHT: Final = 2.0
 _CAMERA_WEIGHT: Final = 4.0
 
@@ -50,29 +49,28 @@ def pose_losses(
         ).items()
     }
     rotation = torch.cat([label["rotation"] for label in labels])
-    classes = torch.cat([label["class_labels"] for label in labels])
+    symmetric = torch.cat([label["symmetric"] for label in labels])
     truth = start.to(objects.device)[images] + objects
     true_k = torch.stack([label["intrinsics"] for label in labels])
     return {
-        "loss_log_z": F.l1_loss(heads["log_z"][images, queries].float(), target["log_z"][truth]) * 2,
-        "loss_rotation": rotation_loss(heads["rot6d"][images, queries].float(), rotation[truth], classes[truth]),
+        "loss_log_z": _DEPTH_WEIGHT * F.l1_loss(heads["log_z"][images, queries].float(), target["log_z"][truth]),
+        "loss_rotation": rotation_loss(heads["rot6d"][images, queries].float(), rotation[truth], symmetric[truth]),
         "loss_offsets": _OFFSETS_WEIGHT * F.l1_loss(heads["offsets"][images, queries].float(), target["offsets"][truth]),
         "loss_k_delta": _CAMERA_WEIGHT * F.l1_loss(k_delta.float(), true_k / given_intrinsics - 1),
     }
 
 
-def rotation_loss(rot6d: Tensor, rotation: Tensor, classes: Tensor) -> Tensor:
-    """Return the mean chordal distance of rotations, the smaller of two where half a turn changes nothing."""
+def rotation_loss(rot6d: Tensor, rotation: Tensor, symmetric: Tensor) -> Tensor:
+    """Return the mean chordal distance of rotations ``(N, 6)`` and ``(N, 3, 3)``.
+
+    Where ``symmetric`` ``(N,)`` says that half a turn about the object's z axis changes nothing, the smaller of the two
+    distances counts.
+    """
     predicted = rotation_from_6d(rot6d)
     distance = (predicted - rotation).flatten(1).norm(dim=1)
     turned = torch.cat([-rotation[..., :2], rotation[..., 2:]], dim=-1)
     other = (predicted - turned).flatten(1).norm(dim=1)
-    return torch.where(is_symmetric(classes), torch.minimum(distance, other), distance).mean()
-
-
-def is_symmetric(classes: Tensor) -> Tensor:
-    """Say which classes ``(N,)`` look alike after half a turn."""
-    return torch.isin(classes, torch.tensor(SYMMETRIC_CLASSES, device=classes.device))
+    return torch.where(symmetric, torch.minimum(distance, other), distance).mean()
 
 
 def _matched(config: Any, found: Any, labels: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

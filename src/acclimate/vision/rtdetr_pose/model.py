@@ -75,7 +75,8 @@ class RTDETRPose(RTDetrForObjectDetection):
             intrinsics: the given ones, ``(B, 4)``: ``(fx / W, fy / H, cx / W, cy / H)``; the configuration's default
                 where they are not known.
             labels: for training, for each image ``class_labels`` ``(N,)``, ``boxes`` ``(N, 4)``, ``rotation``
-                ``(N, 3, 3)``, ``translation`` ``(N, 3)`` and ``intrinsics`` ``(4,)``, the true ones.
+                ``(N, 3, 3)``, ``translation`` ``(N, 3)``, ``symmetric`` ``(N,)`` (half a turn about its z axis changes
+                nothing) and ``intrinsics`` ``(4,)``, the true ones.
         """
         if intrinsics is None:
             default = torch.tensor(self.config.default_intrinsics, dtype=pixel_values.dtype, device=pixel_values.device)
