@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from acclimate.vision.evaluate import CocoScorer
 from acclimate.vision.images import CorruptionSpec, ImageReader
 from acclimate.vision.plates.dataset import write_dataset
 from acclimate.vision.plates.photos import load_photos
-from acclimate.vision.pose_errors import pose_errors
 from acclimate.vision.records import Record, load_dataset
 from acclimate.vision.rtdetr_pose.adapter import RTDETRPoseAdapter
 from acclimate.vision.ttt import TTTRun
@@ -107,21 +106,13 @@ class PreparedBatches:
 class Scene:
     """The scenes of one seed, and what scores predictions of them."""
 
-    folder: Path
     records: tuple[Record, ...]
     scorer: CocoScorer
-    truth: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def draw(cls, folder: Path, *, images: int, seed: int, photos: Any, split: Any) -> Scene:
         annotations = write_dataset(folder, images=images, split=split, seed=seed, photos=photos)
-        content = json.loads(annotations.read_text())
-        scene = cls(folder, load_dataset(annotations).records, CocoScorer(annotations))
-        for annotation in content["annotations"]:
-            scene.truth.setdefault(annotation["image_id"], []).append(annotation)
-        scene.sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-        return scene
+        return cls(load_dataset(annotations).records, CocoScorer(annotations))
 
 
 def measure(adapter: PreparedBatches, scene: Scene, setting: Setting) -> dict[str, Any]:
@@ -139,7 +130,7 @@ def measure(adapter: PreparedBatches, scene: Scene, setting: Setting) -> dict[st
             counts = run.report().session.counts
     seconds = time.process_time() - started - adapter.aside_seconds
     score = scene.scorer.score(entries).metrics
-    errors = pose_errors(entries, scene.truth, sizes=scene.sizes)
+    errors = scene.scorer.pose_errors(entries)
     found = {} if errors is None else {
         "rotation_degrees": errors.rotation_degrees,
         "depth_relative": errors.depth_relative,
@@ -171,7 +162,11 @@ def run(
                 for setting in settings:
                     row = {"seed": seed, "condition": condition, "setting": setting.name}
                     rows.append({**row, **measure(adapter, scene, setting)})
-                    say(" ".join(f"{value:.1f}" if isinstance(value, float) else str(value) for value in rows[-1].values()))
+                    say(
+                        " ".join(
+                            f"{value:.1f}" if isinstance(value, float) else str(value) for value in rows[-1].values()
+                        )
+                    )
                 adapter.forget()
     return rows
 

@@ -33,7 +33,7 @@ from acclimate.vision.rtdetr_pose import RTDETRPose, small_config
 
 BATCH = 32
 POOL = 2_000  # batches
-STEPS = 14_000
+STEPS = 12_000
 LR, WARMUP, FINAL_LR = 1.2e-3, 400, 0.01  # the last as a fraction of the first
 WEIGHT_DECAY = 1e-4
 CLIP = 1.0
@@ -159,7 +159,11 @@ def train(out: Path, seed: int) -> None:
         total += float(outputs.loss.detach())
         if (step + 1) % 100 == 0:
             line = {"step": step + 1, "seconds": round(time.perf_counter() - began), "loss": round(total / 100, 4)}
-            parts = {name: round(float(value.detach()), 4) for name, value in outputs.loss_dict.items() if name.count("_") < 3}
+            parts = {
+                name: round(float(value.detach()), 4)
+                for name, value in outputs.loss_dict.items()
+                if name.count("_") < 3
+            }
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps({**line, "reconstruction": round(float(rebuilt.detach()), 5), **parts}) + "\n")
             total = 0.0
@@ -201,7 +205,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.finish:
-        finish(arguments.out, torch.load(arguments.out / "checkpoint.pt", weights_only=True)["averaged"], arguments.seed)
+        finish(
+            arguments.out, torch.load(arguments.out / "checkpoint.pt", weights_only=True)["averaged"], arguments.seed
+        )
     else:
         train(arguments.out, arguments.seed)
 

@@ -26,7 +26,11 @@ def test_the_same_arguments_give_the_same_scene_and_others_another() -> None:
     first, again = make_scene(3, split="val", seed=5), make_scene(3, split="val", seed=5)
     assert np.array_equal(first.image, again.image)
     assert first.plates[0].box == again.plates[0].box
-    others = [make_scene(4, split="val", seed=5), make_scene(3, split="val", seed=6), make_scene(3, split="test", seed=5)]
+    others = [
+        make_scene(4, split="val", seed=5),
+        make_scene(3, split="val", seed=6),
+        make_scene(3, split="test", seed=5),
+    ]
     assert not any(np.array_equal(first.image, other.image) for other in others)
 
 

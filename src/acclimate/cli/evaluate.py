@@ -9,8 +9,10 @@ import click
 
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
+from acclimate.core.report import plain
 from acclimate.errors import DataError
 from acclimate.vision.evaluate import CocoScorer, make_scorer
+from acclimate.vision.pose_errors import PoseErrors
 from acclimate.vision.predictions import read_coco_results, read_predictions
 
 
@@ -29,6 +31,7 @@ def evaluate_command(predictions: Path, ground_truth: Path, as_json: bool) -> No
 
     Entries are scored over the images that were predicted; COCO results over all images of the ground truth.
     """  # fmt: skip
+    poses: PoseErrors | None = None
     results = read_coco_results(predictions)
     if results is not None:
         score, count = CocoScorer(ground_truth).score_results(results), len({r["image_id"] for r in results})
@@ -36,10 +39,19 @@ def evaluate_command(predictions: Path, ground_truth: Path, as_json: bool) -> No
         entries = read_predictions(predictions)
         if not entries:
             raise DataError(f"{predictions} holds no predictions")
-        score, count = make_scorer(ground_truth, entries).score(entries), len(entries)
+        scorer = make_scorer(ground_truth, entries)
+        score, count = scorer.score(entries), len(entries)
+        if isinstance(scorer, CocoScorer):
+            poses = scorer.pose_errors(entries)
     if as_json:
-        click.echo(json.dumps({"images": count, **score.metrics}))
+        pose = {} if poses is None else {"pose": plain(poses)}
+        click.echo(json.dumps({"images": count, **score.metrics, **pose}))
         return
     click.echo(f"{count} images")
     for name, value in score.metrics.items():
         click.echo(f"{name:10s} {100 * value:6.2f} %")
+    if poses is not None:
+        click.echo(f"poses of {100 * poses.found:.1f} % of the objects, median errors:")
+        click.echo(f"rotation   {poses.rotation_degrees:6.2f} degrees")
+        click.echo(f"depth      {100 * poses.depth_relative:6.2f} %")
+        click.echo(f"centre     {100 * poses.translation_relative:6.2f} % of the depth")

@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from acclimate.errors import DataError
 from acclimate.vision.adapter import Entry
+from acclimate.vision.pose_errors import PoseErrors, pose_errors
 from acclimate.vision.predictions import to_coco
 from acclimate.vision.records import read_json
 
@@ -169,6 +170,13 @@ class CocoScorer:
                 raise DataError(f"neither predictions nor ground truth say how large {entry['image']} is")
             placed.append({**entry, **size, "image_id": number})
         return self.score_results(to_coco(placed))
+
+    def pose_errors(self, entries: Sequence[Entry]) -> PoseErrors | None:
+        """Return how far the poses in ``entries`` are from the true ones; None where either has none."""
+        placed = [{**entry, "image_id": self.image_id(entry["image"], entry.get("image_id"))} for entry in entries]
+        truth = {number: self._truth.imgToAnns[number] for number in self._image_ids}
+        sizes = {number: (image.get("width", 0), image.get("height", 0)) for number, image in self._images.items()}
+        return pose_errors(placed, truth, sizes=sizes)
 
     def score_results(self, results: Sequence[Mapping[str, Any]]) -> Score:
         """Score COCO results.

@@ -25,8 +25,8 @@ class PoseErrors:
     Attributes:
         found: the share of true objects that a detection of the right class overlaps with an IoU of 0.5 or more; each
             detection serves one object, best scores first.
-        rotation_degrees: median angle between rotations; for an object that half a turn in its own plane leaves as it is
-            (``half_turn_symmetric`` in the truth), the smaller of the two.
+        rotation_degrees: median angle between rotations; the smaller of two for an object that half a turn in its own
+            plane leaves as it is (``half_turn_symmetric`` in the truth).
         depth_relative: median of ``|z - true z| / true z``.
         translation_relative: median distance between centres over the true depth.
     """
@@ -93,8 +93,7 @@ def _matches(
         fitting = [
             column
             for column in left
-            if overlaps[row, column] >= _MATCH_IOU
-            and annotations[column]["category_id"] == detections[row]["class_id"]
+            if overlaps[row, column] >= _MATCH_IOU and annotations[column]["category_id"] == detections[row]["class_id"]
         ]
         if fitting:
             best = max(fitting, key=lambda column: overlaps[row, column])

@@ -29,7 +29,7 @@ def write_dataset(
     Each image has ``intrinsics`` ``[fx, fy, cx, cy]`` in pixels, as a bad calibration gives them, and
     ``true_intrinsics``. Each annotation has, besides COCO's own fields, ``pose``: ``rotation`` (3 x 3, from plate to
     camera), ``translation`` (of the plate's centre in metres), ``depth_m`` and ``half_turn_symmetric``;
-    ``visible_fraction``, and the ``digit_image`` it carries. Poses are of the uncorrupted scene, so the file serves for corrupted copies too.
+    ``visible_fraction``, and the ``digit_image`` it carries.
 
     Raises:
         ConfigError: no image is wanted, or the scenes cannot be made (see :func:`make_scene`).

@@ -112,7 +112,8 @@ def make_scene(
 def split_digits(split: Split) -> npt.NDArray[np.int64]:
     """Return which of scikit-learn's digits a split draws from."""
     order = np.random.default_rng(0).permutation(sum(_SPLIT_SIZES.values()))
-    start = sum(_SPLIT_SIZES[earlier] for earlier in SPLITS[: SPLITS.index(split)])  # type: ignore[index]
+    names = list(_SPLIT_SIZES)
+    start = sum(_SPLIT_SIZES[name] for name in names[: names.index(split)])
     return order[start : start + _SPLIT_SIZES[split]]
 
 
@@ -224,7 +225,9 @@ def _draw_occluders(
             cv2.line(mask, start, end, 1.0, int(rng.integers(2, max(3, side // 14))), cv2.LINE_AA)
         else:
             axes = rng.uniform(0.04, 0.12, 2) * side
-            cv2.ellipse(mask, start, axes.astype(int).tolist(), float(rng.uniform(0, 180)), 0, 360, 1.0, -1, cv2.LINE_AA)
+            cv2.ellipse(
+                mask, start, axes.astype(int).tolist(), float(rng.uniform(0, 180)), 0, 360, 1.0, -1, cv2.LINE_AA
+            )
         mask = mask.clip(0, 1)
         left = [part * (1 - mask) for part in visible]
         if any(part.sum() < _MIN_VISIBLE * whole.sum() for part, whole in zip(left, coverage, strict=True)):

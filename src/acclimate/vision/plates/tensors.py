@@ -42,4 +42,5 @@ def _stacked(arrays: Sequence[np.ndarray], *shape: int) -> Tensor:
 
 def _fractions(intrinsics: Intrinsics, scene: Scene) -> Tensor:
     # Images are square: one side serves both axes.
-    return torch.tensor(intrinsics.as_tuple(), dtype=torch.float32) / scene.image.shape[0]
+    fractions: Tensor = torch.tensor(intrinsics.as_tuple(), dtype=torch.float32) / scene.image.shape[0]
+    return fractions

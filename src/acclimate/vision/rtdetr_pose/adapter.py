@@ -8,12 +8,15 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acclimate.core.determinism import parse_device
-from acclimate.errors import CheckpointError, ConfigError, first_line
+from acclimate.core.task import Task
+from acclimate.errors import CheckpointError, ConfigError
 from acclimate.vision import boxes as box_ops
 from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.corruptions import Uint8Image
@@ -22,6 +25,7 @@ from acclimate.vision.images import ImageReader
 from acclimate.vision.labels import LabelMap
 from acclimate.vision.predictions import detection_entries
 from acclimate.vision.records import Record
+from acclimate.vision.rtdetr_pose.configuration import RTDETRPoseConfig
 from acclimate.vision.rtdetr_pose.model import RTDETRPose
 from acclimate.vision.rtdetr_pose.pose import decode_pose
 
@@ -68,12 +72,13 @@ class RTDETRPoseAdapter:
         self.labels = LabelMap.by_name(labels, categories or {})
         self.warnings: tuple[str, ...] = self.labels.warnings
         # Digits do not survive mirroring, nor does a pose.
-        self.task = Detection(head="sigmoid", pixel_range=(0.0, 1.0), flips=False, extra_outputs=POSE_OUTPUTS)
+        self.task: Task = Detection(head="sigmoid", pixel_range=(0.0, 1.0), flips=False, extra_outputs=POSE_OUTPUTS)
         self.image_side: int = self._model.config.image_side
 
     def get_model(self) -> nn.Module:
         """Return the model."""
-        return self._model
+        model: nn.Module = self._model
+        return model
 
     def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
         """Yield batches of ``pixel_values`` ``(B, 3, S, S)`` in [0, 1] and ``intrinsics`` ``(B, 4)`` as fractions."""
@@ -135,26 +140,26 @@ class RTDETRPoseAdapter:
         return torch.tensor(record.intrinsics, dtype=torch.float32) / torch.tensor([*size, *size])
 
 
-def load_model(model: str) -> RTDETRPose:
+def load_model(name: str) -> RTDETRPose:
     """Return the model in a folder, or the one that comes with the package, in float32 and eval mode.
 
     Raises:
         ConfigError: there is no such folder, or its configuration is of another kind of model.
         CheckpointError: the weights cannot be loaded or do not fit the configuration.
     """
-    folder = Path(__file__).parent / "weights" if model == SHIPPED else Path(model)
+    folder = Path(__file__).parent / "weights" if name == SHIPPED else Path(name)
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"{model!r} is no folder with a config.json; give one that RTDETRPose.save_pretrained wrote, or {SHIPPED!r}"
+            f"{name!r} is no folder with a config.json; give one that RTDETRPose.save_pretrained wrote, or {SHIPPED!r}"
         )
     try:
-        loaded, info = RTDETRPose.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load an RTDETRPose from {folder}: {first_line(error)}") from error
-    absent = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
-    if absent:
-        raise CheckpointError(f"{folder} has no fitting weights for {len(absent)} tensors (first: {absent[0]})")
-    pose_model: RTDETRPose = loaded.eval()
-    return pose_model
+        config = RTDETRPoseConfig.from_pretrained(folder, local_files_only=True)
+        model = RTDETRPose(config)
+        # Half-precision weights are copied into float32 tensors; anything missing or left over is an error.
+        model.load_state_dict(load_file(str(folder / "model.safetensors")))
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        # torch names the tensors that do not fit on the lines after the first.
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"cannot load an RTDETRPose from {folder}: {reason}") from error
+    loaded: RTDETRPose = model.eval()
+    return loaded

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import RTDetrConfig, RTDetrResNetConfig
 
 
-class RTDETRPoseConfig(RTDetrConfig):
-    """Settings of an RT-DETR with pose heads; everything that :class:`transformers.RTDetrConfig` takes, and:
+class RTDETRPoseConfig(RTDetrConfig):  # type: ignore[misc]
+    """Settings of an RT-DETR with pose heads: everything that :class:`transformers.RTDetrConfig` takes, and more.
 
     Args:
         image_side: of the square images that the model was trained on, in pixels.

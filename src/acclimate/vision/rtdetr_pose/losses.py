@@ -55,7 +55,8 @@ def pose_losses(
     return {
         "loss_log_z": _DEPTH_WEIGHT * F.l1_loss(heads["log_z"][images, queries].float(), target["log_z"][truth]),
         "loss_rotation": rotation_loss(heads["rot6d"][images, queries].float(), rotation[truth], symmetric[truth]),
-        "loss_offsets": _OFFSETS_WEIGHT * F.l1_loss(heads["offsets"][images, queries].float(), target["offsets"][truth]),
+        "loss_offsets": _OFFSETS_WEIGHT
+        * F.l1_loss(heads["offsets"][images, queries].float(), target["offsets"][truth]),
         "loss_k_delta": _CAMERA_WEIGHT * F.l1_loss(k_delta.float(), true_k / given_intrinsics - 1),
     }
 
@@ -77,7 +78,10 @@ def _matched(config: Any, found: Any, labels: Sequence[Mapping[str, Tensor]]) ->
     """Return image, query and object (in its image) of every match."""
     meta = found.denoising_meta_values
     split = 0 if meta is None else int(meta["dn_num_split"][0])
-    real = {"logits": found.logits[:, split:].detach().float(), "pred_boxes": found.pred_boxes[:, split:].detach().float()}
+    real = {
+        "logits": found.logits[:, split:].detach().float(),
+        "pred_boxes": found.pred_boxes[:, split:].detach().float(),
+    }
     pairs = []
     for image, (query, thing) in enumerate(RTDetrHungarianMatcher(config)(real, labels)):
         pairs.append((torch.full_like(query, image), query + split, thing))

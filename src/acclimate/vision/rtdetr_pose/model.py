@@ -17,7 +17,7 @@ from acclimate.vision.rtdetr_pose.losses import pose_losses
 
 
 @dataclass
-class RTDETRPoseOutput(ModelOutput):
+class RTDETRPoseOutput(ModelOutput):  # type: ignore[misc]
     """What the model says.
 
     Attributes:
@@ -40,7 +40,7 @@ class RTDETRPoseOutput(ModelOutput):
     k_delta: Tensor | None = None
 
 
-class RTDETRPose(RTDetrForObjectDetection):
+class RTDETRPose(RTDetrForObjectDetection):  # type: ignore[misc]
     """An RT-DETR that also says how each object stands in space.
 
     ``from_pretrained`` and ``save_pretrained`` read and write a folder of ``config.json`` and ``model.safetensors``.
@@ -61,7 +61,7 @@ class RTDETRPose(RTDetrForObjectDetection):
         )
         self.post_init()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         pixel_values: Tensor,
         intrinsics: Tensor | None = None,
