@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.table import Table
 
 from acclimate.cli import options
 from acclimate.cli.compare import print_comparison
-from acclimate.cli.terminal import reports_input_errors, set_up_logging
+from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
 from acclimate.vision import digits
 from acclimate.vision.adapters import AdapterOptions
 from acclimate.vision.compare import Comparison, compare
@@ -56,6 +57,7 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
             ground_truth=labels,
             adapter=AdapterOptions(adapter="torch", model=_FACTORY, checkpoint=str(checkpoint)),
             corruption=corruption,
+            ttt_source=digits.write_source_images(output),
         )
     )
     click.echo("the same by hand:")
@@ -65,3 +67,59 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
     )
     click.echo(f"  acclimate evaluate {output}/adapted.json --ground-truth {labels}")
     print_comparison(result)
+
+
+@demo_group.command("detect")
+@click.option(
+    "-o",
+    "--output",
+    type=options.existing_path(),
+    default=Path("acclimate-demo-detect"),
+    show_default=True,
+    help="A folder for scenes, predictions and picture.",
+)
+@click.option(
+    "--corrupt",
+    default="contrast:4",
+    show_default=True,
+    metavar="NAME[:SEVERITY]",
+    help="What the camera does to the scenes.",
+)
+@click.option("--images", type=click.IntRange(min=6), default=96, show_default=True, help="How many scenes.")
+@reports_input_errors
+def demo_detect_command(output: Path, corrupt: str, images: int) -> None:
+    """Find plates and their poses in corrupted scenes with the detector that ships, without and with TTT."""  # fmt: skip
+    # Imported here: it loads the detector's library, which the other demo does not need.
+    from acclimate.vision.plates.demo import run_detect_demo
+
+    set_up_logging(verbose=False)
+    corruption = CorruptionSpec.parse(corrupt)
+    click.echo(f"drawing {images} scenes that the detector was not trained on, and putting them under {corruption} ...")
+    demo = run_detect_demo(output, corruption=corruption, images=images)
+    table = Table(title=f"{images} scenes", title_justify="left")
+    for heading in ("scenes", "TTT", "mAP50-95", "mAP50", "poses of", "rotation", "depth"):
+        table.add_column(heading, justify="left" if heading in ("scenes", "TTT") else "right")
+    for scenes, method, outcome in (
+        ("clean", "none", demo.clean),
+        (str(corruption), "none", demo.before),
+        (str(corruption), demo.method, demo.after),
+    ):
+        poses = outcome.poses
+        table.add_row(
+            scenes,
+            method,
+            f"{100 * outcome.metrics['mAP']:.1f} %",
+            f"{100 * outcome.metrics['mAP50']:.1f} %",
+            "-" if poses is None else f"{100 * poses.found:.0f} %",
+            "-" if poses is None else f"{poses.rotation_degrees:.1f} degrees",
+            "-" if poses is None else f"{100 * poses.depth_relative:.1f} %",
+        )
+    stdout().print(table)
+    click.echo("rotation and depth: median errors over the plates that were found")
+    click.echo(f"picture: {demo.picture}")
+    click.echo("the same by hand:")
+    click.echo(
+        f"  acclimate export {demo.annotations} --adapter rtdetr_pose --corrupt {corruption} --ttt "
+        f"--ttt-reset online -o {output}/adapted.json"
+    )
+    click.echo(f"  acclimate evaluate {output}/adapted.json --ground-truth {demo.annotations}")

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from acclimate.core.selection import FILTER_KINDS
 from acclimate.errors import ConfigError
 from acclimate.vision.adapters import ADAPTERS, AdapterOptions
-from acclimate.vision.config import METHOD_NAMES, PRESETS, RESET_POLICIES
+from acclimate.vision.config import METHOD_NAMES, PRESETS, RESET_POLICIES, WITHOUT_GRADIENT
 from acclimate.vision.images import CorruptionSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -137,7 +137,11 @@ def ttt_options(command: Command) -> Command:
             metavar="NAME=VALUE",
             help="A field of the method (see docs/methods); repeatable.",
         ),
-        click.option("--ttt-source", type=existing_path(), help="eata: unlabelled source images for the Fisher term."),
+        click.option(
+            "--ttt-source",
+            type=existing_path(),
+            help="Unlabelled source images: for eata's Fisher term, for what spectrum compares with.",
+        ),
         click.option(
             "--ttt-guards/--no-ttt-guards",
             default=True,
@@ -241,9 +245,9 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
     )
     if method is not None:
         needs(method == "mim", "--ttt-method mim", "ttt_mask_prob", "ttt_patch_size", "ttt_mask_value")
-        needs(method == "eata", "--ttt-method eata", "ttt_source")
+        needs(method in ("eata", "spectrum"), "--ttt-method eata or spectrum", "ttt_source")
         gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank")
-        needs(method != "bn", "a method that learns (bn has no gradient)", *gradient)
+        needs(method not in WITHOUT_GRADIENT, f"a method that learns ({method} has no gradient)", *gradient)
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")
         if values["ttt"] and _typed(context, "batch_size"):
             raise ConfigError("--batch-size has no effect with --ttt; use --ttt-batch-size")

@@ -123,12 +123,18 @@ def statistics_only(model: nn.Module, *, source_strength: float | None) -> Itera
             "bn adapts BatchNorm statistics and this model has no BatchNorm; "
             f"it has {describe(model)}; use tent, eata, sar, cotta or mim"
         )
+    with nothing_selected(model) as selection, norm.statistics(model, source_strength=source_strength):
+        yield selection
+
+
+@contextmanager
+def nothing_selected(model: nn.Module) -> Iterator[Selection]:
+    """Select no parameter: inside, the model is in eval mode and nothing requires a gradient; all is undone on exit."""
     with ExitStack() as stack:
         stack.callback(_restore_modes, [(module, module.training) for module in model.modules()])
         stack.callback(_restore_flags, _take_flags(model))
         model.eval()
         model.requires_grad_(False)
-        stack.enter_context(norm.statistics(model, source_strength=source_strength))
         yield Selection({}, dict(model.named_buffers()))
 
 

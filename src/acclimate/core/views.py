@@ -80,7 +80,7 @@ def augmented(
         return result.add(noise, alpha=NOISE_STD)
     if pixel_range == (0.0, 1.0):
         return result.add(noise, alpha=NOISE_STD).clamp_(0.0, 1.0)
-    low, high = _bounds(pixel_range, images)
+    low, high = bounds(pixel_range, images)
     return torch.clamp(result + noise * (NOISE_STD * (high - low)), min=low, max=high)
 
 
@@ -115,7 +115,7 @@ def color_jittered(
     Raises:
         ConfigError: a pixel lies outside ``pixel_range``.
     """
-    low, high = _bounds(pixel_range, images)
+    low, high = bounds(pixel_range, images)
     slack = 1e-3 * (high - low)
     if bool(((images < low - slack) | (images > high + slack)).any()):
         raise ConfigError(
@@ -146,7 +146,7 @@ def normalised_range(mean: Sequence[float], std: Sequence[float]) -> PixelRange:
     )
 
 
-def _bounds(pixel_range: PixelRange, images: Tensor) -> tuple[Tensor, Tensor]:
+def bounds(pixel_range: PixelRange, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return lowest and highest value as tensors that broadcast over ``(B, C, H, W)``."""
     low, high = (torch.tensor(bound, dtype=images.dtype, device=images.device).view(-1, 1, 1) for bound in pixel_range)
     return low, high

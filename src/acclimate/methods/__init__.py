@@ -5,6 +5,7 @@ from acclimate.methods.cotta import Cotta
 from acclimate.methods.eata import Eata, fisher_information
 from acclimate.methods.mim import Mim
 from acclimate.methods.sar import Sar
+from acclimate.methods.spectrum import Spectrum
 from acclimate.methods.tent import Tent
 
-__all__ = ["Bn", "Cotta", "Eata", "Mim", "Sar", "Tent", "fisher_information"]
+__all__ = ["Bn", "Cotta", "Eata", "Mim", "Sar", "Spectrum", "Tent", "fisher_information"]

@@ -10,9 +10,11 @@ from typing import Any, Final, Literal
 from acclimate.core.selection import FILTER_KINDS, FilterKind
 from acclimate.errors import ConfigError
 
-MethodName = Literal["tent", "mim", "cotta", "eata", "sar", "bn"]
-METHOD_NAMES: Final = ("bn", "tent", "eata", "sar", "mim", "cotta")
+MethodName = Literal["tent", "mim", "cotta", "eata", "sar", "bn", "spectrum"]
+METHOD_NAMES: Final = ("bn", "spectrum", "tent", "eata", "sar", "mim", "cotta")
 ResetPolicy = Literal["stream", "sample", "online"]
+WITHOUT_GRADIENT: Final = ("bn", "spectrum")
+"""Methods that move no weight: steps, learning rate and update filter mean nothing to them."""
 RESET_POLICIES: Final = ("stream", "sample", "online")
 Kind = Literal["classifier", "detector"]
 
@@ -139,6 +141,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "method": "sar", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2, "method_options": {"base": "adam"},
     },
     "bn_safe": {"method": "bn", "update_filter": "norm_only"},
+    "spectrum_safe": {"method": "spectrum", "update_filter": "norm_only"},
 }  # fmt: skip
 """Settings that work out of the box, each for one method; :func:`preset_values` completes them for the model's kind."""
 
@@ -149,6 +152,7 @@ METHOD_PRESETS: Final[dict[str, str]] = {
     "eata": "eata_safe",
     "sar": "sar_safe",
     "bn": "bn_safe",
+    "spectrum": "spectrum_safe",
 }
 
 _BATCH_SIZE: Final[dict[Kind, int]] = {"classifier": 64, "detector": 8}

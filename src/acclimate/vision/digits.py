@@ -84,6 +84,15 @@ def write_test_images(folder: Path) -> Path:
     return folder / "labels.json"
 
 
+def write_source_images(folder: Path) -> Path:
+    """Write 200 of the digits that the network is trained on as PNG files, for methods that look at source images."""
+    images, _ = digit_images()
+    (folder / "source").mkdir(parents=True, exist_ok=True)
+    for number in range(200):
+        Image.fromarray(images[number]).save(folder / "source" / f"digit_{number:04d}.png")
+    return folder / "source"
+
+
 def train(checkpoint: Path, *, epochs: int = 25, batch_size: int = 25, lr: float = 5e-3, seed: int = 0) -> float:
     """Train the network on the first 1,000 digits, clean; write it, and return its accuracy on the others."""
     images, classes = digit_images()

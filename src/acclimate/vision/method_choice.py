@@ -13,19 +13,30 @@ from torch import Tensor
 from acclimate.core.guards import Collapse, Guard, MaxDrift, MaxUpdate, NonFinite, ProbeLoss
 from acclimate.core.method import Method
 from acclimate.core.selection import TensorFilter
+from acclimate.core.spectrum import Spectrum as PowerSpectrum
 from acclimate.errors import ConfigError
-from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Tent
-from acclimate.vision.config import TTTConfig
+from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent
+from acclimate.vision.config import WITHOUT_GRADIENT, TTTConfig
 
-METHODS: Final[dict[str, Any]] = {"tent": Tent, "mim": Mim, "cotta": Cotta, "eata": Eata, "sar": Sar, "bn": Bn}
+METHODS: Final[dict[str, Any]] = {
+    "tent": Tent,
+    "mim": Mim,
+    "cotta": Cotta,
+    "eata": Eata,
+    "sar": Sar,
+    "bn": Bn,
+    "spectrum": Spectrum,
+}
 
 # What each paper moves; anything else is allowed and reported.
 PAPER_FILTERS: Final[dict[str, str]] = {"tent": "norm_only", "eata": "norm_only", "sar": "norm_only", "cotta": "all"}
 # Set through flags of their own.
-_NOT_OPTIONS: Final = frozenset({"update", "fisher", "lr", "mask_probability", "patch_size", "mask_value"})
+_NOT_OPTIONS: Final = frozenset({"update", "fisher", "source", "lr", "mask_probability", "patch_size", "mask_value"})
 
 
-def make_method(config: TTTConfig, *, fisher: Mapping[str, Tensor] | None = None) -> Method:
+def make_method(
+    config: TTTConfig, *, fisher: Mapping[str, Tensor] | None = None, source: PowerSpectrum | None = None
+) -> Method:
     """Return the method that ``config`` describes.
 
     Raises:
@@ -33,7 +44,7 @@ def make_method(config: TTTConfig, *, fisher: Mapping[str, Tensor] | None = None
     """
     cls = METHODS[config.method]
     values = {name: parse_option(config.method, name, value) for name, value in config.method_options.items()}
-    if config.method != "bn":
+    if config.method not in WITHOUT_GRADIENT:
         values["lr"] = config.lr
         values["update"] = tensor_filter(config)
     if config.method == "mim":
@@ -44,6 +55,8 @@ def make_method(config: TTTConfig, *, fisher: Mapping[str, Tensor] | None = None
         }
     if config.method == "eata" and fisher is not None:
         values["fisher"] = fisher
+    if config.method == "spectrum":
+        values["source"] = source
     return typing.cast(Method, cls(**values))
 
 

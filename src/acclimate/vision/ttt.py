@@ -11,16 +11,19 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from acclimate.core import spectrum as spectra
 from acclimate.core.budget import Budget
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import sample_count
 from acclimate.core.report import SessionReport, StepReport
 from acclimate.core.session import Session
+from acclimate.core.spectrum import Spectrum as PowerSpectrum
 from acclimate.core.task import Classification, Task
 from acclimate.errors import ConfigError, SessionError, TTTNotSupportedError
 from acclimate.methods.eata import fisher_information
+from acclimate.methods.spectrum import in_unit_range
 from acclimate.vision.adapter import AdaptableAdapter, Entry, ImageBatch, require_ttt
-from acclimate.vision.config import TTTConfig
+from acclimate.vision.config import WITHOUT_GRADIENT, TTTConfig
 from acclimate.vision.method_choice import make_guards, make_method, paper_note
 from acclimate.vision.records import Record
 
@@ -68,7 +71,8 @@ class TTTRun:
     Args:
         adapter: with ``get_model`` and ``build_loader``.
         config: how to adapt.
-        source_records: unlabelled source images, for EATA's Fisher information.
+        source_records: unlabelled source images, for EATA's Fisher information and for what spectrum holds a stream
+            against.
         keep_weights: leave the adapted weights (a teacher's, where one predicts) in the model on exit.
         on_report: called with the session's report on exit.
 
@@ -107,7 +111,7 @@ class TTTRun:
 
     def __enter__(self) -> Self:
         model = self.adapter.get_model()
-        method = make_method(self.config, fisher=self._fisher(model))
+        method = make_method(self.config, fisher=self._fisher(model), source=self._source_spectrum())
         self._session = self._stack.enter_context(
             Session(
                 model,
@@ -264,9 +268,10 @@ class TTTRun:
         """Note what predicted inside the run and will not predict after it."""
         if self.config.lora_rank is not None:
             self._warnings.append("the low-rank weights are detached after the run; predict inside TTTRun to have them")
-        if self.config.method == "bn" or self._uses_batch_statistics():
+        if self.config.method in WITHOUT_GRADIENT or self._uses_batch_statistics():
+            what = "a filter and mixed statistics" if self.config.method == "spectrum" else "batch statistics"
             self._warnings.append(
-                f"{self.config.method} adapts with batch statistics, which adapter.predict() does not use; "
+                f"{self.config.method} adapts with {what}, which adapter.predict() does not use; "
                 "predict inside TTTRun to have them"
             )
 
@@ -294,17 +299,26 @@ class TTTRun:
         with self.adapter.reader.without_corruption():
             return fisher_information(model, batches, method=make_method(self.config), task=self.task)
 
+    def _source_spectrum(self) -> PowerSpectrum | None:
+        if self.config.method != "spectrum":
+            return None
+        if not self._source_records:
+            return getattr(self.adapter, "source_spectrum", None)
+        batches = (inputs_of(batch) for batch in self.adapter.build_loader(self._source_records, batch_size=32))
+        with self.adapter.reader.without_corruption():
+            return spectra.measure(in_unit_range(self.task.images(inputs), self.task) for inputs in batches)
+
     def _note_what_differs(self) -> None:
         config = self.config
         if config.preset is not None:
-            unused = {"lr", "update_filter"} if config.method == "bn" else set()
+            unused = {"lr", "update_filter"} if config.method in WITHOUT_GRADIENT else set()
             unused |= {"batch_size"} if config.reset == "sample" else set()
             filled = ", ".join(f"{name} {getattr(config, name)}" for name in config.filled if name not in unused)
             self._warnings.append(f"preset {config.preset!r} filled in what was not given: {filled or 'nothing'}")
         if (note := paper_note(config)) is not None:
             self._warnings.append(note)
-        if config.method == "bn":
-            self._warnings.append("bn has no gradient: steps, lr and update filter have no effect")
+        if config.method in WITHOUT_GRADIENT:
+            self._warnings.append(f"{config.method} has no gradient: steps, lr and update filter have no effect")
         if config.max_batches is not None:
             self._warnings.append(f"adapts on the first {config.max_batches} batches only (max_batches)")
         if config.reset == "sample" and config.batch_size != 1 and "batch_size" not in config.filled:

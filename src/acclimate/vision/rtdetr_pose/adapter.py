@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acclimate.core.determinism import parse_device
+from acclimate.core.spectrum import Spectrum
 from acclimate.core.task import Task
-from acclimate.errors import CheckpointError, ConfigError
+from acclimate.errors import CheckpointError, ConfigError, first_line
 from acclimate.vision import boxes as box_ops
 from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.corruptions import Uint8Image
@@ -73,6 +74,7 @@ class RTDETRPoseAdapter:
         self.warnings: tuple[str, ...] = self.labels.warnings
         # Digits do not survive mirroring, nor does a pose.
         self.task: Task = Detection(head="sigmoid", pixel_range=(0.0, 1.0), flips=False, extra_outputs=POSE_OUTPUTS)
+        self.source_spectrum = load_source_spectrum(model)
         self.image_side: int = self._model.config.image_side
 
     def get_model(self) -> nn.Module:
@@ -140,6 +142,25 @@ class RTDETRPoseAdapter:
         return torch.tensor(record.intrinsics, dtype=torch.float32) / torch.tensor([*size, *size])
 
 
+def load_source_spectrum(name: str) -> Spectrum | None:
+    """Return the spectrum of the images that a model was trained on, where its folder has ``spectrum.safetensors``.
+
+    Raises:
+        CheckpointError: the file cannot be read or holds something else.
+    """
+    path = _folder(name) / "spectrum.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        return Spectrum.from_tensors(load_file(str(path)))
+    except (OSError, SafetensorError, ConfigError) as error:
+        raise CheckpointError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def _folder(name: str) -> Path:
+    return Path(__file__).parent / "weights" if name == SHIPPED else Path(name)
+
+
 def load_model(name: str) -> RTDETRPose:
     """Return the model in a folder, or the one that comes with the package, in float32 and eval mode.
 
@@ -147,7 +168,7 @@ def load_model(name: str) -> RTDETRPose:
         ConfigError: there is no such folder, or its configuration is of another kind of model.
         CheckpointError: the weights cannot be loaded or do not fit the configuration.
     """
-    folder = Path(__file__).parent / "weights" if name == SHIPPED else Path(name)
+    folder = _folder(name)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"{name!r} is no folder with a config.json; give one that RTDETRPose.save_pretrained wrote, or {SHIPPED!r}"

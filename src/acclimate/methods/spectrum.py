@@ -1,0 +1,190 @@
+"""Spectrum: give the stream the source's mean power spectrum, and mix BatchNorm's statistics as far as it was off.
+
+Ours. Aligning amplitudes by frequency comes from Fourier domain adaptation (Yang & Soatto, CVPR 2020, arXiv 2004.05498),
+which does it to source images in training; the filter is Wiener's (1949); the mixed statistics are Schneider et al.'s
+(NeurIPS 2020, arXiv 2006.16971).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.core import layout, norm
+from acclimate.core import spectrum as spectra
+from acclimate.core.method import Selection, Step
+from acclimate.core.outputs import detach, sample_count
+from acclimate.core.selection import nothing_selected
+from acclimate.core.spectrum import Spectrum as PowerSpectrum
+from acclimate.core.spectrum import Sums
+from acclimate.core.task import Task
+from acclimate.core.views import bounds
+from acclimate.errors import ConfigError, TTTNotSupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class SpectrumState:
+    """What the stream has looked like so far; None before the first batch."""
+
+    stream: Sums | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectrum:
+    """Filter each image so that the stream's mean power spectrum becomes the source's; no gradient, no weight moves.
+
+    How far the stream is off decides how much is done: below ``tolerance_nats`` nothing, from twice that on everything,
+    in between in proportion. A stream that is as the source was is predicted as by the plain model.
+
+    Attributes:
+        source: the spectrum of source images, from :func:`acclimate.core.spectrum.measure`; needed.
+        max_gain: the largest amplification of a band.
+        sharpening: the exponent of the power ratio with which single bands are raised, see
+            :func:`acclimate.core.spectrum.gains`. Tuned on ``benchmarks/plates``: 0.5 rings, 0 leaves blur alone.
+        tolerance_nats: the distance of spectra (mean ``|log ratio|`` over colours and bands, chance left out) that is
+            no shift; 0.3 lies between other clean scenes of ``benchmarks/plates`` and their weakest corruptions.
+        memory_images: the stream's spectrum is a mean over about so many images.
+        source_strength: of BatchNorm's source statistics where everything is done, as in ``bn``; None is half and half.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    name: ClassVar[str] = "spectrum"
+
+    source: PowerSpectrum | None = field(default=None, repr=False, compare=False)
+    max_gain: float = 10.0
+    sharpening: float = 0.25
+    tolerance_nats: float = 0.3
+    memory_images: int = 512
+    source_strength: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.max_gain >= 1:
+            raise ConfigError(f"spectrum: max_gain must be at least 1, got {self.max_gain}")
+        if not 0 <= self.sharpening <= 0.5:
+            raise ConfigError(f"spectrum: sharpening must lie in [0, 0.5], got {self.sharpening}")
+        if not self.tolerance_nats > 0:
+            raise ConfigError(f"spectrum: tolerance_nats must be positive, got {self.tolerance_nats}")
+        if self.memory_images < 1:
+            raise ConfigError(f"spectrum: memory_images must be at least 1, got {self.memory_images}")
+        if self.source_strength is not None and not self.source_strength >= 0:
+            raise ConfigError(f"spectrum: source_strength must not be negative, got {self.source_strength}")
+
+    def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
+        """Select nothing: no parameter moves."""
+        self._source()
+        return nothing_selected(model)
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Return None: there is no gradient."""
+
+    def start(self, model: nn.Module, selection: Selection) -> SpectrumState:
+        """Return a state that has seen nothing."""
+        return SpectrumState()
+
+    def step(
+        self,
+        model: nn.Module,
+        batch: Any,
+        state: SpectrumState,
+        *,
+        task: Task,
+        selection: Selection,
+        optimizer: torch.optim.Optimizer | None,
+        rng: torch.Generator,
+    ) -> Step:
+        """Take the batch into the stream's spectrum and return the outputs under filter and mixed statistics."""
+        with torch.no_grad():
+            state = SpectrumState(self._next(Sums.of(in_unit_range(task.images(batch), task)), state.stream))
+            outputs = self.predict(model, layout.for_prediction(batch), state, task=task)
+        return Step(state, detach(outputs), None, sample_count(batch))
+
+    def predict(self, model: nn.Module, inputs: Any, state: SpectrumState, *, task: Task) -> Any:
+        """Return the outputs under filter and mixed statistics, as far as the stream seen so far is off."""
+        strength = 0.0 if state.stream is None else self.strength(state.stream)
+        if strength == 0 or state.stream is None:
+            return task.forward(model, inputs)
+        images = task.images(inputs)
+        unit = in_unit_range(images, task)
+        cleaned = spectra.filtered(
+            unit,
+            state.stream.spectrum(),
+            self._source(),
+            strength=strength,
+            max_gain=self.max_gain,
+            sharpening=self.sharpening,
+        )
+        changed = task.with_images(inputs, layout.for_prediction(from_unit_range(cleaned, task)))
+        with self._statistics(model, len(images), strength):
+            return task.forward(model, changed)
+
+    def strength(self, stream: Sums) -> float:
+        """Return how much is done, in [0, 1]: how far the stream is off, in tolerances above the first."""
+        chance = spectra.expected_distance_nats(self._source(), stream.count)
+        off = spectra.excess_distance_nats(stream.spectrum(), self._source(), chance_nats=chance)
+        return min(1.0, max(0.0, off / self.tolerance_nats - 1))
+
+    def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
+        """Say what the stream is held against."""
+        return (f"spectrum: held against {self._source().count} source images; no weight moves",)
+
+    def _next(self, seen: Sums, stream: Sums | None) -> Sums:
+        """Return the stream's sums after one more batch."""
+        if stream is None or self._is_another(seen, stream):
+            return seen
+        return stream.plus(seen, keep=min(1.0, max(0.0, (self.memory_images - seen.count) / stream.count)))
+
+    def _is_another(self, seen: Sums, stream: Sums) -> bool:
+        """Say whether a batch is so unlike the stream that the camera must have changed."""
+        counts = (seen.count, stream.count)
+        chance = math.hypot(*(spectra.expected_distance_nats(self._source(), count) for count in counts))
+        off = spectra.excess_distance_nats(seen.spectrum(), stream.spectrum(), chance_nats=chance)
+        return off > 2 * self.tolerance_nats
+
+    def _statistics(self, model: nn.Module, count: int, strength: float) -> AbstractContextManager[Any]:
+        if not norm.batch_norms(model):
+            return nullcontext()
+        full = 0.5 if self.source_strength is None else count / (count + self.source_strength)
+        # N of Schneider's eq. 1 that gives the batch the weight strength * full.
+        return norm.statistics(model, source_strength=count / (strength * full) - count)
+
+    def _source(self) -> PowerSpectrum:
+        if self.source is None:
+            raise TTTNotSupportedError(
+                "spectrum needs to know what source images look like, and this model brings no source spectrum; give "
+                "unlabelled source images with --ttt-source, or use bn"
+            )
+        return self.source
+
+
+def in_unit_range(images: Tensor, task: Task) -> Tensor:
+    """Return ``(B, 3, H, W)`` images scaled to [0, 1], as the task says what black and white are.
+
+    Raises:
+        TTTNotSupportedError: the task does not know, or the images have no three colours.
+    """
+    low, high = _black_and_white(images, task)
+    return ((images - low) / (high - low)).float()
+
+
+def from_unit_range(images: Tensor, task: Task) -> Tensor:
+    """Return images in [0, 1] as the model takes them: the inverse of :func:`in_unit_range`."""
+    low, high = _black_and_white(images, task)
+    return images * (high - low) + low
+
+
+def _black_and_white(images: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    pixel_range = getattr(task, "pixel_range", None)
+    if pixel_range is None or images.shape[1] != 3:
+        raise TTTNotSupportedError(
+            "spectrum works on images of three colours whose values for black and white are known; this model's "
+            f"images have {images.shape[1]} channels and {'no' if pixel_range is None else 'a'} known range; use bn"
+        )
+    return bounds(pixel_range, images)
