@@ -94,7 +94,7 @@ def demo_detect_command(output: Path, corrupt: str, images: int) -> None:
 
     set_up_logging(verbose=False)
     corruption = CorruptionSpec.parse(corrupt)
-    click.echo(f"drawing {images} scenes that the detector was not trained on, and putting them under {corruption} ...")
+    click.echo(f"drawing {images} scenes of digits that the detector never saw, clean and under {corruption} ...")
     demo = run_detect_demo(output, corruption=corruption, images=images)
     table = Table(title=f"{images} scenes", title_justify="left")
     for heading in ("scenes", "TTT", "mAP50-95", "mAP50", "poses of", "rotation", "depth"):

@@ -1,8 +1,8 @@
 """What a camera does to images on the whole, seen in their mean power spectrum, and a filter that undoes it.
 
 Noise adds power at high frequencies, blur takes it away, low contrast takes it away at all of them. Natural images have
-a mean spectrum that hardly depends on what they show (Field, JOSA A 1987), so the spectrum of a stream, held against the
-source's, shows what happened in between, without labels.
+a mean spectrum that hardly depends on what they show (Field, JOSA A 1987), so the spectrum of a stream, held against
+the source's, shows what happened in between, without labels.
 """
 
 from __future__ import annotations
@@ -57,15 +57,20 @@ class Spectrum:
             ConfigError: a tensor is missing or has another shape.
         """
         try:
-            made = cls(*(tensors[name] for name in ("power", "variation", "mean", "mean_deviation")), 0)
-            count = int(tensors["count"])
+            made = cls(
+                tensors["power"],
+                tensors["variation"],
+                tensors["mean"],
+                tensors["mean_deviation"],
+                int(tensors["count"]),
+            )
         except KeyError as error:
             raise ConfigError(f"a source spectrum needs a tensor {error}; measure it again") from error
         if made.power.shape != (3, BANDS) or made.variation.shape != (3, BANDS) or made.mean.shape != (3,):
             raise ConfigError(
                 f"a source spectrum's power is (3, {BANDS}), got {tuple(made.power.shape)}; measure it again"
             )
-        return cls(made.power, made.variation, made.mean, made.mean_deviation, count)
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +157,9 @@ def expected_distance_nats(source: Spectrum, count: float) -> float:
 def gains(stream: Spectrum, source: Spectrum, *, max_gain: float, sharpening: float) -> Tensor:
     """Return the factor ``(3, BANDS)`` for the amplitude of each opponent colour and band.
 
-    What three quarters of a colour's bands have lost is lost contrast, and is given back in full to all of them. Of what
-    is left, a band with too much power is taken for noise that was added, and weakened as Wiener's filter does, by the
-    ratio of the powers; one with too little for blur, and raised by the ratio to the power of ``sharpening``.
+    What three quarters of a colour's bands have lost is lost contrast, and is given back in full to all of them. Of
+    what is left, a band with too much power is taken for noise that was added, and weakened as Wiener's filter does, by
+    the ratio of the powers; one with too little for blur, and raised by the ratio to the power of ``sharpening``.
 
     Args:
         stream: what the images are like on the whole.
@@ -209,7 +214,8 @@ def _restored(coefficients: Tensor) -> Tensor:
     height, width = coefficients.shape[-2:]
     device = coefficients.device
     opponent = _cosines(height, device).T @ coefficients @ _cosines(width, device)
-    return torch.einsum("oc,bohw->bchw", _opponent(device), opponent)
+    images: Tensor = torch.einsum("oc,bohw->bchw", _opponent(device), opponent)
+    return images
 
 
 @lru_cache(maxsize=8)

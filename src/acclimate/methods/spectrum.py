@@ -1,8 +1,8 @@
 """Spectrum: give the stream the source's mean power spectrum, and mix BatchNorm's statistics as far as it was off.
 
-Ours. Aligning amplitudes by frequency comes from Fourier domain adaptation (Yang & Soatto, CVPR 2020, arXiv 2004.05498),
-which does it to source images in training; the filter is Wiener's (1949); the mixed statistics are Schneider et al.'s
-(NeurIPS 2020, arXiv 2006.16971).
+Ours. Aligning amplitudes by frequency comes from Fourier domain adaptation (Yang & Soatto, CVPR 2020, arXiv
+2004.05498), which does it to source images in training; the filter is Wiener's (1949); the mixed statistics are
+Schneider et al.'s (NeurIPS 2020, arXiv 2006.16971).
 """
 
 from __future__ import annotations
