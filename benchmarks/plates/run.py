@@ -56,6 +56,8 @@ class Setting:
 ONLINE = (
     Setting("none"),
     Setting("bn", {"method": "bn"}),
+    Setting("spectrum", {"method": "spectrum"}),
+    Setting("align", {"method": "align"}),
     Setting("tent", {"method": "tent"}),
     Setting("mim", {"method": "mim"}),
     Setting("eata", {"method": "eata"}),
@@ -66,7 +68,7 @@ POLICIES = (
     Setting("cotta online", {"method": "cotta"}),
     *(
         Setting(f"{method} {reset}", {"method": method, "reset": reset})
-        for method in ("bn", "tent", "mim")
+        for method in ("spectrum", "align", "tent", "mim")
         for reset in ("online", "stream", "sample")
     ),
 )
@@ -78,6 +80,7 @@ class PreparedBatches:
     def __init__(self, adapter: AdaptableAdapter) -> None:
         self._adapter = adapter
         self.name, self.task, self.reader = adapter.name, adapter.task, adapter.reader
+        self.source_spectrum = getattr(adapter, "source_spectrum", None)
         self._kept: dict[tuple[Any, ...], list[ImageBatch]] = {}
         self.aside_seconds = 0.0
 

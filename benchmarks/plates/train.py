@@ -1,6 +1,7 @@
 """Train the RT-DETR with pose heads that ships, from nothing, on generated scenes.
 
-    python benchmarks/plates/train.py --out runs/plates    # about an hour on two cores; goes on where it stopped
+    python benchmarks/plates/train.py --out runs/plates           # over an hour on two cores; goes on where it stopped
+    python benchmarks/plates/train.py --out runs/plates --ship    # then: weights and statistics into the package
 
 64,000 scenes of the split train are drawn once and kept in memory; colour channels change places from one pass to the
 next. What a step sees depends on its number alone, so a run that was interrupted sees what an uninterrupted one sees.
@@ -20,12 +21,15 @@ from typing import Any
 
 import cv2
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from acclimate.core import norm
 from acclimate.core.outputs import map_tensors
+from acclimate.core.spectrum import measure
 from acclimate.core.views import patch_mask
+from acclimate.vision import rtdetr_pose
 from acclimate.vision.plates import CLASSES, Scene, make_scene
 from acclimate.vision.plates.photos import sample_photos
 from acclimate.vision.plates.tensors import as_tensors
@@ -41,6 +45,7 @@ EMA_DECAY = 0.9995
 MASKED_IMAGES, MASK_PROBABILITY, PATCH = 8, 0.6, 16
 RECONSTRUCTION_WEIGHT = 10.0
 STATISTICS_BATCHES = 128
+SPECTRUM_BATCHES = 64
 CHANNEL_ORDERS = [list(order) for order in itertools.permutations(range(3))]
 
 
@@ -195,19 +200,29 @@ def finish(out: Path, averaged: dict[str, Tensor], seed: int) -> None:
     model.eval().save_pretrained(out / "model")
 
 
+def ship(out: Path, seed: int) -> None:
+    """Write the model in half precision, and the spectrum of the scenes it was trained on, into the package."""
+    folder = Path(rtdetr_pose.__file__).parent / "weights"
+    folder.mkdir(exist_ok=True)
+    weights = load_file(out / "model" / "model.safetensors")
+    half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text((out / "model" / "config.json").read_text())
+    spectrum = measure(images for images, _, _ in batches(range(SPECTRUM_BATCHES), seed))
+    save_file(spectrum.tensors(), folder / "spectrum.safetensors")
+
+
 def main() -> None:
     """Train, or ship what was trained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder for the checkpoint, the log and the model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--finish", action="store_true", help="write the model from the last checkpoint, as it is")
+    parser.add_argument("--ship", action="store_true", help="write the trained model into the package")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.finish:
-        finish(
-            arguments.out, torch.load(arguments.out / "checkpoint.pt", weights_only=True)["averaged"], arguments.seed
-        )
+    if arguments.ship:
+        ship(arguments.out, arguments.seed)
     else:
         train(arguments.out, arguments.seed)
 

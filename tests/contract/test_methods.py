@@ -12,10 +12,13 @@ from torch import nn
 
 from acclimate.core import Budget, Classification, MaxUpdate, NonFinite, Session, Task, TensorFilter
 from acclimate.core.outputs import tensors
-from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Tent
+from acclimate.core.spectrum import measure
+from acclimate.errors import TTTNotSupportedError
+from acclimate.methods import Align, Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent
 from acclimate.vision.detection import Detection
 from tests.networks import assert_identical, classifier, detector, images, tensors_of
 
+SMOOTH = torch.nn.functional.interpolate(images(32, side=4, seed=9), size=32, mode="bicubic").clamp(0, 1)
 METHODS: dict[str, Callable[..., Any]] = {
     "tent": lambda **over: Tent(**{"lr": 1e-2, **over}),
     "eata": lambda **over: Eata(**{"entropy_margin": 2.0, "redundancy_margin": 1.1, **over}),
@@ -23,26 +26,37 @@ METHODS: dict[str, Callable[..., Any]] = {
     "cotta": lambda **over: Cotta(**{"view_count": 2, "lr": 1e-2, **over}),
     "mim": lambda **over: Mim(**{"lr": 1e-2, "patch_size": 4, **over}),
     "bn": lambda **over: Bn(),
+    # Held against smooth images, the noise of the tests is far off, so that all of it is done.
+    "align": lambda **over: Align(**{"lr": 1e-2, "spectrum": Spectrum(source=measure([SMOOTH])), **over}),
+    "spectrum": lambda **over: Spectrum(source=measure([SMOOTH])),
 }
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
     "classifier-bn": lambda: (classifier("bn"), images(), Classification()),
     "classifier-gn": lambda: (classifier("gn"), images(), Classification()),
     "classifier-ln": lambda: (classifier("ln"), images(), Classification()),
-    "detector-sigmoid-bn": lambda: (detector(), images(side=32), Detection(head="sigmoid", match_iou=0.1)),
+    "detector-sigmoid-bn": lambda: (
+        detector(),
+        images(side=32),
+        Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0)),
+    ),
     "detector-softmax-bn": lambda: (
         detector(head="softmax"),
         images(side=32),
-        Detection(head="softmax", match_iou=0.1),
+        Detection(head="softmax", match_iou=0.1, pixel_range=(0.0, 1.0)),
     ),
-    "detector-sigmoid-ln": lambda: (detector(norm="ln"), images(side=32), Detection(head="sigmoid", match_iou=0.1)),
+    "detector-sigmoid-ln": lambda: (
+        detector(norm="ln"),
+        images(side=32),
+        Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0)),
+    ),
 }
 CASES = [
     pytest.param(method, network, id=f"{method}-{network}")
     for method in METHODS
     for network in NETWORKS
-    if not (method == "bn" and not network.endswith("-bn"))
+    if not (method in ("bn", "align") and not network.endswith("-bn"))
 ]
-LEARNING = [case for case in CASES if case.values[0] != "bn"]
+LEARNING = [case for case in CASES if case.values[0] not in ("bn", "spectrum")]
 
 
 @pytest.mark.parametrize(("method", "network"), LEARNING)
@@ -209,7 +223,7 @@ def test_an_exception_inside_a_step_leaves_the_model_identical(method: str, netw
     model, batch, task = NETWORKS[network]()
     before = tensors_of(model)
     session = Session(model, METHODS[method](), task=task)
-    with pytest.raises(RuntimeError), session:
+    with pytest.raises((RuntimeError, TTTNotSupportedError)), session:
         session.adapt(batch[:, :2])  # a channel is missing
     assert_identical(model, before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

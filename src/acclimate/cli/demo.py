@@ -88,7 +88,7 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
 @click.option("--images", type=click.IntRange(min=6), default=96, show_default=True, help="How many scenes.")
 @reports_input_errors
 def demo_detect_command(output: Path, corrupt: str, images: int) -> None:
-    """Find plates and their poses in corrupted scenes with the detector that ships, without and with TTT."""  # fmt: skip
+    """Find plates and their poses in corrupted scenes, without TTT and with it."""
     # Imported here: it loads the detector's library, which the other demo does not need.
     from acclimate.vision.plates.demo import run_detect_demo
 

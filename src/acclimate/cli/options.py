@@ -245,7 +245,7 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
     )
     if method is not None:
         needs(method == "mim", "--ttt-method mim", "ttt_mask_prob", "ttt_patch_size", "ttt_mask_value")
-        needs(method in ("eata", "spectrum"), "--ttt-method eata or spectrum", "ttt_source")
+        needs(method in ("eata", "spectrum", "align"), "--ttt-method eata, spectrum or align", "ttt_source")
         gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank")
         needs(method not in WITHOUT_GRADIENT, f"a method that learns ({method} has no gradient)", *gradient)
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")

@@ -59,7 +59,9 @@ def thawed(model: nn.Module) -> Iterator[tuple[str, ...]]:
 
 
 @contextmanager
-def statistics(model: nn.Module, *, source_strength: float | None = 0.0) -> Iterator[int]:
+def statistics(
+    model: nn.Module, *, source_strength: float | None = 0.0, batch_weight: float | None = None
+) -> Iterator[int]:
     """Normalise with the statistics of the batch, mixed with the source's, inside the block.
 
     Running buffers never move, and everything is as before on exit. The number of BatchNorm layers is yielded.
@@ -69,11 +71,14 @@ def statistics(model: nn.Module, *, source_strength: float | None = 0.0) -> Iter
         source_strength: N of Schneider et al. 2020 (eq. 1), the number of samples that the source statistics
             count for: mean = N / (N + n) source + n / (N + n) batch, for n samples in the batch; likewise the
             variance. 0 uses the batch alone, through the fused training kernel; None takes N = n, half and half.
+        batch_weight: in place of ``source_strength``: the batch's part, whatever its size.
 
     Raises:
         EmptySelectionError: statistics are to be mixed and the model has no BatchNorm.
     """
     layers = batch_norms(model)
+    if batch_weight is not None:
+        source_strength = 0.0 if batch_weight >= 1 else None
     if source_strength != 0 and not layers:
         raise EmptySelectionError(
             "mixing statistics needs BatchNorm layers and this model has none; use tent, eata, sar, cotta or mim"
@@ -83,7 +88,7 @@ def statistics(model: nn.Module, *, source_strength: float | None = 0.0) -> Iter
             if source_strength == 0 and isinstance(module, _BatchNorm):
                 stack.enter_context(_batch_mode(module))
             else:
-                stack.enter_context(_substituted(module, source_strength))
+                stack.enter_context(_substituted(module, source_strength, batch_weight))
         yield len(layers)
 
 
@@ -106,7 +111,7 @@ def _batch_mode(module: _BatchNorm) -> Iterator[None]:
 
 
 @contextmanager
-def _substituted(module: nn.Module, source_strength: float | None) -> Iterator[None]:
+def _substituted(module: nn.Module, source_strength: float | None, batch_weight: float | None) -> Iterator[None]:
     # The layer's own eval-mode kernel, fed with other statistics for the length of one call. It also serves frozen
     # layers, which have no training mode; their arithmetic lets the gradient through the statistics.
     saved: list[tuple[Tensor, Tensor]] = []
@@ -118,7 +123,9 @@ def _substituted(module: nn.Module, source_strength: float | None) -> Iterator[N
             return
         saved.append((source_mean, source_var))
         if _values_per_channel(inputs[0]) > 1:
-            mean, var = mixed(inputs[0], source_mean, source_var, source_strength=source_strength)
+            mean, var = mixed(
+                inputs[0], source_mean, source_var, source_strength=source_strength, batch_weight=batch_weight
+            )
             layer._buffers["running_mean"], layer._buffers["running_var"] = mean, var
 
     def put_back(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -140,7 +147,12 @@ def _substituted(module: nn.Module, source_strength: float | None) -> Iterator[N
 
 
 def mixed(
-    inputs: Tensor, source_mean: Tensor, source_var: Tensor, *, source_strength: float | None
+    inputs: Tensor,
+    source_mean: Tensor,
+    source_var: Tensor,
+    *,
+    source_strength: float | None,
+    batch_weight: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return mean and variance ``(C,)`` mixed between source and batch; inputs are ``(B, C, ...)``."""
     if inputs.requires_grad and torch.is_grad_enabled():
@@ -151,6 +163,8 @@ def mixed(
     if source_strength == 0:
         return mean, var
     weight = 0.5 if source_strength is None else len(inputs) / (len(inputs) + source_strength)
+    if batch_weight is not None:
+        weight = batch_weight
     return torch.lerp(source_mean, mean, weight), torch.lerp(source_var, var, weight)
 
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -176,13 +176,17 @@ class Session:
         """Inside the block, calling the model itself predicts as the method does.
 
         For code that insists on calling the model. Most methods predict with the model as it is in the selection;
-        one that predicts with other weights (CoTTA's teacher) offers ``prediction_weights(state)``.
+        one that predicts with other weights (CoTTA's teacher) offers ``prediction_weights(state)``, and one that
+        changes what the model is given a context manager ``installed(model, state, task=...)``.
         """
         weights = self._prediction_weights()
         saved = {name: self._selection.parameters[name].detach().clone() for name in weights}
+        installing = getattr(self.method, "installed", None)
+        around = nullcontext() if installing is None else installing(self.model, self._state, task=self.task)
         try:
             self._write(weights)
-            yield
+            with around:
+                yield
         finally:
             self._write(saved)
 

@@ -221,7 +221,8 @@ def _restored(coefficients: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _opponent(device: torch.device) -> Tensor:
     rows = torch.tensor(_OPPONENT, device=device)
-    return rows / rows.norm(dim=1, keepdim=True)
+    orthonormal: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return orthonormal
 
 
 @lru_cache(maxsize=16)
@@ -244,5 +245,5 @@ def _bands(height: int, width: int, device: torch.device) -> tuple[Tensor, Tenso
         highest / _LOWEST_FREQUENCY
     )
     bands = (position * BANDS).long().clamp(max=BANDS - 1)
-    sizes = torch.bincount(bands.flatten(), minlength=BANDS).clamp(min=1)
+    sizes = torch.bincount(bands.flatten()[1:], minlength=BANDS).clamp(min=1)  # an image's mean is in no band
     return bands.to(device), sizes.to(device)

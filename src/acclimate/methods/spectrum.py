@@ -8,8 +8,8 @@ Schneider et al.'s (NeurIPS 2020, arXiv 2006.16971).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -50,7 +50,7 @@ class Spectrum:
         tolerance_nats: the distance of spectra (mean ``|log ratio|`` over colours and bands, chance left out) that is
             no shift; 0.3 lies between other clean scenes of ``benchmarks/plates`` and their weakest corruptions.
         memory_images: the stream's spectrum is a mean over about so many images.
-        source_strength: of BatchNorm's source statistics where everything is done, as in ``bn``; None is half and half.
+        batch_weight: of the batch's own statistics in BatchNorm against the source's, where everything is done.
 
     Raises:
         ConfigError: a field is out of range.
@@ -63,7 +63,7 @@ class Spectrum:
     sharpening: float = 0.25
     tolerance_nats: float = 0.3
     memory_images: int = 512
-    source_strength: float | None = None
+    batch_weight: float = 0.5
 
     def __post_init__(self) -> None:
         if not self.max_gain >= 1:
@@ -74,8 +74,8 @@ class Spectrum:
             raise ConfigError(f"spectrum: tolerance_nats must be positive, got {self.tolerance_nats}")
         if self.memory_images < 1:
             raise ConfigError(f"spectrum: memory_images must be at least 1, got {self.memory_images}")
-        if self.source_strength is not None and not self.source_strength >= 0:
-            raise ConfigError(f"spectrum: source_strength must not be negative, got {self.source_strength}")
+        if not 0 <= self.batch_weight <= 1:
+            raise ConfigError(f"spectrum: batch_weight must lie in [0, 1], got {self.batch_weight}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select nothing: no parameter moves."""
@@ -102,28 +102,59 @@ class Spectrum:
     ) -> Step:
         """Take the batch into the stream's spectrum and return the outputs under filter and mixed statistics."""
         with torch.no_grad():
-            state = SpectrumState(self._next(Sums.of(in_unit_range(task.images(batch), task)), state.stream))
+            state = self.observe(batch, state, task=task)
             outputs = self.predict(model, layout.for_prediction(batch), state, task=task)
         return Step(state, detach(outputs), None, sample_count(batch))
 
-    def predict(self, model: nn.Module, inputs: Any, state: SpectrumState, *, task: Task) -> Any:
-        """Return the outputs under filter and mixed statistics, as far as the stream seen so far is off."""
+    @torch.no_grad()
+    def observe(self, batch: Any, state: SpectrumState, *, task: Task) -> SpectrumState:
+        """Return the state with the batch taken into the stream's spectrum."""
+        return SpectrumState(self._next(Sums.of(in_unit_range(task.images(batch), task)), state.stream))
+
+    @torch.no_grad()
+    def cleaned(self, batch: Any, state: SpectrumState, *, task: Task) -> Any:
+        """Return the batch with its images filtered, as far as the stream seen so far is off."""
         strength = 0.0 if state.stream is None else self.strength(state.stream)
-        if strength == 0 or state.stream is None:
-            return task.forward(model, inputs)
-        images = task.images(inputs)
-        unit = in_unit_range(images, task)
-        cleaned = spectra.filtered(
-            unit,
+        if state.stream is None or strength == 0:
+            return batch
+        images = spectra.filtered(
+            in_unit_range(task.images(batch), task),
             state.stream.spectrum(),
             self._source(),
             strength=strength,
             max_gain=self.max_gain,
             sharpening=self.sharpening,
         )
-        changed = task.with_images(inputs, layout.for_prediction(from_unit_range(cleaned, task)))
-        with self._statistics(model, len(images), strength):
-            return task.forward(model, changed)
+        return task.with_images(batch, from_unit_range(images, task))
+
+    def predict(self, model: nn.Module, inputs: Any, state: SpectrumState, *, task: Task) -> Any:
+        """Return the outputs under filter and mixed statistics, as far as the stream seen so far is off."""
+        with self.installed(model, state, task=task):
+            return task.forward(model, inputs)
+
+    @contextmanager
+    def installed(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
+        """Inside the block, whatever calls ``model`` has its images filtered and its statistics mixed."""
+        weight = 0.0 if state.stream is None else self.batch_weight * self.strength(state.stream)
+        with ExitStack() as stack:
+            stack.enter_context(self.filtering(model, state, task=task))
+            if weight > 0 and norm.batch_norms(model):
+                stack.enter_context(norm.statistics(model, batch_weight=weight))
+            yield
+
+    @contextmanager
+    def filtering(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
+        """Inside the block, whatever calls ``model`` has its images filtered."""
+
+        def clean(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            batch = layout.for_prediction(self.cleaned(args[0] if args else kwargs, state, task=task))
+            return ((batch, *args[1:]), kwargs) if args else (args, batch)
+
+        handle = model.register_forward_pre_hook(clean, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def strength(self, stream: Sums) -> float:
         """Return how much is done, in [0, 1]: how far the stream is off, in tolerances above the first."""
@@ -147,13 +178,6 @@ class Spectrum:
         chance = math.hypot(*(spectra.expected_distance_nats(self._source(), count) for count in counts))
         off = spectra.excess_distance_nats(seen.spectrum(), stream.spectrum(), chance_nats=chance)
         return off > 2 * self.tolerance_nats
-
-    def _statistics(self, model: nn.Module, count: int, strength: float) -> AbstractContextManager[Any]:
-        if not norm.batch_norms(model):
-            return nullcontext()
-        full = 0.5 if self.source_strength is None else count / (count + self.source_strength)
-        # N of Schneider's eq. 1 that gives the batch the weight strength * full.
-        return norm.statistics(model, source_strength=count / (strength * full) - count)
 
     def _source(self) -> PowerSpectrum:
         if self.source is None:

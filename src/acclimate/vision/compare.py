@@ -212,6 +212,7 @@ class _Clocked:
     def __init__(self, adapter: AdaptableAdapter) -> None:
         self._adapter = adapter
         self.name, self.task, self.reader = adapter.name, adapter.task, adapter.reader
+        self.source_spectrum = getattr(adapter, "source_spectrum", None)
         self.aside_seconds = 0.0
 
     def predict(self, records: Sequence[Record]) -> list[Entry]:

@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 from acclimate.core.selection import FILTER_KINDS, FilterKind
 from acclimate.errors import ConfigError
 
-MethodName = Literal["tent", "mim", "cotta", "eata", "sar", "bn", "spectrum"]
-METHOD_NAMES: Final = ("bn", "spectrum", "tent", "eata", "sar", "mim", "cotta")
+MethodName = Literal["tent", "mim", "cotta", "eata", "sar", "bn", "spectrum", "align"]
+METHOD_NAMES: Final = ("bn", "spectrum", "tent", "eata", "sar", "mim", "align", "cotta")
 ResetPolicy = Literal["stream", "sample", "online"]
 WITHOUT_GRADIENT: Final = ("bn", "spectrum")
 """Methods that move no weight: steps, learning rate and update filter mean nothing to them."""
@@ -99,13 +99,16 @@ class TTTConfig:
             raise ConfigError(f"mask_prob must lie between 0 and 1, got {self.mask_prob}")
 
     @classmethod
-    def resolve(cls, given: Mapping[str, Any], *, kind: Kind, preset: str | None = None) -> TTTConfig:
+    def resolve(
+        cls, given: Mapping[str, Any], *, kind: Kind, preset: str | None = None, safe_method: MethodName = "tent"
+    ) -> TTTConfig:
         """Return the settings ``given``, with the rest from a preset.
 
         Args:
             given: settings that the user gave, by field name; they win over everything.
             kind: of the model: presets differ.
             preset: its name; None takes the method's own, ``none`` takes no preset but the plan's defaults.
+            safe_method: of the preset ``safe`` where no method is given; see :func:`safe_method`.
 
         Raises:
             ConfigError: the preset or a setting is unknown, or the preset is another method's.
@@ -117,7 +120,8 @@ class TTTConfig:
             preset = METHOD_PRESETS[_one_of("method", given.get("method", "tent"), METHOD_NAMES)]
         if preset == "none":
             return cls(**given)
-        values = preset_values(preset, kind)
+        own = METHOD_PRESETS[safe_method] if preset == "safe" and "method" not in given else preset
+        values = preset_values(own, kind)
         method = given.get("method", values["method"])
         if method != values["method"]:
             raise ConfigError(
@@ -127,7 +131,8 @@ class TTTConfig:
         config = cls(**{**values, **given, "method_options": options})
         # Not constructor arguments: a preset that is only named would change nothing.
         object.__setattr__(config, "preset", preset)
-        object.__setattr__(config, "filled", tuple(name for name in values if name not in (*given, "method")))
+        said = given if own != preset else (*given, "method")
+        object.__setattr__(config, "filled", tuple(name for name in values if name not in said))
         return config
 
 
@@ -142,6 +147,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     },
     "bn_safe": {"method": "bn", "update_filter": "norm_only"},
     "spectrum_safe": {"method": "spectrum", "update_filter": "norm_only"},
+    "align_safe": {"method": "align", "update_filter": "all", "lr": 2e-4, "max_drift": 0.2},
 }  # fmt: skip
 """Settings that work out of the box, each for one method; :func:`preset_values` completes them for the model's kind."""
 
@@ -153,7 +159,20 @@ METHOD_PRESETS: Final[dict[str, str]] = {
     "sar": "sar_safe",
     "bn": "bn_safe",
     "spectrum": "spectrum_safe",
+    "align": "align_safe",
 }
+
+
+def safe_method(kind: Kind, *, knows_source: bool, has_batch_norm: bool) -> MethodName:
+    """Return the method of the preset ``safe`` for a model.
+
+    Entropy on a detector's outputs helps nowhere that it was measured (``benchmarks/plates``), so detectors get what
+    does: ``spectrum`` where it is known what source images look like, else ``bn``, else Tent at a tenth of its rate.
+    """
+    if kind == "classifier":
+        return "tent"
+    return "spectrum" if knows_source else "bn" if has_batch_norm else "tent"
+
 
 _BATCH_SIZE: Final[dict[Kind, int]] = {"classifier": 64, "detector": 8}
 # Entropy on a detector's outputs collapses at a classifier's rates: 1e-3 took a small RT-DETR from 82 to 36 mAP.
@@ -168,7 +187,8 @@ def preset_values(name: str, kind: Kind) -> dict[str, Any]:
     """
     values = dict(PRESETS[_one_of("preset", name, tuple(PRESETS))])
     values["batch_size"] = _BATCH_SIZE[kind]
-    if kind == "detector" and "lr" in values:
+    # Alignment asks nothing of the outputs, and its rate was found on a detector.
+    if kind == "detector" and "lr" in values and name != "align_safe":
         values["lr"] = values["lr"] * _DETECTOR_LR_FACTOR
     return values
 

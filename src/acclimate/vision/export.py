@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
+from acclimate.core.norm import batch_norms
 from acclimate.core.report import plain
 from acclimate.errors import ConfigError, DataError, InputError
 from acclimate.vision.adapter import AdaptableAdapter, Adapter, Entry, chunks, plain_forward, require_ttt
 from acclimate.vision.adapters import AdapterOptions, make_adapter
-from acclimate.vision.config import Kind, TTTConfig
+from acclimate.vision.config import Kind, TTTConfig, safe_method
 from acclimate.vision.images import CorruptionSpec, ImageReader
 from acclimate.vision.predictions import check_writable, to_coco, wrapped, write_json
 from acclimate.vision.records import Dataset, Record, load_dataset
@@ -130,7 +131,13 @@ def resolve_config(adapter: Adapter, given: Mapping[str, Any], preset: str | Non
         TTTNotSupportedError: the adapter cannot be adapted.
     """
     require_ttt(adapter)
-    return TTTConfig.resolve(given, kind=kind_of(adapter), preset=preset)
+    kind = kind_of(adapter)
+    chosen = safe_method(
+        kind,
+        knows_source=getattr(adapter, "source_spectrum", None) is not None,
+        has_batch_norm=bool(batch_norms(cast(AdaptableAdapter, adapter).get_model())),
+    )
+    return TTTConfig.resolve(given, kind=kind, preset=preset, safe_method=chosen)
 
 
 def kind_of(adapter: Adapter) -> Kind:

@@ -15,7 +15,7 @@ from acclimate.core.method import Method
 from acclimate.core.selection import TensorFilter
 from acclimate.core.spectrum import Spectrum as PowerSpectrum
 from acclimate.errors import ConfigError
-from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent
+from acclimate.methods import Align, Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent
 from acclimate.vision.config import WITHOUT_GRADIENT, TTTConfig
 
 METHODS: Final[dict[str, Any]] = {
@@ -26,12 +26,21 @@ METHODS: Final[dict[str, Any]] = {
     "sar": Sar,
     "bn": Bn,
     "spectrum": Spectrum,
+    "align": Align,
 }
 
 # What each paper moves; anything else is allowed and reported.
-PAPER_FILTERS: Final[dict[str, str]] = {"tent": "norm_only", "eata": "norm_only", "sar": "norm_only", "cotta": "all"}
+PAPER_FILTERS: Final[dict[str, str]] = {
+    "tent": "norm_only",
+    "eata": "norm_only",
+    "sar": "norm_only",
+    "cotta": "all",
+    "align": "all",
+}
 # Set through flags of their own.
-_NOT_OPTIONS: Final = frozenset({"update", "fisher", "source", "lr", "mask_probability", "patch_size", "mask_value"})
+_NOT_OPTIONS: Final = frozenset(
+    {"update", "fisher", "source", "spectrum", "lr", "mask_probability", "patch_size", "mask_value"}
+)
 
 
 def make_method(
@@ -57,6 +66,8 @@ def make_method(
         values["fisher"] = fisher
     if config.method == "spectrum":
         values["source"] = source
+    if config.method == "align" and source is not None:
+        values["spectrum"] = Spectrum(source=source)
     return typing.cast(Method, cls(**values))
 
 

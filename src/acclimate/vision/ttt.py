@@ -300,7 +300,7 @@ class TTTRun:
             return fisher_information(model, batches, method=make_method(self.config), task=self.task)
 
     def _source_spectrum(self) -> PowerSpectrum | None:
-        if self.config.method != "spectrum":
+        if self.config.method not in ("spectrum", "align"):
             return None
         if not self._source_records:
             return getattr(self.adapter, "source_spectrum", None)

@@ -1,0 +1,166 @@
+"""Power spectra: what they measure, and that the filter undoes what it is meant to undo."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from acclimate.core.spectrum import (
+    BANDS,
+    Spectrum,
+    Sums,
+    band_power,
+    distance_nats,
+    excess_distance_nats,
+    expected_distance_nats,
+    filtered,
+    gains,
+    measure,
+)
+from acclimate.errors import ConfigError
+from acclimate.vision.plates import make_scene
+from acclimate.vision.plates.tensors import as_tensors
+
+
+def scenes(first: int, count: int) -> Tensor:
+    return as_tensors([make_scene(first + k, split="train") for k in range(count)])[0]
+
+
+@pytest.fixture(scope="module")
+def source() -> Spectrum:
+    return measure([scenes(0, 100), scenes(100, 100)])
+
+
+@pytest.fixture(scope="module")
+def stream() -> Tensor:
+    return scenes(1000, 64)
+
+
+def low_contrast(images: Tensor) -> Tensor:
+    mean = images.mean((2, 3), keepdim=True)
+    return (images - mean) * 0.2 + mean
+
+
+def noisy(images: Tensor) -> Tensor:
+    return (images + 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+
+def blurred(images: Tensor) -> Tensor:
+    arrays = [cv2.GaussianBlur(image.permute(1, 2, 0).numpy(), (0, 0), 1.5) for image in images]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def repaired(images: Tensor, source: Spectrum, strength: float = 1.0) -> Tensor:
+    return filtered(images, measure([images]), source, strength=strength, max_gain=10.0, sharpening=0.25)
+
+
+def error(images: Tensor, truth: Tensor) -> float:
+    return float((images - truth).square().mean().sqrt())
+
+
+def test_the_power_of_white_noise_is_its_variance_in_every_band() -> None:
+    noise = 0.5 + 0.1 * torch.randn(200, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    power = band_power(noise).mean(0)
+    occupied = power > 0
+    assert torch.allclose(power[occupied], torch.full_like(power[occupied], 0.01), rtol=0.3)
+    assert occupied.sum() > 2 * BANDS
+
+
+def test_the_band_of_a_wave_is_that_of_its_frequency() -> None:
+    columns = torch.arange(64) + 0.5
+
+    def strongest_band(frequency: float) -> int:
+        wave = 0.5 + 0.3 * torch.cos(2 * torch.pi * frequency * columns)
+        return int(band_power(wave.expand(1, 3, 64, 64))[0, 0].argmax())
+
+    bands = [strongest_band(frequency) for frequency in (1 / 64, 1 / 16, 1 / 4, 1 / 2 - 1 / 128)]
+    assert bands == sorted(set(bands))
+
+
+def test_a_band_means_the_same_at_every_size() -> None:
+    large = torch.rand(20, 3, 48, 80, generator=torch.Generator().manual_seed(0))
+    power = [band_power(image).mean(0)[:, 20:] for image in (large, large[..., :32, :32])]
+    assert torch.allclose(*power, rtol=0.2)
+
+
+def test_sums_of_parts_are_those_of_the_whole(stream: Tensor) -> None:
+    whole = measure([stream])
+    parts = Sums.of(stream[:20]).plus(Sums.of(stream[20:])).spectrum()
+    for name in ("power", "variation", "mean", "mean_deviation"):
+        assert torch.allclose(getattr(whole, name), getattr(parts, name), rtol=1e-3, atol=1e-6)
+    assert whole.count == parts.count == 64
+    forgotten = Sums.of(stream[:20]).plus(Sums.of(stream[20:]), keep=0.0).spectrum()
+    assert torch.allclose(forgotten.power, measure([stream[20:]]).power)
+
+
+def test_nothing_is_done_to_a_stream_that_is_the_source(stream: Tensor) -> None:
+    own = measure([stream])
+    same = filtered(stream, own, own, strength=1.0, max_gain=10.0, sharpening=0.25)
+    assert error(same, stream) < 1e-5
+    assert torch.allclose(gains(own, own, max_gain=10.0, sharpening=0.25), torch.ones(3, BANDS))
+
+
+def test_strength_nought_leaves_images_alone(stream: Tensor, source: Spectrum) -> None:
+    assert error(repaired(noisy(stream), source, strength=0.0), noisy(stream)) < 1e-5
+
+
+def test_contrast_comes_back(stream: Tensor, source: Spectrum) -> None:
+    dull = low_contrast(stream)
+    assert error(repaired(dull, source), stream) < 0.5 * error(dull, stream)
+    factor = gains(measure([dull]), source, max_gain=10.0, sharpening=0.25)
+    # The same for all bands, and about what was lost.
+    assert 3.5 < float(factor.median()) < 7
+
+
+def test_noise_goes(stream: Tensor, source: Spectrum) -> None:
+    assert error(repaired(noisy(stream), source), stream) < 0.6 * error(noisy(stream), stream)
+
+
+def test_blur_is_sharpened(stream: Tensor, source: Spectrum) -> None:
+    soft = blurred(stream)
+    before, after = (distance_nats(measure([images]), source) for images in (soft, repaired(soft, source)))
+    assert after < 0.8 * before
+    # In the middle of its bands, where blur has not drowned in the sensor's noise, it is the image that comes back.
+    truth = measure([stream]).power[0, 18:24]
+    lost, kept = (measure([images]).power[0, 18:24] / truth for images in (soft, repaired(soft, source)))
+    assert (kept - 1).abs().mean() < (lost - 1).abs().mean()
+
+
+def test_means_move_to_the_sources(stream: Tensor, source: Spectrum) -> None:
+    bright = (0.6 * stream + 0.4).clamp(0, 1)
+    before = (measure([bright]).mean - source.mean).abs().max()
+    after = (measure([repaired(bright, source)]).mean - source.mean).abs().max()
+    assert float(after) < 0.3 * float(before)
+
+
+def test_gains_are_limited(stream: Tensor, source: Spectrum) -> None:
+    mean = stream.mean((2, 3), keepdim=True)
+    factor = gains(measure([(stream - mean) * 1e-3 + mean]), source, max_gain=4.0, sharpening=0.5)
+    assert float(factor.max()) == pytest.approx(4.0)
+
+
+def test_chance_is_told_from_shift(source: Spectrum) -> None:
+    for count in (8, 32, 128):
+        chance = expected_distance_nats(source, count)
+        clean = [measure([scenes(2000 + count * k, count)]) for k in range(3)]
+        assert all(excess_distance_nats(one, source, chance_nats=chance) < 0.5 for one in clean)
+    for change in (low_contrast, noisy, blurred):
+        changed = measure([change(scenes(3000, 16))])
+        chance = expected_distance_nats(source, 16)
+        assert excess_distance_nats(changed, source, chance_nats=chance) > 0.6
+    assert distance_nats(source, source) == 0
+
+
+def test_tensors_and_back(source: Spectrum) -> None:
+    again = Spectrum.from_tensors(source.tensors())
+    assert torch.equal(again.power, source.power)
+    assert again.count == source.count == 200
+    with pytest.raises(ConfigError, match="needs a tensor 'variation'"):
+        Spectrum.from_tensors({"power": source.power})
+    with pytest.raises(ConfigError, match=r"power is \(3, 32\), got \(3, 4\)"):
+        Spectrum.from_tensors({**source.tensors(), "power": torch.ones(3, 4)})
+    with pytest.raises(ConfigError, match="at least one batch"):
+        measure([])
