@@ -21,6 +21,7 @@ from acclimate.vision.method_choice import METHODS
 
 sys.path.insert(0, str(Path(__file__).parent))
 import language_tables
+import plates_tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,7 +81,7 @@ def options_table(method: str) -> str:
     flags |= {"mask_value": "--ttt-mask-value"}
     lines = ["| name | default | flag |", "| --- | --- | --- |"]
     for field in dataclasses.fields(METHODS[method]):
-        if field.name != "update" and field.repr:
+        if field.name not in ("update", "spectrum") and field.repr:
             flag = f"`{flags[field.name]}`" if field.name in flags else ""
             lines.append(f"| `{field.name}` | `{json.dumps(plain(field.default))}` | {flag} |")
     return "\n".join(lines)
@@ -181,6 +182,9 @@ def _with_tables(text: str) -> str:
             f"fewshot {part}": functools.partial(language_tables.fewshot_families_table, part)
             for part in ("spark", "english", "bbh")
         },
+        "plates": functools.partial(plates_tables.summary_table, "online"),
+        "plates conditions": functools.partial(plates_tables.conditions_table, "online"),
+        "plates policies": functools.partial(plates_tables.summary_table, "policies"),
         "gate": language_tables.gate_table,
         "adaptation": language_tables.adaptation_table,
         "patterns": language_tables.patterns_table,

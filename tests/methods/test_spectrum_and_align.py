@@ -1,0 +1,168 @@
+"""What the methods that look at a stream's statistics promise beyond the contract."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acclimate.core import Classification, Session
+from acclimate.core.spectrum import Spectrum as PowerSpectrum
+from acclimate.core.spectrum import Sums, measure
+from acclimate.errors import ConfigError, EmptySelectionError, TTTNotSupportedError
+from acclimate.methods import Align, Spectrum
+from acclimate.vision.plates import make_scene
+from acclimate.vision.plates.tensors import as_tensors
+from tests.networks import assert_identical, classifier, tensors_of
+
+
+@lru_cache
+def scenes(first: int, count: int) -> Tensor:
+    return nn.functional.avg_pool2d(as_tensors([make_scene(first + k, split="train") for k in range(count)])[0], 2)
+
+
+def dull(images: Tensor) -> Tensor:
+    mean = images.mean((2, 3), keepdim=True)
+    return mean + 0.2 * (images - mean)
+
+
+@pytest.fixture(scope="module")
+def source() -> PowerSpectrum:
+    return measure([scenes(0, 200)])
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    torch.manual_seed(0)
+    model.append(nn.Linear(32, 5))
+    model.train()
+    seen = scenes(0, 40)
+    with torch.no_grad():
+        for _ in range(60):
+            model(seen)
+    return model.eval()
+
+
+def test_a_stream_like_the_source_is_predicted_to_the_bit_as_without(network: nn.Module, source: PowerSpectrum) -> None:
+    batch = scenes(1000, 32)
+    with torch.no_grad():
+        plain = network(batch)
+    with Session(network, Spectrum(source=source)) as session:
+        outputs, report = session.adapt_and_predict(batch)
+        assert report.verdict == "kept"
+    torch.testing.assert_close(outputs, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dull_stream_is_predicted_nearly_as_the_clear_one(network: nn.Module, source: PowerSpectrum) -> None:
+    batch = scenes(1000, 32)
+    with torch.no_grad():
+        clear, without = network(batch), network(dull(batch))
+    with Session(network, Spectrum(source=source, batch_weight=0.0)) as session:
+        outputs, _ = session.adapt_and_predict(dull(batch))
+    assert (outputs - clear).norm() < 0.5 * (without - clear).norm()
+
+
+def test_what_was_seen_of_the_stream_serves_later_predictions(network: nn.Module, source: PowerSpectrum) -> None:
+    one = dull(scenes(1000, 33)[32:])
+    with Session(network, Spectrum(source=source)) as session:
+        before = session.predict(one)
+        session.adapt(dull(scenes(1000, 32)))
+        after = session.predict(one)
+        assert not torch.equal(before, after)
+        session.reset()
+        assert torch.equal(session.predict(one), before)
+
+
+def test_a_camera_that_changes_starts_a_new_memory(source: PowerSpectrum) -> None:
+    method = Spectrum(source=source)
+    clear = Sums.of(scenes(1000, 64))
+    assert method._next(Sums.of(dull(scenes(2000, 16))), clear).count == 16
+    assert method._next(Sums.of(scenes(2000, 16)), clear).count == 80
+
+
+def test_the_memory_is_limited(source: PowerSpectrum) -> None:
+    method = Spectrum(source=source, memory_images=40)
+    stream = None
+    for start in range(0, 96, 16):
+        stream = method._next(Sums.of(scenes(start, 16)), stream)
+    assert stream is not None
+    assert stream.count == pytest.approx(40)
+
+
+def test_normalised_images_are_filtered_as_what_they_are(network: nn.Module, source: PowerSpectrum) -> None:
+    """Black at -2 and white at 2: the same filter, seen through the task's range."""
+    batch = dull(scenes(1000, 32))
+    scaled = nn.Sequential(_Rescaled(), network).eval()
+    with Session(network, Spectrum(source=source)) as session:
+        expected, _ = session.adapt_and_predict(batch)
+    with Session(scaled, Spectrum(source=source), task=Classification(pixel_range=(-2.0, 2.0))) as session:
+        outputs, _ = session.adapt_and_predict(batch * 4 - 2)
+    torch.testing.assert_close(outputs, expected, rtol=1e-3, atol=1e-4)
+
+
+class _Rescaled(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return (images + 2) / 4
+
+
+def test_no_source_no_range_and_bad_fields_are_refused(network: nn.Module, source: PowerSpectrum) -> None:
+    with pytest.raises(TTTNotSupportedError, match="--ttt-source"), Session(network, Spectrum()):
+        pass
+    with (
+        pytest.raises(TTTNotSupportedError, match="no known range"),
+        Session(network, Spectrum(source=source), task=Classification(pixel_range=None)) as session,
+    ):
+        session.adapt(scenes(0, 4))
+    for field, value in (("max_gain", 0.5), ("sharpening", 0.7), ("tolerance_nats", 0.0), ("memory_images", 0)):
+        with pytest.raises(ConfigError, match=field):
+            Spectrum(**{field: value})
+    with pytest.raises(ConfigError, match="batch_weight"):
+        Spectrum(batch_weight=1.5)
+    with pytest.raises(ConfigError, match="lr"):
+        Align(lr=-1.0)
+
+
+def test_alignment_brings_statistics_back(network: nn.Module) -> None:
+    shifted = [0.5 * scenes(1000 + 32 * k, 32) + 0.4 for k in range(6)]
+    method = Align(lr=2e-2, batch_statistics=False)
+    with Session(network, method, guards=(), restore=True) as session:
+        losses = [session.adapt(batch).loss for _ in range(4) for batch in shifted]
+    assert losses[-1] is not None
+    assert losses[0] is not None
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_alignment_learns_nothing_that_confidence_could_spoil(network: nn.Module) -> None:
+    """The loss does not depend on the layers behind the last BatchNorm: they never move."""
+    last = network[-1].weight.detach().clone()  # type: ignore[union-attr, operator]
+    with Session(network, Align(), guards=()) as session:
+        session.adapt(scenes(0, 16))
+    assert torch.equal(network[-1].weight, last)  # type: ignore[arg-type]
+
+
+def test_alignment_filters_first_where_a_spectrum_is_known(network: nn.Module, source: PowerSpectrum) -> None:
+    batch = dull(scenes(1000, 32))
+    before = tensors_of(network)
+    with Session(network, Align(), guards=(), restore=True) as session:
+        alone = session.adapt(batch).loss
+    with Session(network, Align(spectrum=Spectrum(source=source)), guards=(), restore=True) as session:
+        filtered = session.adapt(batch).loss
+        assert any("held against 200 source images" in note for note in session.report().notes)
+    assert filtered is not None
+    assert alone is not None
+    assert filtered < alone
+    assert_identical(network, before)
+
+
+def test_alignment_needs_running_statistics() -> None:
+    with pytest.raises(EmptySelectionError, match="align needs BatchNorm"), Session(classifier("gn"), Align()):
+        pass
+
+
+def test_settings_tell_of_the_filter(source: PowerSpectrum) -> None:
+    assert dataclasses.asdict(Align())["spectrum"] is None
+    assert Align(spectrum=Spectrum(source=source)) != Align()
