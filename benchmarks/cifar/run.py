@@ -32,7 +32,8 @@ from network import load
 from acclimate.core import Session, default_guards
 from acclimate.core.losses import softmax_entropy
 from acclimate.core.session import settings_of
-from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Tent, fisher_information
+from acclimate.core.spectrum import measure as measure_spectrum
+from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent, fisher_information
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "zoom_blur", "fog", "brightness", "contrast",
@@ -120,7 +121,7 @@ def measure(model: nn.Module, method: Any, stream: Stream, data: Data, *, name: 
     adapted, plain, bare = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
     method_clock, plain_clock, bare_clock = Clock(), Clock(), Clock()
     # What a bare pass must give gradients of: the method's own parameters.
-    bare_method = None if isinstance(method, Bn) else method
+    bare_method = None if isinstance(method, Bn | Spectrum) else method
     with Session(adapted, method, guards=default_guards() if guards else ()) as session:
         for corruption in stream.corruptions:
             if stream.reset_between:
@@ -183,6 +184,7 @@ def experiments(model: nn.Module, data: Data, *, only: str | None) -> Iterator[R
     methods: dict[str, Any] = {
         "bn": bn,
         "bn, half and half": Bn(),
+        "spectrum": Spectrum(source=measure_spectrum(data.source.split(250))),
         "tent": tent,
         "eata": eata,
         "sar": sar,

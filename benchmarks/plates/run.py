@@ -2,6 +2,7 @@
 
     python benchmarks/plates/run.py --part online --seeds 0 1 2 --out FILE     # every method, all corruptions
     python benchmarks/plates/run.py --part policies --seeds 0 1 2 --out FILE   # stream, sample, CoTTA: 100 scenes
+    python benchmarks/plates/run.py --part online --seeds --join A B --out FILE  # seeds that were run apart
 
 Each corruption is a stream of its own, from the source weights. Every seed draws other scenes and other noise. Cost is
 CPU seconds of the run (reading and corrupting images apart) over those of plain prediction of the same batches.
@@ -222,19 +223,21 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("online", "policies"), required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--images", type=int, help="scenes of each seed  [default: 500, or 100 for policies]")
     parser.add_argument("--model", default="plates", help="a folder, or the model that ships")
     parser.add_argument("--photos", type=Path, help="a folder of photos for backgrounds")
     parser.add_argument("--split", default="test")
     parser.add_argument("--conditions", nargs="+")
     parser.add_argument("--settings", nargs="+", help="names; all by default")
+    parser.add_argument("--join", type=Path, nargs="+", default=[], help="results of other seeds, to put in one file")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     online = arguments.part == "online"
     known = ONLINE if online else POLICIES
-    rows = run(
+    rows = [row for path in arguments.join for row in json.loads(path.read_text())["rows"]]
+    rows += run(
         [setting for setting in known if arguments.settings is None or setting.name in arguments.settings],
         seeds=arguments.seeds,
         images=arguments.images or (500 if online else 100),
