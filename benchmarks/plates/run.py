@@ -58,6 +58,7 @@ ONLINE = (
     Setting("none"),
     Setting("bn", {"method": "bn"}),
     Setting("spectrum", {"method": "spectrum"}),
+    Setting("blend", {"method": "blend"}),
     Setting("align", {"method": "align"}),
     Setting("tent", {"method": "tent"}),
     Setting("mim", {"method": "mim"}),

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from acclimate.core.selection import FILTER_KINDS
 from acclimate.errors import ConfigError
 from acclimate.vision.adapters import ADAPTERS, AdapterOptions
-from acclimate.vision.config import METHOD_NAMES, PRESETS, RESET_POLICIES, WITHOUT_GRADIENT
+from acclimate.vision.config import METHOD_NAMES, PRESETS, RESET_POLICIES, USE_SOURCE, WITHOUT_GRADIENT
 from acclimate.vision.images import CorruptionSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -138,9 +138,7 @@ def ttt_options(command: Command) -> Command:
             help="A field of the method (see docs/methods); repeatable.",
         ),
         click.option(
-            "--ttt-source",
-            type=existing_path(),
-            help="Unlabelled source images: for eata's Fisher term, for what spectrum compares with.",
+            "--ttt-source", type=existing_path(), help=f"Unlabelled source images, for {', '.join(USE_SOURCE)}."
         ),
         click.option(
             "--ttt-guards/--no-ttt-guards",
@@ -245,7 +243,7 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
     )
     if method is not None:
         needs(method == "mim", "--ttt-method mim", "ttt_mask_prob", "ttt_patch_size", "ttt_mask_value")
-        needs(method in ("eata", "spectrum", "align"), "--ttt-method eata, spectrum or align", "ttt_source")
+        needs(method in USE_SOURCE, f"--ttt-method {', '.join(USE_SOURCE)}", "ttt_source")
         gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank")
         needs(method not in WITHOUT_GRADIENT, f"a method that learns ({method} has no gradient)", *gradient)
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acclimate.errors import EmptySelectionError
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and variance of each channel."""
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
@@ -136,6 +139,68 @@ def _substituted(module: nn.Module, source_strength: float | None, batch_weight:
     hooks = (
         module.register_forward_pre_hook(substitute),
         # always_call: a forward pass that raises must not leave the substituted statistics behind.
+        module.register_forward_hook(put_back, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        module.training = mode
+
+
+@contextmanager
+def remembered(
+    model: nn.Module, memory: Mapping[str, Moments], *, memory_weight: float, rate: float
+) -> Iterator[dict[str, Moments]]:
+    """Normalise with remembered statistics mixed with the source's inside the block; running buffers never move.
+
+    Args:
+        model: any module; layers that are no BatchNorm are left alone.
+        memory: mean and variance by layer name; a layer that is not in it remembers the source's.
+        memory_weight: of the memory against the source.
+        rate: how far the memory moves towards each batch that passes, before it is used; 0 leaves it.
+
+    Yields:
+        The memory as the batches that passed have left it, filled as they pass.
+    """
+    moved = dict(memory)
+    with ExitStack() as stack:
+        for name, layer in batch_norms(model).items():
+            stack.enter_context(_blending(name, layer, moved, memory_weight, rate))
+        yield moved
+
+
+@contextmanager
+def _blending(
+    name: str, module: nn.Module, memory: dict[str, Moments], memory_weight: float, rate: float
+) -> Iterator[None]:
+    saved: list[Moments] = []
+    mode = module.training
+
+    def substitute(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        source_mean, source_var = layer._buffers["running_mean"], layer._buffers["running_var"]
+        if source_mean is None or source_var is None:
+            return
+        saved.append((source_mean, source_var))
+        mean, var = memory.get(name, (source_mean, source_var))
+        if rate > 0 and _values_per_channel(inputs[0]) > 1:
+            batch_mean, batch_var = torch.batch_norm_update_stats(inputs[0].detach(), None, None, 0.0)
+            step = batch_mean - mean
+            # The variance of a mixture: between its parts as well as within them.
+            var = torch.lerp(var, batch_var, rate) + rate * (1 - rate) * step.square()
+            mean = mean + rate * step
+            memory[name] = (mean, var)
+        layer._buffers["running_mean"] = torch.lerp(source_mean, mean, memory_weight)
+        layer._buffers["running_var"] = torch.lerp(source_var, var, memory_weight)
+
+    def put_back(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if saved:
+            layer._buffers["running_mean"], layer._buffers["running_var"] = saved.pop()
+
+    module.eval()
+    hooks = (
+        module.register_forward_pre_hook(substitute),
         module.register_forward_hook(put_back, always_call=True),
     )
     try:

@@ -80,6 +80,10 @@ class Task(Protocol):
         """Yield ``count`` augmented copies of ``batch``."""
         ...
 
+    def mirrored(self, batch: Any) -> View | None:
+        """Return the batch mirrored left to right; None where what it shows does not survive that."""
+        ...
+
     def merge(self, outputs: Sequence[Any], reference: Any | None) -> Any:
         """Average the outputs on several views, each already undone, into one in the shape of ``reference``."""
         ...
@@ -150,6 +154,10 @@ class Classification:
                 images, rng=rng, pixel_range=self.pixel_range, flip_probability=0.5 * self.flips
             )
             yield View(augmented)
+
+    def mirrored(self, batch: Any) -> View | None:
+        """Return the images mirrored, where mirrored images keep their class."""
+        return View(self.images(batch).flip(-1)) if self.flips else None
 
     def merge(self, outputs: Sequence[Any], reference: Any | None) -> Tensor:
         """Return the mean of the logits ``(B, K)`` (CoTTA's official code averages logits)."""

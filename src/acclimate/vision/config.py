@@ -10,11 +10,13 @@ from typing import Any, Final, Literal
 from acclimate.core.selection import FILTER_KINDS, FilterKind
 from acclimate.errors import ConfigError
 
-MethodName = Literal["tent", "mim", "cotta", "eata", "sar", "bn", "spectrum", "align"]
-METHOD_NAMES: Final = ("bn", "spectrum", "tent", "eata", "sar", "mim", "align", "cotta")
+MethodName = Literal["tent", "mim", "cotta", "eata", "sar", "bn", "spectrum", "align", "blend"]
+METHOD_NAMES: Final = ("bn", "spectrum", "blend", "tent", "eata", "sar", "mim", "align", "cotta")
 ResetPolicy = Literal["stream", "sample", "online"]
-WITHOUT_GRADIENT: Final = ("bn", "spectrum")
+WITHOUT_GRADIENT: Final = ("bn", "spectrum", "blend")
 """Methods that move no weight: steps, learning rate and update filter mean nothing to them."""
+USE_SOURCE: Final = ("eata", "spectrum", "blend", "align")
+"""Methods that look at source images where they are given."""
 RESET_POLICIES: Final = ("stream", "sample", "online")
 Kind = Literal["classifier", "detector"]
 
@@ -147,6 +149,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     },
     "bn_safe": {"method": "bn", "update_filter": "norm_only"},
     "spectrum_safe": {"method": "spectrum", "update_filter": "norm_only"},
+    "blend_safe": {"method": "blend", "update_filter": "norm_only"},
     "align_safe": {"method": "align", "update_filter": "all", "lr": 2e-4, "max_drift": 0.2},
 }  # fmt: skip
 """Settings that work out of the box, each for one method; :func:`preset_values` completes them for the model's kind."""
@@ -159,6 +162,7 @@ METHOD_PRESETS: Final[dict[str, str]] = {
     "sar": "sar_safe",
     "bn": "bn_safe",
     "spectrum": "spectrum_safe",
+    "blend": "blend_safe",
     "align": "align_safe",
 }
 

@@ -120,6 +120,10 @@ class Detection:
             view = self.with_images(batch, changed)
             yield self.mirror(view, torch.ones(len(images), dtype=torch.bool)) if flip else View(view)
 
+    def mirrored(self, batch: Any) -> View | None:
+        """Return all images mirrored, where mirrored images keep their classes."""
+        return self.mirror(batch, torch.ones(len(self.images(batch)), dtype=torch.bool)) if self.flips else None
+
     def mirror(self, batch: Any, chosen: Tensor) -> View:
         """Return the batch with the ``chosen`` ``(B,)`` images mirrored left to right, masks and all."""
         chosen = chosen.to(self.images(batch).device)

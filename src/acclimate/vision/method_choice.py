@@ -15,7 +15,7 @@ from acclimate.core.method import Method
 from acclimate.core.selection import TensorFilter
 from acclimate.core.spectrum import Spectrum as PowerSpectrum
 from acclimate.errors import ConfigError
-from acclimate.methods import Align, Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent
+from acclimate.methods import Align, Blend, Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent
 from acclimate.vision.config import WITHOUT_GRADIENT, TTTConfig
 
 METHODS: Final[dict[str, Any]] = {
@@ -26,6 +26,7 @@ METHODS: Final[dict[str, Any]] = {
     "sar": Sar,
     "bn": Bn,
     "spectrum": Spectrum,
+    "blend": Blend,
     "align": Align,
 }
 
@@ -66,7 +67,7 @@ def make_method(
         values["fisher"] = fisher
     if config.method == "spectrum":
         values["source"] = source
-    if config.method == "align" and source is not None:
+    if config.method in ("align", "blend") and source is not None:
         values["spectrum"] = Spectrum(source=source)
     return typing.cast(Method, cls(**values))
 

@@ -269,7 +269,7 @@ class TTTRun:
         if self.config.lora_rank is not None:
             self._warnings.append("the low-rank weights are detached after the run; predict inside TTTRun to have them")
         if self.config.method in WITHOUT_GRADIENT or self._uses_batch_statistics():
-            what = "a filter and mixed statistics" if self.config.method == "spectrum" else "batch statistics"
+            what = "batch statistics" if self.config.method in ("bn", "tent") else "statistics of the stream"
             self._warnings.append(
                 f"{self.config.method} adapts with {what}, which adapter.predict() does not use; "
                 "predict inside TTTRun to have them"
@@ -300,7 +300,7 @@ class TTTRun:
             return fisher_information(model, batches, method=make_method(self.config), task=self.task)
 
     def _source_spectrum(self) -> PowerSpectrum | None:
-        if self.config.method not in ("spectrum", "align"):
+        if self.config.method not in ("spectrum", "blend", "align"):
             return None
         if not self._source_records:
             return getattr(self.adapter, "source_spectrum", None)

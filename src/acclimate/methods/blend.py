@@ -1,0 +1,183 @@
+"""Blend: clean the image, blend the stream's remembered statistics with the source's, average two mirrored views.
+
+Ours, without gradient. What it builds on: mixed statistics (Schneider et al., NeurIPS 2020, arXiv 2006.16971); a memory
+of target statistics (Yuan et al., RoTTA, CVPR 2023, arXiv 2303.13899); the filter of :mod:`acclimate.methods.spectrum`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.core import layout, norm
+from acclimate.core.method import Selection, Step
+from acclimate.core.norm import Moments
+from acclimate.core.outputs import detach, sample_count
+from acclimate.core.selection import nothing_selected
+from acclimate.core.task import Task
+from acclimate.errors import ConfigError, EmptySelectionError
+from acclimate.methods.spectrum import Spectrum, SpectrumState
+
+
+@dataclass(frozen=True, slots=True)
+class BlendState:
+    """What is remembered of the stream.
+
+    Attributes:
+        seen: of its images, where they are filtered.
+        memory: mean and variance of what enters each BatchNorm layer, by name.
+        classes: mean class probabilities of recent decisions ``(K,)``; None before the first.
+        decisions: how many decisions ``classes`` stands for, up to the window.
+    """
+
+    seen: SpectrumState = SpectrumState()
+    memory: Mapping[str, Moments] = field(default_factory=dict)
+    classes: Tensor | None = None
+    decisions: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blend:
+    """Normalise with the source's statistics and a memory of the stream's, on filtered images, seen from both sides.
+
+    The memory starts as the source's and moves by ``n / (n + memory_images)`` with a batch of n, so it serves batches
+    of one as well as of hundreds. A stream that shows one class after the other would fill it with the class of the
+    hour: so the more one-sided recent decisions are, the slower it moves.
+
+    Attributes:
+        memory_weight: of the memory against the source's statistics.
+        memory_images: how many images the memory counts for against a new batch.
+        diversity_exponent: of the diversity of recent decisions (the effective number of classes less one, as a
+            fraction of all less one), by which the memory's rate is multiplied; 0 looks at no decision.
+        diversity_window: over how many recent decisions.
+        mirrored: average the prediction with that on the mirrored image, where the task allows it, at twice the cost.
+        spectrum: filter images first; None leaves them as they are.
+
+    All were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, under corruptions and severities that are not reported.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    name: ClassVar[str] = "blend"
+
+    memory_weight: float = 0.5
+    memory_images: int = 64
+    diversity_exponent: float = 4.0
+    diversity_window: int = 64
+    mirrored: bool = True
+    spectrum: Spectrum | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.memory_weight <= 1:
+            raise ConfigError(f"blend: memory_weight must lie in [0, 1], got {self.memory_weight}")
+        for name in ("memory_images", "diversity_window"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"blend: {name} must be at least 1, got {getattr(self, name)}")
+        if not self.diversity_exponent >= 0:
+            raise ConfigError(f"blend: diversity_exponent must not be negative, got {self.diversity_exponent}")
+
+    def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
+        """Select nothing: no parameter moves.
+
+        Raises:
+            EmptySelectionError: there is neither BatchNorm nor a filter, so nothing would adapt.
+        """
+        if self.spectrum is None and not norm.batch_norms(model):
+            raise EmptySelectionError(
+                "blend needs BatchNorm layers or source images (--ttt-source) to filter by, and has neither here; "
+                "use tent, eata, sar, cotta or mim"
+            )
+        return nothing_selected(model)
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Return None: there is no gradient."""
+
+    def start(self, model: nn.Module, selection: Selection) -> BlendState:
+        """Return a memory of nothing but the source."""
+        return BlendState()
+
+    def step(
+        self,
+        model: nn.Module,
+        batch: Any,
+        state: BlendState,
+        *,
+        task: Task,
+        selection: Selection,
+        optimizer: torch.optim.Optimizer | None,
+        rng: torch.Generator,
+    ) -> Step:
+        """Take the batch into the memory and return the outputs that follow from it."""
+        with torch.no_grad():
+            if self.spectrum is not None:
+                state = replace(state, seen=self.spectrum.observe(batch, state.seen, task=task))
+                batch = self.spectrum.cleaned(batch, state.seen, task=task)
+            batch = layout.for_prediction(batch)
+            count = sample_count(batch)
+            rate = count / (count + self.memory_images) * self.diversity(state) ** self.diversity_exponent
+            with norm.remembered(model, state.memory, memory_weight=self.memory_weight, rate=rate) as memory:
+                outputs = task.forward(model, batch)
+            state = self._with_decisions(replace(state, memory=memory), task.decisions(outputs).class_probabilities())
+            outputs = self._from_both_sides(model, batch, outputs, state, task=task)
+        return Step(state, detach(outputs), None, count)
+
+    def predict(self, model: nn.Module, inputs: Any, state: BlendState, *, task: Task) -> Any:
+        """Return the outputs under filter and blended statistics, averaged over both sides."""
+        if self.spectrum is not None:
+            inputs = layout.for_prediction(self.spectrum.cleaned(inputs, state.seen, task=task))
+        with self._blended(model, state):
+            outputs = task.forward(model, inputs)
+        return self._from_both_sides(model, inputs, outputs, state, task=task)
+
+    @contextmanager
+    def installed(self, model: nn.Module, state: BlendState, *, task: Task) -> Iterator[None]:
+        """Inside the block, whatever calls ``model`` has its images filtered and statistics blended, from one side."""
+        with ExitStack() as stack:
+            if self.spectrum is not None:
+                stack.enter_context(self.spectrum.filtering(model, state.seen, task=task))
+            stack.enter_context(self._blended(model, state))
+            yield
+
+    def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
+        """Say what is looked at and what is not."""
+        found = [] if self.spectrum is None else list(self.spectrum.notes(model, task))
+        if self.spectrum is None:
+            found.append("blend: no source images are known, so images are not filtered (see --ttt-source)")
+        if self.mirrored and not getattr(task, "flips", True):
+            found.append("blend: what this model looks at does not survive mirroring, so it is seen from one side")
+        return tuple(found)
+
+    def diversity(self, state: BlendState) -> float:
+        """Return how many classes recent decisions are spread over, in [0, 1]; 1 until enough is known."""
+        if state.classes is None or len(state.classes) < 2 or state.decisions < self.diversity_window / 4:
+            return 1.0
+        entropy_nats = float(-(state.classes * state.classes.clamp(min=1e-9).log()).sum())
+        return min(1.0, max(0.0, (math.exp(entropy_nats) - 1) / (len(state.classes) - 1)))
+
+    def _blended(self, model: nn.Module, state: BlendState) -> AbstractContextManager[Any]:
+        return norm.remembered(model, state.memory, memory_weight=self.memory_weight, rate=0.0)
+
+    def _with_decisions(self, state: BlendState, probabilities: Tensor) -> BlendState:
+        if len(probabilities) == 0:
+            return state
+        # A mean over about a window of decisions, the newest ones in full.
+        newest = probabilities[-self.diversity_window :]
+        kept = 0.0 if state.classes is None else min(state.decisions, self.diversity_window - len(newest))
+        total = newest.sum(0) if state.classes is None else newest.sum(0) + kept * state.classes
+        count = len(newest) + kept
+        return replace(state, classes=total / count, decisions=count)
+
+    def _from_both_sides(self, model: nn.Module, batch: Any, outputs: Any, state: BlendState, *, task: Task) -> Any:
+        view = task.mirrored(batch) if self.mirrored else None
+        if view is None:
+            return outputs
+        with self._blended(model, state):
+            other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
+        return task.merge([outputs, other], outputs)
