@@ -55,9 +55,10 @@ def test_the_commands_of_the_readme_and_the_guide_run(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         if line.startswith("acclimate evaluate"):
-            accuracies.append(float(re.search(r"accuracy +([\d.]+)", done.stdout)[1]))  # type: ignore[index]
-    before, after = accuracies
+            accuracies.append(float(re.search(r"(?:accuracy|mAP) +([\d.]+)", done.stdout)[1]))  # type: ignore[index]
+    before, after, detector = accuracies
     assert after > before, "what the README shows must be better with TTT"
+    assert detector > 50, "without TTT it is below 15"
 
 
 def test_the_shell_blocks_of_the_language_guide_run(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from acclimate.core import Session, default_guards
 from acclimate.core.losses import softmax_entropy
 from acclimate.core.session import settings_of
 from acclimate.core.spectrum import measure as measure_spectrum
-from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent, fisher_information
+from acclimate.methods import Blend, Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent, fisher_information
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "zoom_blur", "fog", "brightness", "contrast",
@@ -121,7 +121,7 @@ def measure(model: nn.Module, method: Any, stream: Stream, data: Data, *, name: 
     adapted, plain, bare = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
     method_clock, plain_clock, bare_clock = Clock(), Clock(), Clock()
     # What a bare pass must give gradients of: the method's own parameters.
-    bare_method = None if isinstance(method, Bn | Spectrum) else method
+    bare_method = None if isinstance(method, Bn | Blend | Spectrum) else method
     with Session(adapted, method, guards=default_guards() if guards else ()) as session:
         for corruption in stream.corruptions:
             if stream.reset_between:
@@ -181,10 +181,13 @@ def experiments(model: nn.Module, data: Data, *, only: str | None) -> Iterator[R
     bn, tent = Bn(source_strength=0), Tent(lr=1e-3)
     eata, sar = Eata(lr=5e-3, fisher=fisher, fisher_weight=1.0), Sar(lr=1e-3, base="adam")
     mim = Mim(patch_size=4)
+    spectrum = Spectrum(source=measure_spectrum(data.source.split(250)))
     methods: dict[str, Any] = {
         "bn": bn,
         "bn, half and half": Bn(),
-        "spectrum": Spectrum(source=measure_spectrum(data.source.split(250))),
+        "spectrum": spectrum,
+        "blend": Blend(spectrum=spectrum),
+        "blend, one side": Blend(spectrum=spectrum, mirrored=False),
         "tent": tent,
         "eata": eata,
         "sar": sar,

@@ -58,8 +58,8 @@ ONLINE = (
     Setting("none"),
     Setting("bn", {"method": "bn"}),
     Setting("spectrum", {"method": "spectrum"}),
-    Setting("blend", {"method": "blend"}),
     Setting("align", {"method": "align"}),
+    Setting("align, stream", {"method": "align", "reset": "stream"}),
     Setting("tent", {"method": "tent"}),
     Setting("mim", {"method": "mim"}),
     Setting("eata", {"method": "eata"}),
@@ -172,6 +172,9 @@ def run(
                             f"{value:.1f}" if isinstance(value, float) else str(value) for value in rows[-1].values()
                         )
                     )
+                plain = next((row["seconds"] for row in rows[-len(settings) :] if row["setting"] == "none"), None)
+                for row in rows[-len(settings) :]:
+                    row["cost"] = None if plain is None else row["seconds"] / plain
                 adapter.forget()
     return rows
 
@@ -204,7 +207,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "rotation_degrees": mean(name, "rotation_degrees", seed, clean=False),
                 "depth_relative": mean(name, "depth_relative", seed, clean=False),
                 "found": mean(name, "found", seed, clean=False),
-                "cost": mean(name, "seconds", seed, clean=False) / mean("none", "seconds", seed, clean=False),
+                "cost": mean(name, "cost", seed, clean=False),
             }
             for key, value in values.items():
                 per_seed.setdefault(key, []).append(value)
@@ -231,13 +234,19 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--conditions", nargs="+")
     parser.add_argument("--settings", nargs="+", help="names; all by default")
-    parser.add_argument("--join", type=Path, nargs="+", default=[], help="results of other seeds, to put in one file")
+    parser.add_argument(
+        "--join", type=Path, nargs="+", default=[], help="results to put in one file; the last of each counts"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     online = arguments.part == "online"
     known = ONLINE if online else POLICIES
     rows = [row for path in arguments.join for row in json.loads(path.read_text())["rows"]]
+    # What was run last counts, in the order in which settings are listed.
+    rows = list({(row["seed"], row["condition"], row["setting"]): row for row in rows}.values())
+    order = [setting.name for setting in known]
+    rows.sort(key=lambda row: (row["seed"], order.index(row["setting"])))
     rows += run(
         [setting for setting in known if arguments.settings is None or setting.name in arguments.settings],
         seeds=arguments.seeds,

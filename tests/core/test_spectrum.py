@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from acclimate.core.spectrum import (
     BANDS,
     Spectrum,
     Sums,
+    _median_of_neighbours,
     band_power,
+    despiked,
     distance_nats,
     excess_distance_nats,
     expected_distance_nats,
@@ -117,6 +121,33 @@ def test_contrast_comes_back(stream: Tensor, source: Spectrum) -> None:
 
 def test_noise_goes(stream: Tensor, source: Spectrum) -> None:
     assert error(repaired(noisy(stream), source), stream) < 0.6 * error(noisy(stream), stream)
+
+
+def test_spikes_go_and_nothing_else_changes(stream: Tensor) -> None:
+    rng = torch.Generator().manual_seed(1)
+    draws = torch.rand(stream.shape, generator=rng)
+    spiky = torch.where(draws < 0.05, 0.0, torch.where(draws > 0.95, 1.0, stream))
+    clean = despiked(spiky, deviations=6.0, least_share=0.005)
+    assert error(clean, stream) < 0.25 * error(spiky, stream)
+    untouched = (draws >= 0.05) & (draws <= 0.95) & (stream > 0.01) & (stream < 0.99)
+    assert torch.equal(clean[untouched], stream[untouched])
+
+
+@pytest.mark.parametrize(
+    "change", [lambda images: images, lambda images: noisy(images), lambda images: dull_noise(images)]
+)
+def test_images_without_spikes_are_left_alone(stream: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    images = change(stream)
+    assert despiked(images, deviations=6.0, least_share=0.005) is images or torch.equal(
+        despiked(images, deviations=6.0, least_share=0.005), images
+    )
+
+
+def test_the_median_is_that_of_nine_neighbours() -> None:
+    images = torch.rand(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    nine = torch.stack([padded[:, :, i : i + 7, j : j + 9] for i in range(3) for j in range(3)], dim=-1)
+    assert torch.equal(_median_of_neighbours(images), nine.median(dim=-1).values)
 
 
 def test_blur_is_sharpened(stream: Tensor, source: Spectrum) -> None:

@@ -117,7 +117,14 @@ def test_no_source_no_range_and_bad_fields_are_refused(network: nn.Module, sourc
         Session(network, Spectrum(source=source), task=Classification(pixel_range=None)) as session,
     ):
         session.adapt(scenes(0, 4))
-    for field, value in (("max_gain", 0.5), ("sharpening", 0.7), ("tolerance_nats", 0.0), ("memory_images", 0)):
+    for field, value in (
+        ("max_gain", 0.5),
+        ("sharpening", 0.7),
+        ("spike_share", 0.0),
+        ("spike_deviations", 0.5),
+        ("tolerance_nats", 0.0),
+        ("memory_images", 0),
+    ):
         with pytest.raises(ConfigError, match=field):
             Spectrum(**{field: value})
     with pytest.raises(ConfigError, match="batch_weight"):

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from acclimate.errors import ConfigError
@@ -25,6 +26,8 @@ BANDS: Final = 32
 _OPPONENT: Final = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 2.0, -1.0))
 _LOWEST_FREQUENCY: Final = 1 / 128  # of the sampling rate: what is below shares the first band
 _SMALL: Final = 1e-10
+_END: Final = 1 / 255
+_LEAST_SPIKE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,31 @@ def expected_distance_nats(source: Spectrum, count: float) -> float:
     return float(relative) * math.sqrt(2 / math.pi)
 
 
+def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor:
+    """Return ``(B, 3, H, W)`` images in [0, 1] without the spikes of dead, hot or flipped pixels.
+
+    No linear filter takes those away. A spike is a value at an end of the range that is farther from the median of the
+    3 x 3 values around it than ``deviations`` times what is usual in its image, and more than a fifth of the range; the
+    median takes its place (a switching median filter, Sun & Neuvo, Pattern Recognition Letters 1994). Noise that is
+    everywhere makes large distances usual, so it has no spikes.
+
+    Args:
+        images: in [0, 1].
+        deviations: how unusual a spike is.
+        least_share: with fewer spikes among all values the images are returned as they are.
+    """
+    extreme = (images <= _END) | (images >= 1 - _END)
+    if float(extreme.float().mean()) < least_share:
+        return images
+    median = _median_of_neighbours(images)
+    distance = (images - median).abs()
+    usual = distance.flatten(1).median(dim=1).values[:, None, None, None]
+    spikes = extreme & (distance > torch.clamp(deviations * usual, min=_LEAST_SPIKE))
+    if float(spikes.float().mean()) < least_share:
+        return images
+    return torch.where(spikes, median, images)
+
+
 def gains(stream: Spectrum, source: Spectrum, *, max_gain: float, sharpening: float) -> Tensor:
     """Return the factor ``(3, BANDS)`` for the amplitude of each opponent colour and band.
 
@@ -189,6 +217,27 @@ def filtered(
     restored = _restored(_transformed(images, centred=False) * gain)
     shift = strength * (source.mean - stream.mean).to(images)
     return (restored + shift[:, None, None]).clamp(0, 1)
+
+
+def _median_of_neighbours(images: Tensor) -> Tensor:
+    """Return the median of the 3 x 3 values around each."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    low, middle, high = _sorted(padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:])
+
+    def beside(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return values[..., :-2], values[..., 1:-1], values[..., 2:]
+
+    # Of nine values in three sorted columns, it is the median of the highest low, the middle middle, the lowest high.
+    lows, highs = beside(low), beside(high)
+    highest_low = torch.maximum(torch.maximum(lows[0], lows[1]), lows[2])
+    lowest_high = torch.minimum(torch.minimum(highs[0], highs[1]), highs[2])
+    return _sorted(highest_low, _sorted(*beside(middle))[1], lowest_high)[1]
+
+
+def _sorted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    a, b = torch.minimum(a, b), torch.maximum(a, b)
+    b, c = torch.minimum(b, c), torch.maximum(b, c)
+    return torch.minimum(a, b), torch.maximum(a, b), c
 
 
 def _lower_quartile(values: Tensor) -> Tensor:

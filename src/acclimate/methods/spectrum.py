@@ -47,6 +47,9 @@ class Spectrum:
         max_gain: the largest amplification of a band.
         sharpening: the exponent of the power ratio with which single bands are raised, see
             :func:`acclimate.core.spectrum.gains`. Tuned on ``benchmarks/plates``: 0.5 rings, 0 leaves blur alone.
+        spike_deviations: how unusual a single value must be to be a spike, which is taken away before all else; see
+            :func:`acclimate.core.spectrum.despiked`.
+        spike_share: with fewer spikes in a batch they are left alone; clean scenes have less than one in 10,000 values.
         tolerance_nats: the distance of spectra (mean ``|log ratio|`` over colours and bands, chance left out) that is
             no shift; 0.3 lies between other clean scenes of ``benchmarks/plates`` and their weakest corruptions.
         memory_images: the stream's spectrum is a mean over about so many images.
@@ -61,6 +64,8 @@ class Spectrum:
     source: PowerSpectrum | None = field(default=None, repr=False, compare=False)
     max_gain: float = 10.0
     sharpening: float = 0.25
+    spike_deviations: float = 6.0
+    spike_share: float = 0.005
     tolerance_nats: float = 0.3
     memory_images: int = 512
     batch_weight: float = 0.5
@@ -70,6 +75,10 @@ class Spectrum:
             raise ConfigError(f"spectrum: max_gain must be at least 1, got {self.max_gain}")
         if not 0 <= self.sharpening <= 0.5:
             raise ConfigError(f"spectrum: sharpening must lie in [0, 0.5], got {self.sharpening}")
+        if not self.spike_deviations >= 1:
+            raise ConfigError(f"spectrum: spike_deviations must be at least 1, got {self.spike_deviations}")
+        if not 0 < self.spike_share <= 1:
+            raise ConfigError(f"spectrum: spike_share must lie in (0, 1], got {self.spike_share}")
         if not self.tolerance_nats > 0:
             raise ConfigError(f"spectrum: tolerance_nats must be positive, got {self.tolerance_nats}")
         if self.memory_images < 1:
@@ -109,22 +118,22 @@ class Spectrum:
     @torch.no_grad()
     def observe(self, batch: Any, state: SpectrumState, *, task: Task) -> SpectrumState:
         """Return the state with the batch taken into the stream's spectrum."""
-        return SpectrumState(self._next(Sums.of(in_unit_range(task.images(batch), task)), state.stream))
+        return SpectrumState(self._next(Sums.of(self._despiked(batch, task)), state.stream))
 
     @torch.no_grad()
     def cleaned(self, batch: Any, state: SpectrumState, *, task: Task) -> Any:
         """Return the batch with its images filtered, as far as the stream seen so far is off."""
+        images = self._despiked(batch, task)
         strength = 0.0 if state.stream is None else self.strength(state.stream)
-        if state.stream is None or strength == 0:
-            return batch
-        images = spectra.filtered(
-            in_unit_range(task.images(batch), task),
-            state.stream.spectrum(),
-            self._source(),
-            strength=strength,
-            max_gain=self.max_gain,
-            sharpening=self.sharpening,
-        )
+        if state.stream is not None and strength > 0:
+            images = spectra.filtered(
+                images,
+                state.stream.spectrum(),
+                self._source(),
+                strength=strength,
+                max_gain=self.max_gain,
+                sharpening=self.sharpening,
+            )
         return task.with_images(batch, from_unit_range(images, task))
 
     def predict(self, model: nn.Module, inputs: Any, state: SpectrumState, *, task: Task) -> Any:
@@ -155,6 +164,10 @@ class Spectrum:
             yield
         finally:
             handle.remove()
+
+    def _despiked(self, batch: Any, task: Task) -> Tensor:
+        images = in_unit_range(task.images(batch), task)
+        return spectra.despiked(images, deviations=self.spike_deviations, least_share=self.spike_share)
 
     def strength(self, stream: Sums) -> float:
         """Return how much is done, in [0, 1]: how far the stream is off, in tolerances above the first."""

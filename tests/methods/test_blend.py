@@ -1,0 +1,138 @@
+"""What blend promises beyond the contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acclimate.core import Classification, Session
+from acclimate.core.spectrum import measure
+from acclimate.errors import ConfigError, EmptySelectionError
+from acclimate.methods import Blend, Spectrum
+from acclimate.methods.blend import BlendState
+from acclimate.vision.detection import Detection
+from tests.networks import classifier, detector, images
+
+
+class Recorded(nn.BatchNorm2d):
+    """A BatchNorm that keeps the statistics it normalised with."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.used = self.running_mean.clone(), self.running_var.clone()
+        return super().forward(values)
+
+
+def network() -> tuple[nn.Module, Recorded]:
+    torch.manual_seed(0)
+    layer = Recorded(3)
+    layer.running_mean.uniform_(-0.2, 0.2)
+    layer.running_var.uniform_(0.5, 1.5)
+    return nn.Sequential(layer, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4)).eval(), layer
+
+
+def test_the_memory_is_that_of_all_images_in_their_weights() -> None:
+    model, layer = network()
+    mean, var = layer.running_mean.clone(), layer.running_var.clone()
+    method = Blend(memory_images=24, mirrored=False, diversity_exponent=0.0)
+    with Session(model, method) as session:
+        for seed, count in ((1, 8), (2, 1), (3, 40)):
+            batch = images(count, seed=seed)
+            session.adapt(batch)
+            rate = count / (count + 24)
+            batch_var, batch_mean = torch.var_mean(batch, (0, 2, 3), correction=0)
+            # A mixture's variance: E[x^2] - E[x]^2 of both parts together.
+            second = (1 - rate) * (var + mean**2) + rate * (batch_var + batch_mean**2)
+            mean = (1 - rate) * mean + rate * batch_mean
+            var = second - mean**2
+            source_mean, source_var = layer.running_mean, layer.running_var
+            torch.testing.assert_close(layer.used[0], 0.5 * source_mean + 0.5 * mean, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(layer.used[1], 0.5 * source_var + 0.5 * var, rtol=1e-4, atol=1e-5)
+
+
+def test_predicting_uses_the_memory_and_leaves_it() -> None:
+    model, layer = network()
+    with Session(model, Blend(mirrored=False)) as session:
+        session.adapt(images(16))
+        used = layer.used
+        session.predict(images(16, seed=9))
+        assert torch.equal(layer.used[0], used[0])
+
+
+def test_one_sided_decisions_slow_the_memory_down() -> None:
+    method = Blend(mirrored=False)
+    even, single = torch.full((4,), 0.25), torch.tensor([0.97, 0.01, 0.01, 0.01])
+    assert method.diversity(BlendState()) == 1
+    assert method.diversity(BlendState(classes=even, decisions=64.0)) == pytest.approx(1)
+    assert method.diversity(BlendState(classes=single, decisions=64.0)) < 0.1
+    # Too few to tell.
+    assert method.diversity(BlendState(classes=single, decisions=8.0)) == 1
+
+    def moved(state: BlendState) -> float:
+        model, layer = network()
+        with Session(model, method) as session:
+            session._state = state
+            session.adapt(images(16) * 3)
+            return float((layer.used[0] - layer.running_mean).norm())
+
+    assert moved(BlendState(classes=single, decisions=64.0)) < 1e-3 * moved(BlendState(classes=even, decisions=64.0))
+
+
+def test_recent_decisions_are_a_window() -> None:
+    method = Blend(diversity_window=8)
+    state = BlendState()
+    for label in (0, 0, 1, 1):
+        state = method._with_decisions(state, torch.eye(3)[[label] * 4])
+    assert state.decisions == 8
+    # Twelve went before the last four; of eight that count, four are the last ones.
+    assert float(state.classes[1]) > float(state.classes[0])  # type: ignore[index]
+    state = method._with_decisions(state, torch.eye(3)[[2] * 50])
+    assert state.classes is not None
+    assert state.classes.tolist() == pytest.approx([0, 0, 1])
+
+
+def test_the_mirrored_view_counts_half() -> None:
+    model, batch = classifier("bn"), images()
+    with Session(model, Blend(mirrored=False)) as session:
+        session.adapt(batch)
+        one, other = session.predict(batch), session.predict(batch.flip(-1))
+    with Session(model, Blend()) as session:
+        first, _ = session.adapt_and_predict(batch)
+        torch.testing.assert_close(session.predict(batch), (one + other) / 2)
+        torch.testing.assert_close(first, (one + other) / 2)
+
+
+def test_what_does_not_survive_mirroring_is_seen_from_one_side() -> None:
+    model, batch = classifier("bn"), images()
+    with Session(model, Blend(), task=Classification(flips=False)) as session:
+        found, _ = session.adapt_and_predict(batch)
+        assert any("does not survive mirroring" in note for note in session.report().notes)
+    with Session(model, Blend(mirrored=False)) as session:
+        expected, _ = session.adapt_and_predict(batch)
+    assert torch.equal(found, expected)
+
+
+def test_a_detectors_mirrored_boxes_come_back() -> None:
+    model, batch = detector(), images(side=32)
+    task = Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0))
+    with Session(model, Blend(), task=task) as session:
+        outputs, _ = session.adapt_and_predict(batch)
+    assert outputs["pred_boxes"].shape == (8, 16, 4)
+    assert float(outputs["pred_boxes"].min()) >= 0
+
+
+def test_a_network_without_batch_norm_is_filtered_or_refused() -> None:
+    smooth = nn.functional.interpolate(images(16, side=4), size=16, mode="bicubic").clamp(0, 1)
+    with Session(classifier("gn"), Blend(spectrum=Spectrum(source=measure([smooth])))) as session:
+        assert session.adapt(images()).verdict == "kept"
+    with pytest.raises(EmptySelectionError, match="--ttt-source"), Session(classifier("gn"), Blend()):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("memory_weight", 1.5), ("memory_images", 0), ("diversity_window", 0), ("diversity_exponent", -1.0)],
+)
+def test_bad_fields_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=field):
+        Blend(**{field: value})  # type: ignore[arg-type]
