@@ -151,7 +151,8 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
             progress(method)
         try:
             # The first pass of a process, and of a method, pays for what is loaded and set up once.
-            _run(clocked, configs.get(method), dataset.records[:batch_size], (), batch_size)
+            first = (dataset.records[:batch_size], source_records[:batch_size])
+            _run(clocked, configs.get(method), *first, batch_size)
             clocked.aside_seconds, started = 0.0, time.process_time()
             predictions[method], report = _run(
                 clocked, configs.get(method), dataset.records, source_records, batch_size
