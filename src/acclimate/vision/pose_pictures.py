@@ -106,8 +106,11 @@ def _box(axes: Axes, box: Sequence[float], text: str, color: str) -> None:
     # Pixel k is drawn from k - 0.5 to k + 0.5.
     corner = (box[0] - 0.5, box[1] - 0.5)
     axes.add_patch(Rectangle(corner, box[2], box[3], fill=False, edgecolor=color, linewidth=1.4))
-    axes.text(corner[0] + 1, corner[1] - 1.5, text, fontsize=7, color="black", va="bottom",
-              bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8}, clip_on=True)  # fmt: skip
+    # Above the box; inside it where the image ends above.
+    above = corner[1] > 6
+    axes.text(corner[0] + 1, corner[1] + (-1.5 if above else 1.5), text, fontsize=7, color="black",
+              va="bottom" if above else "top", bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8},
+              clip_on=True)  # fmt: skip
 
 
 def _axes(axes: Axes, pose: Mapping[str, Any], camera: npt.NDArray[np.float64], length_m: float) -> None:
