@@ -74,6 +74,13 @@ def test_ttt_alone_takes_what_helps_and_it_does(here: Path, scenes: Path) -> Non
     assert score("adapted.json", scenes)["mAP"] > score("plain.json", scenes)["mAP"] + 0.2
 
 
+def test_a_dry_run_says_that_nothing_would_move(here: Path, scenes: Path) -> None:
+    done = run("export", str(scenes), "--adapter", "rtdetr_pose", "--ttt", "--ttt-dry-run", "-o", "p.json")
+    assert done.exit_code == 0, done.output
+    assert "spectrum: 0 tensors with 0 elements would move" in done.stdout
+    assert not Path("p.json").exists()
+
+
 def test_a_clean_stream_is_left_alone_nearly(here: Path, scenes: Path) -> None:
     assert run("export", str(scenes), "--adapter", "rtdetr_pose", "-o", "plain.json").exit_code == 0
     assert run("export", str(scenes), "--adapter", "rtdetr_pose", "--ttt", "-o", "adapted.json").exit_code == 0

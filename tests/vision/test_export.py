@@ -79,7 +79,8 @@ def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, p
         "max_update": 1e9,
         "max_drift": 1e9,
     }
-    result = export(job(folder, model, ttt=given, wrap=True, log_output=folder / "out" / "log.json"))
+    source = folder / "images" if method == "spectrum" else None
+    result = export(job(folder, model, ttt=given, ttt_source=source, wrap=True, log_output=folder / "out" / "log.json"))
     content = json.loads((folder / "out" / "predictions.json").read_text())
     assert content["schema_version"] == 1
     assert len(content["predictions"]) == 7
@@ -119,7 +120,7 @@ def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, p
     assert log["ttt"] == ttt
     assert log["output"].endswith("predictions.json")
     assert result.report is not None
-    again = export(job(folder, model, ttt=given, wrap=True))
+    again = export(job(folder, model, ttt=given, ttt_source=source, wrap=True))
     assert without_times(again.meta) == without_times(result.meta)
     assert again.entries == result.entries
 
@@ -127,7 +128,10 @@ def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, p
 @pytest.mark.parametrize("preset", list(PRESETS))
 @pytest.mark.parametrize("model", ["classifier", "detector"])
 def test_presets_work_out_of_the_box(folder: Path, preset: str, model: str) -> None:
-    result = export(job(folder, model, ttt={"method": PRESETS[preset]["method"]}, preset=preset))
+    method = PRESETS[preset]["method"]
+    # It needs source images, and says so before any work (tests/cli/test_plates_commands.py).
+    source = folder / "images" if method == "spectrum" else None
+    result = export(job(folder, model, ttt={"method": method}, preset=preset, ttt_source=source))
     assert len(result.entries) == 7
     assert result.report is not None
     assert any(f"preset {preset!r}" in warning for warning in result.report.warnings)

@@ -96,7 +96,7 @@ def test_every_method_runs_on_every_family_and_leaves_it_as_it_was(folder: Path,
         },
         kind="classifier" if adapter.is_classifier else "detector",
     )
-    source = load_dataset(folder / "images").records if method == "spectrum" else ()
+    source = load_dataset(folder / "images").records if method in ("spectrum", "blend") else ()
     with TTTRun(adapter, config, source_records=source) as run:
         entries = [entry for batch in run.online(load_dataset(folder / "images").records) for entry in batch]
         report = run.report()

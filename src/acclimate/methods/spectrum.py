@@ -88,14 +88,18 @@ class Spectrum:
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select nothing: no parameter moves."""
-        self._source()
         return nothing_selected(model)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
         """Return None: there is no gradient."""
 
     def start(self, model: nn.Module, selection: Selection) -> SpectrumState:
-        """Return a state that has seen nothing."""
+        """Return a state that has seen nothing.
+
+        Raises:
+            TTTNotSupportedError: it is not known what source images look like.
+        """
+        self._source()
         return SpectrumState()
 
     def step(
@@ -177,7 +181,7 @@ class Spectrum:
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
         """Say what the stream is held against."""
-        return (f"spectrum: held against {self._source().count} source images; no weight moves",)
+        return (f"spectrum: held against {self._source().count} source images",)
 
     def _next(self, seen: Sums, stream: Sums | None) -> Sums:
         """Return the stream's sums after one more batch."""
