@@ -122,13 +122,16 @@ class Spectrum:
     @torch.no_grad()
     def observe(self, batch: Any, state: SpectrumState, *, task: Task) -> SpectrumState:
         """Return the state with the batch taken into the stream's spectrum."""
-        return SpectrumState(self._next(Sums.of(self._despiked(batch, task)), state.stream))
+        return SpectrumState(self._next(Sums.of(self._despiked(in_unit_range(task.images(batch), task))), state.stream))
 
     @torch.no_grad()
     def cleaned(self, batch: Any, state: SpectrumState, *, task: Task) -> Any:
         """Return the batch with its images filtered, as far as the stream seen so far is off."""
-        images = self._despiked(batch, task)
+        unit = in_unit_range(task.images(batch), task)
+        images = self._despiked(unit)
         strength = 0.0 if state.stream is None else self.strength(state.stream)
+        if images is unit and strength == 0:
+            return batch
         if state.stream is not None and strength > 0:
             images = spectra.filtered(
                 images,
@@ -169,8 +172,7 @@ class Spectrum:
         finally:
             handle.remove()
 
-    def _despiked(self, batch: Any, task: Task) -> Tensor:
-        images = in_unit_range(task.images(batch), task)
+    def _despiked(self, images: Tensor) -> Tensor:
         return spectra.despiked(images, deviations=self.spike_deviations, least_share=self.spike_share)
 
     def strength(self, stream: Sums) -> float:

@@ -86,20 +86,16 @@ class RTDETRPose(RTDetrForObjectDetection):  # type: ignore[misc]
         pose = self.pose_head(hidden)
         k_delta = self._intrinsics_correction(found.encoder_last_hidden_state, intrinsics)
         heads = {"log_z": pose[..., :1], "rot6d": pose[..., 1:7], "offsets": pose[..., 7:]}
-        loss, parts = None, None
         if labels is not None:
             split = self._split(found)
             extra = pose_losses(self.config, found, heads, k_delta, intrinsics, labels)
-            parts = {**found.loss_dict, **extra}
-            loss = found.loss + self.config.pose_loss_weight * sum(extra.values())
-            heads = {name: values[:, split:] for name, values in heads.items()}
             return RTDETRPoseOutput(
-                loss=loss,
-                loss_dict=parts,
+                loss=found.loss + self.config.pose_loss_weight * sum(extra.values()),
+                loss_dict={**found.loss_dict, **extra},
                 logits=found.logits[:, split:],
                 pred_boxes=found.pred_boxes[:, split:],
                 k_delta=k_delta,
-                **heads,
+                **{name: values[:, split:] for name, values in heads.items()},
             )
         return RTDETRPoseOutput(logits=found.logits, pred_boxes=found.pred_boxes, k_delta=k_delta, **heads)
 
