@@ -42,7 +42,6 @@ SEVERITIES = (3, 5)
 CONDITIONS = ("clean", *(f"{name}:{severity}" for severity in SEVERITIES for name in CORRUPTIONS))
 FEW_CONDITIONS = ("clean", "gaussian_noise:5", "fog:5", "contrast:5", "pixelate:5")
 BATCH = 16
-NONE: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,6 @@ class Setting:
 
     name: str
     given: Mapping[str, Any] | None = None
-    preset: str | None = None
 
 
 ONLINE = (
@@ -125,11 +123,11 @@ def measure(adapter: PreparedBatches, scene: Scene, setting: Setting) -> dict[st
     adapter.aside_seconds = 0.0
     started = time.process_time()
     counts: dict[str, int] = {}
-    if setting.given is None and setting.preset is None:
+    if setting.given is None:
         entries = [e for part in predict_in_batches(adapter, scene.records, batch_size=BATCH) for e in part]
     else:
-        given = {"reset": "online", "batch_size": BATCH, **(setting.given or {})}
-        config = TTTConfig.resolve(given, kind="detector", preset=setting.preset)
+        given = {"reset": "online", "batch_size": BATCH, **setting.given}
+        config = TTTConfig.resolve(given, kind="detector")
         with TTTRun(adapter, config) as run:
             entries = [entry for part in run.predictions(scene.records) for entry in part]
             counts = run.report().session.counts

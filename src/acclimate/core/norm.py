@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -86,12 +87,18 @@ def statistics(
         raise EmptySelectionError(
             "mixing statistics needs BatchNorm layers and this model has none; use tent, eata, sar, cotta or mim"
         )
+
+    def blended(inputs: Tensor, mean: Tensor, var: Tensor) -> Moments:
+        if _values_per_channel(inputs) <= 1:
+            return mean, var
+        return mixed(inputs, mean, var, source_strength=source_strength, batch_weight=batch_weight)
+
     with ExitStack() as stack:
         for module in layers.values():
             if source_strength == 0 and isinstance(module, _BatchNorm):
                 stack.enter_context(_batch_mode(module))
             else:
-                stack.enter_context(_substituted(module, source_strength, batch_weight))
+                stack.enter_context(_substituted(module, blended))
         yield len(layers)
 
 
@@ -114,10 +121,10 @@ def _batch_mode(module: _BatchNorm) -> Iterator[None]:
 
 
 @contextmanager
-def _substituted(module: nn.Module, source_strength: float | None, batch_weight: float | None) -> Iterator[None]:
+def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tensor], Moments]) -> Iterator[None]:
     # The layer's own eval-mode kernel, fed with other statistics for the length of one call. It also serves frozen
     # layers, which have no training mode; their arithmetic lets the gradient through the statistics.
-    saved: list[tuple[Tensor, Tensor]] = []
+    saved: list[Moments] = []
     mode = module.training
 
     def substitute(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -125,11 +132,8 @@ def _substituted(module: nn.Module, source_strength: float | None, batch_weight:
         if source_mean is None or source_var is None:
             return
         saved.append((source_mean, source_var))
-        if _values_per_channel(inputs[0]) > 1:
-            mean, var = mixed(
-                inputs[0], source_mean, source_var, source_strength=source_strength, batch_weight=batch_weight
-            )
-            layer._buffers["running_mean"], layer._buffers["running_var"] = mean, var
+        mean, var = replacement(inputs[0], source_mean, source_var)
+        layer._buffers["running_mean"], layer._buffers["running_var"] = mean, var
 
     def put_back(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if saved:
@@ -165,50 +169,32 @@ def remembered(
         The memory as the batches that passed have left it, filled as they pass.
     """
     moved = dict(memory)
-    with ExitStack() as stack:
-        for name, layer in batch_norms(model).items():
-            stack.enter_context(_blending(name, layer, moved, memory_weight, rate))
-        yield moved
 
-
-@contextmanager
-def _blending(
-    name: str, module: nn.Module, memory: dict[str, Moments], memory_weight: float, rate: float
-) -> Iterator[None]:
-    saved: list[Moments] = []
-    mode = module.training
-
-    def substitute(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        source_mean, source_var = layer._buffers["running_mean"], layer._buffers["running_var"]
-        if source_mean is None or source_var is None:
-            return
-        saved.append((source_mean, source_var))
-        mean, var = memory.get(name, (source_mean, source_var))
-        if rate > 0 and _values_per_channel(inputs[0]) > 1:
-            batch_mean, batch_var = torch.batch_norm_update_stats(inputs[0].detach(), None, None, 0.0)
+    def recalled(name: str, inputs: Tensor, source_mean: Tensor, source_var: Tensor) -> Moments:
+        mean, var = moved.get(name, (source_mean, source_var))
+        if rate > 0 and _values_per_channel(inputs) > 1:
+            batch_mean, batch_var = moments(inputs.detach())
             step = batch_mean - mean
             # The variance of a mixture: between its parts as well as within them.
             var = torch.lerp(var, batch_var, rate) + rate * (1 - rate) * step.square()
             mean = mean + rate * step
-            memory[name] = (mean, var)
-        layer._buffers["running_mean"] = torch.lerp(source_mean, mean, memory_weight)
-        layer._buffers["running_var"] = torch.lerp(source_var, var, memory_weight)
+            moved[name] = (mean, var)
+        return torch.lerp(source_mean, mean, memory_weight), torch.lerp(source_var, var, memory_weight)
 
-    def put_back(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if saved:
-            layer._buffers["running_mean"], layer._buffers["running_var"] = saved.pop()
+    with ExitStack() as stack:
+        for name, layer in batch_norms(model).items():
+            stack.enter_context(_substituted(layer, partial(recalled, name)))
+        yield moved
 
-    module.eval()
-    hooks = (
-        module.register_forward_pre_hook(substitute),
-        module.register_forward_hook(put_back, always_call=True),
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        module.training = mode
+
+def moments(inputs: Tensor) -> Moments:
+    """Return mean and variance ``(C,)`` of each channel of ``(B, C, ...)``; gradient flows where it is on."""
+    if inputs.requires_grad and torch.is_grad_enabled():
+        var, mean = torch.var_mean(inputs, dim=[0, *range(2, inputs.dim())], correction=0)
+        return mean, var
+    # BatchNorm's own reduction: on the CPU four times as fast as var_mean over these dimensions.
+    mean, var = torch.batch_norm_update_stats(inputs, None, None, 0.0)
+    return mean, var
 
 
 def mixed(
@@ -220,11 +206,7 @@ def mixed(
     batch_weight: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return mean and variance ``(C,)`` mixed between source and batch; inputs are ``(B, C, ...)``."""
-    if inputs.requires_grad and torch.is_grad_enabled():
-        var, mean = torch.var_mean(inputs, dim=[0, *range(2, inputs.dim())], correction=0)
-    else:
-        # BatchNorm's own reduction: on the CPU four times as fast as var_mean over these dimensions.
-        mean, var = torch.batch_norm_update_stats(inputs, None, None, 0.0)
+    mean, var = moments(inputs)
     if source_strength == 0:
         return mean, var
     weight = 0.5 if source_strength is None else len(inputs) / (len(inputs) + source_strength)

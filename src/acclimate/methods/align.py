@@ -8,14 +8,14 @@ are the inputs of BatchNorm layers, whose source statistics every network carrie
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from acclimate.core import layout
+from acclimate.core import layout, norm
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import TensorFilter, selecting
@@ -86,8 +86,8 @@ class Align:
     ) -> Step:
         """Descend the distance once; the outputs are those before the update."""
         if self.spectrum is not None:
-            state = self.spectrum.observe(batch, state, task=task)
-            batch = layout.for_learning(self.spectrum.cleaned(batch, state, task=task))
+            state, batch = self.spectrum.observe(batch, state, task=task)
+            batch = layout.for_learning(batch)
         distances: list[Tensor] = []
         with _measured(model, distances):
             outputs = task.forward(model, batch)
@@ -104,13 +104,9 @@ class Align:
             inputs = layout.for_prediction(self.spectrum.cleaned(inputs, state, task=task))
         return task.forward(model, inputs)
 
-    @contextmanager
-    def installed(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
+    def installed(self, model: nn.Module, state: SpectrumState, *, task: Task) -> AbstractContextManager[None]:
         """Inside the block, whatever calls ``model`` has its images filtered, where there is a filter."""
-        with ExitStack() as stack:
-            if self.spectrum is not None:
-                stack.enter_context(self.spectrum.filtering(model, state, task=task))
-            yield
+        return nullcontext() if self.spectrum is None else self.spectrum.filtering(model, state, task=task)
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
         """Say what is aligned, and what images go through before."""
@@ -132,7 +128,7 @@ def _measured(model: nn.Module, distances: list[Tensor]) -> Iterator[None]:
         values, source_mean, source_var = inputs[0], layer._buffers["running_mean"], layer._buffers["running_var"]
         if source_mean is None or source_var is None or not values.requires_grad:
             return
-        var, mean = torch.var_mean(values, dim=[0, *range(2, values.dim())], correction=0)
+        mean, var = norm.moments(values)
         epsilon = float(getattr(layer, "eps", 1e-5))
         scale = (source_var + epsilon).sqrt()
         distances.append((((mean - source_mean).abs() + ((var + epsilon).sqrt() - scale).abs()) / scale).mean())

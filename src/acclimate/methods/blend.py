@@ -117,8 +117,8 @@ class Blend:
         """Take the batch into the memory and return the outputs that follow from it."""
         with torch.no_grad():
             if self.spectrum is not None:
-                state = replace(state, seen=self.spectrum.observe(batch, state.seen, task=task))
-                batch = self.spectrum.cleaned(batch, state.seen, task=task)
+                seen, batch = self.spectrum.observe(batch, state.seen, task=task)
+                state = replace(state, seen=seen)
             batch = layout.for_prediction(batch)
             count = sample_count(batch)
             rate = count / (count + self.memory_images) * self.diversity(state) ** self.diversity_exponent

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -115,20 +115,27 @@ class Spectrum:
     ) -> Step:
         """Take the batch into the stream's spectrum and return the outputs under filter and mixed statistics."""
         with torch.no_grad():
-            state = self.observe(batch, state, task=task)
-            outputs = self.predict(model, layout.for_prediction(batch), state, task=task)
+            state, cleaned = self.observe(batch, state, task=task)
+            with self._mixing(model, state):
+                outputs = task.forward(model, layout.for_prediction(cleaned))
         return Step(state, detach(outputs), None, sample_count(batch))
 
     @torch.no_grad()
-    def observe(self, batch: Any, state: SpectrumState, *, task: Task) -> SpectrumState:
-        """Return the state with the batch taken into the stream's spectrum."""
-        return SpectrumState(self._next(Sums.of(self._despiked(in_unit_range(task.images(batch), task))), state.stream))
+    def observe(self, batch: Any, state: SpectrumState, *, task: Task) -> tuple[SpectrumState, Any]:
+        """Return the state with the batch taken into the stream's spectrum, and the batch as :meth:`cleaned` by it."""
+        unit = in_unit_range(task.images(batch), task)
+        images = self._despiked(unit)
+        state = SpectrumState(self._next(Sums.of(images), state.stream))
+        return state, self._filtered(batch, unit, images, state, task)
 
     @torch.no_grad()
     def cleaned(self, batch: Any, state: SpectrumState, *, task: Task) -> Any:
         """Return the batch with its images filtered, as far as the stream seen so far is off."""
         unit = in_unit_range(task.images(batch), task)
-        images = self._despiked(unit)
+        return self._filtered(batch, unit, self._despiked(unit), state, task)
+
+    def _filtered(self, batch: Any, unit: Tensor, images: Tensor, state: SpectrumState, task: Task) -> Any:
+        """Return the batch with its despiked ``images`` filtered; itself where nothing is to be done."""
         strength = 0.0 if state.stream is None else self.strength(state.stream)
         if images is unit and strength == 0:
             return batch
@@ -151,12 +158,14 @@ class Spectrum:
     @contextmanager
     def installed(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
         """Inside the block, whatever calls ``model`` has its images filtered and its statistics mixed."""
-        weight = 0.0 if state.stream is None else self.batch_weight * self.strength(state.stream)
-        with ExitStack() as stack:
-            stack.enter_context(self.filtering(model, state, task=task))
-            if weight > 0 and norm.batch_norms(model):
-                stack.enter_context(norm.statistics(model, batch_weight=weight))
+        with self.filtering(model, state, task=task), self._mixing(model, state):
             yield
+
+    def _mixing(self, model: nn.Module, state: SpectrumState) -> AbstractContextManager[Any]:
+        weight = 0.0 if state.stream is None else self.batch_weight * self.strength(state.stream)
+        if weight == 0 or not norm.batch_norms(model):
+            return nullcontext()
+        return norm.statistics(model, batch_weight=weight)
 
     @contextmanager
     def filtering(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:

@@ -74,10 +74,15 @@ def rotation_loss(rot6d: Tensor, rotation: Tensor, symmetric: Tensor) -> Tensor:
     return torch.where(symmetric, torch.minimum(distance, other), distance).mean()
 
 
+def denoising_count(found: Any) -> int:
+    """Return how many denoising queries come before the real ones in a detector's output."""
+    meta = found.denoising_meta_values
+    return 0 if meta is None else int(meta["dn_num_split"][0])
+
+
 def _matched(config: Any, found: Any, labels: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Return image, query and object (in its image) of every match."""
-    meta = found.denoising_meta_values
-    split = 0 if meta is None else int(meta["dn_num_split"][0])
+    meta, split = found.denoising_meta_values, denoising_count(found)
     real = {
         "logits": found.logits[:, split:].detach().float(),
         "pred_boxes": found.pred_boxes[:, split:].detach().float(),

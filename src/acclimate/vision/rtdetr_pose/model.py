@@ -13,7 +13,7 @@ from transformers import RTDetrForObjectDetection
 from transformers.modeling_outputs import ModelOutput
 
 from acclimate.vision.rtdetr_pose.configuration import RTDETRPoseConfig
-from acclimate.vision.rtdetr_pose.losses import pose_losses
+from acclimate.vision.rtdetr_pose.losses import denoising_count, pose_losses
 
 
 @dataclass
@@ -87,7 +87,7 @@ class RTDETRPose(RTDetrForObjectDetection):  # type: ignore[misc]
         k_delta = self._intrinsics_correction(found.encoder_last_hidden_state, intrinsics)
         heads = {"log_z": pose[..., :1], "rot6d": pose[..., 1:7], "offsets": pose[..., 7:]}
         if labels is not None:
-            split = self._split(found)
+            split = denoising_count(found)
             extra = pose_losses(self.config, found, heads, k_delta, intrinsics, labels)
             return RTDETRPoseOutput(
                 loss=found.loss + self.config.pose_loss_weight * sum(extra.values()),
@@ -110,12 +110,6 @@ class RTDETRPose(RTDetrForObjectDetection):  # type: ignore[misc]
         # The finest and the coarsest map: vignetting shows in how brightness falls over the whole image.
         pooled = torch.cat([feature_maps[0].mean((2, 3)), feature_maps[-1].mean((2, 3))], dim=-1)
         return self.camera_head(torch.cat([pooled, intrinsics], dim=-1))  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _split(found: Any) -> int:
-        """Return how many denoising queries come before the real ones."""
-        meta = found.denoising_meta_values
-        return 0 if meta is None else int(meta["dn_num_split"][0])
 
     @staticmethod
     def _no_padding(images: Tensor) -> Tensor:
