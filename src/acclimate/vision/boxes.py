@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,17 @@ def corners(boxes: Tensor) -> Tensor:
     """Return ``(..., 4)`` centre boxes as ``(x0, y0, x1, y1)``."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def from_coco(boxes: Sequence[Sequence[float]], *, width: float, height: float) -> Tensor:
+    """Return COCO's ``[x, y, w, h]`` in pixels as centre boxes ``(N, 4)``."""
+    fractions = torch.tensor(boxes) / torch.tensor([width, height, width, height])
+    return torch.cat([fractions[:, :2] + fractions[:, 2:] / 2, fractions[:, 2:]], dim=1)
+
+
+def from_detections(detections: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Return the boxes of an entry's detections as centre boxes ``(N, 4)``."""
+    return torch.tensor([[detection["bbox"][key] for key in ("cx", "cy", "w", "h")] for detection in detections])
 
 
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from acclimate.vision import boxes as box_ops
 from acclimate.vision.adapter import Entry
@@ -82,12 +81,8 @@ def _matches(
     if not annotations or not detections:
         return
     width, height = sizes[entry["image_id"]]
-    true_boxes = torch.tensor([annotation["bbox"] for annotation in annotations]) / torch.tensor(
-        [width, height, width, height]
-    )
-    true_boxes = torch.cat([true_boxes[:, :2] + true_boxes[:, 2:] / 2, true_boxes[:, 2:]], dim=1)
-    found_boxes = torch.tensor([[detection["bbox"][key] for key in ("cx", "cy", "w", "h")] for detection in detections])
-    overlaps = box_ops.pairwise_iou(found_boxes, true_boxes).numpy()
+    true_boxes = box_ops.from_coco([annotation["bbox"] for annotation in annotations], width=width, height=height)
+    overlaps = box_ops.pairwise_iou(box_ops.from_detections(detections), true_boxes).numpy()
     left = set(range(len(annotations)))
     for row in np.argsort([-detection["score"] for detection in detections], kind="stable").tolist():
         fitting = [

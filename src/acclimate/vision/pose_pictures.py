@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from acclimate.vision import boxes as box_ops
 from acclimate.vision.adapter import Entry
 from acclimate.vision.images import ImageReader
 from acclimate.vision.records import Record
@@ -94,9 +95,19 @@ def _detection(
     box = detection["bbox"]
     width, height = box["w"] * size[0], box["h"] * size[1]
     corner = (box["cx"] * size[0] - width / 2, box["cy"] * size[1] - height / 2)
-    drawn = (*corner, width, height)
-    right = any(a["category_id"] == detection["class_id"] and _iou(drawn, a["bbox"]) >= 0.5 for a in annotations)
-    _box(axes, drawn, f"{names[detection['class_id']]} {detection['score']:.2f}", _RIGHT if right else _WRONG)
+    alike = [a["bbox"] for a in annotations if a["category_id"] == detection["class_id"]]
+    right = bool(alike) and bool(
+        box_ops.pairwise_iou(
+            box_ops.from_detections([detection]), box_ops.from_coco(alike, width=size[0], height=size[1])
+        ).max()
+        >= 0.5
+    )
+    _box(
+        axes,
+        (*corner, width, height),
+        f"{names[detection['class_id']]} {detection['score']:.2f}",
+        _RIGHT if right else _WRONG,
+    )
     if record.intrinsics is not None:
         camera = np.array(record.intrinsics) * (1 + np.array(detection["k_delta"]))
         _axes(axes, detection["pose"], camera, axis_length_m)
@@ -121,10 +132,3 @@ def _axes(axes: Axes, pose: Mapping[str, Any], camera: npt.NDArray[np.float64], 
     pixels = ends[:, :2] / ends[:, 2:] * camera[:2] + camera[2:] - 0.5
     for end, color in zip(pixels[1:], _AXIS_COLORS, strict=True):
         axes.plot([pixels[0, 0], end[0]], [pixels[0, 1], end[1]], color=color, linewidth=2, solid_capstyle="round")
-
-
-def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    overlap = max(0.0, width) * max(0.0, height)
-    return overlap / max(a[2] * a[3] + b[2] * b[3] - overlap, 1e-9)
