@@ -31,7 +31,7 @@ from network import load
 
 from acclimate.core import Session, default_guards
 from acclimate.core.losses import softmax_entropy
-from acclimate.core.session import settings_of
+from acclimate.core.method import settings_of
 from acclimate.core.spectrum import measure as measure_spectrum
 from acclimate.methods import Blend, Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent, fisher_information
 
@@ -121,7 +121,7 @@ def measure(model: nn.Module, method: Any, stream: Stream, data: Data, *, name: 
     adapted, plain, bare = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
     method_clock, plain_clock, bare_clock = Clock(), Clock(), Clock()
     # What a bare pass must give gradients of: the method's own parameters.
-    bare_method = None if isinstance(method, Bn | Blend | Spectrum) else method
+    bare_method = method if hasattr(method, "lr") else None
     with Session(adapted, method, guards=default_guards() if guards else ()) as session:
         for corruption in stream.corruptions:
             if stream.reset_between:

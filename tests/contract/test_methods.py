@@ -14,7 +14,22 @@ from acclimate.core import Budget, Classification, MaxUpdate, NonFinite, Session
 from acclimate.core.outputs import tensors
 from acclimate.core.spectrum import measure
 from acclimate.errors import TTTNotSupportedError
-from acclimate.methods import Align, Blend, Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent
+from acclimate.methods import (
+    Align,
+    Blend,
+    Bn,
+    Cotta,
+    Deyo,
+    Eata,
+    Lame,
+    Memo,
+    Mim,
+    Roid,
+    Rotta,
+    Sar,
+    Spectrum,
+    Tent,
+)
 from acclimate.vision.detection import Detection
 from tests.networks import assert_identical, classifier, detector, images, tensors_of
 
@@ -31,6 +46,11 @@ METHODS: dict[str, Callable[..., Any]] = {
     # From one side: what is installed in a model cannot call it twice.
     "blend": lambda **over: Blend(**{"mirrored": False, "spectrum": Spectrum(source=measure([SMOOTH])), **over}),
     "spectrum": lambda **over: Spectrum(source=measure([SMOOTH])),
+    "roid": lambda **over: Roid(**{"lr": 1e-2, **over}),
+    "deyo": lambda **over: Deyo(**{"lr": 1e-2, "entropy_margin": 2.0, "min_difference": -1.0, **over}),
+    "rotta": lambda **over: Rotta(**{"lr": 1e-2, "capacity": 8, "update_every": 8, **over}),
+    "memo": lambda **over: Memo(**{"view_count": 2, "lr": 1e-2, **over}),
+    "lame": lambda **over: Lame(),
 }
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
     "classifier-bn": lambda: (classifier("bn"), images(), Classification()),
@@ -52,13 +72,17 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
         Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0)),
     ),
 }
+CLASSIFIERS_ONLY = ("deyo", "rotta", "memo", "lame")
 CASES = [
     pytest.param(method, network, id=f"{method}-{network}")
     for method in METHODS
     for network in NETWORKS
     if not (method in ("bn", "align") and not network.endswith("-bn"))
+    and not (method in CLASSIFIERS_ONLY and network.startswith("detector"))
 ]
-LEARNING = [case for case in CASES if case.values[0] not in ("bn", "spectrum", "blend")]
+LEARNING = [case for case in CASES if case.values[0] not in ("bn", "spectrum", "blend", "lame", "memo")]
+# memo adapts to every image anew, which a model that is called from outside cannot.
+INSTALLED = [case for case in CASES if case.values[0] != "memo"]
 
 
 @pytest.mark.parametrize(("method", "network"), LEARNING)
@@ -120,7 +144,7 @@ def test_an_all_skipped_batch_leaves_the_model_identical(method: str, network: s
         assert_identical(model, before)
 
 
-@pytest.mark.parametrize("method", ["tent", "eata", "sar", "mim", "cotta"])
+@pytest.mark.parametrize("method", ["tent", "eata", "sar", "mim", "cotta", "roid"])
 def test_a_detector_that_sees_nothing_learns_nothing(method: str) -> None:
     model, batch = detector(), images(side=32)
     before = tensors_of(model)
@@ -195,7 +219,7 @@ def test_flags_modes_and_gradients_are_put_back(method: str, network: str) -> No
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("method", ["tent", "eata", "sar", "cotta", "mim"])
+@pytest.mark.parametrize("method", ["tent", "eata", "sar", "cotta", "mim", "roid", "deyo", "rotta"])
 def test_low_rank_weights_are_gone_afterwards(method: str) -> None:
     model, batch = classifier("bn"), images()
     before = tensors_of(model)
@@ -244,7 +268,7 @@ def test_a_spent_budget_refuses_and_still_predicts(method: str, network: str) ->
         assert session.report().stop_reason == "step budget: 1 of 1 steps made"
 
 
-@pytest.mark.parametrize(("method", "network"), CASES)
+@pytest.mark.parametrize(("method", "network"), INSTALLED)
 def test_what_is_installed_predicts_as_the_session_does(method: str, network: str) -> None:
     model, batch, task = NETWORKS[network]()
     with Session(model, METHODS[method](), task=task, guards=()) as session, ExitStack() as stack:
@@ -258,3 +282,12 @@ def test_what_is_installed_predicts_as_the_session_does(method: str, network: st
         assert_identical(model, before)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("method", CLASSIFIERS_ONLY)
+def test_a_method_for_classifiers_refuses_a_detector_and_says_what_to_use(method: str) -> None:
+    with (
+        Session(detector(), METHODS[method](), task=Detection(head="sigmoid")) as session,
+        pytest.raises(TTTNotSupportedError, match=f"{method} .*use spectrum"),
+    ):
+        session.adapt(images(side=32))

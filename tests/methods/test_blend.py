@@ -35,7 +35,7 @@ def test_the_memory_is_that_of_all_images_in_their_weights() -> None:
     model, layer = network()
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
     method = Blend(memory_images=24, mirrored=False, diversity_exponent=0.0)
-    with Session(model, method) as session:
+    with Session(model, method, guards=()) as session:
         for seed, count in ((1, 8), (2, 1), (3, 40)):
             batch = images(count, seed=seed)
             session.adapt(batch)
@@ -52,7 +52,7 @@ def test_the_memory_is_that_of_all_images_in_their_weights() -> None:
 
 def test_predicting_uses_the_memory_and_leaves_it() -> None:
     model, layer = network()
-    with Session(model, Blend(mirrored=False)) as session:
+    with Session(model, Blend(mirrored=False), guards=()) as session:
         session.adapt(images(16))
         used = layer.used
         session.predict(images(16, seed=9))
@@ -70,7 +70,7 @@ def test_one_sided_decisions_slow_the_memory_down() -> None:
 
     def moved(state: BlendState) -> float:
         model, layer = network()
-        with Session(model, method) as session:
+        with Session(model, method, guards=()) as session:
             session._state = state
             session.adapt(images(16) * 3)
             return float((layer.used[0] - layer.running_mean).norm())
@@ -93,7 +93,7 @@ def test_recent_decisions_are_a_window() -> None:
 
 def test_the_mirrored_view_counts_half() -> None:
     model, batch = classifier("bn"), images()
-    with Session(model, Blend(mirrored=False)) as session:
+    with Session(model, Blend(mirrored=False), guards=()) as session:
         session.adapt(batch)
         one, other = session.predict(batch), session.predict(batch.flip(-1))
     with Session(model, Blend()) as session:
@@ -107,7 +107,7 @@ def test_what_does_not_survive_mirroring_is_seen_from_one_side() -> None:
     with Session(model, Blend(), task=Classification(flips=False)) as session:
         found, _ = session.adapt_and_predict(batch)
         assert any("does not survive mirroring" in note for note in session.report().notes)
-    with Session(model, Blend(mirrored=False)) as session:
+    with Session(model, Blend(mirrored=False), guards=()) as session:
         expected, _ = session.adapt_and_predict(batch)
     assert torch.equal(found, expected)
 

@@ -1,7 +1,8 @@
 """Guards that can trip: each looks at the evidence of one step and says whether it may stand.
 
 Adam's first step has a norm of about ``lr * sqrt(n)`` whatever the gradient, and the losses of two batches
-cannot be compared. So these look at the update that was applied, at a fixed probe batch, and at the outputs.
+cannot be compared. So these look at the update that was applied, at a fixed probe batch, at the outputs, and at what
+the unadapted model says about the same images.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import torch
 
 from acclimate.core.method import Step
 from acclimate.core.outputs import all_finite
+from acclimate.core.signals import Certainty, Pair, Signals
+from acclimate.core.source_model import SourceWatch
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
 
-Remedy = Literal["rollback", "reset"]
+Remedy = Literal["rollback", "reset", "source"]
+"""One step back; to the source weights; or one step back, and the unadapted model predicts until trusted less."""
 
 # What a session remembers of its decisions.
 REMEMBERED_DECISIONS: Final = 4096
@@ -45,6 +49,9 @@ class Evidence:
         probe_loss_before, probe_loss_after: mean entropy in nats on the probe batch, where there is one.
         probe_agreement: share of the probe batch's decisions on which source and adapted model agree.
         recent_classes: classes decided on in the last kept batches, oldest first, 4,096 at most.
+        samples: images in the batch.
+        batch: the images themselves, as the model takes them; ``watch``: what is known of the unadapted model, which
+            can be asked about them. None where there is no such thing.
     """
 
     step: Step
@@ -55,6 +62,14 @@ class Evidence:
     probe_loss_after: float | None = None
     probe_agreement: float | None = None
     recent_classes: Sequence[int] = ()
+    samples: int = 0
+    batch: Any = None
+    watch: SourceWatch | None = None
+
+    @cached_property
+    def signals(self) -> Signals:
+        """What the outputs on this batch look like as a whole."""
+        return Signals.of(self.task, self.step.outputs, samples=self.samples)
 
     @cached_property
     def classes(self) -> tuple[int, ...]:
@@ -178,9 +193,89 @@ class Collapse:
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgainstSource:
+    """Trips when the adapted model looks worse than the unadapted one on the same images, which then predicts.
+
+    Adapting to the wrong thing shows: statistics of one class, of one image or of black frames make the model unsure of
+    what it was sure of; entropy that was pushed too far makes it give one class to everything, or see nothing. Each
+    signal is held against the unadapted model's on the same images, so a stream that is of one class in earnest, or
+    empty, is no collapse. The thresholds are from ``benchmarks/guards/thresholds.py``, which says what was measured.
+
+    Attributes:
+        certainty: how much less sure it may be.
+        suspected: the part of that which is left after two trips in the last eight comparisons.
+        min_variety: the fraction of the unadapted model's effective number of classes below which decisions have
+            collapsed to too few; looked at from ``window`` decisions on.
+        min_detection: the fraction of the unadapted model's summed scores below which a detector has gone blind;
+            looked at from eight images on.
+        window: the newest decisions that are compared, or images where there are more of them.
+        first_images: the unadapted model is asked about each of the first so many images.
+        every_images: and about a batch after so many more; also when the model grows less sure by itself, and again
+            after a comparison that used up half of what is allowed.
+    """
+
+    certainty: Certainty = Certainty()
+    suspected: float = 0.5
+    min_variety: float = 0.5
+    min_detection: float = 0.5
+    window: int = 64
+    first_images: int = 256
+    every_images: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("suspected", "window", "every_images"):
+            _positive(f"AgainstSource {name}", getattr(self, name))
+        for name in ("min_variety", "min_detection"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"AgainstSource {name} must lie in [0, 1), got {getattr(self, name)}")
+
+    def __call__(self, evidence: Evidence) -> Trip | None:
+        """Judge one step."""
+        watch = evidence.watch
+        if watch is None or not self._is_due(evidence.signals, watch):
+            return None
+        suspected = watch.recent_trips > 1
+        both = watch.compare(evidence.batch, evidence.signals, decisions=self.window)
+        adapted, source = both.adapted, both.source
+        if self.certainty.doubt(both) > (self.suspected if suspected else 1.0):
+            return Trip(
+                f"less sure than the unadapted model ({adapted.entropy_nats:.2f} nats a decision against "
+                f"{source.entropy_nats:.2f}), which predicts instead",
+                "source",
+            )
+        if adapted.decisions >= self.window and both.variety_ratio < self.min_variety:
+            return Trip(
+                f"decisions are spread over {adapted.effective_classes:.1f} classes, the unadapted model's over "
+                f"{source.effective_classes:.1f}: it predicts instead",
+                "source",
+            )
+        if source.samples >= _FEW_IMAGES and both.detection_ratio < self.min_detection:
+            return Trip(
+                f"scores sum to {both.detection_ratio:.0%} of the unadapted model's, which predicts instead", "source"
+            )
+        return None
+
+    def _is_due(self, now: Signals, watch: SourceWatch) -> bool:
+        verified, last = watch.verified, watch.last
+        if verified is None or last is None or watch.images_checked < self.first_images:
+            return True
+        if watch.recent_trips or self.certainty.doubt(last) > 0.5:
+            return True
+        if watch.images_since_check + now.samples >= self.every_images:
+            return True
+        since = Pair(now, verified)
+        fewer_classes = now.decisions >= self.window and since.variety_ratio < math.sqrt(self.min_variety)
+        fewer_found = now.detections_per_image < math.sqrt(self.min_detection) * verified.detections_per_image
+        return fewer_classes or fewer_found or since.entropy_rise > self.certainty.allowed(now.decisions) / 2
+
+
+_FEW_IMAGES: Final = 8
+
+
 def default_guards() -> tuple[Guard, ...]:
     """Return the guards that a session has unless told otherwise."""
-    return (NonFinite(), MaxUpdate(), MaxDrift())
+    return (NonFinite(), MaxUpdate(), MaxDrift(), AgainstSource())
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from acclimate.core.report import plain
 from acclimate.core.task import Task
 
 
@@ -29,6 +31,17 @@ class Selection:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reference_norm: float | None = None
+
+    @torch.no_grad()
+    def write(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy values into the parameters of these names."""
+        for name, value in weights.items():
+            self.parameters[name].copy_(value)
+
+    def drop_gradients(self) -> None:
+        """Forget every gradient."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +104,10 @@ class Method(Protocol):
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
         """Return what the report should say about how this method treats ``model`` and ``task``."""
         ...
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """Return a method's hyper-parameters as plain values; tensors are left out."""
+    if not dataclasses.is_dataclass(method):
+        return {}
+    return {f.name: plain(getattr(method, f.name)) for f in dataclasses.fields(method) if f.repr}

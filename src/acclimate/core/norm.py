@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,18 @@ from acclimate.errors import EmptySelectionError
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance of each channel."""
+
+_PLAIN: Final[ContextVar[bool]] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Inside the block, BatchNorm normalises as the source model does, whatever :func:`statistics` around it says."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
@@ -110,7 +124,8 @@ def _batch_mode(module: _BatchNorm) -> Iterator[None]:
 
     def only_where_defined(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         # One value per channel has no variance: torch refuses it in training mode, so the source's serve.
-        layer.training = _values_per_channel(inputs[0]) > 1 or layer.running_mean is None
+        batch = _values_per_channel(inputs[0]) > 1 and not _PLAIN.get()
+        layer.training = batch or layer.running_mean is None
 
     handle = module.register_forward_pre_hook(only_where_defined)
     try:
@@ -129,10 +144,13 @@ def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tenso
 
     def substitute(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         source_mean, source_var = layer._buffers["running_mean"], layer._buffers["running_var"]
-        if source_mean is None or source_var is None:
+        if source_mean is None or source_var is None or _PLAIN.get():
             return
         saved.append((source_mean, source_var))
         mean, var = replacement(inputs[0], source_mean, source_var)
+        if isinstance(layer, _BatchNorm):
+            # Its eval-mode kernel has no gradient for statistics; frozen layers' own arithmetic does.
+            mean, var = mean.detach(), var.detach()
         layer._buffers["running_mean"], layer._buffers["running_var"] = mean, var
 
     def put_back(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -155,7 +173,7 @@ def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tenso
 
 @contextmanager
 def remembered(
-    model: nn.Module, memory: Mapping[str, Moments], *, memory_weight: float, rate: float
+    model: nn.Module, memory: Mapping[str, Moments], *, memory_weight: float, rate: float, between: bool = True
 ) -> Iterator[dict[str, Moments]]:
     """Normalise with remembered statistics mixed with the source's inside the block; running buffers never move.
 
@@ -164,6 +182,8 @@ def remembered(
         memory: mean and variance by layer name; a layer that is not in it remembers the source's.
         memory_weight: of the memory against the source.
         rate: how far the memory moves towards each batch that passes, before it is used; 0 leaves it.
+        between: whether the variance is that of the mixture, which lies between its parts as well as within them; else
+            it is the mean of theirs.
 
     Yields:
         The memory as the batches that passed have left it, filled as they pass.
@@ -175,8 +195,9 @@ def remembered(
         if rate > 0 and _values_per_channel(inputs) > 1:
             batch_mean, batch_var = moments(inputs.detach())
             step = batch_mean - mean
-            # The variance of a mixture: between its parts as well as within them.
-            var = torch.lerp(var, batch_var, rate) + rate * (1 - rate) * step.square()
+            var = torch.lerp(var, batch_var, rate)
+            if between:
+                var = var + rate * (1 - rate) * step.square()
             mean = mean + rate * step
             moved[name] = (mean, var)
         return torch.lerp(source_mean, mean, memory_weight), torch.lerp(source_var, var, memory_weight)

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Verdict = Literal["kept", "skipped", "rolled_back", "reset", "recovered", "refused"]
+Verdict = Literal["kept", "skipped", "rolled_back", "reset", "recovered", "refused", "rested"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class StepReport:
         index: counted from 0 over the session.
         verdict: ``kept``; ``skipped`` (nothing worth learning from); ``rolled_back`` one step or ``reset`` to the
             source by a guard; ``recovered``: set back to the source because the method asked; ``refused``: not
-            made, the budget is spent.
+            made, the budget is spent; ``rested``: not made, the stream is as before.
         reason: why, where it was not kept.
         loss: of the batch, before the update; None where there was none.
         used: decisions that contributed to the loss.
@@ -28,7 +28,10 @@ class StepReport:
         update_norm: L2 norm of the change that was applied (before any way back).
         relative_update: the same over the norm of the source weights.
         probe_loss_before, probe_loss_after: mean entropy in nats on the probe batch, where there is one.
-        seconds: wall-clock seconds of the whole step; ``method_seconds``: of the method's own part.
+        signals: what the outputs look like as a whole, by name (see :class:`acclimate.core.signals.Signals`); None
+            where no guard asked.
+        seconds: wall-clock seconds of the whole step, probe and unadapted model apart; ``method_seconds``: of the
+            method's own part.
     """
 
     index: int
@@ -41,6 +44,7 @@ class StepReport:
     relative_update: float = 0.0
     probe_loss_before: float | None = None
     probe_loss_after: float | None = None
+    signals: dict[str, float] | None = None
     seconds: float = 0.0
     method_seconds: float = 0.0
 
@@ -58,7 +62,8 @@ class SessionReport:
         held_bytes: bytes held beyond the model.
         stopped_early, stop_reason: whether a budget ended the adaptation.
         notes: what the method and the selection want said.
-        adapt_seconds, predict_seconds, probe_seconds: wall-clock seconds by what they were spent on.
+        adapt_seconds, predict_seconds, probe_seconds, source_seconds: wall-clock seconds by what they were spent on;
+            ``source_seconds``: on asking the unadapted model.
     """
 
     method: str
@@ -75,6 +80,7 @@ class SessionReport:
     adapt_seconds: float = 0.0
     predict_seconds: float = 0.0
     probe_seconds: float = 0.0
+    source_seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -97,7 +103,9 @@ class SessionReport:
     def without_times(self) -> SessionReport:
         """Return the report with its time fields set to zero: what one seed determines."""
         steps = tuple(dataclasses.replace(step, seconds=0.0, method_seconds=0.0) for step in self.steps)
-        return dataclasses.replace(self, steps=steps, adapt_seconds=0.0, predict_seconds=0.0, probe_seconds=0.0)
+        return dataclasses.replace(
+            self, steps=steps, adapt_seconds=0.0, predict_seconds=0.0, probe_seconds=0.0, source_seconds=0.0
+        )
 
 
 def verdict_counts(steps: tuple[StepReport, ...]) -> dict[str, int]:

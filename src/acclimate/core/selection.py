@@ -65,11 +65,14 @@ def matches(name: str, pattern: str) -> bool:
 
 
 @contextmanager
-def selecting(model: nn.Module, update: TensorFilter, *, batch_statistics: bool) -> Iterator[Selection]:
+def selecting(
+    model: nn.Module, update: TensorFilter, *, batch_statistics: bool, batch_weight: float = 1.0
+) -> Iterator[Selection]:
     """Select the tensors that ``update`` names; on exit every flag, mode and low-rank layer is as before.
 
     Inside, the model is in eval mode (no dropout), only the selected parameters require a gradient, and BatchNorm
-    uses the statistics of the batch if ``batch_statistics`` is true, without moving its buffers.
+    uses the statistics of the batch if ``batch_statistics`` is true, without moving its buffers; with a
+    ``batch_weight`` below 1, mixed with the source's.
 
     Raises:
         EmptySelectionError: nothing matches; the message lists what the model has.
@@ -98,7 +101,7 @@ def selecting(model: nn.Module, update: TensorFilter, *, batch_statistics: bool)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
         if batch_statistics:
-            stack.enter_context(norm.statistics(model))
+            stack.enter_context(norm.statistics(model, batch_weight=batch_weight if norm.batch_norms(model) else None))
         parameters = {name: parameter for name, parameter in model.named_parameters() if name in names}
         low_rank = any(lora.is_low_rank(name) for name in parameters)
         stack.enter_context(_channels_first(model))

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Final, Self
 
 import torch
 from torch import nn
 
 from acclimate.core import guards as guarding
-from acclimate.core import layout
+from acclimate.core import layout, norm
 from acclimate.core.budget import Budget
 from acclimate.core.determinism import device_of, generator, seeded
-from acclimate.core.losses import softmax_entropy, weighted_mean
-from acclimate.core.method import Method, Selection, Step
-from acclimate.core.outputs import nbytes, sample_count
-from acclimate.core.report import SessionReport, StepReport, Verdict, plain, verdict_counts
+from acclimate.core.method import Method, Selection, Step, settings_of
+from acclimate.core.outputs import all_finite, map_tensors, nbytes, sample_count
+from acclimate.core.pacing import Pace, Pacing
+from acclimate.core.probe import Probe
+from acclimate.core.report import SessionReport, StepReport, Verdict, verdict_counts
+from acclimate.core.signals import Signals
 from acclimate.core.snapshot import Snapshot
+from acclimate.core.source_model import SourceWatch
+from acclimate.core.state import SavedState, fingerprint, read_fitting
 from acclimate.core.task import Classification, Task
 from acclimate.errors import SessionError
 
 logger = logging.getLogger(__name__)
+
+# One step back is enough for a bad batch; weights that are still worse on the batches after it are not worth keeping.
+_TRIPS_BEFORE_RESET: Final = 3
 
 
 class Session:
@@ -42,6 +49,7 @@ class Session:
         budget: what may be spent on adapting.
         seed: of everything random in the session.
         probe: a batch on which entropy and agreement are measured around every step; its cost is counted apart.
+        pacing: when to learn; None learns from every batch.
         restore: put the source weights back on exit.
         on_report: called with the report on exit.
     """
@@ -56,6 +64,7 @@ class Session:
         budget: Budget | None = None,
         seed: int = 0,
         probe: Any | None = None,
+        pacing: Pacing | None = None,
         restore: bool = False,
         on_report: Callable[[SessionReport], None] | None = None,
     ) -> None:
@@ -66,6 +75,7 @@ class Session:
         self.budget = Budget() if budget is None else budget
         self.seed = seed
         self.probe = probe
+        self.pacing = pacing
         self.restore = restore
         self.on_report = on_report
         self._stack: ExitStack | None = None
@@ -81,17 +91,18 @@ class Session:
             self._before = Snapshot(self._selection, self._optimizer)
             reference = self._selection.reference_norm
             self._source_norm = self._source.parameter_norm() if reference is None else reference
+            self._source_weights = dict(zip(self._selection.parameters, self._source.parameters, strict=True))
+            self._watch = SourceWatch(self.model, self._source_weights, task=self.task)
             self._rng = generator(self.seed, device_of(self.model))
             stack.enter_context(seeded(self.seed))
             self._state = self._state_before = self.method.start(self.model, self._selection)
             self._steps: list[StepReport] = []
             self._recent_classes: deque[int] = deque(maxlen=guarding.REMEMBERED_DECISIONS)
-            self._adapt_seconds = self._predict_seconds = self._probe_seconds = 0.0
+            self._adapt_seconds = self._predict_seconds = 0.0
             self._stop_reason: str | None = None
-            self._probe_classes: tuple[int, ...] = ()
-            self._probe_loss: float | None = None
-            if self.probe is not None:
-                self._probe_loss, self._probe_classes = self._measure_probe()
+            self._pace = None if self.pacing is None else Pace(self.pacing, self.task)
+            self._probe = Probe(self.model, self.method, self.task)
+            self._probe.begin(self.probe, self._state)
             self._stack = stack.pop_all()
         return self
 
@@ -126,32 +137,47 @@ class Session:
     def adapt(self, batch: Any, *, steps: int = 1) -> StepReport:
         """Learn from ``batch``, ``steps`` times; return what became of the last step."""
         self._open()
-        report = self._step(batch)[0]
-        for _ in range(steps - 1):
+        try:
             report = self._step(batch)[0]
+            for _ in range(steps - 1):
+                report = self._step(batch)[0]
+        finally:
+            self._watch.release()
         return report
 
     def adapt_and_predict(self, batch: Any, *, steps: int = 1) -> tuple[Any, StepReport]:
         """Learn from ``batch`` and return the outputs of the same pass: the authors' online convention.
 
-        The outputs are computed before the last update (CoTTA's are the teacher's). Where a guard tripped, or no
-        step could be made, they are computed again with the weights that stand.
+        The outputs are from before the last update (CoTTA's: the teacher's). Where a guard tripped, or no step was
+        made, they are computed with the weights that stand, or are the unadapted model's.
         """
         self._open()
         if steps > 1:
             self.adapt(batch, steps=steps - 1)
-        report, step = self._step(batch)
-        if step is None or report.verdict in ("rolled_back", "reset"):
-            return self.predict(batch), report
+        try:
+            report, step = self._step(batch)
+            if step is None or report.verdict in ("rolled_back", "reset"):
+                return self.predict(batch), report
+        finally:
+            self._watch.release()
         return step.outputs, report
 
     @torch.no_grad()
     def predict(self, inputs: Any) -> Any:
-        """Return the outputs on ``inputs`` as the method predicts; nothing moves."""
+        """Return the outputs on ``inputs`` as the method predicts; nothing moves.
+
+        They are the unadapted model's where a guard went back to it, or where the method's are not finite and there
+        are guards.
+        """
         self._open()
+        if self._watch.distrusted:
+            return self._watch.outputs(inputs)
         started = time.perf_counter()
         outputs = self.method.predict(self.model, layout.for_prediction(inputs), self._state, task=self.task)
         self._predict_seconds += time.perf_counter() - started
+        if self.guards and not all_finite(outputs):
+            # One poisoned image spoils the statistics of its batch: without them the others can still be predicted.
+            return self._watch.outputs(inputs)
         return outputs
 
     def reset(self) -> None:
@@ -161,44 +187,86 @@ class Session:
         self._before.capture()
         self._state_before = self._state
         self._rng = generator(self.seed, device_of(self.model))
-        self._recent_classes.clear()
+        self._watch.forget()
+        if self._pace is not None:
+            self._pace.forget()
 
     def rollback(self) -> None:
         """Go back to before the last step: weights, buffers, moments and state. After a reset, stay there."""
         self._open()
         self._before.restore()
         self._state = self._state_before
-        if self.probe is not None:
-            self._probe_loss, _ = self._measure_probe()
+        self._probe.again(self._state)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Inside the block, calling the model itself predicts as the method does.
+        """Inside the block, calling the model itself predicts as :meth:`predict` does.
 
-        For code that insists on calling the model. Most methods predict with the model as it is in the selection;
-        one that predicts with other weights (CoTTA's teacher) offers ``prediction_weights(state)``, and one that
-        changes what the model is given a context manager ``installed(model, state, task=...)``.
+        For code that insists on calling the model. A method that predicts with other weights (CoTTA's teacher) offers
+        ``prediction_weights(state)``, and one that changes what the model is given a context manager
+        ``installed(model, state, task=...)``.
         """
-        weights = self._prediction_weights()
+        distrusted = self._watch.distrusted
+        weights = self._source_weights if distrusted else self._prediction_weights()
         saved = {name: self._selection.parameters[name].detach().clone() for name in weights}
-        installing = getattr(self.method, "installed", None)
-        around = nullcontext() if installing is None else installing(self.model, self._state, task=self.task)
+        installing = None if distrusted else getattr(self.method, "installed", None)
+        around = norm.plain() if distrusted else nullcontext()
+        if installing is not None:
+            around = installing(self.model, self._state, task=self.task)
         try:
-            self._write(weights)
+            self._selection.write(weights)
             with around:
                 yield
         finally:
-            self._write(saved)
+            self._selection.write(saved)
 
     def write_prediction_weights(self) -> None:
         """Write the weights that predict (a teacher's, where there is one) into the model, for good."""
-        self._write(self._prediction_weights())
+        self._selection.write(self._prediction_weights())
 
     def set_probe(self, probe: Any) -> None:
-        """Measure entropy, and agreement with the present weights, on the batch ``probe`` from here on."""
+        """Measure entropy, and agreement with the present weights, on ``probe`` from here on."""
         self._open()
         self.probe = probe
-        self._probe_loss, self._probe_classes = self._measure_probe()
+        self._probe.begin(probe, self._state)
+
+    def save_state(self, path: Path) -> None:
+        """Write weights, the method's state, moments, random numbers and the report to a safetensors file.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        self._open()
+        SavedState(
+            method=self.method.name,
+            settings=settings_of(self.method),
+            source_sha256=fingerprint(self._source_weights),
+            weights=self._selection.parameters,
+            method_state=self._state,
+            optimizer=None if self._optimizer is None else self._optimizer.state_dict(),
+            rng=self._rng.get_state(),
+            report=self.report(),
+        ).write(path)
+
+    def load_state(self, path: Path) -> None:
+        """Go on from a saved state, as if this session had made its steps.
+
+        Raises:
+            CheckpointError: the file is no state, or of another model, method or selection.
+        """
+        self._open()
+        saved = read_fitting(path, method=self.method.name, source=self._source_weights)
+        device = device_of(self.model)
+        self._selection.write({name: value.to(device) for name, value in saved.weights.items()})
+        self._state = map_tensors(lambda tensor: tensor.to(device), saved.method_state)
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(saved.optimizer)
+        self._rng.set_state(saved.rng)
+        self._before.capture()
+        self._state_before = self._state
+        self._steps = list(saved.report.steps)
+        self._adapt_seconds += saved.report.adapt_seconds
+        self._probe.again(self._state)
 
     def report(self) -> SessionReport:
         """Return what was done so far."""
@@ -218,7 +286,8 @@ class Session:
             notes=(*self._selection.notes, *self.method.notes(self.model, self.task)),
             adapt_seconds=self._adapt_seconds,
             predict_seconds=self._predict_seconds,
-            probe_seconds=self._probe_seconds,
+            probe_seconds=self._probe.seconds,
+            source_seconds=self._watch.seconds,
             counts=verdict_counts(steps),
         )
 
@@ -231,11 +300,18 @@ class Session:
             # Not appended: a step that was refused is no step, and a stopped session may be asked many times.
             self._stop_reason = refused
             return StepReport(index=index, verdict="refused", reason=refused, samples=sample_count(batch)), None
+        if self._pace is not None and not self._pace.is_due(batch):
+            report = StepReport(
+                index=index, verdict="rested", reason="the stream is as before", samples=sample_count(batch)
+            )
+            self._steps.append(report)
+            self._adapt_seconds += time.perf_counter() - started
+            return report, None
         self._before.capture()
         self._state_before = self._state
         method_started = time.perf_counter()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), nullcontext() if self._pace is None else self._pace.scaled(self._optimizer):
                 step = self.method.step(
                     self.model,
                     layout.for_learning(batch),
@@ -249,13 +325,14 @@ class Session:
             self._before.restore()
             raise
         finally:
-            self._drop_gradients()
+            self._selection.drop_gradients()
         method_seconds = time.perf_counter() - method_started
         update_norm = self._before.distance()
-        probe_before, probe_seconds_before = self._probe_loss, self._probe_seconds
-        evidence = self._evidence(step, update_norm)
+        probe_before, apart_before = self._probe.loss, self._probe.seconds + self._watch.seconds
+        evidence = self._evidence(step, batch, update_norm)
         verdict, reason = self._judge(step, evidence)
-        seconds = time.perf_counter() - started - (self._probe_seconds - probe_seconds_before)
+        signals: Signals | None = evidence.__dict__.get("signals")
+        seconds = time.perf_counter() - started - (self._probe.seconds + self._watch.seconds - apart_before)
         self._adapt_seconds += seconds
         report = StepReport(
             index=index,
@@ -268,6 +345,7 @@ class Session:
             relative_update=evidence.relative_update,
             probe_loss_before=probe_before,
             probe_loss_after=evidence.probe_loss_after,
+            signals=None if signals is None else signals.plain(),
             seconds=seconds,
             method_seconds=method_seconds,
         )
@@ -277,13 +355,14 @@ class Session:
         return report, step
 
     def _judge(self, step: Step, evidence: guarding.Evidence) -> tuple[Verdict, str | None]:
-        for guard in self.guards:
-            trip = guard(evidence)
-            if trip is None:
-                continue
-            if trip.remedy == "reset":
+        trip = next((found for guard in self.guards if (found := guard(evidence)) is not None), None)
+        if "signals" in evidence.__dict__:
+            self._watch.settle(evidence.signals, distrusted=trip is not None and trip.remedy == "source")
+        if trip is not None:
+            if trip.remedy == "reset" or self._watch.trips_in_a_row > _TRIPS_BEFORE_RESET:
                 self._to_source()
                 self._recent_classes.clear()
+                self._watch.trips_in_a_row = 0
                 return "reset", trip.reason
             self._before.restore()
             return "rolled_back", trip.reason
@@ -296,58 +375,35 @@ class Session:
             return "recovered", f"{self.method.name} asked to start again from the source weights"
         self._state = step.state
         if evidence.probe_loss_after is not None:
-            self._probe_loss = evidence.probe_loss_after
+            self._probe.loss = evidence.probe_loss_after
         self._recent_classes.extend(evidence.classes)
         return "kept", None
 
-    def _evidence(self, step: Step, update_norm: float) -> guarding.Evidence:
-        probe_after, agreement = None, None
-        if self.probe is not None:
-            state, self._state = self._state, step.state
-            try:
-                probe_after, classes = self._measure_probe()
-            finally:
-                self._state = state
-            same = sum(a == b for a, b in zip(classes, self._probe_classes, strict=False))
-            agreement = same / max(1, len(classes), len(self._probe_classes))
+    def _evidence(self, step: Step, batch: Any, update_norm: float) -> guarding.Evidence:
+        probe_after, agreement = self._probe.after(step.state)
         return guarding.Evidence(
             step=step,
             task=self.task,
             relative_update=self._relative(update_norm),
             relative_drift=self._relative(self._source.distance()),
-            probe_loss_before=self._probe_loss,
+            probe_loss_before=self._probe.loss,
             probe_loss_after=probe_after,
             probe_agreement=agreement,
             recent_classes=tuple(self._recent_classes),
+            samples=sample_count(batch),
+            batch=batch,
+            watch=self._watch,
         )
-
-    @torch.no_grad()
-    def _measure_probe(self) -> tuple[float, tuple[int, ...]]:
-        started = time.perf_counter()
-        outputs = self.method.predict(self.model, layout.for_prediction(self.probe), self._state, task=self.task)
-        decisions = self.task.decisions(outputs)
-        loss = 0.0
-        if len(decisions):
-            loss = float(weighted_mean(softmax_entropy(decisions.logits), decisions.weights))
-        classes = guarding.decided_classes(self.task, outputs)
-        self._probe_seconds += time.perf_counter() - started
-        return loss, classes
 
     def _to_source(self) -> None:
         self._source.restore()
         self._state = self.method.start(self.model, self._selection)
-        if self.probe is not None:
-            self._probe_loss, _ = self._measure_probe()
+        self._probe.again(self._state)
 
     def _prediction_weights(self) -> Mapping[str, torch.Tensor]:
         self._open()
         weights_of = getattr(self.method, "prediction_weights", None)
         return {} if weights_of is None else weights_of(self._state)
-
-    @torch.no_grad()
-    def _write(self, weights: Mapping[str, torch.Tensor]) -> None:
-        for name, value in weights.items():
-            self._selection.parameters[name].copy_(value)
 
     def _relative(self, distance: float) -> float:
         return distance / self._source_norm if self._source_norm > 0 else distance
@@ -356,18 +412,7 @@ class Session:
         moments = [] if self._optimizer is None else list(self._optimizer.state.values())
         return self._source.nbytes + self._before.nbytes + nbytes(moments) + nbytes(self._state)
 
-    def _drop_gradients(self) -> None:
-        for parameter in self._selection.parameters.values():
-            parameter.grad = None
-
     def _open(self) -> ExitStack:
         if self._stack is None:
             raise SessionError("this session is not open: use it inside 'with Session(...) as session:'")
         return self._stack
-
-
-def settings_of(method: Method) -> dict[str, Any]:
-    """Return a method's hyper-parameters as plain values; tensors are left out."""
-    if not dataclasses.is_dataclass(method):
-        return {}
-    return {f.name: plain(getattr(method, f.name)) for f in dataclasses.fields(method) if f.repr}

@@ -72,19 +72,24 @@ class Snapshot:
         """Return the L2 distance of the selected parameters from this copy; NaN or infinity if they are not finite."""
         if not self._parameters:
             return 0.0
-        differences = torch._foreach_sub(self._parameters, self._copies[: len(self._parameters)])
+        differences = torch._foreach_sub(self._parameters, self.parameters)
         return _norm(list(differences))
 
     @torch.no_grad()
     def parameter_norm(self) -> float:
         """Return the L2 norm of the copied parameters."""
-        return _norm(self._copies[: len(self._parameters)]) if self._parameters else 0.0
+        return _norm(self.parameters) if self._parameters else 0.0
 
     @torch.no_grad()
     def changed_count(self) -> int:
         """Return how many elements of the selected parameters differ from this copy."""
         pairs = zip(self._parameters, self._copies, strict=False)
         return sum(int((parameter != copy).sum()) for parameter, copy in pairs)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The copied values of the selected parameters, in order."""
+        return self._copies[: len(self._parameters)]
 
     @property
     def nbytes(self) -> int:

@@ -7,15 +7,17 @@ on (an image for a classifier, a candidate object for a detector). Adapters supp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acclimate.core import views
 from acclimate.core.losses import soft_cross_entropy
-from acclimate.errors import ConfigError
+from acclimate.core.outputs import map_tensors
+from acclimate.errors import ConfigError, TTTNotSupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,35 @@ class Classification:
     def merge(self, outputs: Sequence[Any], reference: Any | None) -> Tensor:
         """Return the mean of the logits ``(B, K)`` (CoTTA's official code averages logits)."""
         return torch.stack([logits_of(output) for output in outputs]).mean(0)
+
+
+def require_classifier(task: Task, method: str) -> None:
+    """Check that each row of a task's decisions is an image, the same in every pass.
+
+    Raises:
+        TTTNotSupportedError: it is a detector's task.
+    """
+    if not task.aligned:
+        raise TTTNotSupportedError(
+            f"{method} compares an image's predictions over several passes, which a detector's queries do not allow; "
+            "use spectrum, align, bn, mim or cotta"
+        )
+
+
+@contextmanager
+def correcting_logits(model: nn.Module, correct: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside the block, whatever calls ``model`` gets its logits as ``correct`` returns them, in the same container."""
+
+    def changed(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        logits = logits_of(output)
+        corrected = correct(logits)
+        return map_tensors(lambda tensor: corrected if tensor is logits else tensor, output)
+
+    handle = model.register_forward_hook(changed)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def logits_of(outputs: Any) -> Tensor:

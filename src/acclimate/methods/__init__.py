@@ -4,10 +4,31 @@ from acclimate.methods.align import Align
 from acclimate.methods.blend import Blend
 from acclimate.methods.bn import Bn
 from acclimate.methods.cotta import Cotta
+from acclimate.methods.deyo import Deyo
 from acclimate.methods.eata import Eata, fisher_information
+from acclimate.methods.lame import Lame
+from acclimate.methods.memo import Memo
 from acclimate.methods.mim import Mim
+from acclimate.methods.roid import Roid
+from acclimate.methods.rotta import Rotta
 from acclimate.methods.sar import Sar
 from acclimate.methods.spectrum import Spectrum
 from acclimate.methods.tent import Tent
 
-__all__ = ["Align", "Blend", "Bn", "Cotta", "Eata", "Mim", "Sar", "Spectrum", "Tent", "fisher_information"]
+__all__ = [
+    "Align",
+    "Blend",
+    "Bn",
+    "Cotta",
+    "Deyo",
+    "Eata",
+    "Lame",
+    "Memo",
+    "Mim",
+    "Roid",
+    "Rotta",
+    "Sar",
+    "Spectrum",
+    "Tent",
+    "fisher_information",
+]

@@ -20,6 +20,7 @@ from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
 from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import nothing_selected
+from acclimate.core.signals import Certainty, Pair, Signals
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods.spectrum import Spectrum, SpectrumState
@@ -56,6 +57,8 @@ class Blend:
         diversity_exponent: of the diversity of recent decisions (the effective number of classes less one, as a
             fraction of all less one), by which the memory's rate is multiplied; 0 looks at no decision.
         diversity_window: over how many recent decisions.
+        certainty: how a first batch that is too one-sided to learn statistics from is told: by them the model would be
+            less sure of it.
         mirrored: average the prediction with that on the mirrored image, where the task allows it, at twice the cost.
         spectrum: filter images first; None leaves them as they are.
 
@@ -72,6 +75,7 @@ class Blend:
     diversity_exponent: float = 4.0
     diversity_window: int = 64
     mirrored: bool = True
+    certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
     spectrum: Spectrum | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -121,7 +125,7 @@ class Blend:
                 state = replace(state, seen=seen)
             batch = layout.for_prediction(batch)
             count = sample_count(batch)
-            rate = count / (count + self.memory_images) * self.diversity(state) ** self.diversity_exponent
+            rate = count / (count + self.memory_images) * self._pace(model, batch, state, task=task)
             with norm.remembered(model, state.memory, memory_weight=self.memory_weight, rate=rate) as memory:
                 outputs = task.forward(model, batch)
             state = self._with_decisions(replace(state, memory=memory), task.decisions(outputs).class_probabilities())
@@ -160,6 +164,22 @@ class Blend:
             return 1.0
         entropy_nats = float(-(state.classes * state.classes.clamp(min=1e-9).log()).sum())
         return min(1.0, max(0.0, (math.exp(entropy_nats) - 1) / (len(state.classes) - 1)))
+
+    def _pace(self, model: nn.Module, batch: Any, state: BlendState, *, task: Task) -> float:
+        """Return how fast the memory may move, in [0, 1]."""
+        if state.classes is not None or sample_count(batch) < self.diversity_window / 4:
+            return math.pow(self.diversity(state), self.diversity_exponent)
+        # A stream may begin with one class. Then its statistics make the model less sure than the source's do.
+        count = sample_count(batch)
+        source = task.forward(model, batch)
+        rate = count / (count + self.memory_images)
+        with norm.remembered(model, {}, memory_weight=self.memory_weight, rate=rate):
+            moved = task.forward(model, batch)
+        both = Pair(Signals.of(task, moved, samples=count), Signals.of(task, source, samples=count))
+        if self.certainty.doubt(both) <= 1:
+            return 1.0
+        state = self._with_decisions(state, task.decisions(source).class_probabilities())
+        return math.pow(self.diversity(state), self.diversity_exponent)
 
     def _blended(self, model: nn.Module, state: BlendState) -> AbstractContextManager[Any]:
         return norm.remembered(model, state.memory, memory_weight=self.memory_weight, rate=0.0)

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from acclimate.core import layout
 from acclimate.core.losses import weighted_mean
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach
 from acclimate.core.selection import TensorFilter, selecting
+from acclimate.core.source_model import With
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
 
@@ -112,7 +112,7 @@ class Cotta:
 
     def predict(self, model: nn.Module, inputs: Any, state: CottaState, *, task: Task) -> Any:
         """Return the teacher's outputs."""
-        return task.forward(_With(model, state.teacher), inputs)
+        return task.forward(With(model, state.teacher), inputs)
 
     def prediction_weights(self, state: CottaState) -> Mapping[str, Tensor]:
         """Return the weights that predict, by name: the teacher's."""
@@ -124,7 +124,7 @@ class Cotta:
 
     @torch.no_grad()
     def _teach(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task, rng: torch.Generator) -> Any:
-        teacher = _With(model, state.teacher)
+        teacher = With(model, state.teacher)
         if not self._source_is_unsure(model, batch, state, task=task):
             return task.forward(teacher, batch)
         reference = None if task.aligned else task.forward(teacher, batch)
@@ -137,7 +137,7 @@ class Cotta:
     def _source_is_unsure(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task) -> bool:
         if self.anchor_threshold == 0:
             return False
-        decisions = task.decisions(task.forward(_With(model, state.source), batch))
+        decisions = task.decisions(task.forward(With(model, state.source), batch))
         if len(decisions) == 0:
             return True
         confidence = decisions.class_probabilities().amax(-1)
@@ -151,14 +151,3 @@ class Cotta:
         chosen = torch.rand(sum(sizes), generator=rng, device=rng.device) < self.restore_probability
         for parameter, value, mask in zip(parameters, source, chosen.split(sizes), strict=True):
             parameter.copy_(torch.where(mask.view_as(parameter), value, parameter))
-
-
-class _With:
-    """Calls a model with other weights in place of some of its own."""
-
-    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        self._model = model
-        self._weights = dict(weights)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self._model, self._weights, args, kwargs)

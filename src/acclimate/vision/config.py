@@ -8,15 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from acclimate.core.selection import FILTER_KINDS, FilterKind
-from acclimate.errors import ConfigError
+from acclimate.errors import ConfigError, TTTNotSupportedError
 
-MethodName = Literal["tent", "mim", "cotta", "eata", "sar", "bn", "spectrum", "align", "blend"]
-METHOD_NAMES: Final = ("bn", "spectrum", "blend", "tent", "eata", "sar", "mim", "align", "cotta")
+MethodName = Literal[
+    "tent", "mim", "cotta", "eata", "sar", "bn", "spectrum", "align", "blend", "roid", "deyo", "rotta", "memo", "lame"
+]
+METHOD_NAMES: Final = (
+    "bn", "spectrum", "blend", "lame", "tent", "eata", "sar", "deyo", "roid", "mim", "rotta", "align", "cotta", "memo",
+)  # fmt: skip
 ResetPolicy = Literal["stream", "sample", "online"]
-WITHOUT_GRADIENT: Final = ("bn", "spectrum", "blend")
+WITHOUT_GRADIENT: Final = ("bn", "spectrum", "blend", "lame")
 """Methods that move no weight: steps, learning rate and update filter mean nothing to them."""
 USE_SOURCE: Final = ("eata", "spectrum", "blend", "align")
 """Methods that look at source images where they are given."""
+CLASSIFIERS_ONLY: Final = ("lame", "deyo", "rotta", "memo")
+"""Methods that compare an image's predictions over several passes, or with its neighbours'."""
 RESET_POLICIES: Final = ("stream", "sample", "online")
 Kind = Literal["classifier", "detector"]
 
@@ -114,10 +120,16 @@ class TTTConfig:
 
         Raises:
             ConfigError: the preset or a setting is unknown, or the preset is another method's.
+            TTTNotSupportedError: the method is for classifiers, and this is a detector.
         """
         unknown = set(given) - {f.name for f in dataclasses.fields(cls) if f.init}
         if unknown:
             raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}")
+        if kind == "detector" and given.get("method") in CLASSIFIERS_ONLY:
+            raise TTTNotSupportedError(
+                f"{given['method']} is for classifiers, and this model is a detector; use spectrum, align, bn, mim or "
+                "cotta"
+            )
         if preset is None:
             preset = METHOD_PRESETS[_one_of("method", given.get("method", "tent"), METHOD_NAMES)]
         if preset == "none":
@@ -151,6 +163,11 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "spectrum_safe": {"method": "spectrum", "update_filter": "norm_only"},
     "blend_safe": {"method": "blend", "update_filter": "norm_only"},
     "align_safe": {"method": "align", "update_filter": "all", "lr": 2e-4, "max_drift": 0.2},
+    "lame_safe": {"method": "lame", "update_filter": "norm_only"},
+    "deyo_safe": {"method": "deyo", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
+    "roid_safe": {"method": "roid", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
+    "rotta_safe": {"method": "rotta", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
+    "memo_safe": {"method": "memo", "update_filter": "all", "lr": 5e-3},
 }  # fmt: skip
 """Settings that work out of the box, each for one method; :func:`preset_values` completes them for the model's kind."""
 
@@ -164,6 +181,11 @@ METHOD_PRESETS: Final[dict[str, str]] = {
     "spectrum": "spectrum_safe",
     "blend": "blend_safe",
     "align": "align_safe",
+    "lame": "lame_safe",
+    "deyo": "deyo_safe",
+    "roid": "roid_safe",
+    "rotta": "rotta_safe",
+    "memo": "memo_safe",
 }
 
 

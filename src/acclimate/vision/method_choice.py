@@ -15,7 +15,22 @@ from acclimate.core.method import Method
 from acclimate.core.selection import TensorFilter
 from acclimate.core.spectrum import Spectrum as PowerSpectrum
 from acclimate.errors import ConfigError
-from acclimate.methods import Align, Blend, Bn, Cotta, Eata, Mim, Sar, Spectrum, Tent
+from acclimate.methods import (
+    Align,
+    Blend,
+    Bn,
+    Cotta,
+    Deyo,
+    Eata,
+    Lame,
+    Memo,
+    Mim,
+    Roid,
+    Rotta,
+    Sar,
+    Spectrum,
+    Tent,
+)
 from acclimate.vision.config import WITHOUT_GRADIENT, TTTConfig
 
 METHODS: Final[dict[str, Any]] = {
@@ -28,6 +43,11 @@ METHODS: Final[dict[str, Any]] = {
     "spectrum": Spectrum,
     "blend": Blend,
     "align": Align,
+    "lame": Lame,
+    "deyo": Deyo,
+    "roid": Roid,
+    "rotta": Rotta,
+    "memo": Memo,
 }
 
 # What each paper moves; anything else is allowed and reported.
@@ -35,8 +55,12 @@ PAPER_FILTERS: Final[dict[str, str]] = {
     "tent": "norm_only",
     "eata": "norm_only",
     "sar": "norm_only",
+    "deyo": "norm_only",
+    "roid": "norm_only",
+    "rotta": "norm_only",
     "cotta": "all",
     "align": "all",
+    "memo": "all",
 }
 # Set through flags of their own.
 _NOT_OPTIONS: Final = frozenset(

@@ -1,0 +1,63 @@
+"""A fixed batch on which a model is measured again and again: losses of different batches say nothing side by side."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from acclimate.core import layout
+from acclimate.core.guards import decided_classes
+from acclimate.core.losses import softmax_entropy, weighted_mean
+from acclimate.core.method import Method
+from acclimate.core.task import Task
+
+
+class Probe:
+    """Mean entropy on the probe batch, and agreement with what was decided on it at first.
+
+    Attributes:
+        batch: the images; None measures nothing.
+        loss: mean entropy in nats with the weights that stand; None without a batch.
+        seconds: wall-clock seconds that measuring took.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, task: Task) -> None:
+        self._model, self._method, self._task = model, method, task
+        self._first_classes: tuple[int, ...] = ()
+        self.batch: Any = None
+        self.loss: float | None = None
+        self.seconds = 0.0
+
+    def begin(self, batch: Any, state: Any) -> None:
+        """Take ``batch`` as the probe; agreement is with what the model decides on it now."""
+        self.batch = batch
+        if batch is not None:
+            self.loss, self._first_classes = self._measure(state)
+
+    def again(self, state: Any) -> None:
+        """Measure with the weights that stand now."""
+        if self.batch is not None:
+            self.loss, _ = self._measure(state)
+
+    def after(self, state: Any) -> tuple[float | None, float | None]:
+        """Return loss and agreement as they are now, without taking them for those that stand."""
+        if self.batch is None:
+            return None, None
+        loss, classes = self._measure(state)
+        same = sum(a == b for a, b in zip(classes, self._first_classes, strict=False))
+        return loss, same / max(1, len(classes), len(self._first_classes))
+
+    @torch.no_grad()
+    def _measure(self, state: Any) -> tuple[float, tuple[int, ...]]:
+        started = time.perf_counter()
+        outputs = self._method.predict(self._model, layout.for_prediction(self.batch), state, task=self._task)
+        decisions = self._task.decisions(outputs)
+        loss = 0.0
+        if len(decisions):
+            loss = float(weighted_mean(softmax_entropy(decisions.logits), decisions.weights))
+        classes = decided_classes(self._task, outputs)
+        self.seconds += time.perf_counter() - started
+        return loss, classes

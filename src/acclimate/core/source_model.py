@@ -1,0 +1,113 @@
+"""The model as it was before it was adapted, without a second copy of it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from acclimate.core import layout, norm
+from acclimate.core.signals import Pair, Signals
+from acclimate.core.task import Task
+
+REMEMBERED_PAIRS: Final = 64
+"""How many batches a comparison may reach back; batches of one fill it last."""
+REMEMBERED_JUDGEMENTS: Final = 8
+"""How many comparisons a suspicion rests on."""
+
+
+class With:
+    """Calls a model with other weights in place of some of its own."""
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        self._model = model
+        self._weights = dict(weights)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model returns with these weights."""
+        return functional_call(self._model, self._weights, args, kwargs)
+
+
+@torch.no_grad()
+def source_outputs(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor], *, task: Task) -> Any:
+    """Return what the unadapted model says: ``weights`` for those that move, and the source's statistics."""
+    with norm.plain():
+        return task.forward(With(model, weights), layout.for_prediction(inputs))
+
+
+class SourceWatch:
+    """What a session knows about how the adapted model stands against the unadapted one.
+
+    Attributes:
+        images_checked, images_since_check: on how many images the unadapted model was asked, and how many came since.
+        verified: signals of the adapted model on the newest batch on which nothing was wrong; None before the first.
+        last: the newest comparison.
+        trips_in_a_row: the newest comparisons that went against the adapted model, without one between that did not.
+        distrusted: whether the newest comparison went against the adapted model, so that the unadapted one predicts.
+        seconds: wall-clock seconds that asking the unadapted model took.
+    """
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], *, task: Task) -> None:
+        self._model, self._weights, self._task = model, weights, task
+        self._pairs: deque[Pair] = deque(maxlen=REMEMBERED_PAIRS)
+        self._judgements: deque[bool] = deque(maxlen=REMEMBERED_JUDGEMENTS)
+        self.seconds = 0.0
+        self.forget()
+
+    def forget(self) -> None:
+        """Start again, as on a new stream."""
+        self._pairs.clear()
+        self._judgements.clear()
+        self._latest: tuple[Any, Any] | None = None
+        self._was_asked = False
+        self.images_checked = self.images_since_check = 0
+        self.verified: Signals | None = None
+        self.last: Pair | None = None
+        self.distrusted = False
+        self.trips_in_a_row = 0
+
+    @property
+    def recent_trips(self) -> int:
+        """How many of the newest comparisons went against the adapted model."""
+        return sum(self._judgements)
+
+    def outputs(self, batch: Any) -> Any:
+        """Return what the unadapted model says about ``batch``; after :meth:`compare` on it, it is not run again."""
+        if self._latest is not None and self._latest[0] is batch:
+            return self._latest[1]
+        started = time.perf_counter()
+        outputs = source_outputs(self._model, batch, self._weights, task=self._task)
+        self.seconds += time.perf_counter() - started
+        return outputs
+
+    def compare(self, batch: Any, adapted: Signals, *, decisions: int) -> Pair:
+        """Ask the unadapted model about ``batch``, and return how both did on about the last so many decisions."""
+        outputs = self.outputs(batch)
+        self._latest, self._was_asked = (batch, outputs), True
+        source = Signals.of(self._task, outputs, samples=adapted.samples)
+        self._pairs.append(Pair(adapted, source))
+        self.images_checked += adapted.samples
+        self.images_since_check = 0
+        self.last = Pair.recent(self._pairs, decisions=decisions)
+        return self.last
+
+    def settle(self, adapted: Signals, *, distrusted: bool) -> None:
+        """Note how a batch was judged, whether or not the unadapted model was asked about it."""
+        asked, self._was_asked = self._was_asked, False
+        if not asked:
+            self.images_since_check += adapted.samples
+            return
+        self._judgements.append(distrusted)
+        self.trips_in_a_row = self.trips_in_a_row + 1 if distrusted else 0
+        self.distrusted = distrusted
+        if not distrusted:
+            self.verified = adapted
+
+    def release(self) -> None:
+        """Let go of what was said about the newest batch: its tensor may hold other images the next time."""
+        self._latest = None

@@ -1,0 +1,233 @@
+"""What a session has learned, in one safetensors file: weights, the method's state, optimizer moments, report.
+
+A camera's adapted state survives a restart: a session that loads it goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from acclimate.core.report import SessionReport, plain
+from acclimate.errors import CheckpointError, first_line
+
+FORMAT: Final = "acclimate session state 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedState:
+    """What a file holds.
+
+    Attributes:
+        method, settings: of the session that was saved.
+        source_sha256: of the source weights of what may move: a state is of one model.
+        weights: the selected parameters by name.
+        method_state: the method's state, as it was.
+        optimizer: its ``state_dict``, or None.
+        rng: the state of the session's generator.
+        report: of the session.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    source_sha256: str
+    weights: Mapping[str, Tensor]
+    method_state: Any
+    optimizer: Any
+    rng: Tensor
+    report: SessionReport
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            CheckpointError: it cannot be written, or the method's state holds what files have no form for.
+        """
+        tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in self.weights.items()}
+        described = {
+            "format": FORMAT,
+            "method": self.method,
+            "settings": json.dumps(self.settings),
+            "source_sha256": self.source_sha256,
+            "method_state": json.dumps(_described(self.method_state, "state", tensors)),
+            "optimizer": json.dumps(_described(self.optimizer, "optimizer", tensors)),
+            "report": self.report.to_json(indent=None),
+        }
+        tensors["rng"] = self.rng
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # A file of its own for each name: tensors that share memory are refused otherwise.
+            save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, partial, described)
+            partial.replace(path)
+        except OSError as error:
+            raise CheckpointError(f"state file {path} cannot be written: {error.strerror}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: Path) -> SavedState:
+        """Read a file.
+
+        Raises:
+            CheckpointError: there is none, or it is no session's state.
+        """
+        if not path.exists():
+            raise CheckpointError(f"state file {path} does not exist")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                described = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"state file {path} cannot be read: {first_line(error)}") from error
+        if described.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path} is no state that acclimate saved (its format is {described.get('format')!r}); "
+                "give a file that --ttt-save-state wrote"
+            )
+        return cls(
+            method=described["method"],
+            settings=json.loads(described["settings"]),
+            source_sha256=described["source_sha256"],
+            weights={name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")},
+            method_state=_restored(json.loads(described["method_state"]), tensors),
+            optimizer=_restored(json.loads(described["optimizer"]), tensors),
+            rng=tensors["rng"],
+            report=SessionReport.from_json(described["report"]),
+        )
+
+
+def read_fitting(path: Path, *, method: str, source: Mapping[str, Tensor]) -> SavedState:
+    """Read a file that a session of this method and these source weights can go on from.
+
+    Raises:
+        CheckpointError: the file is no state, or of another model, method or selection.
+    """
+    saved = SavedState.read(path)
+    if saved.method != method:
+        raise CheckpointError(f"{path} is a state of {saved.method}, and this session's method is {method}")
+    if saved.source_sha256 != fingerprint(source):
+        raise CheckpointError(
+            f"{path} is a state of another model, or another selection of its weights may move; load it with the "
+            "model, the filter and the low-rank settings that it was saved with"
+        )
+    return saved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """How one tensor differs between two states.
+
+    Attributes:
+        name: of the tensor.
+        changed: elements that differ; ``elements``: all of them.
+        distance: L2 norm of the difference; ``relative``: over the norm of the first; ``largest``: of one element.
+    """
+
+    name: str
+    changed: int
+    elements: int
+    distance: float
+    relative: float
+    largest: float
+
+
+def difference(first: SavedState, second: SavedState) -> tuple[Moved, ...]:
+    """Return what moved between two states of one model, farthest first; a tensor that only one has is left out.
+
+    Raises:
+        CheckpointError: the states are of different models.
+    """
+    if first.source_sha256 != second.source_sha256:
+        raise CheckpointError(
+            "the two states are of different models, or of different selections of one: their source weights differ"
+        )
+    found = []
+    for name in first.weights.keys() & second.weights.keys():
+        a, b = first.weights[name].double(), second.weights[name].double()
+        gap = b - a
+        distance, norm = float(gap.norm()), float(a.norm())
+        found.append(
+            Moved(
+                name=name,
+                changed=int((gap != 0).sum()),
+                elements=gap.numel(),
+                distance=distance,
+                relative=distance / norm if norm > 0 else math.inf if distance > 0 else 0.0,
+                largest=float(gap.abs().max()) if gap.numel() else 0.0,
+            )
+        )
+    return tuple(sorted(found, key=lambda moved: (-moved.relative, moved.name)))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _described(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
+    """Return ``tree`` as JSON; its tensors are put into ``tensors`` under names that begin with ``prefix``."""
+    if isinstance(tree, Tensor):
+        name = f"{prefix}.{len(tensors)}"
+        tensors[name] = tree
+        return {"tensor": name}
+    if isinstance(tree, Mapping):
+        return {"pairs": [[key, _described(value, prefix, tensors)] for key, value in tree.items()]}
+    if isinstance(tree, tuple | list):
+        kind = "tuple" if isinstance(tree, tuple) else "list"
+        return {kind: [_described(value, prefix, tensors) for value in tree]}
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        cls = type(tree)
+        fields = {f.name: _described(getattr(tree, f.name), prefix, tensors) for f in dataclasses.fields(tree)}
+        return {"class": f"{cls.__module__}:{cls.__qualname__}", "fields": fields}
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return {"value": plain(tree)}
+    raise CheckpointError(
+        f"a {type(tree).__name__} in a state cannot be saved; use tensors, numbers, text, or dataclasses of them"
+    )
+
+
+def _restored(described: Any, tensors: Mapping[str, Tensor]) -> Any:
+    (kind, content), *rest = described.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "pairs":
+        return {key: _restored(value, tensors) for key, value in content}
+    if kind in ("tuple", "list"):
+        return (tuple if kind == "tuple" else list)(_items(content, tensors))
+    if kind == "class":
+        fields = {name: _restored(value, tensors) for name, value in dict(rest)["fields"].items()}
+        return _dataclass(content)(**fields)
+    return content
+
+
+def _items(content: Any, tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    return (_restored(value, tensors) for value in content)
+
+
+def _dataclass(path: str) -> Any:
+    """Return a dataclass by module and name; nothing else that a file may name is looked up and called."""
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"the state was saved with {path}, which this installation does not have") from error
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise CheckpointError(f"the state names {path}, which is no dataclass; was the file changed?")
+    return found

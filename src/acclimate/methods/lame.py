@@ -1,0 +1,148 @@
+"""LAME: predictions of a batch corrected by its images' likeness (Boudiaf et al., CVPR 2022, arXiv 2201.05718)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acclimate.core import layout
+from acclimate.core.method import Selection, Step
+from acclimate.core.outputs import detach, sample_count
+from acclimate.core.selection import nothing_selected
+from acclimate.core.task import Task, correcting_logits, logits_of, require_classifier
+from acclimate.errors import ConfigError, TTTNotSupportedError
+
+_CONVERGED: Final = 1e-8
+_SMALL: Final = 1e-10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lame:
+    """Give images of a batch that look alike to the network like predictions (eqs. 6 and 7); the model is as it was.
+
+    Likeness is between what enters the network's last linear layer. Made for streams in which neighbours are of one
+    class; where they are not, as in a shuffled benchmark, it takes predictions away from the right class.
+
+    Attributes:
+        affinity: ``rbf``: a Gaussian of the distance, as wide as the mean distance to the ``neighbours``-th image
+            (the benchmark repository's choice); ``knn``: 1 for the nearest ``neighbours`` images, else 0 (the official
+            code's choice for most data sets); ``linear``: the cosine.
+        neighbours: images that count as near (5).
+        max_steps: of the fixed-point iteration (100).
+
+    Raises:
+        ConfigError: the affinity is unknown, or a number is below 1.
+    """
+
+    name: ClassVar[str] = "lame"
+
+    affinity: Literal["rbf", "knn", "linear"] = "rbf"
+    neighbours: int = 5
+    max_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.affinity not in ("rbf", "knn", "linear"):
+            raise ConfigError(f"lame: affinity must be rbf, knn or linear, got {self.affinity!r}")
+        for name in ("neighbours", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"lame: {name} must be at least 1, got {getattr(self, name)}")
+
+    def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
+        """Select nothing: no parameter moves."""
+        return nothing_selected(model)
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Return None: there is no gradient."""
+
+    def start(self, model: nn.Module, selection: Selection) -> None:
+        """Return None: there is no state."""
+
+    def step(
+        self,
+        model: nn.Module,
+        batch: Any,
+        state: None,
+        *,
+        task: Task,
+        selection: Selection,
+        optimizer: torch.optim.Optimizer | None,
+        rng: torch.Generator,
+    ) -> Step:
+        """Return the corrected predictions of the batch, as logits."""
+        with torch.no_grad():
+            outputs = self.predict(model, layout.for_prediction(batch), state, task=task)
+        return Step(state, detach(outputs), None, sample_count(batch))
+
+    def predict(self, model: nn.Module, inputs: Any, state: None, *, task: Task) -> Tensor:
+        """Return the corrected predictions, as logits.
+
+        Raises:
+            TTTNotSupportedError: the task is no classifier's, or the network has no linear layer.
+        """
+        with self.installed(model, state, task=task):
+            return logits_of(task.forward(model, inputs))
+
+    @contextmanager
+    def installed(self, model: nn.Module, state: None, *, task: Task) -> Iterator[None]:
+        """Inside the block, whatever calls ``model`` gets corrected predictions.
+
+        Raises:
+            TTTNotSupportedError: the task is no classifier's.
+        """
+        require_classifier(task, self.name)
+        seen: list[Tensor] = []
+
+        def remember(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # The last linear layer that is called decides; those before it are overwritten.
+            seen[:] = [inputs[0].detach()]
+
+        def correct(logits: Tensor) -> Tensor:
+            if not seen:
+                raise TTTNotSupportedError(
+                    "lame compares what enters the last linear layer, and this network has none; use another method"
+                )
+            return self.corrected(logits, seen[0].flatten(1))
+
+        hooks = [m.register_forward_pre_hook(remember) for m in model.modules() if isinstance(m, nn.Linear)]
+        try:
+            with correcting_logits(model, correct):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def corrected(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Return log-probabilities ``(B, K)`` after the correction; features are ``(B, D)``."""
+        unary = -(logits.softmax(-1) + _SMALL).log()
+        kernel = self._kernel(F.normalize(features, dim=-1))
+        assigned = (-unary).softmax(-1)
+        energy = float("inf")
+        for step in range(self.max_steps):
+            pairwise = kernel @ assigned
+            assigned = (pairwise - unary).softmax(-1)
+            last, energy = energy, float((assigned * (unary - pairwise + assigned.clamp(min=1e-20).log())).sum())
+            if step > 1 and abs(energy - last) <= _CONVERGED * abs(last):
+                break
+        return assigned.clamp(min=1e-20).log()
+
+    def _kernel(self, features: Tensor) -> Tensor:
+        if self.affinity == "linear":
+            return features @ features.T
+        distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+        count = len(features)
+        if self.affinity == "rbf":
+            width = distance.topk(min(self.neighbours, count), largest=False).values[:, -1].mean()
+            # Of one image, or of equal ones, the width is nothing: they are all alike.
+            return torch.exp(-distance.square() / (2 * width.square()).clamp(min=_SMALL))
+        nearest = distance.topk(min(self.neighbours + 1, count), largest=False).indices[:, 1:]
+        return torch.zeros_like(distance).scatter_(-1, nearest, 1.0)
+
+    def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
+        """Say that nothing is learned."""
+        return ("lame: predictions of a batch are corrected together; no weight moves",)
