@@ -85,8 +85,10 @@ def run_task(model: LanguageModel, task: KnownTask, votes: int, vote_questions: 
     }
 
 
-def mean_and_half(values: Sequence[float]) -> list[float]:
-    """Return mean and half the 95 % interval, in points."""
+def mean_and_half(values: Sequence[float]) -> list[float | None]:
+    """Return mean and half the 95 % interval, in points; one value has no interval."""
+    if len(values) < 2:
+        return [100 * statistics.fmean(values), None]
     return [100 * statistics.fmean(values), 196 * statistics.stdev(values) / len(values) ** 0.5]
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from acclimate.cli import options, store_options
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
+from acclimate.vision.auto import as_flags
 from acclimate.vision.compare import BASELINE, Comparison, ComparisonResult, compare
 from acclimate.vision.config import METHOD_NAMES
 
@@ -33,6 +34,7 @@ from acclimate.vision.config import METHOD_NAMES
 @click.option(
     "--methods", default=",".join((BASELINE, *METHOD_NAMES)), show_default=True, help="Which, with commas between."
 )
+@click.option("--recommend", is_flag=True, help="Say which method suits this model and stream best, and why.")
 @options.model_options
 @options.data_options
 @options.ttt_options
@@ -58,6 +60,7 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
         ttt_source=values["ttt_source"],
         images_root=values["images_root"],
         max_images=values["max_images"],
+        recommend=values["recommend"],
     )
     result = compare(comparison, progress=_say if sys.stderr.isatty() else None)
     _record(values, result)
@@ -109,6 +112,10 @@ def print_comparison(result: ComparisonResult) -> None:
     console.print(table)
     if result.skipped:
         console.print(f"{len(result.skipped)} images could not be used")
+    if result.recommended is not None:
+        console.print(f"recommended: {result.recommended.method}  {as_flags(result.recommended)}", soft_wrap=True)
+        for reason in result.recommended.reasons:
+            console.print(f"  {reason}", soft_wrap=True, markup=False)
     console.print(f"table:   {result.table}")
     console.print(f"picture: {result.picture}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -14,11 +14,15 @@ from acclimate.cli.terminal import progress_bar, reports_input_errors, set_up_lo
 from acclimate.errors import ConfigError
 from acclimate.vision.adapter import AdaptableAdapter
 from acclimate.vision.adapters import make_adapter
-from acclimate.vision.export import ExportJob, ExportResult, export, resolve_config
+from acclimate.vision.export import ExportJob, ExportResult, export, settings_for
 from acclimate.vision.images import ImageReader
 from acclimate.vision.records import load_dataset
 from acclimate.vision.tta import TTAConfig
 from acclimate.vision.ttt import dry_run
+
+_NEED_TTT: Final = (
+    "ttt_log_out", "ttt_dry_run", "ttt_preset", "ttt_source", "ttt_load_state", "ttt_save_state",
+)  # fmt: skip
 
 
 @click.command("export", short_help="Predict images, adapted or not, and write the predictions.")
@@ -55,6 +59,10 @@ from acclimate.vision.ttt import dry_run
 @options.preset_option
 @options.ttt_options
 @click.option("--ttt-log-out", type=options.existing_path(), help="Write the TTT log (JSON).")
+@click.option("--ttt-load-state", type=options.existing_path(), help="Go on from what --ttt-save-state wrote.")
+@click.option(
+    "--ttt-save-state", type=options.existing_path(), help="Write what was learned, to go on from later (safetensors)."
+)
 @click.option("--ttt-dry-run", is_flag=True, help="List the tensors that would move, and stop.")
 @store_options.recording
 @click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
@@ -69,11 +77,7 @@ def export_command(context: click.Context, /, **values: Any) -> None:
     set_up_logging(values["verbose"])
     given = options.given_ttt_settings(context)
     if not values["ttt"]:
-        typed = [
-            name
-            for name in (*given, "ttt_log_out", "ttt_dry_run", "ttt_preset", "ttt_source")
-            if values.get(name) or name in given
-        ]
+        typed = [name for name in (*given, *_NEED_TTT) if values.get(name) or name in given]
         if typed:
             raise ConfigError(
                 f"settings of TTT were given ({', '.join(typed)}) without --ttt; add it, or leave them out"
@@ -86,6 +90,8 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         ttt=given if values["ttt"] else None,
         preset=values["ttt_preset"],
         ttt_source=values["ttt_source"],
+        load_state=values["ttt_load_state"],
+        save_state=values["ttt_save_state"],
         tta=TTAConfig(
             enabled=values["tta"],
             seed=values["tta_seed"],
@@ -134,7 +140,13 @@ def _record(values: dict[str, Any], result: ExportResult, seconds: float) -> Non
 def _print_dry_run(job: ExportJob) -> None:
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
     adapter = make_adapter(job.adapter, reader=ImageReader(), categories=dataset.categories)
-    config = resolve_config(adapter, job.ttt or {}, job.preset)
+    source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
+    config, choice = settings_for(job, adapter, dataset.records, source_records)
+    for reason in () if choice is None else choice.reasons:
+        click.echo(f"auto: {reason}", err=True)
+    if config is None:
+        click.echo("none: nothing would move")
+        return
     adaptable: AdaptableAdapter = adapter  # type: ignore[assignment]
     moved = dry_run(adaptable, config)
     for name, shape in moved:
@@ -149,6 +161,8 @@ def _print_summary(job: ExportJob, result: ExportResult) -> None:
         lines.append(f"{len(result.skipped)} images skipped (--wrap writes which and why, --strict refuses them)")
     for warning in result.meta["warnings"]:
         lines.append(f"note: {warning}")
+    for reason in () if result.choice is None else result.choice.reasons:
+        lines.append(f"auto: {reason}")
     if result.report is not None:
         counts = ", ".join(
             f"{count} {verdict.replace('_', ' ')}" for verdict, count in result.report.session.counts.items()

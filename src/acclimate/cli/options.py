@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from acclimate.core.selection import FILTER_KINDS
 from acclimate.errors import ConfigError
 from acclimate.vision.adapters import ADAPTERS, AdapterOptions
+from acclimate.vision.auto import AUTO
 from acclimate.vision.config import METHOD_NAMES, PRESETS, RESET_POLICIES, USE_SOURCE, WITHOUT_GRADIENT
 from acclimate.vision.images import CorruptionSpec
 
@@ -38,6 +39,7 @@ TTT_FIELDS: Final = {
     "ttt_max_drift": "max_drift",
     "ttt_collapse_share": "collapse_share",
     "ttt_probe": "probe",
+    "ttt_paced": "paced",
     "ttt_max_seconds": "max_seconds",
     "lora_rank": "lora_rank",
     "lora_alpha": "lora_alpha",
@@ -168,6 +170,11 @@ def ttt_options(command: Command) -> Command:
             default=False,
             help="Compare the entropy on the first batch around every step.",
         ),
+        click.option(
+            "--ttt-paced/--no-ttt-paced",
+            default=False,
+            help="Learn only while the stream is new or changes; predict between.",
+        ),
         click.option("--ttt-max-seconds", type=float, help="Stop adapting after so many seconds."),
         click.option("--lora-rank", type=int, help="Attach low-rank weights of this rank for the run."),
         click.option("--lora-alpha", type=float, help="Their scale times the rank.  [default: the rank]"),
@@ -197,10 +204,10 @@ def method_option(command: Command) -> Command:
         command,
         click.option(
             "--ttt-method",
-            type=click.Choice(METHOD_NAMES),
+            type=click.Choice((*METHOD_NAMES, AUTO)),
             default="tent",
             show_default=True,
-            help="What to do with a batch.",
+            help="What to do with a batch; auto finds out what suits model and stream, and says why.",
         ),
     )
 
@@ -243,8 +250,8 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
     )
     if method is not None:
         needs(method == "mim", "--ttt-method mim", "ttt_mask_prob", "ttt_patch_size", "ttt_mask_value")
-        needs(method in USE_SOURCE, f"--ttt-method {', '.join(USE_SOURCE)}", "ttt_source")
-        gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank")
+        needs(method in (*USE_SOURCE, AUTO), f"--ttt-method {', '.join((*USE_SOURCE, AUTO))}", "ttt_source")
+        gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank", "ttt_paced")
         needs(method not in WITHOUT_GRADIENT, f"a method that learns ({method} has no gradient)", *gradient)
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")
         if values["ttt"] and _typed(context, "batch_size"):

@@ -52,6 +52,7 @@ class Evidence:
         samples: images in the batch.
         batch: the images themselves, as the model takes them; ``watch``: what is known of the unadapted model, which
             can be asked about them. None where there is no such thing.
+        doubt_allowed: by the method, see :class:`AgainstSource`.
     """
 
     step: Step
@@ -65,6 +66,7 @@ class Evidence:
     samples: int = 0
     batch: Any = None
     watch: SourceWatch | None = None
+    doubt_allowed: float = 1.0
 
     @cached_property
     def signals(self) -> Signals:
@@ -200,11 +202,13 @@ class AgainstSource:
     Adapting to the wrong thing shows: statistics of one class, of one image or of black frames make the model unsure of
     what it was sure of; entropy that was pushed too far makes it give one class to everything, or see nothing. Each
     signal is held against the unadapted model's on the same images, so a stream that is of one class in earnest, or
-    empty, is no collapse. The thresholds are from ``benchmarks/guards/thresholds.py``, which says what was measured.
+    empty, is no collapse. A method that mixes the source's statistics in is less sure by that alone, and guards itself:
+    it may have a class variable ``doubt_allowed`` above 1. The thresholds are from ``benchmarks/guards/thresholds.py``,
+    which says what was measured.
 
     Attributes:
         certainty: how much less sure it may be.
-        suspected: the part of that which is left after two trips in the last eight comparisons.
+        suspected: the part of that which is left after three trips in the last eight comparisons.
         min_variety: the fraction of the unadapted model's effective number of classes below which decisions have
             collapsed to too few; looked at from ``window`` decisions on.
         min_detection: the fraction of the unadapted model's summed scores below which a detector has gone blind;
@@ -216,7 +220,7 @@ class AgainstSource:
     """
 
     certainty: Certainty = Certainty()
-    suspected: float = 0.5
+    suspected: float = 0.7
     min_variety: float = 0.5
     min_detection: float = 0.5
     window: int = 64
@@ -235,10 +239,11 @@ class AgainstSource:
         watch = evidence.watch
         if watch is None or not self._is_due(evidence.signals, watch):
             return None
-        suspected = watch.recent_trips > 1
+        suspected = watch.recent_trips > 2
         both = watch.compare(evidence.batch, evidence.signals, decisions=self.window)
         adapted, source = both.adapted, both.source
-        if self.certainty.doubt(both) > (self.suspected if suspected else 1.0):
+        allowed = evidence.doubt_allowed * (self.suspected if suspected else 1.0)
+        if self.certainty.doubt(both) > allowed:
             return Trip(
                 f"less sure than the unadapted model ({adapted.entropy_nats:.2f} nats a decision against "
                 f"{source.entropy_nats:.2f}), which predicts instead",

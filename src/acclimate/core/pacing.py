@@ -37,10 +37,10 @@ class Pacing:
         ConfigError: a number is not positive.
     """
 
-    warm_up: int = 16
+    warm_up: int = 10
     after_shift: int = 1
-    every: int = 16
-    step_scale: float = 2.0
+    every: int = 24
+    step_scale: float = 3.0
     shift_deviations: float = 8.0
     window_images: int = 256
 
@@ -56,10 +56,6 @@ class Pace:
     def __init__(self, pacing: Pacing, task: Task) -> None:
         self.pacing = pacing
         self._task = task
-        self.forget()
-
-    def forget(self) -> None:
-        """Start again, as on a new stream."""
         self._window: tuple[Tensor, Tensor, float] | None = None
         self._batches = self._rested = 0
         self._owed = self.pacing.warm_up

@@ -38,8 +38,8 @@ _TRIPS_BEFORE_RESET: Final = 3
 class Session:
     """One model and one method: adapt, guard, keep or go back, predict, report.
 
-    Use it as a context manager. Inside, the model is selected; on exit its flags, modes and low-rank layers are
-    as before, and its weights are as the last kept step left them, or the source's with ``restore=True``.
+    Inside its ``with`` block the model is selected; on exit its flags, modes and low-rank layers are as before, and its
+    weights are as the last kept step left them, or the source's with ``restore=True``.
 
     Args:
         model: any module.
@@ -138,12 +138,9 @@ class Session:
         """Learn from ``batch``, ``steps`` times; return what became of the last step."""
         self._open()
         try:
-            report = self._step(batch)[0]
-            for _ in range(steps - 1):
-                report = self._step(batch)[0]
+            return [self._step(batch)[0] for _ in range(steps)][-1]
         finally:
             self._watch.release()
-        return report
 
     def adapt_and_predict(self, batch: Any, *, steps: int = 1) -> tuple[Any, StepReport]:
         """Learn from ``batch`` and return the outputs of the same pass: the authors' online convention.
@@ -180,6 +177,11 @@ class Session:
             return self._watch.outputs(inputs)
         return outputs
 
+    def predict_as_source(self, inputs: Any) -> Any:
+        """Return what the unadapted model says about ``inputs``; nothing moves."""
+        self._open()
+        return self._watch.outputs(inputs)
+
     def reset(self) -> None:
         """Go back to the source: weights, buffers, moments, state and random numbers."""
         self._open()
@@ -188,8 +190,7 @@ class Session:
         self._state_before = self._state
         self._rng = generator(self.seed, device_of(self.model))
         self._watch.forget()
-        if self._pace is not None:
-            self._pace.forget()
+        self._pace = None if self.pacing is None else Pace(self.pacing, self.task)
 
     def rollback(self) -> None:
         """Go back to before the last step: weights, buffers, moments and state. After a reset, stay there."""
@@ -393,6 +394,7 @@ class Session:
             samples=sample_count(batch),
             batch=batch,
             watch=self._watch,
+            doubt_allowed=getattr(self.method, "doubt_allowed", 1.0),
         )
 
     def _to_source(self) -> None:

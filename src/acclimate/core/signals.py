@@ -194,16 +194,17 @@ class Certainty:
 
     Attributes:
         entropy_rise: of the mean entropy of a decision, as a fraction of the largest entropy that one can have, at
-            which the adapted model is thought to be the worse one; ``lost_entropy_rise``: where the unadapted one is lost.
+            which the adapted model is thought to be the worse one; ``lost_entropy_rise``: where the unadapted one is
+            lost.
         chance: added to either, divided by the root of how many decisions were compared.
         energy_weight: of the relative drop of energy; ``lost_energy_weight``: where the unadapted model is lost.
         lost_agreement: the share of equal decisions below which it is.
     """
 
     entropy_rise: float = 0.06
-    lost_entropy_rise: float = 0.12
+    lost_entropy_rise: float = 0.1
     chance: float = 0.14
-    energy_weight: float = 2.0
+    energy_weight: float = 3.0
     lost_energy_weight: float = 1.0
     lost_agreement: float = 0.25
 

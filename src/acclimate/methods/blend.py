@@ -69,6 +69,7 @@ class Blend:
     """
 
     name: ClassVar[str] = "blend"
+    doubt_allowed: ClassVar[float] = 2.0
 
     memory_weight: float = 0.5
     memory_images: int = 64

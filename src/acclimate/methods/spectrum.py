@@ -60,6 +60,7 @@ class Spectrum:
     """
 
     name: ClassVar[str] = "spectrum"
+    doubt_allowed: ClassVar[float] = 2.0
 
     source: PowerSpectrum | None = field(default=None, repr=False, compare=False)
     max_gain: float = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +14,10 @@ from typing import Any, Final
 from torch import nn
 
 from acclimate.core.report import plain
-from acclimate.errors import ConfigError, DataError, InputError, first_line
+from acclimate.errors import ConfigError, DataError, InputError, TTTNotSupportedError, first_line
 from acclimate.vision.adapter import AdaptableAdapter, Entry, ImageBatch, predict_in_batches, require_ttt
 from acclimate.vision.adapters import AdapterOptions, make_adapter
+from acclimate.vision.auto import Choice, as_flags, choose
 from acclimate.vision.config import METHOD_NAMES, TTTConfig
 from acclimate.vision.evaluate import Interval, Score, Scorer, difference, is_coco, load_labels, make_scorer
 from acclimate.vision.export import kind_of, ttt_meta
@@ -47,6 +49,7 @@ class Comparison:
         corruption: what images are put through first.
         ttt_source: source images for EATA's Fisher information.
         images_root, max_images: see :func:`load_dataset`.
+        recommend: let ``auto`` say what it would choose for this model and stream.
     """
 
     source: Path
@@ -59,6 +62,7 @@ class Comparison:
     ttt_source: Path | None = None
     images_root: Path | None = None
     max_images: int | None = None
+    recommend: bool = False
 
     def __post_init__(self) -> None:
         if not any(method != BASELINE for method in self.methods):
@@ -107,6 +111,7 @@ class ComparisonResult:
         table: the JSON file.
         images: how many were predicted.
         skipped: why an image could not be used, by path.
+        recommended: what ``auto`` would choose, where it was asked.
     """
 
     metric: str
@@ -115,6 +120,7 @@ class ComparisonResult:
     table: Path
     images: int
     skipped: Mapping[str, str]
+    recommended: Choice | None = None
 
 
 def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = None) -> ComparisonResult:
@@ -136,7 +142,13 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     source_records = () if comparison.ttt_source is None else load_dataset(comparison.ttt_source).records
     kind = kind_of(made)
     methods = [BASELINE, *(method for method in dict.fromkeys(comparison.methods) if method != BASELINE)]
-    configs = {m: TTTConfig.resolve(_settings(comparison, m), kind=kind) for m in methods if m != BASELINE}
+    errors: dict[str, str] = {}
+    configs: dict[str, TTTConfig] = {}
+    for method in methods[1:]:
+        try:
+            configs[method] = TTTConfig.resolve(_settings(comparison, method), kind=kind)
+        except TTTNotSupportedError as error:
+            errors[method] = str(error)
     batch_size = max((config.batch_size for config in configs.values()), default=1)
 
     for config in configs.values():
@@ -144,9 +156,8 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     clocked = _Clocked(adapter)
     predictions: dict[str, list[Entry]] = {}
     reports: dict[str, TTTReport] = {}
-    errors: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    for method in methods:
+    for method in [BASELINE, *configs]:
         if progress is not None:
             progress(method)
         try:
@@ -186,8 +197,18 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
         title=shown,
         ground_truth=comparison.ground_truth,
     )
+    recommended = None
+    if comparison.recommend:
+        given = {"reset": "online", **comparison.given}
+        recommended = choose(adapter, given, dataset.records, kind=kind, source_records=source_records)
     table = comparison.output / "comparison.json"
-    write_json(table, _content(comparison, dataset, reader, scorer, rows, configs, reports))
+    content = _content(comparison, dataset, reader, scorer, rows, configs, reports)
+    if recommended is not None:
+        content["recommended"] = {
+            **plain(dataclasses.replace(recommended, config=None)),
+            "flags": as_flags(recommended),
+        }
+    write_json(table, content)
     for method, entries in predictions.items():
         write_json(comparison.output / f"predictions_{method}.json", entries)
     return ComparisonResult(
@@ -197,6 +218,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
         table=table,
         images=len(predictions[BASELINE]),
         skipped=dict(reader.skipped),
+        recommended=recommended,
     )
 
 

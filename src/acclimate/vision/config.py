@@ -53,6 +53,7 @@ class TTTConfig:
         max_drift: largest distance from the source, relative to the weights' norm.
         collapse_share: reset when one class takes more than this share of recent decisions; None never does.
         probe: keep the first batch and compare the entropy on it around every step.
+        paced: learn only while the stream is new or changes, and predict between (:class:`acclimate.core.Pacing`).
         max_seconds: of adaptation; None means no limit.
         preset: the preset that :meth:`resolve` took; ``filled``: the fields that it filled in.
 
@@ -83,6 +84,7 @@ class TTTConfig:
     max_drift: float = 0.5
     collapse_share: float | None = None
     probe: bool = False
+    paced: bool = False
     max_seconds: float | None = None
     preset: str | None = field(default=None, init=False)
     filled: tuple[str, ...] = field(default=(), init=False)
@@ -103,6 +105,8 @@ class TTTConfig:
             )
         if self.probe and self.reset == "sample":
             raise ConfigError("probe keeps the stream's first batch, and reset 'sample' takes each image by itself")
+        if self.paced and self.reset == "sample":
+            raise ConfigError("paced looks at how the stream goes on, and reset 'sample' takes each image by itself")
         if not 0 < self.mask_prob < 1:
             raise ConfigError(f"mask_prob must lie between 0 and 1, got {self.mask_prob}")
 

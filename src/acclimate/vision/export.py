@@ -17,6 +17,7 @@ from acclimate.core.report import plain
 from acclimate.errors import ConfigError, DataError, InputError
 from acclimate.vision.adapter import AdaptableAdapter, Adapter, Entry, chunks, plain_forward, require_ttt
 from acclimate.vision.adapters import AdapterOptions, make_adapter
+from acclimate.vision.auto import AUTO, Choice, choose
 from acclimate.vision.config import Kind, TTTConfig, safe_method
 from acclimate.vision.images import CorruptionSpec, ImageReader
 from acclimate.vision.predictions import check_writable, to_coco, wrapped, write_json
@@ -40,6 +41,7 @@ class ExportJob:
         ttt: the settings that were given, by field name of :class:`TTTConfig`; None does not adapt.
         preset: see :meth:`TTTConfig.resolve`.
         ttt_source: source images for EATA's Fisher information: a folder, a list or a COCO json.
+        load_state, save_state: files to go on from, and to write what was learned to; see :class:`TTTRun`.
         tta: test-time augmentation.
         wrap: write ``{schema_version, predictions, meta}``.
         format: ``acclimate``, or ``coco`` results.
@@ -58,6 +60,8 @@ class ExportJob:
     ttt: Mapping[str, Any] | None = None
     preset: str | None = None
     ttt_source: Path | None = None
+    load_state: Path | None = None
+    save_state: Path | None = None
     tta: TTAConfig = field(default_factory=TTAConfig)
     wrap: bool = False
     format: Literal["acclimate", "coco"] = "acclimate"
@@ -79,6 +83,7 @@ class ExportResult:
         entries: the predictions.
         meta: as with ``--wrap``.
         report: of the adaptation, if there was one.
+        choice: how ``auto`` chose the method, where it was asked to.
         skipped: why an image could not be used, by path.
     """
 
@@ -86,6 +91,7 @@ class ExportResult:
     meta: dict[str, Any]
     report: TTTReport | None
     skipped: Mapping[str, str]
+    choice: Choice | None = None
 
 
 def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
@@ -102,7 +108,7 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         raise ConfigError(
             "--wrap adds acclimate's meta to predictions, and COCO results have no place for it; leave one out"
         )
-    for target in (job.output, job.log_output):
+    for target in (job.output, job.log_output, job.save_state):
         if target is not None:
             check_writable(target)
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
@@ -110,8 +116,8 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
     if job.format == "coco" and getattr(adapter, "is_classifier", False):
         raise ConfigError("COCO results hold boxes, and this model is a classifier; use --format acclimate")
-    config = None if job.ttt is None else resolve_config(adapter, job.ttt, job.preset)
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
+    config, choice = settings_for(job, adapter, dataset.records, source_records)
     work = _Work(job, adapter, config, source_records, progress)
     with _Partial(job, dataset, config, restarts=not work.can_resume) as partial:
         for batch in work.predict(dataset.records, done=partial.entries):
@@ -119,9 +125,31 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         entries = tuple(partial.entries)
         _check_skipped(job, reader, entries)
         meta = _meta(job, adapter, dataset, config, work, reader)
+        if choice is not None:
+            meta["ttt"]["choice"] = plain(dataclasses.replace(choice, config=None))
         _write(job, entries, meta)
         partial.finished = True
-    return ExportResult(entries=entries, meta=meta, report=work.report, skipped=dict(reader.skipped))
+    return ExportResult(entries=entries, meta=meta, report=work.report, skipped=dict(reader.skipped), choice=choice)
+
+
+def settings_for(
+    job: ExportJob, adapter: Adapter, records: Sequence[Record], source_records: Sequence[Record]
+) -> tuple[TTTConfig | None, Choice | None]:
+    """Return the settings that a job runs with, None without TTT, and how ``auto`` chose them where it was asked to.
+
+    Raises:
+        ConfigError: ``auto`` is given together with a preset or a state, which are one method's.
+    """
+    if job.ttt is None:
+        return None, None
+    if job.ttt.get("method") != AUTO:
+        return resolve_config(adapter, job.ttt, job.preset), None
+    if job.preset is not None or job.load_state is not None:
+        raise ConfigError("a preset or a saved state is of one method; name it, or leave them out with auto")
+    choice = choose(
+        cast(AdaptableAdapter, adapter), job.ttt, records, kind=kind_of(adapter), source_records=source_records
+    )
+    return choice.config, choice
 
 
 def resolve_config(adapter: Adapter, given: Mapping[str, Any], preset: str | None) -> TTTConfig:
@@ -208,7 +236,13 @@ class _Work:
             yield from self._plain(remaining)
             return
         adapter = cast(AdaptableAdapter, self.adapter)
-        with TTTRun(adapter, self.config, source_records=self.source_records) as run:
+        with TTTRun(
+            adapter,
+            self.config,
+            source_records=self.source_records,
+            load_state=self.job.load_state,
+            save_state=self.job.save_state,
+        ) as run:
             adapted = 0
 
             def heard(images: int) -> None:
@@ -248,6 +282,7 @@ class _Partial:
             "adapter": plain(job.adapter),
             "weights": _stamp(job.adapter.checkpoint, job.adapter.model),
             "ttt_source": str(job.ttt_source),
+            "load_state": str(job.load_state),
             "ttt": plain(config),
             "tta": plain(job.tta),
             "corruption": str(job.corruption),

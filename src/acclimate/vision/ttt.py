@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from acclimate.core import spectrum as spectra
 from acclimate.core.budget import Budget
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import sample_count
+from acclimate.core.pacing import Pacing
 from acclimate.core.report import SessionReport, StepReport
 from acclimate.core.session import Session
 from acclimate.core.spectrum import Spectrum as PowerSpectrum
@@ -26,6 +28,7 @@ from acclimate.vision.adapter import AdaptableAdapter, Entry, ImageBatch, requir
 from acclimate.vision.config import WITHOUT_GRADIENT, TTTConfig
 from acclimate.vision.method_choice import make_guards, make_method, paper_note
 from acclimate.vision.records import Record
+from acclimate.vision.step_warnings import step_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +77,15 @@ class TTTRun:
         source_records: unlabelled source images, for EATA's Fisher information and for what spectrum holds a stream
             against.
         keep_weights: leave the adapted weights (a teacher's, where one predicts) in the model on exit.
+        load_state: go on from the state in this file; ``save_state``: write the state there on exit. Either is a
+            safetensors file, see :meth:`acclimate.core.Session.save_state`.
         on_report: called with the session's report on exit.
 
     Raises:
         TTTNotSupportedError: the adapter or the model cannot be adapted.
         EmptySelectionError: nothing in the model matches what was asked to move.
+        CheckpointError: the state cannot be read, is another model's or method's, or cannot be written.
+        ConfigError: a state is given with reset ``sample``, which keeps none.
     """
 
     def __init__(
@@ -88,6 +95,8 @@ class TTTRun:
         *,
         source_records: Sequence[Record] = (),
         keep_weights: bool = False,
+        load_state: Path | None = None,
+        save_state: Path | None = None,
         on_report: Callable[[SessionReport], None] | None = None,
     ) -> None:
         require_ttt(adapter)
@@ -96,8 +105,11 @@ class TTTRun:
                 f"reset {config.reset!r} predicts batch by batch, and adapter {adapter.name!r} has no entries(outputs, "
                 "batch) to write them with; use reset 'stream'"
             )
+        if (load_state or save_state) and config.reset == "sample":
+            raise ConfigError("reset 'sample' forgets after each image, so there is no state to load or save")
         self.adapter = adapter
         self.config = config
+        self._load_state, self._save_state = load_state, save_state
         self.task: Task = getattr(adapter, "task", None) or Classification(pixel_range=None)
         self.keep_weights = keep_weights
         self._source_records = source_records
@@ -120,14 +132,26 @@ class TTTRun:
                 guards=make_guards(self.config),
                 budget=Budget(max_seconds=self.config.max_seconds),
                 seed=self.config.seed,
+                pacing=Pacing() if self.config.paced else None,
                 restore=not self.keep_weights,
                 on_report=self._on_report,
             )
         )
+        if self._load_state is not None:
+            try:
+                self._session.load_state(self._load_state)
+            except BaseException:
+                self._stack.close()
+                raise
+            self._warnings.append(
+                f"goes on from the state in {self._load_state}, after {len(self._session.report().steps)} steps"
+            )
         self._note_what_differs()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if self._save_state is not None and exc_info[0] is None:
+            self.session.save_state(self._save_state)
         if self.keep_weights and exc_info[0] is None:
             self.session.write_prediction_weights()
         self._stack.close()
@@ -256,7 +280,7 @@ class TTTRun:
             mask_ratio=self.config.mask_prob if self.config.method == "mim" else None,
             updated_param_count=session.updated_param_count,
             changed_param_count=max(session.changed_param_count, self._changed_param_count),
-            warnings=tuple(dict.fromkeys((*self._warnings, *few, *session.notes, *_step_warnings(session)))),
+            warnings=tuple(dict.fromkeys((*self._warnings, *few, *session.notes, *step_warnings(session)))),
             stopped_early=session.stopped_early,
             stop_reason=session.stop_reason,
             batches=self._batches,
@@ -365,32 +389,6 @@ def dry_run(adapter: AdaptableAdapter, config: TTTConfig) -> list[tuple[str, tup
 def inputs_of(batch: Any) -> Any:
     """Return a model's inputs from what a loader yields: an :class:`ImageBatch`, or the inputs themselves."""
     return batch.inputs if isinstance(batch, ImageBatch) else batch
-
-
-def _step_warnings(session: SessionReport) -> list[str]:
-    found = []
-    for verdict, words in (
-        ("rolled_back", "rolled back"),
-        ("reset", "reset to the source weights"),
-        ("recovered", "recovered"),
-    ):
-        steps = [step for step in session.steps if step.verdict == verdict]
-        if steps:
-            found.append(
-                f"{len(steps)} of {len(session.steps)} steps were {words}; first, step {steps[0].index}: "
-                f"{steps[0].reason}"
-            )
-    count = len(session.steps)
-    if session.counts.get("recovered", 0) > count / 2:
-        found.append("sar recovered on most steps: for few classes or a low loss, lower reset_below_nats")
-    if count / 2 < session.counts.get("skipped", 0) < count:
-        found.append(f"{session.counts['skipped']} of {count} batches were skipped: little was worth learning from")
-    if session.steps and all(step.verdict == "skipped" for step in session.steps):
-        found.append(
-            "every batch was skipped: nothing was worth learning from and no weight moved (with BatchNorm, "
-            "predictions still use the statistics of their batch)"
-        )
-    return found
 
 
 def _first_from(outputs: Any, then: Predictor) -> Predictor:

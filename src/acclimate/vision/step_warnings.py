@@ -1,0 +1,38 @@
+"""What a user should be told about the steps of a session."""
+
+from __future__ import annotations
+
+from acclimate.core.report import SessionReport
+
+
+def step_warnings(session: SessionReport) -> list[str]:
+    """Return, in words, what the verdicts on the steps of a session mean for who reads its predictions."""
+    found = []
+    for verdict, words in (
+        ("rolled_back", "rolled back"),
+        ("reset", "reset to the source weights"),
+        ("recovered", "recovered"),
+    ):
+        steps = [step for step in session.steps if step.verdict == verdict]
+        if steps:
+            found.append(
+                f"{len(steps)} of {len(session.steps)} steps were {words}; first, step {steps[0].index}: "
+                f"{steps[0].reason}"
+            )
+    fallbacks = sum("predicts instead" in (step.reason or "") for step in session.steps)
+    if fallbacks:
+        found.append(
+            f"{fallbacks} of {len(session.steps)} batches were predicted by the unadapted model, which was surer of "
+            "them: the stream may be of one class, in small batches, or not what the model is for; blend bears more of that"
+        )
+    count = len(session.steps)
+    if session.counts.get("recovered", 0) > count / 2:
+        found.append("sar recovered on most steps: for few classes or a low loss, lower reset_below_nats")
+    if count / 2 < session.counts.get("skipped", 0) < count:
+        found.append(f"{session.counts['skipped']} of {count} batches were skipped: little was worth learning from")
+    if session.steps and all(step.verdict == "skipped" for step in session.steps):
+        found.append(
+            "every batch was skipped: nothing was worth learning from and no weight moved (with BatchNorm, "
+            "predictions still use the statistics of their batch)"
+        )
+    return found
