@@ -249,7 +249,11 @@ def experiments(
             yield measure_plain(model, stream, data)
         for name, method in (methods | (continual if stream.name == "continual" else {})).items():
             skipped = stream.name not in ONLY_ON.get(name, (stream.name,))
-            if skipped or (stream.name == "cycles" and name not in ON_CYCLES) or (only is not None and name not in only):
+            if (
+                skipped
+                or (stream.name == "cycles" and name not in ON_CYCLES)
+                or (only is not None and name not in only)
+            ):
                 continue
             yield measure(model, method, stream, data, name=name)
             if stream.name == "continual" and name in ("tent", "eata"):

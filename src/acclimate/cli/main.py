@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "compare": ("acclimate.cli.compare", "compare_command", "Run several methods over the same images."),
     "corrupt": ("acclimate.cli.corrupt", "corrupt_command", "Write corrupted copies of images."),
     "plates": ("acclimate.cli.plates", "plates_command", "Write scenes with known boxes and poses, as COCO."),
+    "state": ("acclimate.cli.state", "state_group", "Look at what a run has learned and saved."),
     "ask": ("acclimate.cli.ask", "ask_command", "Answer a prompt, adapted to the examples in it where that helps."),
     "prime": ("acclimate.cli.prime", "prime_command", "Train an adapter on examples once, for reuse."),
     "calibrate": ("acclimate.cli.calibrate", "calibrate_command", "Fit the gate's confidence to a language model."),

@@ -2,6 +2,7 @@
 
 from acclimate.core.budget import Budget
 from acclimate.core.guards import (
+    AgainstSource,
     Collapse,
     MaxDrift,
     MaxUpdate,
@@ -11,13 +12,17 @@ from acclimate.core.guards import (
     default_guards,
 )
 from acclimate.core.method import Method, Selection, Step
+from acclimate.core.pacing import Pacing
 from acclimate.core.report import SessionReport, StepReport
 from acclimate.core.selection import TensorFilter
 from acclimate.core.session import Session
+from acclimate.core.signals import Certainty, Signals
 from acclimate.core.task import Classification, Decisions, Task, View
 
 __all__ = [
+    "AgainstSource",
     "Budget",
+    "Certainty",
     "Classification",
     "Collapse",
     "Decisions",
@@ -25,11 +30,13 @@ __all__ = [
     "MaxUpdate",
     "Method",
     "NonFinite",
+    "Pacing",
     "ProbeAgreement",
     "ProbeLoss",
     "Selection",
     "Session",
     "SessionReport",
+    "Signals",
     "Step",
     "StepReport",
     "Task",

@@ -73,6 +73,11 @@ class Evidence:
         """What the outputs on this batch look like as a whole."""
         return Signals.of(self.task, self.step.outputs, samples=self.samples)
 
+    @property
+    def signals_asked(self) -> Signals | None:
+        """The signals, if a guard has asked for them; None otherwise."""
+        return self.__dict__.get("signals")
+
     @cached_property
     def classes(self) -> tuple[int, ...]:
         """The class of every decision in this batch."""

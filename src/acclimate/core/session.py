@@ -22,10 +22,9 @@ from acclimate.core.outputs import all_finite, map_tensors, nbytes, sample_count
 from acclimate.core.pacing import Pace, Pacing
 from acclimate.core.probe import Probe
 from acclimate.core.report import SessionReport, StepReport, Verdict, verdict_counts
-from acclimate.core.signals import Signals
 from acclimate.core.snapshot import Snapshot
 from acclimate.core.source_model import SourceWatch
-from acclimate.core.state import SavedState, fingerprint, read_fitting
+from acclimate.core.state import SavedState, read_fitting
 from acclimate.core.task import Classification, Task
 from acclimate.errors import SessionError
 
@@ -179,7 +178,6 @@ class Session:
 
     def predict_as_source(self, inputs: Any) -> Any:
         """Return what the unadapted model says about ``inputs``; nothing moves."""
-        self._open()
         return self._watch.outputs(inputs)
 
     def reset(self) -> None:
@@ -237,16 +235,14 @@ class Session:
         Raises:
             CheckpointError: it cannot be written.
         """
-        self._open()
-        SavedState(
-            method=self.method.name,
-            settings=settings_of(self.method),
-            source_sha256=fingerprint(self._source_weights),
+        SavedState.of(
+            self.method,
+            self.report(),
+            source=self._watch.source_tensors(),
             weights=self._selection.parameters,
             method_state=self._state,
-            optimizer=None if self._optimizer is None else self._optimizer.state_dict(),
-            rng=self._rng.get_state(),
-            report=self.report(),
+            optimizer=self._optimizer,
+            rng=self._rng,
         ).write(path)
 
     def load_state(self, path: Path) -> None:
@@ -256,7 +252,7 @@ class Session:
             CheckpointError: the file is no state, or of another model, method or selection.
         """
         self._open()
-        saved = read_fitting(path, method=self.method.name, source=self._source_weights)
+        saved = read_fitting(path, method=self.method.name, source=self._watch.source_tensors())
         device = device_of(self.model)
         self._selection.write({name: value.to(device) for name, value in saved.weights.items()})
         self._state = map_tensors(lambda tensor: tensor.to(device), saved.method_state)
@@ -332,7 +328,6 @@ class Session:
         probe_before, apart_before = self._probe.loss, self._probe.seconds + self._watch.seconds
         evidence = self._evidence(step, batch, update_norm)
         verdict, reason = self._judge(step, evidence)
-        signals: Signals | None = evidence.__dict__.get("signals")
         seconds = time.perf_counter() - started - (self._probe.seconds + self._watch.seconds - apart_before)
         self._adapt_seconds += seconds
         report = StepReport(
@@ -346,19 +341,21 @@ class Session:
             relative_update=evidence.relative_update,
             probe_loss_before=probe_before,
             probe_loss_after=evidence.probe_loss_after,
-            signals=None if signals is None else signals.plain(),
+            signals=None if evidence.signals_asked is None else evidence.signals_asked.plain(),
             seconds=seconds,
             method_seconds=method_seconds,
         )
         self._steps.append(report)
         if verdict in ("rolled_back", "reset"):
-            logger.warning("step %d %s: %s", index, verdict.replace("_", " "), reason)
+            # A stream on which the unadapted model predicts is one piece of news, not one for each of its batches.
+            level = logging.DEBUG if self._watch.trips_in_a_row > 1 else logging.WARNING
+            logger.log(level, "step %d %s: %s", index, verdict.replace("_", " "), reason)
         return report, step
 
     def _judge(self, step: Step, evidence: guarding.Evidence) -> tuple[Verdict, str | None]:
         trip = next((found for guard in self.guards if (found := guard(evidence)) is not None), None)
-        if "signals" in evidence.__dict__:
-            self._watch.settle(evidence.signals, distrusted=trip is not None and trip.remedy == "source")
+        if evidence.signals_asked is not None:
+            self._watch.settle(evidence.signals_asked, distrusted=trip is not None and trip.remedy == "source")
         if trip is not None:
             if trip.remedy == "reset" or self._watch.trips_in_a_row > _TRIPS_BEFORE_RESET:
                 self._to_source()

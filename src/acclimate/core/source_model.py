@@ -71,6 +71,10 @@ class SourceWatch:
         self.distrusted = False
         self.trips_in_a_row = 0
 
+    def source_tensors(self) -> dict[str, Tensor]:
+        """Return every weight and buffer of the unadapted model by name."""
+        return {**dict(self._model.named_buffers()), **dict(self._model.named_parameters()), **self._weights}
+
     @property
     def recent_trips(self) -> int:
         """How many of the newest comparisons went against the adapted model."""

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from acclimate.core.method import Method, settings_of
 from acclimate.core.report import SessionReport, plain
 from acclimate.errors import CheckpointError, first_line
 
@@ -32,7 +33,7 @@ class SavedState:
 
     Attributes:
         method, settings: of the session that was saved.
-        source_sha256: of the source weights of what may move: a state is of one model.
+        source_sha256: of the source model's weights and buffers: a state is of one model.
         weights: the selected parameters by name.
         method_state: the method's state, as it was.
         optimizer: its ``state_dict``, or None.
@@ -48,6 +49,30 @@ class SavedState:
     optimizer: Any
     rng: Tensor
     report: SessionReport
+
+    @classmethod
+    def of(
+        cls,
+        method: Method,
+        report: SessionReport,
+        *,
+        source: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+        method_state: Any,
+        optimizer: torch.optim.Optimizer | None,
+        rng: torch.Generator,
+    ) -> SavedState:
+        """Return the state of a session; ``source`` is every weight and buffer of the unadapted model."""
+        return cls(
+            method=method.name,
+            settings=settings_of(method),
+            source_sha256=fingerprint(source),
+            weights=weights,
+            method_state=method_state,
+            optimizer=None if optimizer is None else optimizer.state_dict(),
+            rng=rng.get_state(),
+            report=report,
+        )
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all.
@@ -73,9 +98,9 @@ class SavedState:
             save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, partial, described)
             partial.replace(path)
         except OSError as error:
-            raise CheckpointError(f"state file {path} cannot be written: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"state file {path} cannot be written: {error.strerror or first_line(error)}"
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> SavedState:
@@ -199,7 +224,8 @@ def _described(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     if tree is None or isinstance(tree, bool | int | float | str):
         return {"value": plain(tree)}
     raise CheckpointError(
-        f"a {type(tree).__name__} in a state cannot be saved; use tensors, numbers, text, or dataclasses of them"
+        f"an object of type {type(tree).__name__} in a state cannot be saved; use tensors, numbers, text, or "
+        "dataclasses of them"
     )
 
 

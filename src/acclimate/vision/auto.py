@@ -198,7 +198,7 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
                 f"decides for {trial.effective_classes:.1f} classes where the unadapted model has "
                 f"{plain.effective_classes:.1f}"
                 if collapsed
-                else f"makes the model less sure: {trial.entropy_nats:.2f} nats a decision, not {plain.entropy_nats:.2f}"
+                else f"makes it less sure: {trial.entropy_nats:.2f} nats a decision, not {plain.entropy_nats:.2f}"
             )
             reasons.append(f"{trial.method}{rate} {what}")
         else:
@@ -214,7 +214,7 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
         return position, reasons
     # The unadapted model competes too: where it is as sure as any, there is nothing to do.
     surest = min([plain, *(trials[position] for position in standing)], key=lambda trial: trial.entropy_nats)
-    # Of equals: spectrum, which leaves a stream that is as the source was alone, and acts when that changes; then nothing.
+    # Of equals: spectrum, which does nothing to a stream that is as the source was, until it changes; then nothing.
     order: list[int | None] = [place for place in standing if trials[place].method == "spectrum"]
     for place in [*order, None, *standing]:
         trial = plain if place is None else trials[place]

@@ -23,7 +23,7 @@ def step_warnings(session: SessionReport) -> list[str]:
     if fallbacks:
         found.append(
             f"{fallbacks} of {len(session.steps)} batches were predicted by the unadapted model, which was surer of "
-            "them: the stream may be of one class, in small batches, or not what the model is for; blend bears more of that"
+            "them: the stream may be of one class, in small batches, or not what the model is for; blend bears more"
         )
     count = len(session.steps)
     if session.counts.get("recovered", 0) > count / 2:

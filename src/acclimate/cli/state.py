@@ -1,0 +1,77 @@
+"""``acclimate state``: look at what ``--ttt-save-state`` wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from acclimate.cli import options
+from acclimate.cli.terminal import reports_input_errors, stdout
+from acclimate.core.report import plain
+from acclimate.core.state import Moved, SavedState, difference
+
+
+@click.group("state", short_help="Look at what a run has learned and saved.")
+def state_group() -> None:
+    """Look at what --ttt-save-state wrote."""
+
+
+@state_group.command("show", short_help="Say what a state file holds.")
+@click.argument("file", type=options.existing_path())
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with the report of the session.")
+@reports_input_errors
+def show_command(file: Path, as_json: bool) -> None:
+    """Say what FILE holds."""
+    saved = SavedState.read(file)
+    if as_json:
+        described = {"method": saved.method, "settings": saved.settings, "source_sha256": saved.source_sha256}
+        click.echo(json.dumps({**described, "report": plain(saved.report)}, indent=2))
+        return
+    report = saved.report
+    elements = sum(tensor.numel() for tensor in saved.weights.values())
+    counts = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in report.counts.items())
+    click.echo(f"method:  {saved.method}")
+    click.echo(f"weights: {len(saved.weights)} tensors with {elements} elements, {report.changed_param_count} changed")
+    click.echo(f"drift:   {report.relative_drift:.3g} times the source weights' norm")
+    click.echo(f"steps:   {len(report.steps)} ({counts or 'none'})")
+    click.echo(f"source:  {saved.source_sha256[:16]}")
+
+
+@state_group.command("diff", short_help="Say what moved between two states, and how far.")
+@click.argument("first", type=options.existing_path())
+@click.argument("second", type=options.existing_path())
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="So many, farthest first.")
+@click.option("--json", "as_json", is_flag=True, help="All of them, as JSON.")
+@reports_input_errors
+def diff_command(first: Path, second: Path, top: int, as_json: bool) -> None:
+    """Say what moved between the states FIRST and SECOND of one model, and how far."""
+    one, other = SavedState.read(first), SavedState.read(second)
+    moved = difference(one, other)
+    if as_json:
+        click.echo(json.dumps([plain(dataclasses.asdict(tensor)) for tensor in moved], indent=2))
+        return
+    click.echo(f"{first}: {one.method}, {len(one.report.steps)} steps; {second}: {other.method}, ", nl=False)
+    click.echo(f"{len(other.report.steps)} steps")
+    changed = [tensor for tensor in moved if tensor.changed]
+    if not changed:
+        click.echo(f"no weight moved: {len(moved)} tensors are equal")
+        return
+    elements, total = sum(tensor.changed for tensor in changed), sum(tensor.elements for tensor in moved)
+    click.echo(f"{len(changed)} of {len(moved)} tensors moved, {elements} of {total} elements")
+    stdout().print(_table(changed[:top]))
+    if len(changed) > top:
+        click.echo(f"and {len(changed) - top} more (--top)")
+
+
+def _table(moved: list[Moved]) -> Table:
+    table = Table()
+    for heading in ("tensor", "changed", "of", "distance", "relative", "largest"):
+        table.add_column(heading, justify="left" if heading == "tensor" else "right")
+    for tensor in moved:
+        numbers = (f"{value:.3g}" for value in (tensor.distance, tensor.relative, tensor.largest))
+        table.add_row(tensor.name, str(tensor.changed), str(tensor.elements), *numbers)
+    return table

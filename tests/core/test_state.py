@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from acclimate.core import Session, TensorFilter
+from acclimate.core.outputs import tensors
+from acclimate.core.state import SavedState, difference
+from acclimate.errors import CheckpointError
+from acclimate.methods import Tent
+from tests.contract.test_methods import METHODS, NETWORKS
+from tests.networks import classifier, images
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_session_that_loads_a_state_goes_on_as_if_it_had_not_stopped(method: str, tmp_path: Path) -> None:
+    made = METHODS[method]()
+    parts = [images(seed=seed) for seed in range(6)]
+
+    def model() -> Any:
+        return NETWORKS["classifier-bn"]()[0]
+
+    with Session(model(), made, guards=()) as whole:
+        expected = [whole.adapt_and_predict(part)[0] for part in parts][3:]
+        report = whole.report()
+    with Session(model(), made, guards=()) as first:
+        for part in parts[:3]:
+            first.adapt_and_predict(part)
+        first.save_state(tmp_path / "camera.safetensors")
+    with Session(model(), made, guards=(), seed=9) as second:
+        second.load_state(tmp_path / "camera.safetensors")
+        found = [second.adapt_and_predict(part)[0] for part in parts[3:]]
+        resumed = second.report()
+    for ours, theirs in zip(tensors(found), tensors(expected), strict=True):
+        assert torch.equal(ours, theirs)
+    assert resumed.without_times().steps == report.without_times().steps
+    assert resumed.changed_param_count == report.changed_param_count
+
+
+def test_low_rank_weights_are_saved_too(tmp_path: Path) -> None:
+    method = Tent(update=TensorFilter(kind="lora_only", lora_rank=2), lr=1e-2)
+    with Session(classifier(), method, guards=()) as session:
+        session.adapt(images())
+        expected = session.predict(images(seed=3))
+        session.save_state(tmp_path / "state")
+    with Session(classifier(), method) as session:
+        session.load_state(tmp_path / "state")
+        assert torch.equal(session.predict(images(seed=3)), expected)
+
+
+def saved(path: Path, *, steps: int, seed: int = 0) -> SavedState:
+    with Session(classifier(seed=seed), Tent(lr=1e-2), guards=()) as session:
+        for number in range(steps):
+            session.adapt(images(seed=number))
+        session.save_state(path)
+    return SavedState.read(path)
+
+
+def test_the_difference_says_what_moved_and_how_far(tmp_path: Path) -> None:
+    early, late = saved(tmp_path / "a", steps=1), saved(tmp_path / "b", steps=4)
+    moved = difference(early, late)
+    assert {tensor.name for tensor in moved} == {"1.weight", "1.bias"}
+    assert [tensor.relative for tensor in moved] == sorted((tensor.relative for tensor in moved), reverse=True)
+    for tensor in moved:
+        gap = late.weights[tensor.name] - early.weights[tensor.name]
+        assert tensor.distance == pytest.approx(float(gap.norm()))
+        assert tensor.largest == pytest.approx(float(gap.abs().max()))
+        assert (tensor.changed, tensor.elements) == (8, 8)
+    assert all(tensor.distance == 0 for tensor in difference(late, late))
+
+
+def test_a_state_is_of_one_model_and_one_method(tmp_path: Path) -> None:
+    state = saved(tmp_path / "state", steps=1)
+    with Session(classifier(seed=1), Tent()) as session, pytest.raises(CheckpointError, match="another model"):
+        session.load_state(tmp_path / "state")
+    with Session(classifier(), METHODS["eata"]()) as session, pytest.raises(CheckpointError, match="a state of tent"):
+        session.load_state(tmp_path / "state")
+    with pytest.raises(CheckpointError, match="different models"):
+        difference(state, saved(tmp_path / "other", steps=1, seed=1))
+
+
+def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        SavedState.read(tmp_path / "none")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        SavedState.read(tmp_path / "text")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="no state that acclimate saved"):
+        SavedState.read(tmp_path / "other")
+
+
+def test_a_file_cannot_name_what_is_to_be_called(tmp_path: Path) -> None:
+    saved(tmp_path / "state", steps=1)
+    held = SavedState.read(tmp_path / "state")
+    described = {
+        "format": "acclimate session state 1", "method": "tent", "settings": "{}", "source_sha256": "",
+        "optimizer": "{}", "method_state": '{"class": "os:getcwd", "fields": {}}', "report": held.report.to_json(),
+    }  # fmt: skip
+    save_file({"rng": held.rng}, tmp_path / "evil", described)
+    with pytest.raises(CheckpointError, match="no dataclass"):
+        SavedState.read(tmp_path / "evil")
+
+
+def test_a_state_that_cannot_be_saved_says_what_is_in_it(tmp_path: Path) -> None:
+    class Odd(Tent):
+        def start(self, model: Any, selection: Any) -> Any:
+            return {"what": object()}
+
+    with Session(classifier(), Odd()) as session, pytest.raises(CheckpointError, match="type object in a state"):
+        session.save_state(tmp_path / "state")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot be written"):
+        session.save_state(tmp_path / "file" / "state")
