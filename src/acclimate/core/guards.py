@@ -228,7 +228,7 @@ class AgainstSource:
     suspected: float = 0.7
     min_variety: float = 0.5
     min_detection: float = 0.5
-    window: int = 64
+    window: int = 32
     first_images: int = 256
     every_images: int = 512
 
