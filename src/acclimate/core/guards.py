@@ -215,7 +215,8 @@ class AgainstSource:
         certainty: how much less sure it may be.
         suspected: the part of that which is left after three trips in the last eight comparisons.
         min_variety: the fraction of the unadapted model's effective number of classes below which decisions have
-            collapsed to too few; looked at from ``window`` decisions on.
+            collapsed to too few; over ``variety_window`` decisions, so that a stream that is ordered by class, which the
+            adapted model may well see better, is no collapse.
         min_detection: the fraction of the unadapted model's summed scores below which a detector has gone blind;
             looked at from eight images on.
         window: the newest decisions that are compared, or images where there are more of them.
@@ -226,14 +227,15 @@ class AgainstSource:
 
     certainty: Certainty = Certainty()
     suspected: float = 0.7
-    min_variety: float = 0.5
+    min_variety: float = 0.3
     min_detection: float = 0.5
     window: int = 32
+    variety_window: int = 256
     first_images: int = 256
     every_images: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("suspected", "window", "every_images"):
+        for name in ("suspected", "window", "variety_window", "every_images"):
             _positive(f"AgainstSource {name}", getattr(self, name))
         for name in ("min_variety", "min_detection"):
             if not 0 <= getattr(self, name) < 1:
@@ -254,10 +256,11 @@ class AgainstSource:
                 f"{source.entropy_nats:.2f}), which predicts instead",
                 "source",
             )
-        if adapted.decisions >= self.window and both.variety_ratio < self.min_variety:
+        longer = watch.recent(self.variety_window)
+        if longer.adapted.decisions >= self.variety_window and longer.variety_ratio < self.min_variety:
             return Trip(
-                f"decisions are spread over {adapted.effective_classes:.1f} classes, the unadapted model's over "
-                f"{source.effective_classes:.1f}: it predicts instead",
+                f"decisions are spread over {longer.adapted.effective_classes:.1f} classes, the unadapted model's over "
+                f"{longer.source.effective_classes:.1f}: it predicts instead",
                 "source",
             )
         if source.samples >= _FEW_IMAGES and both.detection_ratio < self.min_detection:

@@ -15,7 +15,7 @@ from acclimate.core import layout, norm
 from acclimate.core.signals import Pair, Signals
 from acclimate.core.task import Task
 
-REMEMBERED_PAIRS: Final = 64
+REMEMBERED_PAIRS: Final = 256
 """How many batches a comparison may reach back; batches of one fill it last."""
 REMEMBERED_JUDGEMENTS: Final = 8
 """How many comparisons a suspicion rests on."""
@@ -97,8 +97,12 @@ class SourceWatch:
         self._pairs.append(Pair(adapted, source))
         self.images_checked += adapted.samples
         self.images_since_check = 0
-        self.last = Pair.recent(self._pairs, decisions=decisions)
+        self.last = self.recent(decisions)
         return self.last
+
+    def recent(self, decisions: int) -> Pair:
+        """Return how both did on about the last so many decisions on which the unadapted model was asked."""
+        return Pair.recent(self._pairs, decisions=decisions)
 
     def settle(self, adapted: Signals, *, distrusted: bool) -> None:
         """Note how a batch was judged, whether or not the unadapted model was asked about it."""

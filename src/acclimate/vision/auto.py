@@ -32,6 +32,7 @@ TRIAL_IMAGES: Final = {"classifier": 256, "detector": 64}
 # Entropies of two methods that are closer than this, as a fraction, are the same: then the cheaper one is taken.
 _SAME_ENTROPY: Final = 0.02
 _LEAST_VARIETY: Final = 0.5
+_LEAST_FOUND: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,17 +213,24 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
             f"{chosen.method}: ahead on every kind of stream that was measured, and nothing speaks against it"
         )
         return position, reasons
-    # The unadapted model competes too: where it is as sure as any, there is nothing to do.
-    surest = min([plain, *(trials[position] for position in standing)], key=lambda trial: trial.entropy_nats)
-    # Of equals: spectrum, which does nothing to a stream that is as the source was, until it changes; then nothing.
-    order: list[int | None] = [place for place in standing if trials[place].method == "spectrum"]
-    for place in [*order, None, *standing]:
-        trial = plain if place is None else trials[place]
-        if trial.entropy_nats <= surest.entropy_nats * (1 + _SAME_ENTROPY):
-            listed = ", ".join(f"{t.method} {t.entropy_nats:.2f}" for t in trials if t.refused is None)
-            reasons.append(f"{trial.method} is the surest of what it finds, or as sure as the surest ({listed} nats)")
-            return place, reasons
-    raise AssertionError("the surest is within its own margin")
+    # The unadapted model competes too: where it is as sure as any, there is nothing to do. But what finds next to
+    # nothing has next to nothing to be unsure of.
+    enough = _LEAST_FOUND * max(trial.detections_per_image for trial in (plain, *(trials[p] for p in standing)))
+    rivals: list[int | None] = [p for p in standing if trials[p].detections_per_image >= enough]
+    rivals += [None] if plain.detections_per_image >= enough else []
+    of = {place: plain if place is None else trials[place] for place in rivals}
+    surest = min(of.values(), key=lambda trial: trial.entropy_nats)
+    equals = [place for place in rivals if of[place].entropy_nats <= surest.entropy_nats * (1 + _SAME_ENTROPY)]
+    # Of equals: spectrum, which does nothing to a stream that is as the source was, until it changes; then nothing at
+    # all; then the cheapest.
+    chosen_place = min(
+        equals, key=lambda place: (of[place].method != "spectrum", place is not None, -1 if place is None else place)
+    )
+    listed = ", ".join(f"{t.method} {t.entropy_nats:.2f}" for t in trials if t.refused is None)
+    reasons.append(
+        f"{of[chosen_place].method} is the surest of what it finds, or as sure as the surest ({listed} nats)"
+    )
+    return chosen_place, reasons
 
 
 def as_flags(choice: Choice) -> str:

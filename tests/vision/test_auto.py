@@ -1,0 +1,206 @@
+"""``auto``: candidates from what the model is made of, a choice from what they do, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from acclimate.errors import ConfigError
+from acclimate.vision import auto
+from acclimate.vision.adapters import AdapterOptions
+from acclimate.vision.auto import Trial, as_flags, choose
+from acclimate.vision.compare import Comparison, compare
+from acclimate.vision.export import ExportJob, export
+from acclimate.vision.images import CorruptionSpec, ImageReader
+from acclimate.vision.plates.dataset import write_dataset
+from acclimate.vision.records import load_dataset
+from acclimate.vision.rtdetr_pose.adapter import RTDETRPoseAdapter
+from acclimate.vision.torch_adapter import TorchAdapter, TorchModel
+from tests.networks import classifier, write_images
+
+
+def batch_norm() -> TorchModel:
+    return TorchModel(module=classifier("bn"), image_size=(16, 16))
+
+
+def group_norm() -> TorchModel:
+    return TorchModel(module=classifier("gn"), image_size=(16, 16))
+
+
+class Doubled(nn.Module):
+    """Sure of what it sees with its own statistics, whatever they are; of one class with those of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(48)
+        self.head = nn.Linear(48, 5)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(5).repeat_interleave(10, 1)[:, :48] * 6)
+            self.head.bias.zero_()
+            self.norm.running_var.fill_(0.01)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.norm(nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)))
+        return logits
+
+
+def fooled() -> TorchModel:
+    return TorchModel(module=Doubled().eval(), image_size=(16, 16))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images", 40)
+    return tmp_path
+
+
+def chosen(factory: str, folder: Path, given: dict[str, Any] | None = None, *, source: bool = False) -> auto.Choice:
+    adapter = TorchAdapter(f"{__name__}:{factory}")
+    records = load_dataset(folder / "images").records
+    settings = {"method": "auto", "reset": "online", **(given or {})}
+    return choose(adapter, settings, records, kind="classifier", source_records=records if source else ())
+
+
+def test_a_classifier_with_batch_norm_gets_blend_and_is_told_why(folder: Path) -> None:
+    choice = chosen("batch_norm", folder, {"batch_size": 8})
+    assert choice.method == "blend"
+    assert choice.config is not None
+    assert (choice.config.method, choice.config.batch_size, choice.config.reset) == ("blend", 8, "online")
+    assert choice.reasons[0] == "the model is a classifier with 1 BatchNorm layers"
+    assert "no source images are known" in choice.reasons[1]
+    assert "ahead on every kind of stream" in choice.reasons[-1]
+    assert [trial.method for trial in choice.trials] == ["none", "blend"]
+    assert as_flags(choice) == "--ttt --ttt-method blend --ttt-reset online --ttt-batch-size 8"
+
+
+def test_source_images_make_blend_work_without_batch_norm(folder: Path) -> None:
+    choice = chosen("group_norm", folder, source=True)
+    assert choice.method == "blend"
+    assert "no BatchNorm" in choice.reasons[0]
+
+
+def test_without_batch_norm_and_source_it_chooses_a_rate(folder: Path) -> None:
+    choice = chosen("group_norm", folder)
+    assert [(trial.method, trial.lr) for trial in choice.trials] == [("none", None), ("eata", 5e-4), ("eata", 5e-3)]
+    assert choice.method == "eata"
+    assert choice.config is not None
+    assert choice.config.lr == 5e-3
+    assert "--ttt-lr 0.005" in as_flags(choice)
+
+
+def test_what_makes_the_model_unsure_is_not_taken(folder: Path) -> None:
+    choice = chosen("fooled", folder, {"batch_size": 40})
+    assert choice.method == "none"
+    assert choice.config is None
+    assert "less sure" in " ".join(choice.reasons)
+    assert choice.reasons[-1] == "nothing is adapted"
+    assert as_flags(choice) == "(without --ttt)"
+
+
+def test_the_model_is_left_as_it_was(folder: Path) -> None:
+    adapter = TorchAdapter(f"{__name__}:group_norm")
+    before = {name: value.clone() for name, value in adapter.get_model().state_dict().items()}
+    choose(adapter, {"method": "auto"}, load_dataset(folder / "images").records, kind="classifier")
+    assert all(torch.equal(value, before[name]) for name, value in adapter.get_model().state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"method_options": {"ema": 0.9}}, "options of one \\(ema\\)")],
+)
+def test_what_belongs_to_one_method_is_refused(folder: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        chosen("batch_norm", folder, given)
+
+
+def test_an_empty_stream_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="there are none"):
+        choose(TorchAdapter(f"{__name__}:batch_norm"), {"method": "auto"}, [], kind="classifier")
+
+
+@pytest.mark.parametrize(("condition", "expected"), [("clean", {"spectrum"}), ("contrast:5", {"spectrum", "align"})])
+def test_the_detector_that_ships_gets_what_its_camera_needs(tmp_path: Path, condition: str, expected: set[str]) -> None:
+    records = load_dataset(write_dataset(tmp_path / "plates", images=24, split="test", seed=1)).records
+    reader = ImageReader(None if condition == "clean" else CorruptionSpec.parse(condition))
+    adapter = RTDETRPoseAdapter(reader=reader, categories={})
+    choice = choose(adapter, {"method": "auto", "batch_size": 8}, records, kind="detector")
+    assert choice.method in expected
+    assert [trial.method for trial in choice.trials] == ["none", "bn", "spectrum", "align"]
+    by_name = {trial.method: trial for trial in choice.trials}
+    seeing = [trial for trial in choice.trials if trial.detections_per_image > 1]
+    assert by_name[choice.method].entropy_nats <= 1.02 * min(trial.entropy_nats for trial in seeing)
+
+
+def trial(method: str, entropy: float, **values: Any) -> Trial:
+    values = {"detections_per_image": 2.0, **values}
+    return Trial(method=method, entropy_nats=entropy, effective_classes=values.pop("classes", 5.0), **values)
+
+
+def test_detectors_take_the_surest_and_of_equals_the_cheapest() -> None:
+    def best(*trials: Trial) -> str:
+        position, _ = auto._best(trials, "detector")
+        return "none" if position is None else trials[position].method
+
+    assert best(trial("none", 1.0), trial("bn", 0.8), trial("align", 0.6)) == "align"
+    assert best(trial("none", 1.0), trial("bn", 0.6), trial("align", 0.595)) == "bn"
+    assert best(trial("none", 0.6), trial("bn", 0.6), trial("align", 0.6)) == "none"
+    assert best(trial("none", 0.6), trial("bn", 0.6), trial("spectrum", 0.6), trial("align", 0.6)) == "spectrum"
+    assert best(trial("none", 1.0), trial("bn", 0.1, classes=1.0), trial("align", 0.9)) == "align"
+    assert best(trial("none", 1.0), trial("bn", 0.1, refused="no")) == "none"
+    # What finds nothing is not sure of it.
+    blind = trial("none", 0.0, detections_per_image=0.0)
+    assert best(blind, trial("bn", 0.9, detections_per_image=2.0)) == "bn"
+
+
+def test_the_export_says_what_was_chosen(folder: Path) -> None:
+    options = AdapterOptions(adapter="torch", model=f"{__name__}:batch_norm")
+    job = ExportJob(
+        source=folder / "images", output=folder / "p.json", adapter=options, wrap=True, ttt={"method": "auto"}
+    )
+    result = export(job)
+    assert result.choice is not None
+    meta = json.loads((folder / "p.json").read_text())["meta"]["ttt"]
+    assert (meta["method"], meta["choice"]["method"]) == ("blend", "blend")
+    assert meta["choice"]["reasons"]
+    assert {trial["method"] for trial in meta["choice"]["trials"]} == {"none", "blend"}
+
+
+def test_the_export_predicts_plainly_where_nothing_helps(folder: Path) -> None:
+    options = AdapterOptions(adapter="torch", model=f"{__name__}:fooled")
+    plain = export(ExportJob(source=folder / "images", output=folder / "plain.json", adapter=options))
+    job = ExportJob(
+        source=folder / "images", output=folder / "p.json", adapter=options, wrap=True,
+        ttt={"method": "auto", "batch_size": 40},
+    )  # fmt: skip
+    result = export(job)
+    assert result.report is None
+    assert result.entries == plain.entries
+    meta = json.loads((folder / "p.json").read_text())["meta"]["ttt"]
+    assert meta["enabled"] is False
+    assert meta["choice"]["method"] == "none"
+
+
+def test_a_preset_or_a_state_is_one_methods(folder: Path) -> None:
+    options = AdapterOptions(adapter="torch", model=f"{__name__}:batch_norm")
+    job = ExportJob(
+        source=folder / "images", output=folder / "p.json", adapter=options, ttt={"method": "auto"}, preset="safe"
+    )
+    with pytest.raises(ConfigError, match="of one method"):
+        export(job)
+
+
+def test_compare_recommends(folder: Path) -> None:
+    options = AdapterOptions(adapter="torch", model=f"{__name__}:batch_norm")
+    comparison = Comparison(
+        source=folder / "images", output=folder / "out", adapter=options, methods=("none", "bn"), recommend=True
+    )
+    result = compare(comparison)
+    assert result.recommended is not None
+    assert result.recommended.method == "blend"
+    content = json.loads((folder / "out" / "comparison.json").read_text())
+    assert content["recommended"]["flags"].startswith("--ttt --ttt-method blend")
