@@ -25,13 +25,12 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "cifar"))
 sys.path.insert(0, str(Path(__file__).parent))
 from network import load
+from paired import difference, percent
 from streams import FAULTS, Batch, Fault, Images
 
 from acclimate.core import Session, default_guards
 from acclimate.core.spectrum import measure as measure_spectrum
 from acclimate.methods import Blend, Eata, Sar, Spectrum, Tent
-
-RESAMPLES = 2000
 
 
 def methods(source: torch.Tensor) -> dict[str, Any]:
@@ -85,20 +84,6 @@ def guard_of(reason: str) -> str:
         "decisions are": "AgainstSource (variety)", "scores": "AgainstSource (detection)",
     }  # fmt: skip
     return next(name for start, name in names.items() if reason.startswith(start))
-
-
-def difference(ours: list[np.ndarray[Any, Any]], theirs: list[np.ndarray[Any, Any]]) -> dict[str, float]:
-    """Return mean difference in points with its 95 % interval; batches are drawn anew."""
-    sums = np.array([(a - b).sum() for a, b in zip(ours, theirs, strict=True)])
-    sizes = np.array([len(a) for a in ours])
-    rows = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
-    drawn = 100 * sums[rows].sum(1) / np.maximum(1, sizes[rows].sum(1))
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"points": round(100 * sums.sum() / sizes.sum(), 2), "low": round(low, 2), "high": round(high, 2)}
-
-
-def percent(errors: list[np.ndarray[Any, Any]]) -> float:
-    return round(100 * float(np.concatenate(errors).mean()), 2)
 
 
 def experiments(

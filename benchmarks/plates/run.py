@@ -25,6 +25,7 @@ from scipy import stats
 from torch import nn
 
 from acclimate.vision.adapter import AdaptableAdapter, Entry, ImageBatch, predict_in_batches
+from acclimate.vision.auto import AUTO, choose
 from acclimate.vision.config import TTTConfig
 from acclimate.vision.evaluate import CocoScorer
 from acclimate.vision.images import CorruptionSpec, ImageReader
@@ -62,6 +63,7 @@ ONLINE = (
     Setting("mim", {"method": "mim"}),
     Setting("eata", {"method": "eata"}),
     Setting("sar", {"method": "sar"}),
+    Setting("auto", {"method": AUTO}),
 )
 POLICIES = (
     Setting("none"),
@@ -123,22 +125,33 @@ def measure(adapter: PreparedBatches, scene: Scene, setting: Setting) -> dict[st
     adapter.aside_seconds = 0.0
     started = time.process_time()
     counts: dict[str, int] = {}
+    found: dict[str, Any] = {}
     if setting.given is None:
         entries = [e for part in predict_in_batches(adapter, scene.records, batch_size=BATCH) for e in part]
     else:
         given = {"reset": "online", "batch_size": BATCH, **setting.given}
-        config = TTTConfig.resolve(given, kind="detector")
-        with TTTRun(adapter, config) as run:
-            entries = [entry for part in run.predictions(scene.records) for entry in part]
-            counts = run.report().session.counts
+        chosen = ""
+        if given["method"] == AUTO:
+            choice = choose(adapter, given, scene.records, kind="detector")
+            config, chosen = choice.config, choice.method
+        else:
+            config = TTTConfig.resolve(given, kind="detector")
+        if config is None:
+            entries = [e for part in predict_in_batches(adapter, scene.records, batch_size=BATCH) for e in part]
+        else:
+            with TTTRun(adapter, config) as run:
+                entries = [entry for part in run.predictions(scene.records) for entry in part]
+                counts = run.report().session.counts
+        found = {"chosen": chosen} if chosen else {}
     seconds = time.process_time() - started - adapter.aside_seconds
     score = scene.scorer.score(entries).metrics
     errors = scene.scorer.pose_errors(entries)
-    found = {} if errors is None else {
-        "rotation_degrees": errors.rotation_degrees,
-        "depth_relative": errors.depth_relative,
-        "found": errors.found,
-    }  # fmt: skip
+    if errors is not None:
+        found |= {
+            "rotation_degrees": errors.rotation_degrees,
+            "depth_relative": errors.depth_relative,
+            "found": errors.found,
+        }
     return {"mAP": 100 * score["mAP"], "mAP50": 100 * score["mAP50"], "seconds": seconds, "steps": counts, **found}
 
 

@@ -173,7 +173,7 @@ def test_one_class_in_earnest_is_no_collapse_and_collapse_is() -> None:
     with torch.no_grad():
         varied[5].weight.mul_(400)
         varied[5].bias.zero_()
-    with Session(varied, OneClass()) as session:
+    with Session(varied, OneClass(), guards=(AgainstSource(variety_window=64, min_variety=0.5),)) as session:
         report = session.adapt(images(64, seed=5) * torch.rand(64, 3, 1, 1, generator=torch.Generator().manual_seed(2)))
         assert "decisions are spread over 1.0 classes" in (report.reason or "")
 

@@ -215,8 +215,8 @@ class AgainstSource:
         certainty: how much less sure it may be.
         suspected: the part of that which is left after three trips in the last eight comparisons.
         min_variety: the fraction of the unadapted model's effective number of classes below which decisions have
-            collapsed to too few; over ``variety_window`` decisions, so that a stream that is ordered by class, which the
-            adapted model may well see better, is no collapse.
+            collapsed to too few; over ``variety_window`` decisions, so that a stream that is ordered by class, which
+            the adapted model may well see better, is no collapse.
         min_detection: the fraction of the unadapted model's summed scores below which a detector has gone blind;
             looked at from eight images on.
         window: the newest decisions that are compared, or images where there are more of them.
