@@ -58,7 +58,7 @@ def test_roid_descends_the_weighted_likelihood_ratio_and_ensembles_with_the_sour
         torch.testing.assert_close(model.state_dict()[name], 0.99 * moved + 0.01 * source[name])
     prior = probabilities.mean(0)
     smoothing = (1 / 5) / prior.max()
-    torch.testing.assert_close(outputs, logits.detach() * (prior + smoothing) / (1 + smoothing * 5))
+    torch.testing.assert_close(outputs, 5 * logits.detach() * (prior + smoothing) / (1 + smoothing * 5))
     assert not torch.allclose(after, outputs)
 
 
@@ -70,11 +70,9 @@ def test_roid_bears_a_batch_of_one() -> None:
         assert math.isfinite(report.loss)
 
 
-def test_a_prior_that_is_even_corrects_nothing_but_the_scale() -> None:
+def test_an_even_prior_corrects_nothing() -> None:
     logits = torch.eye(4) * 3
-    corrected = prior_corrected(logits)
-    torch.testing.assert_close(corrected / logits.max() * 3, corrected)
-    assert torch.equal(corrected.argmax(1), logits.argmax(1))
+    torch.testing.assert_close(prior_corrected(logits), logits)
 
 
 # DeYO
@@ -243,7 +241,7 @@ def test_marginal_entropy_is_that_of_the_mean_prediction() -> None:
 def test_lame_reaches_a_fixed_point_of_its_update() -> None:
     logits, features = torch.randn((10, 4), generator=rng()), torch.randn((10, 6), generator=rng(1))
     method = Lame(affinity="knn", neighbours=3, max_steps=1000)
-    found = method.corrected(logits, features).exp()
+    found = method.corrected(logits, features).softmax(1)
     unit = F.normalize(features, dim=1)
     kernel = torch.zeros(10, 10)
     for row in range(10):

@@ -13,7 +13,7 @@ from acclimate.cli import options, store_options
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
 from acclimate.vision.auto import as_flags
 from acclimate.vision.compare import BASELINE, Comparison, ComparisonResult, compare
-from acclimate.vision.config import METHOD_NAMES
+from acclimate.vision.config import COMPARED
 
 
 @click.command("compare", short_help="Run several methods over the same images and compare them.")
@@ -32,7 +32,7 @@ from acclimate.vision.config import METHOD_NAMES
     help="COCO annotations or class labels; without it, agreement is compared.",
 )
 @click.option(
-    "--methods", default=",".join((BASELINE, *METHOD_NAMES)), show_default=True, help="Which, with commas between."
+    "--methods", default=",".join((BASELINE, *COMPARED)), show_default=True, help="Which, with commas between."
 )
 @click.option("--recommend", is_flag=True, help="Say which method suits this model and stream best, and why.")
 @options.model_options

@@ -227,7 +227,7 @@ class AgainstSource:
 
     certainty: Certainty = Certainty()
     suspected: float = 0.7
-    min_variety: float = 0.3
+    min_variety: float = 0.4
     min_detection: float = 0.5
     window: int = 32
     variety_window: int = 256
@@ -274,6 +274,8 @@ class AgainstSource:
         if verified is None or last is None or watch.images_checked < self.first_images:
             return True
         if watch.recent_trips or self.certainty.doubt(last) > 0.5:
+            return True
+        if watch.recent(self.variety_window).variety_ratio < math.sqrt(self.min_variety):
             return True
         if watch.images_since_check + now.samples >= self.every_images:
             return True

@@ -118,7 +118,7 @@ class Lame:
                 hook.remove()
 
     def corrected(self, logits: Tensor, features: Tensor) -> Tensor:
-        """Return log-probabilities ``(B, K)`` after the correction; features are ``(B, D)``."""
+        """Return logits ``(B, K)`` after the correction, as large as before; features are ``(B, D)``."""
         unary = -(logits.softmax(-1) + _SMALL).log()
         kernel = self._kernel(F.normalize(features, dim=-1))
         assigned = (-unary).softmax(-1)
@@ -129,7 +129,7 @@ class Lame:
             last, energy = energy, float((assigned * (unary - pairwise + assigned.clamp(min=1e-20).log())).sum())
             if step > 1 and abs(energy - last) <= _CONVERGED * abs(last):
                 break
-        return assigned.clamp(min=1e-20).log()
+        return assigned.clamp(min=1e-20).log() + logits.logsumexp(-1, keepdim=True)
 
     def _kernel(self, features: Tensor) -> Tensor:
         if self.affinity == "linear":

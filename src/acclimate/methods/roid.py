@@ -164,11 +164,14 @@ class Roid:
 
 
 def prior_corrected(logits: Tensor) -> Tensor:
-    """Return logits ``(B, K)`` times the smoothed share of each class in the batch (eqs. 8 and 9)."""
+    """Return logits ``(B, K)`` times the smoothed share of each class in the batch (eqs. 8 and 9), times K.
+
+    The last factor is ours and changes no decision: without it even shares would make every prediction unsure.
+    """
     batch, classes = logits.shape
     prior = logits.softmax(-1).mean(0)
     smoothing = max(1 / batch, 1 / classes) / prior.max()
-    return logits * (prior + smoothing) / (1 + smoothing * classes)
+    return logits * (prior + smoothing) / (1 + smoothing * classes) * classes
 
 
 def _to_unit(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from acclimate.errors import ConfigError, DataError, InputError, TTTNotSupported
 from acclimate.vision.adapter import AdaptableAdapter, Entry, ImageBatch, predict_in_batches, require_ttt
 from acclimate.vision.adapters import AdapterOptions, make_adapter
 from acclimate.vision.auto import Choice, as_flags, choose
-from acclimate.vision.config import METHOD_NAMES, TTTConfig
+from acclimate.vision.config import COMPARED, METHOD_NAMES, TTTConfig
 from acclimate.vision.evaluate import Interval, Score, Scorer, difference, is_coco, load_labels, make_scorer
 from acclimate.vision.export import kind_of, ttt_meta
 from acclimate.vision.images import CorruptionSpec, ImageReader
@@ -55,7 +55,7 @@ class Comparison:
     source: Path
     output: Path
     ground_truth: Path | None = None
-    methods: tuple[str, ...] = (BASELINE, *METHOD_NAMES)
+    methods: tuple[str, ...] = (BASELINE, *COMPARED)
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     given: Mapping[str, Any] = field(default_factory=dict)
     corruption: CorruptionSpec | None = None

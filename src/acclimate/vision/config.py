@@ -17,6 +17,8 @@ METHOD_NAMES: Final = (
     "bn", "spectrum", "blend", "lame", "tent", "eata", "sar", "deyo", "roid", "mim", "rotta", "align", "cotta", "memo",
 )  # fmt: skip
 ResetPolicy = Literal["stream", "sample", "online"]
+COMPARED: Final = tuple(name for name in METHOD_NAMES if name != "memo")
+"""What is compared unless said otherwise: memo takes a hundred predictions and more for each image."""
 WITHOUT_GRADIENT: Final = ("bn", "spectrum", "blend", "lame")
 """Methods that move no weight: steps, learning rate and update filter mean nothing to them."""
 USE_SOURCE: Final = ("eata", "spectrum", "blend", "align")
