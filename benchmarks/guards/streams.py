@@ -52,10 +52,10 @@ class Images:
         return cls(conditions, torch.from_numpy(arrays["labels"].astype(np.int64)))
 
     @classmethod
-    def tuned(cls, folder: Path, *, count: int = 846) -> Images:
-        """Return the images on which thresholds were chosen."""
+    def tuned(cls, folder: Path, *, count: int = 846, start: int = 0) -> Images:
+        """Return images on which thresholds were chosen."""
         arrays = np.load(folder / "tune_jpeg.npz")
-        order = np.random.default_rng(0).permutation(len(arrays["labels"]))[:count]
+        order = np.random.default_rng(0).permutation(len(arrays["labels"]))[start : start + count]
         images = arrays["images"][order]
         conditions = {"clean": _to_tensor(images)}
         for name in TUNED:
