@@ -21,7 +21,7 @@ from acclimate.vision.tta import TTAConfig
 from acclimate.vision.ttt import dry_run
 
 _NEED_TTT: Final = (
-    "ttt_log_out", "ttt_dry_run", "ttt_preset", "ttt_source", "ttt_load_state", "ttt_save_state",
+    "ttt_log_out", "ttt_dry_run", "ttt_preset", "ttt_source", "ttt_load_state", "ttt_save_state", "ttt_probe_images",
 )  # fmt: skip
 
 
@@ -59,6 +59,9 @@ _NEED_TTT: Final = (
 @options.preset_option
 @options.ttt_options
 @click.option("--ttt-log-out", type=options.existing_path(), help="Write the TTT log (JSON).")
+@click.option(
+    "--ttt-probe-images", type=options.existing_path(), help="Images of the probe, in place of the first batch."
+)
 @click.option("--ttt-load-state", type=options.existing_path(), help="Go on from what --ttt-save-state wrote.")
 @click.option(
     "--ttt-save-state", type=options.existing_path(), help="Write what was learned, to go on from later (safetensors)."
@@ -76,6 +79,8 @@ def export_command(context: click.Context, /, **values: Any) -> None:
     """  # fmt: skip
     set_up_logging(values["verbose"])
     given = options.given_ttt_settings(context)
+    if values["ttt_probe_images"] is not None:
+        given["probe"] = True
     if not values["ttt"]:
         typed = [name for name in (*given, *_NEED_TTT) if values.get(name) or name in given]
         if typed:
@@ -90,6 +95,7 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         ttt=given if values["ttt"] else None,
         preset=values["ttt_preset"],
         ttt_source=values["ttt_source"],
+        probe_images=values["ttt_probe_images"],
         load_state=values["ttt_load_state"],
         save_state=values["ttt_save_state"],
         tta=TTAConfig(

@@ -41,6 +41,7 @@ class ExportJob:
         ttt: the settings that were given, by field name of :class:`TTTConfig`; None does not adapt.
         preset: see :meth:`TTTConfig.resolve`.
         ttt_source: source images for EATA's Fisher information: a folder, a list or a COCO json.
+        probe_images: of the probe, in place of the stream's first batch; needs the setting ``probe``.
         load_state, save_state: files to go on from, and to write what was learned to; see :class:`TTTRun`.
         tta: test-time augmentation.
         wrap: write ``{schema_version, predictions, meta}``.
@@ -60,6 +61,7 @@ class ExportJob:
     ttt: Mapping[str, Any] | None = None
     preset: str | None = None
     ttt_source: Path | None = None
+    probe_images: Path | None = None
     load_state: Path | None = None
     save_state: Path | None = None
     tta: TTAConfig = field(default_factory=TTAConfig)
@@ -240,6 +242,7 @@ class _Work:
             adapter,
             self.config,
             source_records=self.source_records,
+            probe_records=() if self.job.probe_images is None else load_dataset(self.job.probe_images).records,
             load_state=self.job.load_state,
             save_state=self.job.save_state,
         ) as run:
@@ -283,6 +286,7 @@ class _Partial:
             "weights": _stamp(job.adapter.checkpoint, job.adapter.model),
             "ttt_source": str(job.ttt_source),
             "load_state": str(job.load_state),
+            "probe_images": str(job.probe_images),
             "ttt": plain(config),
             "tta": plain(job.tta),
             "corruption": str(job.corruption),

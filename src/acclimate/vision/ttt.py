@@ -21,7 +21,7 @@ from acclimate.core.report import SessionReport, StepReport
 from acclimate.core.session import Session
 from acclimate.core.spectrum import Spectrum as PowerSpectrum
 from acclimate.core.task import Classification, Task
-from acclimate.errors import ConfigError, SessionError, TTTNotSupportedError
+from acclimate.errors import ConfigError, DataError, SessionError, TTTNotSupportedError
 from acclimate.methods.eata import fisher_information
 from acclimate.methods.spectrum import in_unit_range
 from acclimate.vision.adapter import AdaptableAdapter, Entry, ImageBatch, require_ttt
@@ -77,6 +77,7 @@ class TTTRun:
         source_records: unlabelled source images, for EATA's Fisher information and for what spectrum holds a stream
             against.
         keep_weights: leave the adapted weights (a teacher's, where one predicts) in the model on exit.
+        probe_records: images of the probe, at most a batch of them; in place of the stream's first batch.
         load_state: go on from the state in this file; ``save_state``: write the state there on exit. Either is a
             safetensors file, see :meth:`acclimate.core.Session.save_state`.
         on_report: called with the session's report on exit.
@@ -95,6 +96,7 @@ class TTTRun:
         *,
         source_records: Sequence[Record] = (),
         keep_weights: bool = False,
+        probe_records: Sequence[Record] = (),
         load_state: Path | None = None,
         save_state: Path | None = None,
         on_report: Callable[[SessionReport], None] | None = None,
@@ -110,6 +112,7 @@ class TTTRun:
         self.adapter = adapter
         self.config = config
         self._load_state, self._save_state = load_state, save_state
+        self._probe_records = probe_records
         self.task: Task = getattr(adapter, "task", None) or Classification(pixel_range=None)
         self.keep_weights = keep_weights
         self._source_records = source_records
@@ -137,6 +140,8 @@ class TTTRun:
                 on_report=self._on_report,
             )
         )
+        if self._probe_records:
+            self._session.set_probe(self._given_probe())
         if self._load_state is not None:
             try:
                 self._session.load_state(self._load_state)
@@ -315,6 +320,12 @@ class TTTRun:
     def _open_probe(self, inputs: Any) -> None:
         if self.config.probe and self.session.probe is None:
             self.session.set_probe(inputs)
+
+    def _given_probe(self) -> Any:
+        with self.adapter.reader.without_corruption():
+            for batch in self._loader(self._probe_records):
+                return inputs_of(batch)
+        raise DataError("none of the probe images can be used")
 
     def _fisher(self, model: nn.Module) -> Mapping[str, Tensor] | None:
         if self.config.method != "eata" or not self._source_records:
