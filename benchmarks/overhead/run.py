@@ -42,6 +42,7 @@ def measure(method: object, *, guards: bool, probe: bool) -> dict[str, float]:
         "session_ms": round(1e3 * own, 3),
         "session_percent_of_step": round(100 * own / method_seconds, 2),
         "probe_ms_per_step": round(1e3 * report.probe_seconds / STEPS, 3),
+        "source_ms_per_step": round(1e3 * report.source_seconds / STEPS, 3),
     }
 
 

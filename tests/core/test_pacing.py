@@ -72,3 +72,19 @@ def test_a_method_without_a_gradient_can_be_paced_too() -> None:
 def test_numbers_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="every must be positive, got 0"):
         Pacing(every=0)
+
+
+def test_a_resting_session_is_watched_too() -> None:
+    model = classifier()
+    with torch.no_grad():
+        model[5].weight.mul_(40)
+    pacing = Pacing(warm_up=1, every=1000)
+    with Session(model, Bn(source_strength=0), pacing=pacing) as session:
+        verdicts = [session.adapt_and_predict(images(64, seed=seed))[1].verdict for seed in range(3)]
+        assert verdicts == ["kept", "rested", "rested"]
+        # One image, again and again: its own statistics leave nothing to tell.
+        alone = images(1).repeat(64, 1, 1, 1)
+        outputs, report = session.adapt_and_predict(alone)
+        assert report.verdict == "rolled_back"
+        torch.testing.assert_close(outputs, session.predict_as_source(alone))
+        assert session.adapt(alone).verdict != "rested"

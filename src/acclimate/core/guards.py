@@ -17,6 +17,7 @@ import torch
 
 from acclimate.core.method import Step
 from acclimate.core.outputs import all_finite
+from acclimate.core.report import StepReport, Verdict
 from acclimate.core.signals import Certainty, Pair, Signals
 from acclimate.core.source_model import SourceWatch
 from acclimate.core.task import Task
@@ -82,6 +83,34 @@ class Evidence:
     def classes(self) -> tuple[int, ...]:
         """The class of every decision in this batch."""
         return decided_classes(self.task, self.step.outputs)
+
+    def report(
+        self,
+        *,
+        index: int,
+        verdict: Verdict,
+        reason: str | None,
+        update_norm: float,
+        seconds: float,
+        method_seconds: float,
+    ) -> StepReport:
+        """Return what became of the step, with what was looked at."""
+        loss = self.step.loss
+        return StepReport(
+            index=index,
+            verdict=verdict,
+            reason=reason,
+            loss=None if loss is None else float(loss.detach()),
+            used=self.step.used,
+            samples=self.samples,
+            update_norm=update_norm,
+            relative_update=self.relative_update,
+            probe_loss_before=self.probe_loss_before,
+            probe_loss_after=self.probe_loss_after,
+            signals=None if self.signals_asked is None else self.signals_asked.plain(),
+            seconds=seconds,
+            method_seconds=method_seconds,
+        )
 
 
 class Guard(Protocol):

@@ -178,6 +178,7 @@ class Session:
 
     def predict_as_source(self, inputs: Any) -> Any:
         """Return what the unadapted model says about ``inputs``; nothing moves."""
+        self._open()
         return self._watch.outputs(inputs)
 
     def reset(self) -> None:
@@ -188,6 +189,7 @@ class Session:
         self._state_before = self._state
         self._rng = generator(self.seed, device_of(self.model))
         self._watch.forget()
+        self._recent_classes.clear()
         self._pace = None if self.pacing is None else Pace(self.pacing, self.task)
 
     def rollback(self) -> None:
@@ -205,12 +207,11 @@ class Session:
         ``prediction_weights(state)``, and one that changes what the model is given a context manager
         ``installed(model, state, task=...)``.
         """
-        distrusted = self._watch.distrusted
-        weights = self._source_weights if distrusted else self._prediction_weights()
+        weights = self._prediction_weights()
         saved = {name: self._selection.parameters[name].detach().clone() for name in weights}
-        installing = None if distrusted else getattr(self.method, "installed", None)
-        around = norm.plain() if distrusted else nullcontext()
-        if installing is not None:
+        around = norm.plain() if self._watch.distrusted else nullcontext()
+        installing = getattr(self.method, "installed", None)
+        if installing is not None and not self._watch.distrusted:
             around = installing(self.model, self._state, task=self.task)
         try:
             self._selection.write(weights)
@@ -220,7 +221,7 @@ class Session:
             self._selection.write(saved)
 
     def write_prediction_weights(self) -> None:
-        """Write the weights that predict (a teacher's, where there is one) into the model, for good."""
+        """Write the weights that predict (a teacher's, or the source's after a trip) into the model, for good."""
         self._selection.write(self._prediction_weights())
 
     def set_probe(self, probe: Any) -> None:
@@ -297,27 +298,13 @@ class Session:
             # Not appended: a step that was refused is no step, and a stopped session may be asked many times.
             self._stop_reason = refused
             return StepReport(index=index, verdict="refused", reason=refused, samples=sample_count(batch)), None
-        if self._pace is not None and not self._pace.is_due(batch):
-            report = StepReport(
-                index=index, verdict="rested", reason="the stream is as before", samples=sample_count(batch)
-            )
-            self._steps.append(report)
-            self._adapt_seconds += time.perf_counter() - started
-            return report, None
+        # Whoever is not trusted learns on: otherwise nothing would ever be compared again.
+        rests = self._pace is not None and not self._pace.is_due(batch) and not self._watch.distrusted
         self._before.capture()
         self._state_before = self._state
         method_started = time.perf_counter()
         try:
-            with torch.enable_grad(), nullcontext() if self._pace is None else self._pace.scaled(self._optimizer):
-                step = self.method.step(
-                    self.model,
-                    layout.for_learning(batch),
-                    self._state,
-                    task=self.task,
-                    selection=self._selection,
-                    optimizer=self._optimizer,
-                    rng=self._rng,
-                )
+            step = self._rested(batch) if rests else self._learned(batch)
         except BaseException:
             self._before.restore()
             raise
@@ -325,23 +312,18 @@ class Session:
             self._selection.drop_gradients()
         method_seconds = time.perf_counter() - method_started
         update_norm = self._before.distance()
-        probe_before, apart_before = self._probe.loss, self._probe.seconds + self._watch.seconds
+        apart_before = self._probe.seconds + self._watch.seconds
         evidence = self._evidence(step, batch, update_norm)
         verdict, reason = self._judge(step, evidence)
+        if rests and verdict == "kept":
+            verdict, reason = "rested", "the stream is as before"
         seconds = time.perf_counter() - started - (self._probe.seconds + self._watch.seconds - apart_before)
         self._adapt_seconds += seconds
-        report = StepReport(
+        report = evidence.report(
             index=index,
             verdict=verdict,
             reason=reason,
-            loss=None if step.loss is None else float(step.loss.detach()),
-            used=step.used,
-            samples=sample_count(batch),
             update_norm=update_norm,
-            relative_update=evidence.relative_update,
-            probe_loss_before=probe_before,
-            probe_loss_after=evidence.probe_loss_after,
-            signals=None if evidence.signals_asked is None else evidence.signals_asked.plain(),
             seconds=seconds,
             method_seconds=method_seconds,
         )
@@ -351,6 +333,23 @@ class Session:
             level = logging.DEBUG if self._watch.trips_in_a_row > 1 else logging.WARNING
             logger.log(level, "step %d %s: %s", index, verdict.replace("_", " "), reason)
         return report, step
+
+    def _learned(self, batch: Any) -> Step:
+        with torch.enable_grad(), nullcontext() if self._pace is None else self._pace.scaled(self._optimizer):
+            return self.method.step(
+                self.model,
+                layout.for_learning(batch),
+                self._state,
+                task=self.task,
+                selection=self._selection,
+                optimizer=self._optimizer,
+                rng=self._rng,
+            )
+
+    @torch.no_grad()
+    def _rested(self, batch: Any) -> Step:
+        outputs = self.method.predict(self.model, layout.for_prediction(batch), self._state, task=self.task)
+        return Step(self._state, outputs, None, sample_count(batch))
 
     def _judge(self, step: Step, evidence: guarding.Evidence) -> tuple[Verdict, str | None]:
         trip = next((found for guard in self.guards if (found := guard(evidence)) is not None), None)
@@ -401,6 +400,8 @@ class Session:
 
     def _prediction_weights(self) -> Mapping[str, torch.Tensor]:
         self._open()
+        if self._watch.distrusted:
+            return self._source_weights
         weights_of = getattr(self.method, "prediction_weights", None)
         return {} if weights_of is None else weights_of(self._state)
 

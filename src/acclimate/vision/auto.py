@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from acclimate.core.norm import batch_norms
+from acclimate.core.outputs import all_finite
 from acclimate.core.signals import Certainty, Pair, Signals
 from acclimate.errors import ConfigError, InputError
 from acclimate.vision.adapter import AdaptableAdapter, require_ttt
 from acclimate.vision.config import Kind, TTTConfig
+from acclimate.vision.method_choice import METHODS
 from acclimate.vision.records import Record
 from acclimate.vision.ttt import TTTRun, inputs_of
 
@@ -42,7 +44,8 @@ class Trial:
     Attributes:
         method: its name; ``none`` is the unadapted model. ``lr``: its learning rate, None for a method without.
         entropy_nats, effective_classes, detections_per_image, mean_score: of its decisions.
-        doubt: how much speaks against it beside the unadapted model, see :class:`acclimate.core.signals.Certainty`.
+        doubt: how much speaks against it beside the unadapted model, as a fraction of what this method is allowed; see
+            :class:`acclimate.core.Certainty`.
         refused: why it cannot be used here, else None.
     """
 
@@ -161,8 +164,11 @@ def _try(
     with TTTRun(adapter, free, source_records=source_records) as run:
         for batch in itertools.islice(adapter.build_loader(records, batch_size=free.batch_size), free.max_batches):
             inputs = inputs_of(batch)
-            outputs, report = run.session.adapt_and_predict(inputs)
             source = run.session.predict_as_source(inputs)
+            if not all_finite(source):
+                # A poisoned image says nothing about a method, and without guards it would end the trial.
+                continue
+            outputs, report = run.session.adapt_and_predict(inputs)
             count = report.samples
             pairs.append(Pair(*(Signals.of(run.task, out, samples=count) for out in (outputs, source))))
     if not pairs:
@@ -172,6 +178,7 @@ def _try(
 
 def _trial(method: str, lr: float | None, both: Pair) -> Trial:
     adapted = both.adapted
+    allowed = getattr(METHODS.get(method), "doubt_allowed", 1.0)
     return Trial(
         method=method,
         lr=lr,
@@ -179,7 +186,7 @@ def _trial(method: str, lr: float | None, both: Pair) -> Trial:
         effective_classes=adapted.effective_classes,
         detections_per_image=adapted.detections_per_image,
         mean_score=adapted.mean_score,
-        doubt=Certainty().doubt(both),
+        doubt=Certainty().doubt(both) / allowed,
     )
 
 
@@ -210,7 +217,9 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
         position = standing[-1]
         chosen = trials[position]
         reasons.append(
-            f"{chosen.method}: ahead on every kind of stream that was measured, and nothing speaks against it"
+            "blend: ahead on every kind of stream that was measured, and nothing speaks against it"
+            if chosen.method == "blend"
+            else f"{chosen.method}: nothing speaks against it, at lr {chosen.lr:g}"
         )
         return position, reasons
     # The unadapted model competes too: where it is as sure as any, there is nothing to do. But what finds next to
