@@ -59,6 +59,8 @@ def test_what_the_user_decided_stays() -> None:
         ({"steps_cap": 1}, "steps_cap"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"share_adapted": 0.0}, "share_adapted"),
+        ({"context_share": 1.0}, "context_share must be at least 0 and below 1, got 1.0"),
+        ({"context_share": -0.1}, "context_share"),
         ({"loss": "all"}, "loss must be one of"),
     ],
 )
