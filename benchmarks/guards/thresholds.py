@@ -31,6 +31,7 @@ from streams import Batch, Images, one_class, ordered_by_class
 
 from acclimate.core import AgainstSource, Certainty, Classification, Session, Signals
 from acclimate.core.signals import Pair
+from acclimate.core.source_model import CONVINCED_UNTIL, CONVINCING_DOUBT, REMEMBERED_JUDGEMENTS
 from acclimate.methods import Tent
 from acclimate.vision.config import TTTConfig
 from acclimate.vision.images import CorruptionSpec, ImageReader
@@ -82,12 +83,20 @@ def measured(model: nn.Module, batches: Sequence[Batch]) -> list[dict[str, float
 def replayed(rows: Rows, certainty: Certainty, guard: AgainstSource) -> float:
     """Return by how many points the guarded model's error exceeds the unadapted one's, had it been judged so."""
     trips: list[bool] = []
-    wrong = 0.0
+    doubts: list[float] = []
+    wrong, passes, convinced = 0.0, 0, False
     for row in rows:
         lost = row["agreement"] < certainty.lost_agreement
         weight = certainty.lost_energy_weight if lost else certainty.energy_weight
         doubt = row["entropy_rise"] / certainty.allowed(int(row["images"]), lost=lost) + weight * row["energy_drop"]
-        trips.append(doubt > (guard.suspected if sum(trips[-8:]) > 2 else 1.0))
+        limit = guard.convinced if convinced else guard.suspected if sum(trips[-REMEMBERED_JUDGEMENTS:]) > 2 else 1.0
+        doubts.append(doubt)
+        trips.append(doubt > limit)
+        passes = 0 if trips[-1] else passes + 1
+        if all(trips[-2:]) and len(trips) > 1 and sum(doubts[-2:]) > 2 * CONVINCING_DOUBT:
+            convinced = True
+        elif passes >= CONVINCED_UNTIL:
+            convinced = False
         wrong += row["wrong_source"] if trips[-1] else row["wrong_adapted"]
     images = sum(row["images"] for row in rows)
     return 100 * (wrong - sum(row["wrong_source"] for row in rows)) / images

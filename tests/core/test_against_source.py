@@ -230,3 +230,19 @@ def test_limits_are_checked() -> None:
         AgainstSource(window=0)
     with pytest.raises(ConfigError, match="min_variety must lie in"):
         AgainstSource(min_variety=1.0)
+
+
+def test_two_trips_that_leave_no_doubt_are_remembered() -> None:
+    batch = images(64)
+    with Session(confident(), Unsure()) as session:
+        for _ in range(2):
+            session.adapt(batch)
+        assert session._watch.convinced
+        # Somewhat less sure would do on another stream; here it takes three comparisons that go well.
+        session.method = Unsure(scale=0.9)
+        assert session.adapt(batch).verdict in ("rolled_back", "reset")
+        session.method = Unsure(scale=1.5)
+        assert [session.adapt(batch).verdict for _ in range(3)] == ["kept"] * 3
+        assert not session._watch.convinced
+        session.method = Unsure(scale=0.9)
+        assert session.adapt(batch).verdict == "kept"

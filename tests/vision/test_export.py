@@ -136,6 +136,11 @@ def test_presets_work_out_of_the_box(folder: Path, preset: str, model: str) -> N
     method = PRESETS[preset]["method"]
     # It needs source images, and says so before any work (tests/cli/test_plates_commands.py).
     source = folder / "images" if method == "spectrum" else None
+    if model == "detector" and method in CLASSIFIERS_ONLY:
+        for given in ({"method": method}, {}):
+            with pytest.raises(TTTNotSupportedError, match=f"{method} is for classifiers"):
+                export(job(folder, model, ttt=given, preset=preset))
+        return
     result = export(job(folder, model, ttt={"method": method}, preset=preset, ttt_source=source))
     assert len(result.entries) == 7
     assert result.report is not None

@@ -243,6 +243,7 @@ class AgainstSource:
     Attributes:
         certainty: how much less sure it may be.
         suspected: the part of that which is left after three trips in the last eight comparisons.
+        convinced: the part that is left after two trips in a row that left no doubt, until three comparisons go well.
         min_variety: the fraction of the unadapted model's effective number of classes below which decisions have
             collapsed to too few; over ``variety_window`` decisions, so that a stream that is ordered by class, which
             the adapted model may well see better, is no collapse.
@@ -256,6 +257,7 @@ class AgainstSource:
 
     certainty: Certainty = Certainty()
     suspected: float = 0.7
+    convinced: float = 0.1
     min_variety: float = 0.4
     min_detection: float = 0.5
     window: int = 32
@@ -264,7 +266,7 @@ class AgainstSource:
     every_images: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("suspected", "window", "variety_window", "every_images"):
+        for name in ("suspected", "convinced", "window", "variety_window", "every_images"):
             _positive(f"AgainstSource {name}", getattr(self, name))
         for name in ("min_variety", "min_detection"):
             if not 0 <= getattr(self, name) < 1:
@@ -275,11 +277,12 @@ class AgainstSource:
         watch = evidence.watch
         if watch is None or not self._is_due(evidence.signals, watch):
             return None
-        suspected = watch.recent_trips > 2
+        limit = self.convinced if watch.convinced else self.suspected if watch.recent_trips > 2 else 1.0
         both = watch.compare(evidence.batch, evidence.signals, decisions=self.window)
         adapted, source = both.adapted, both.source
-        allowed = evidence.doubt_allowed * (self.suspected if suspected else 1.0)
-        if self.certainty.doubt(both) > allowed:
+        doubt = self.certainty.doubt(both) / evidence.doubt_allowed
+        watch.doubt(doubt)
+        if doubt > limit:
             return Trip(
                 f"less sure than the unadapted model ({adapted.entropy_nats:.2f} nats a decision against "
                 f"{source.entropy_nats:.2f}), which predicts instead",
@@ -302,7 +305,7 @@ class AgainstSource:
         verified, last = watch.verified, watch.last
         if verified is None or last is None or watch.images_checked < self.first_images:
             return True
-        if watch.recent_trips or self.certainty.doubt(last) > 0.5:
+        if watch.convinced or watch.recent_trips or self.certainty.doubt(last) > 0.5:
             return True
         if watch.recent(self.variety_window).variety_ratio < math.sqrt(self.min_variety):
             return True

@@ -19,6 +19,10 @@ REMEMBERED_PAIRS: Final = 256
 """How many batches a comparison may reach back; batches of one fill it last."""
 REMEMBERED_JUDGEMENTS: Final = 8
 """How many comparisons a suspicion rests on."""
+CONVINCING_DOUBT: Final = 1.5
+"""Two comparisons in a row that go against the adapted model with more doubt than this on average are no accident."""
+CONVINCED_UNTIL: Final = 3
+"""How many comparisons in a row must go well before that is forgotten."""
 
 
 class With:
@@ -48,6 +52,8 @@ class SourceWatch:
         verified: signals of the adapted model on the newest batch on which nothing was wrong; None before the first.
         last: the newest comparison.
         trips_in_a_row: the newest comparisons that went against the adapted model, without one between that did not.
+        convinced: whether comparisons went against the adapted model so clearly that it takes several good ones, and
+            better ones, for it to be trusted again: a stream that is of one class stays so when its light changes.
         distrusted: whether the newest comparison went against the adapted model, so that the unadapted one predicts.
         seconds: wall-clock seconds that asking the unadapted model took.
     """
@@ -69,7 +75,9 @@ class SourceWatch:
         self.verified: Signals | None = None
         self.last: Pair | None = None
         self.distrusted = False
-        self.trips_in_a_row = 0
+        self.trips_in_a_row = self._passes_in_a_row = 0
+        self.convinced = False
+        self._doubts: deque[float] = deque(maxlen=2)
 
     def source_tensors(self) -> dict[str, Tensor]:
         """Return every weight and buffer of the unadapted model by name."""
@@ -88,6 +96,10 @@ class SourceWatch:
         outputs = source_outputs(self._model, batch, self._weights, task=self._task)
         self.seconds += time.perf_counter() - started
         return outputs
+
+    def doubt(self, amount: float) -> None:
+        """Note how much speaks against the adapted model on the batch that was compared, 1 being what is allowed."""
+        self._doubts.append(amount)
 
     def compare(self, batch: Any, adapted: Signals, *, decisions: int) -> Pair:
         """Ask the unadapted model about ``batch``, and return how both did on about the last so many decisions."""
@@ -112,6 +124,11 @@ class SourceWatch:
             return
         self._judgements.append(distrusted)
         self.trips_in_a_row = self.trips_in_a_row + 1 if distrusted else 0
+        self._passes_in_a_row = 0 if distrusted else self._passes_in_a_row + 1
+        if self.trips_in_a_row > 1 and sum(self._doubts) > CONVINCING_DOUBT * len(self._doubts):
+            self.convinced = True
+        elif self._passes_in_a_row >= CONVINCED_UNTIL:
+            self.convinced = False
         self.distrusted = distrusted
         if not distrusted:
             self.verified = adapted

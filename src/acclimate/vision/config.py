@@ -131,14 +131,10 @@ class TTTConfig:
         unknown = set(given) - {f.name for f in dataclasses.fields(cls) if f.init}
         if unknown:
             raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}")
-        if kind == "detector" and given.get("method") in CLASSIFIERS_ONLY:
-            raise TTTNotSupportedError(
-                f"{given['method']} is for classifiers, and this model is a detector; use spectrum, align, bn, mim or "
-                "cotta"
-            )
         if preset is None:
             preset = METHOD_PRESETS[_one_of("method", given.get("method", "tent"), METHOD_NAMES)]
         if preset == "none":
+            _refuse_on_detectors(given.get("method", "tent"), kind)
             return cls(**given)
         own = METHOD_PRESETS[safe_method] if preset == "safe" and "method" not in given else preset
         values = preset_values(own, kind)
@@ -147,6 +143,7 @@ class TTTConfig:
             raise ConfigError(
                 f"preset {preset!r} is for method {values['method']!r}, not {method!r}; leave one of them out"
             )
+        _refuse_on_detectors(method, kind)
         options = {**values.pop("method_options", {}), **given.get("method_options", {})}
         config = cls(**{**values, **given, "method_options": options})
         # Not constructor arguments: a preset that is only named would change nothing.
@@ -223,6 +220,13 @@ def preset_values(name: str, kind: Kind) -> dict[str, Any]:
     if kind == "detector" and "lr" in values and name != "align_safe":
         values["lr"] = values["lr"] * _DETECTOR_LR_FACTOR
     return values
+
+
+def _refuse_on_detectors(method: str, kind: Kind) -> None:
+    if kind == "detector" and method in CLASSIFIERS_ONLY:
+        raise TTTNotSupportedError(
+            f"{method} is for classifiers, and this model is a detector; use spectrum, align, bn, mim or cotta"
+        )
 
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> str:
