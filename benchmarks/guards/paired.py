@@ -16,7 +16,8 @@ def difference(ours: list[np.ndarray[Any, Any]], theirs: list[np.ndarray[Any, An
     rows = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
     drawn = 100 * sums[rows].sum(1) / np.maximum(1, sizes[rows].sum(1))
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"points": round(100 * sums.sum() / sizes.sum(), 2), "low": round(low, 2), "high": round(high, 2)}
+    change = 100 * sums.sum() / sizes.sum()
+    return {"points": round(float(change), 2), "low": round(float(low), 2), "high": round(float(high), 2)}
 
 
 def percent(errors: list[np.ndarray[Any, Any]]) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from acclimate.core.guards import Collapse, Guard, MaxDrift, MaxUpdate, NonFinite, ProbeLoss
+from acclimate.core.guards import AgainstSource, Collapse, Guard, MaxDrift, MaxUpdate, NonFinite, ProbeLoss
 from acclimate.core.method import Method
 from acclimate.core.selection import TensorFilter
 from acclimate.core.spectrum import Spectrum as PowerSpectrum
@@ -118,7 +118,8 @@ def make_guards(config: TTTConfig) -> tuple[Guard, ...]:
         guards.append(ProbeLoss())
     if config.collapse_share is not None:
         guards.append(Collapse(config.collapse_share))
-    return tuple(guards)
+    # The last, because it may cost a prediction.
+    return (*guards, AgainstSource())
 
 
 def option_names(method: str) -> tuple[str, ...]:
