@@ -51,7 +51,7 @@ class Cotta:
     """
 
     name: ClassVar[str] = "cotta"
-    # A mean over augmented views is less sure by nature: 1.9 times what is allowed to others where it gains thirty points
+    # A mean over augmented views is less sure by nature: 1.9 times what others may be, where it gains thirty points
     # on CIFAR-10, and 2.1 times on the detector that ships.
     doubt_allowed: ClassVar[float] = 3.0
 
