@@ -96,6 +96,9 @@ def vision_request(
     if enabled:
         status = "adapted" if kept else "fallback" if trips else "declined"
         reason = None if kept else "guard" if trips else "nothing_to_learn_from"
+    elif ttt.get("choice"):
+        # Asked to adapt, looked at what could be done, and found that nothing would help.
+        status, reason = "declined", "nothing_helps"
     value, low, high = gain if gain is not None else (None, None, None)
     own = ("lr", "batch_size", "steps", "update_filter", "reset", "seed")
     return RequestRecord(
@@ -111,7 +114,7 @@ def vision_request(
         actor=actor,
         vision=VisionRun(
             images=images,
-            steps=sum(count for verdict, count in counts.items() if verdict != "refused"),
+            steps=sum(count for verdict, count in counts.items() if verdict not in ("refused", "rested")),
             kept=kept,
             skipped=counts.get("skipped", 0),
             guard_trips=trips,
