@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from acclimate.cli.main import main
+from acclimate.core import SessionReport, StepReport
+from acclimate.vision.step_warnings import step_warnings
 from tests.networks import write_images
 
 MODEL = ("--adapter", "torch", "--model", "tests.vision.factories:classifier")
@@ -70,11 +72,12 @@ def test_a_state_survives_a_restart_and_two_can_be_compared(folder: Path) -> Non
     again = exported(*common, "--ttt-load-state", "a.state", "--ttt-save-state", "b.state")
     assert again.exit_code == 0, again.output
     assert "goes on from the state in a.state, after 3 steps" in again.stderr
-    assert len(json.loads(Path("p.json").read_text())["meta"]["ttt"]["report"]["step_metrics"]) == 6
+    steps = json.loads(Path("p.json").read_text())["meta"]["ttt"]["report"]["step_metrics"]
+    assert [step["index"] for step in steps] == [3, 4, 5]
     shown = run("state", "show", "b.state")
     assert shown.exit_code == 0
     assert "method:  tent" in shown.stdout
-    assert "steps:   6 (6 kept)" in shown.stdout
+    assert "steps:   3 (3 kept, 3 before)" in shown.stdout
     assert json.loads(run("state", "show", "b.state", "--json").stdout)["report"]["method"] == "tent"
     moved = run("state", "diff", "a.state", "b.state")
     assert moved.exit_code == 0
@@ -95,6 +98,8 @@ def test_a_state_survives_a_restart_and_two_can_be_compared(folder: Path) -> Non
         (("--ttt-reset", "sample", "--ttt-paced"), "how the stream goes on"),
         (("--ttt-method", "bn", "--ttt-paced"), "has no gradient"),
         (("--no-ttt-guards", "--ttt-probe"), "no effect without guards"),
+        (("--no-ttt-guards", "--ttt-probe-images", "others"), "no effect without guards"),
+        (("--ttt-method", "memo", "--ttt-steps", "2"), "memo takes each image alone"),
         (("--ttt-probe-images", "nowhere"), "nowhere"),
     ],
 )
@@ -143,3 +148,20 @@ def test_the_report_says_when_the_unadapted_model_predicted(folder: Path) -> Non
     fallbacks = [step for step in report["step_metrics"] if "predicts instead" in (step["reason"] or "")]
     said = [warning for warning in report["warnings"] if "predicted by the unadapted model" in warning]
     assert bool(fallbacks) == bool(said)
+
+
+def test_the_words_for_it_count_the_batches() -> None:
+    steps = tuple(
+        StepReport(index=index, verdict="rolled_back", reason="less sure ..., which predicts instead")
+        for index in range(3)
+    )
+    session = SessionReport(method="tent", settings={}, seed=0, steps=steps, counts={"rolled_back": 3})
+    assert any("3 of 3 batches were predicted by the unadapted model" in said for said in step_warnings(session))
+
+
+def test_a_refused_run_leaves_no_state_to_go_on_from(folder: Path) -> None:
+    (folder / "images" / "broken.png").write_text("no image")
+    done = exported("--ttt", "--ttt-reset", "online", "--strict", "--ttt-save-state", "a.state")
+    assert done.exit_code == 2
+    assert "cannot be used" in done.stderr
+    assert not Path("a.state").exists()

@@ -178,7 +178,8 @@ def test_one_class_in_earnest_is_no_collapse_and_collapse_is() -> None:
         assert "decisions are spread over 1.0 classes" in (report.reason or "")
 
 
-def test_a_detector_that_goes_blind_trips() -> None:
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_a_detector_that_goes_blind_trips(size: int) -> None:
     model, task = detector(), Detection(head="sigmoid", min_foreground=0.3)
     with torch.no_grad():
         model.classes.bias.fill_(0.5)
@@ -189,7 +190,8 @@ def test_a_detector_that_goes_blind_trips() -> None:
             return dataclasses.replace(step, outputs={**step.outputs, "logits": step.outputs["logits"] - 50})
 
     with Session(model, Blind(), task=task) as session:
-        outputs, report = session.adapt_and_predict(images(8, side=32))
+        for _ in range(8 // size):
+            outputs, report = session.adapt_and_predict(images(size, side=32))
         assert report.reason == "scores sum to 0% of the unadapted model's, which predicts instead"
         assert float(outputs["logits"].max()) > 0
 
@@ -246,3 +248,29 @@ def test_two_trips_that_leave_no_doubt_are_remembered() -> None:
         assert not session._watch.convinced
         session.method = Unsure(scale=0.9)
         assert session.adapt(batch).verdict == "kept"
+
+
+def test_a_guard_that_raises_leaves_no_half_of_a_step() -> None:
+    model, batch = classifier(), images(16)
+    before = tensors_of(model)
+
+    def broken(evidence: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with Session(model, Tent(lr=0.05), guards=(broken,)) as session:
+        state = session.state
+        with pytest.raises(RuntimeError, match="out of memory"):
+            session.adapt(batch)
+        assert_identical(model, before)
+        assert session.state is state
+        assert session.report().steps == ()
+
+
+def test_after_a_reset_old_outputs_judge_nobody() -> None:
+    with Session(confident(), Unsure()) as session:
+        verdicts = [session.adapt(images(1, seed=seed)).verdict for seed in range(5)]
+        assert "reset" in verdicts
+        session.method = Unsure(scale=1.2)
+        later = [session.adapt(images(1, seed=seed)).verdict for seed in range(12)]
+    assert later.count("reset") <= 1
+    assert later[-1] == "kept"

@@ -88,3 +88,18 @@ def test_a_resting_session_is_watched_too() -> None:
         assert report.verdict == "rolled_back"
         torch.testing.assert_close(outputs, session.predict_as_source(alone))
         assert session.adapt(alone).verdict != "rested"
+
+
+def test_an_infinite_pixel_does_not_blind_it() -> None:
+    poisoned = stream(1, seed=3)[0].clone()
+    poisoned[0, 0, 0, 0] = float("inf")
+    found = due(Pacing(warm_up=1, every=1000), [*stream(4), poisoned, *stream(2, seed=4), *stream(2, offset=0.4)])
+    assert found[-2]
+    assert not found[-1]
+
+
+def test_several_steps_are_one_decision() -> None:
+    with Session(classifier(), Tent(lr=1e-4), guards=(), pacing=Pacing(warm_up=2, every=1000)) as session:
+        for batch in stream(3):
+            session.adapt(batch, steps=3)
+        assert session.report().counts == {"kept": 6, "rested": 3}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from acclimate.core import Session, TensorFilter
+from acclimate.core import Budget, Session, TensorFilter
 from acclimate.core.outputs import tensors
+from acclimate.core.pacing import Pacing
 from acclimate.core.state import SavedState, difference
 from acclimate.errors import CheckpointError
-from acclimate.methods import Tent
+from acclimate.methods import Bn, Tent
 from tests.contract.test_methods import METHODS, NETWORKS
 from tests.networks import classifier, images
 
@@ -37,7 +40,8 @@ def test_a_session_that_loads_a_state_goes_on_as_if_it_had_not_stopped(method: s
         resumed = second.report()
     for ours, theirs in zip(tensors(found), tensors(expected), strict=True):
         assert torch.equal(ours, theirs)
-    assert resumed.without_times().steps == report.without_times().steps
+    assert resumed.without_times().steps == report.without_times().steps[3:]
+    assert resumed.steps_before == 3
     assert resumed.changed_param_count == report.changed_param_count
 
 
@@ -75,6 +79,12 @@ def test_the_difference_says_what_moved_and_how_far(tmp_path: Path) -> None:
 
 def test_a_state_is_of_one_model_and_one_method(tmp_path: Path) -> None:
     state = saved(tmp_path / "state", steps=1)
+    update = TensorFilter(kind="all")
+    with (
+        Session(classifier(), Tent(update=update)) as session,
+        pytest.raises(CheckpointError, match="other weights may"),
+    ):
+        session.load_state(tmp_path / "state")
     with Session(classifier(seed=1), Tent()) as session, pytest.raises(CheckpointError, match="another model"):
         session.load_state(tmp_path / "state")
     with Session(classifier(), METHODS["eata"]()) as session, pytest.raises(CheckpointError, match="a state of tent"):
@@ -99,11 +109,15 @@ def test_a_file_cannot_name_what_is_to_be_called(tmp_path: Path) -> None:
     held = SavedState.read(tmp_path / "state")
     described = {
         "format": "acclimate session state 1", "method": "tent", "settings": "{}", "source_sha256": "",
-        "optimizer": "{}", "method_state": '{"class": "os:getcwd", "fields": {}}', "report": held.report.to_json(),
+        "optimizer": "{}", "optimizer_name": "Adam", "memory": "{}",
     }  # fmt: skip
-    save_file({"rng": held.rng}, tmp_path / "evil", described)
-    with pytest.raises(CheckpointError, match="no dataclass"):
-        SavedState.read(tmp_path / "evil")
+    for name, message in (("os:getcwd", "no dataclass"), ("antigravity:Nothing", "not loaded here")):
+        described["method_state"] = json.dumps({"class": name, "fields": {}})
+        tensors = {"rng": held.rng, "report": torch.zeros(1, dtype=torch.uint8)}
+        save_file(tensors, tmp_path / "evil", described)
+        with pytest.raises(CheckpointError, match=message):
+            SavedState.read(tmp_path / "evil")
+    assert "antigravity" not in sys.modules
 
 
 def test_a_state_that_cannot_be_saved_says_what_is_in_it(tmp_path: Path) -> None:
@@ -120,3 +134,59 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot be written"):
         session.save_state(tmp_path / "file" / "state")
+
+
+def test_settings_are_the_sessions_own_and_moments_the_files(tmp_path: Path) -> None:
+    saved(tmp_path / "state", steps=2)
+    with Session(classifier(), Tent(lr=1e-5), guards=()) as session:
+        session.load_state(tmp_path / "state")
+        assert session._optimizer is not None
+        assert session._optimizer.param_groups[0]["lr"] == 1e-5
+        assert len(session._optimizer.state) == 2
+    sar = METHODS["sar"]
+    with Session(classifier(), sar(base="adam"), guards=()) as session:
+        session.adapt(images())
+        session.save_state(tmp_path / "sar")
+    with Session(classifier(), sar(base="sgd")) as session, pytest.raises(CheckpointError, match="moments of Adam"):
+        session.load_state(tmp_path / "sar")
+
+
+def test_budgets_are_the_sessions_own(tmp_path: Path) -> None:
+    saved(tmp_path / "state", steps=3)
+    with Session(classifier(), Tent(), guards=(), budget=Budget(max_steps=1)) as session:
+        session.load_state(tmp_path / "state")
+        report = session.adapt(images())
+        assert (report.verdict, report.index) == ("kept", 3)
+        assert session.adapt(images()).verdict == "refused"
+        assert session.report().counts == {"kept": 1}
+
+
+def test_distrust_and_pace_outlive_a_restart(tmp_path: Path) -> None:
+    alone = images(1).repeat(64, 1, 1, 1)
+    sure = classifier()
+    with torch.no_grad():
+        sure[5].weight.mul_(40)
+    weights = {name: value.clone() for name, value in sure.state_dict().items()}
+    with Session(sure, Bn(source_strength=0), pacing=Pacing(warm_up=1, every=1000)) as session:
+        for seed in range(3):
+            session.adapt(images(64, seed=seed))
+        assert session.report().counts == {"kept": 1, "rested": 2}
+        session.adapt(alone)
+        assert session._watch.distrusted
+        expected = session.predict(images(32))
+        session.save_state(tmp_path / "state")
+    again = classifier()
+    again.load_state_dict(weights)
+    with Session(again, Bn(source_strength=0), pacing=Pacing(warm_up=1, every=1000)) as session:
+        session.load_state(tmp_path / "state")
+        assert torch.equal(session.predict(images(32)), expected)
+        session._watch.distrusted = False
+        assert session.adapt(images(64, seed=2)).verdict == "rested"
+
+
+def test_a_report_of_any_length_fits(tmp_path: Path) -> None:
+    with Session(classifier(), Tent(), guards=()) as session:
+        report = session.adapt(images(1))
+        session._steps = [report] * 50_000
+        session.save_state(tmp_path / "long")
+    assert len(SavedState.read(tmp_path / "long").report.steps) == 50_000

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from acclimate.core import Classification, Session
 from acclimate.core.spectrum import measure
+from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods import Blend, Spectrum
 from acclimate.methods.blend import BlendState
@@ -136,3 +137,30 @@ def test_a_network_without_batch_norm_is_filtered_or_refused() -> None:
 def test_bad_fields_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=field):
         Blend(**{field: value})  # type: ignore[arg-type]
+
+
+def test_frames_of_one_colour_are_predicted_and_not_remembered() -> None:
+    model, _ = network()
+    batch = torch.cat([images(6), torch.zeros(3, 3, 16, 16), torch.full((1, 3, 16, 16), 0.5)])
+    with Session(model, Blend(mirrored=False), guards=()) as session:
+        session.adapt(images(6))
+        expected = session.state
+        session.reset()
+        outputs, report = session.adapt_and_predict(batch)
+        assert (report.verdict, report.used, len(outputs)) == ("kept", 6, 10)
+        for ours, theirs in zip(session.state.memory["0"], expected.memory["0"], strict=True):
+            torch.testing.assert_close(ours, theirs)
+        assert session.state.decisions == expected.decisions
+        state = session.state
+        outputs, report = session.adapt_and_predict(batch[6:])
+        assert (report.verdict, len(outputs)) == ("skipped", 4)
+        assert session.state is state
+
+
+def test_what_has_content() -> None:
+    dim = torch.zeros(1, 3, 4, 4)
+    dim[0, 1, 2, 2] = 2 / 255
+    batch = torch.cat([images(1, side=4), torch.zeros(1, 3, 4, 4), dim, torch.full((1, 3, 4, 4), float("nan"))])
+    assert with_content(batch, pixel_range=(0.0, 1.0)).tolist() == [True, False, True, True]
+    assert with_content(batch * 100, pixel_range=(0.0, 100.0)).tolist() == [True, False, True, True]
+    assert with_content(torch.ones(2, 3, 4, 4), pixel_range=None).tolist() == [False, False]

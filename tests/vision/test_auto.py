@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from acclimate.errors import ConfigError
+from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.vision import auto
 from acclimate.vision.adapters import AdapterOptions
 from acclimate.vision.auto import Trial, as_flags, choose
@@ -111,7 +111,10 @@ def test_the_model_is_left_as_it_was(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"method_options": {"ema": 0.9}}, "options of one \\(ema\\)")],
+    [
+        ({"method_options": {"ema": 0.9}}, "options of one \\(ema\\)"),
+        ({"reset": "sample"}, "auto chooses for a stream"),
+    ],
 )
 def test_what_belongs_to_one_method_is_refused(folder: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -204,3 +207,59 @@ def test_compare_recommends(folder: Path) -> None:
     assert result.recommended.method == "blend"
     content = json.loads((folder / "out" / "comparison.json").read_text())
     assert content["recommended"]["flags"].startswith("--ttt --ttt-method blend")
+
+
+def test_a_candidate_that_gives_nan_is_not_taken() -> None:
+    broken = trial("eata", float("nan"), lr=5e-3, classes=float("nan"), doubt=float("nan"))
+    position, reasons = auto._best([trial("none", 1.0), trial("eata", 0.9, lr=5e-4), broken], "classifier")
+    assert position == 1
+    assert any("not finite" in reason for reason in reasons)
+
+
+def test_a_mistake_of_the_users_is_no_reason_to_adapt_nothing(folder: Path) -> None:
+    with pytest.raises(EmptySelectionError, match="nonexistent"):
+        chosen("group_norm", folder, {"include": ("nonexistent",)})
+
+
+def test_an_adapter_without_entries_can_be_tried(folder: Path) -> None:
+    class Bare:
+        def __init__(self, inner: TorchAdapter) -> None:
+            self.name, self.reader, self.task = inner.name, inner.reader, inner.task
+            self.predict, self.get_model, self.build_loader = inner.predict, inner.get_model, inner.build_loader
+
+    adapter: Any = Bare(TorchAdapter(f"{__name__}:batch_norm"))
+    records = load_dataset(folder / "images").records
+    assert choose(adapter, {"method": "auto"}, records, kind="classifier").method == "blend"
+
+
+def test_what_was_asked_for_and_not_done_is_said(folder: Path) -> None:
+    options = AdapterOptions(adapter="torch", model=f"{__name__}:fooled")
+    job = ExportJob(
+        source=folder / "images", output=folder / "p.json", adapter=options, ttt={"method": "auto", "batch_size": 40},
+        save_state=folder / "a.state", log_output=folder / "log.json",
+    )  # fmt: skip
+    result = export(job)
+    assert f"no state was written to {folder / 'a.state'}" in " ".join(result.meta["warnings"])
+    assert json.loads((folder / "log.json").read_text())["ttt"]["choice"]["method"] == "none"
+
+
+def test_a_state_is_one_methods(folder: Path) -> None:
+    options = AdapterOptions(adapter="torch", model=f"{__name__}:batch_norm")
+    job = ExportJob(
+        source=folder / "images", output=folder / "p.json", adapter=options, ttt={"method": "auto"},
+        load_state=folder / "some.state",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="of one method"):
+        export(job)
+
+
+def test_a_recommendation_does_not_throw_a_comparison_away(folder: Path) -> None:
+    options = AdapterOptions(adapter="torch", model=f"{__name__}:batch_norm")
+    comparison = Comparison(
+        source=folder / "images", output=folder / "out", adapter=options, methods=("none", "sar"), recommend=True,
+        given={"method_options": {"rho": 0.1}}, ttt_source=folder / "images",
+    )  # fmt: skip
+    result = compare(comparison)
+    assert result.recommended is not None
+    flags = json.loads((folder / "out" / "comparison.json").read_text())["recommended"]["flags"]
+    assert f"--ttt-source {folder / 'images'}" in flags

@@ -64,7 +64,7 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
     )
     result = compare(comparison, progress=_say if sys.stderr.isatty() else None)
     _record(values, result)
-    print_comparison(result)
+    print_comparison(result, source=values["ttt_source"])
 
 
 def _record(values: dict[str, Any], result: ComparisonResult) -> None:
@@ -89,7 +89,7 @@ def _record(values: dict[str, Any], result: ComparisonResult) -> None:
     store_options.record(values, *records)
 
 
-def print_comparison(result: ComparisonResult) -> None:
+def print_comparison(result: ComparisonResult, *, source: Path | None = None) -> None:
     """Print the table and where it was saved."""
     console = stdout()
     table = Table(title=f"{result.images} images", title_justify="left")
@@ -113,7 +113,9 @@ def print_comparison(result: ComparisonResult) -> None:
     if result.skipped:
         console.print(f"{len(result.skipped)} images could not be used")
     if result.recommended is not None:
-        console.print(f"recommended: {result.recommended.method}  {as_flags(result.recommended)}", soft_wrap=True)
+        console.print(
+            f"recommended: {result.recommended.method}  {as_flags(result.recommended, source=source)}", soft_wrap=True
+        )
         for reason in result.recommended.reasons:
             console.print(f"  {reason}", soft_wrap=True, markup=False)
     console.print(f"table:   {result.table}")

@@ -14,9 +14,10 @@ from acclimate.cli.terminal import progress_bar, reports_input_errors, set_up_lo
 from acclimate.errors import ConfigError
 from acclimate.vision.adapter import AdaptableAdapter
 from acclimate.vision.adapters import make_adapter
-from acclimate.vision.export import ExportJob, ExportResult, export, settings_for
+from acclimate.vision.export import ExportJob, ExportResult, export
 from acclimate.vision.images import ImageReader
 from acclimate.vision.records import load_dataset
+from acclimate.vision.settings import settings_for
 from acclimate.vision.tta import TTAConfig
 from acclimate.vision.ttt import dry_run
 
@@ -80,6 +81,8 @@ def export_command(context: click.Context, /, **values: Any) -> None:
     set_up_logging(values["verbose"])
     given = options.given_ttt_settings(context)
     if values["ttt_probe_images"] is not None:
+        if not values["ttt_guards"]:
+            raise ConfigError("--ttt-probe-images has no effect without guards; leave out --no-ttt-guards, or this")
         given["probe"] = True
     if not values["ttt"]:
         typed = [name for name in (*given, *_NEED_TTT) if values.get(name) or name in given]
@@ -145,16 +148,18 @@ def _record(values: dict[str, Any], result: ExportResult, seconds: float) -> Non
 
 def _print_dry_run(job: ExportJob) -> None:
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
-    adapter = make_adapter(job.adapter, reader=ImageReader(), categories=dataset.categories)
+    adapter = make_adapter(job.adapter, reader=ImageReader(job.corruption), categories=dataset.categories)
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
-    config, choice = settings_for(job, adapter, dataset.records, source_records)
+    config, choice = settings_for(
+        adapter, job.ttt or {}, job.preset, dataset.records, source_records=source_records, goes_on=False
+    )
     for reason in () if choice is None else choice.reasons:
         click.echo(f"auto: {reason}", err=True)
     if config is None:
         click.echo("none: nothing would move")
         return
     adaptable: AdaptableAdapter = adapter  # type: ignore[assignment]
-    moved = dry_run(adaptable, config)
+    moved = dry_run(adaptable, config, source_records=source_records)
     for name, shape in moved:
         click.echo(f"{name}  {'x'.join(map(str, shape)) or 'scalar'}")
     elements = sum(math.prod(shape) for _, shape in moved)

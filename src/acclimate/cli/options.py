@@ -253,6 +253,12 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
         needs(method in (*USE_SOURCE, AUTO), f"--ttt-method {', '.join((*USE_SOURCE, AUTO))}", "ttt_source")
         gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank", "ttt_paced")
         needs(method not in WITHOUT_GRADIENT, f"a method that learns ({method} has no gradient)", *gradient)
+        needs(
+            method != "memo",
+            "a method that learns from the stream (memo takes each image alone)",
+            "ttt_steps",
+            "ttt_paced",
+        )
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")
         if values["ttt"] and _typed(context, "batch_size"):
             raise ConfigError("--batch-size has no effect with --ttt; use --ttt-batch-size")

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+# A state names the classes of its method's state, which must be loaded to be read.
+import acclimate.methods  # noqa: F401
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors, stdout
 from acclimate.core.report import plain
@@ -37,7 +39,8 @@ def show_command(file: Path, as_json: bool) -> None:
     click.echo(f"method:  {saved.method}")
     click.echo(f"weights: {len(saved.weights)} tensors with {elements} elements, {report.changed_param_count} changed")
     click.echo(f"drift:   {report.relative_drift:.3g} times the source weights' norm")
-    click.echo(f"steps:   {len(report.steps)} ({counts or 'none'})")
+    before = f", {report.steps_before} before" if report.steps_before else ""
+    click.echo(f"steps:   {len(report.steps)} ({counts or 'none'}{before})")
     click.echo(f"source:  {saved.source_sha256[:16]}")
 
 

@@ -295,9 +295,10 @@ class AgainstSource:
                 f"{longer.source.effective_classes:.1f}: it predicts instead",
                 "source",
             )
-        if source.samples >= _FEW_IMAGES and both.detection_ratio < self.min_detection:
+        seen = watch.recent(self.window, images=_FEW_IMAGES)
+        if seen.source.samples >= _FEW_IMAGES and seen.detection_ratio < self.min_detection:
             return Trip(
-                f"scores sum to {both.detection_ratio:.0%} of the unadapted model's, which predicts instead", "source"
+                f"scores sum to {seen.detection_ratio:.0%} of the unadapted model's, which predicts instead", "source"
             )
         return None
 

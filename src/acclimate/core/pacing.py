@@ -57,7 +57,7 @@ class Pace:
         self.pacing = pacing
         self._task = task
         self._window: tuple[Tensor, Tensor, float] | None = None
-        self._batches = self._rested = 0
+        self._rested = 0
         self._owed = self.pacing.warm_up
 
     def is_due(self, batch: Any) -> bool:
@@ -70,6 +70,14 @@ class Pace:
         self._owed -= due
         self._rested = 0 if due else self._rested + 1
         return due
+
+    def memory(self) -> tuple[Any, ...]:
+        """Return what must outlive a restart."""
+        return self._window, self._rested, self._owed
+
+    def recall(self, memory: tuple[Any, ...]) -> None:
+        """Go on from what :meth:`memory` returned."""
+        self._window, self._rested, self._owed = memory
 
     @contextmanager
     def scaled(self, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
@@ -86,6 +94,10 @@ class Pace:
 
     def _has_shifted(self, found: Tensor) -> bool:
         """Compare ``(B, F)`` with the window, and take them into it; after a shift the window begins with them."""
+        found = found[found.isfinite().all(1)]
+        if len(found) == 0:
+            # What cannot be measured is not as before, and must not be what the next batches are held against.
+            return True
         count = float(len(found))
         mean, square = found.mean(0), found.square().mean(0)
         if self._window is None:
@@ -113,4 +125,4 @@ def image_statistics(images: Tensor) -> Tensor:
     images = images.float()
     sharpness = (images[..., 1:] - images[..., :-1]).square().mean((2, 3))
     contrast = images.var((2, 3), correction=0)
-    return torch.cat([images.mean((2, 3)), (contrast + _SMALL).log(), (sharpness + _SMALL).log()], dim=1).nan_to_num()
+    return torch.cat([images.mean((2, 3)), (contrast + _SMALL).log(), (sharpness + _SMALL).log()], dim=1)

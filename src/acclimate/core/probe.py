@@ -47,8 +47,10 @@ class Probe:
         if self.batch is None:
             return None, None
         loss, classes = self._measure(state)
+        decided = max(len(classes), len(self._first_classes))
         same = sum(a == b for a, b in zip(classes, self._first_classes, strict=False))
-        return loss, same / max(1, len(classes), len(self._first_classes))
+        # Nothing found at first, and nothing now: that is agreement.
+        return loss, same / decided if decided else 1.0
 
     @torch.no_grad()
     def _measure(self, state: Any) -> tuple[float, tuple[int, ...]]:

@@ -56,7 +56,7 @@ class SessionReport:
     Attributes:
         method: the method's name; ``settings``: its hyper-parameters.
         seed: of the session's generator.
-        steps: one entry for each step.
+        steps: one entry for each step; ``steps_before``: made by sessions whose state this one went on from.
         updated_param_count: elements that were selected; ``changed_param_count``: those that differ from the source.
         relative_drift: distance of the weights from the source over the norm of the source weights.
         held_bytes: bytes held beyond the model.
@@ -70,6 +70,7 @@ class SessionReport:
     settings: dict[str, Any]
     seed: int
     steps: tuple[StepReport, ...] = ()
+    steps_before: int = 0
     updated_param_count: int = 0
     changed_param_count: int = 0
     relative_drift: float = 0.0

@@ -18,7 +18,7 @@ from acclimate.core import layout, norm
 from acclimate.core.budget import Budget
 from acclimate.core.determinism import device_of, generator, seeded
 from acclimate.core.method import Method, Selection, Step, settings_of
-from acclimate.core.outputs import all_finite, map_tensors, nbytes, sample_count
+from acclimate.core.outputs import all_finite, nbytes, sample_count
 from acclimate.core.pacing import Pace, Pacing
 from acclimate.core.probe import Probe
 from acclimate.core.report import SessionReport, StepReport, Verdict, verdict_counts
@@ -37,8 +37,8 @@ _TRIPS_BEFORE_RESET: Final = 3
 class Session:
     """One model and one method: adapt, guard, keep or go back, predict, report.
 
-    Inside its ``with`` block the model is selected; on exit its flags, modes and low-rank layers are as before, and its
-    weights are as the last kept step left them, or the source's with ``restore=True``.
+    Inside its ``with`` block the model is selected; on exit its flags, modes and low-rank layers are as before, its
+    weights as the last kept step left them, or the source's with ``restore=True``.
 
     Args:
         model: any module.
@@ -96,6 +96,7 @@ class Session:
             stack.enter_context(seeded(self.seed))
             self._state = self._state_before = self.method.start(self.model, self._selection)
             self._steps: list[StepReport] = []
+            self._steps_before = 0
             self._recent_classes: deque[int] = deque(maxlen=guarding.REMEMBERED_DECISIONS)
             self._adapt_seconds = self._predict_seconds = 0.0
             self._stop_reason: str | None = None
@@ -137,7 +138,8 @@ class Session:
         """Learn from ``batch``, ``steps`` times; return what became of the last step."""
         self._open()
         try:
-            return [self._step(batch)[0] for _ in range(steps)][-1]
+            rests = self._rests(batch)
+            return [self._step(batch, rests=rests)[0] for _ in range(steps)][-1]
         finally:
             self._watch.release()
 
@@ -148,10 +150,9 @@ class Session:
         made, they are computed with the weights that stand, or are the unadapted model's.
         """
         self._open()
-        if steps > 1:
-            self.adapt(batch, steps=steps - 1)
         try:
-            report, step = self._step(batch)
+            rests = self._rests(batch)
+            report, step = [self._step(batch, rests=rests) for _ in range(steps)][-1]
             if step is None or report.verdict in ("rolled_back", "reset"):
                 return self.predict(batch), report
         finally:
@@ -162,8 +163,7 @@ class Session:
     def predict(self, inputs: Any) -> Any:
         """Return the outputs on ``inputs`` as the method predicts; nothing moves.
 
-        They are the unadapted model's where a guard went back to it, or where the method's are not finite and there
-        are guards.
+        They are the unadapted model's where a guard went back to it, or where the method's are not finite.
         """
         self._open()
         if self._watch.distrusted:
@@ -203,11 +203,10 @@ class Session:
     def installed(self) -> Iterator[None]:
         """Inside the block, calling the model itself predicts as :meth:`predict` does.
 
-        For code that insists on calling the model. A method that predicts with other weights (CoTTA's teacher) offers
-        ``prediction_weights(state)``, and one that changes what the model is given a context manager
-        ``installed(model, state, task=...)``.
+        For code that insists on calling the model. A method that changes what the model is given, or returns, offers a
+        context manager ``installed(model, state, task=...)``.
         """
-        weights = self._prediction_weights()
+        weights = self.prediction_weights()
         saved = {name: self._selection.parameters[name].detach().clone() for name in weights}
         around = norm.plain() if self._watch.distrusted else nullcontext()
         installing = getattr(self.method, "installed", None)
@@ -220,10 +219,6 @@ class Session:
         finally:
             self._selection.write(saved)
 
-    def write_prediction_weights(self) -> None:
-        """Write the weights that predict (a teacher's, or the source's after a trip) into the model, for good."""
-        self._selection.write(self._prediction_weights())
-
     def set_probe(self, probe: Any) -> None:
         """Measure entropy, and agreement with the present weights, on ``probe`` from here on."""
         self._open()
@@ -231,11 +226,7 @@ class Session:
         self._probe.begin(probe, self._state)
 
     def save_state(self, path: Path) -> None:
-        """Write weights, the method's state, moments, random numbers and the report to a safetensors file.
-
-        Raises:
-            CheckpointError: it cannot be written.
-        """
+        """Write weights, state, moments, random numbers and report to a safetensors file, or raise CheckpointError."""
         SavedState.of(
             self.method,
             self.report(),
@@ -244,26 +235,28 @@ class Session:
             method_state=self._state,
             optimizer=self._optimizer,
             rng=self._rng,
+            memory=(self._watch.memory(), None if self._pace is None else self._pace.memory()),
         ).write(path)
 
     def load_state(self, path: Path) -> None:
-        """Go on from a saved state, as if this session had made its steps.
+        """Go on from a saved state, as if this session had made its steps; settings are this session's own.
 
         Raises:
             CheckpointError: the file is no state, or of another model, method or selection.
         """
         self._open()
-        saved = read_fitting(path, method=self.method.name, source=self._watch.source_tensors())
-        device = device_of(self.model)
-        self._selection.write({name: value.to(device) for name, value in saved.weights.items()})
-        self._state = map_tensors(lambda tensor: tensor.to(device), saved.method_state)
-        if self._optimizer is not None:
-            self._optimizer.load_state_dict(saved.optimizer)
-        self._rng.set_state(saved.rng)
+        saved = read_fitting(path, self.method, self._optimizer, self._selection, source=self._watch.source_tensors())
+        saved = saved.on(device_of(self.model))
+        self._selection.write(saved.weights)
+        self._state = saved.method_state
+        saved.put_back(self._optimizer, self._rng)
+        watched, paced = saved.memory
+        self._watch.recall(watched)
+        if self._pace is not None and paced is not None:
+            self._pace.recall(paced)
         self._before.capture()
         self._state_before = self._state
-        self._steps = list(saved.report.steps)
-        self._adapt_seconds += saved.report.adapt_seconds
+        self._steps_before = saved.report.steps_before + len(saved.report.steps)
         self._probe.again(self._state)
 
     def report(self) -> SessionReport:
@@ -275,6 +268,7 @@ class Session:
             settings=settings_of(self.method),
             seed=self.seed,
             steps=steps,
+            steps_before=self._steps_before,
             updated_param_count=sum(p.numel() for p in self._selection.parameters.values()),
             changed_param_count=self._source.changed_count(),
             relative_drift=self._relative(self._source.distance()),
@@ -289,32 +283,36 @@ class Session:
             counts=verdict_counts(steps),
         )
 
-    def _step(self, batch: Any) -> tuple[StepReport, Step | None]:
+    def _rests(self, batch: Any) -> bool:
+        # Whoever is not trusted learns on: otherwise nothing would ever be compared again.
+        return self._pace is not None and not self._pace.is_due(batch) and not self._watch.distrusted
+
+    def _step(self, batch: Any, *, rests: bool) -> tuple[StepReport, Step | None]:
         started = time.perf_counter()
-        index = len(self._steps)
+        index = self._steps_before + len(self._steps)
         held_bytes = self._held_bytes() if self.budget.max_bytes is not None else 0
-        refused = self.budget.exhausted(seconds=self._adapt_seconds, steps=index, held_bytes=held_bytes)
+        refused = self.budget.exhausted(seconds=self._adapt_seconds, steps=len(self._steps), held_bytes=held_bytes)
         if refused is not None:
             # Not appended: a step that was refused is no step, and a stopped session may be asked many times.
             self._stop_reason = refused
             return StepReport(index=index, verdict="refused", reason=refused, samples=sample_count(batch)), None
-        # Whoever is not trusted learns on: otherwise nothing would ever be compared again.
-        rests = self._pace is not None and not self._pace.is_due(batch) and not self._watch.distrusted
         self._before.capture()
         self._state_before = self._state
         method_started = time.perf_counter()
         try:
             step = self._rested(batch) if rests else self._learned(batch)
-        except BaseException:
-            self._before.restore()
-            raise
-        finally:
             self._selection.drop_gradients()
-        method_seconds = time.perf_counter() - method_started
-        update_norm = self._before.distance()
-        apart_before = self._probe.seconds + self._watch.seconds
-        evidence = self._evidence(step, batch, update_norm)
-        verdict, reason = self._judge(step, evidence)
+            method_seconds = time.perf_counter() - method_started
+            update_norm = self._before.distance()
+            apart_before = self._probe.seconds + self._watch.seconds
+            evidence = self._evidence(step, batch, update_norm)
+            verdict, reason = self._judge(step, evidence)
+        except BaseException:
+            # Of the method, of a guard, of the unadapted model that a guard asked: no step is made by half.
+            self._before.restore()
+            self._state = self._state_before
+            self._selection.drop_gradients()
+            raise
         if rests and verdict == "kept":
             verdict, reason = "rested", "the stream is as before"
         seconds = time.perf_counter() - started - (self._probe.seconds + self._watch.seconds - apart_before)
@@ -359,7 +357,7 @@ class Session:
             if trip.remedy == "reset" or self._watch.trips_in_a_row > _TRIPS_BEFORE_RESET:
                 self._to_source()
                 self._recent_classes.clear()
-                self._watch.trips_in_a_row = 0
+                self._watch.begin_again()
                 return "reset", trip.reason
             self._before.restore()
             return "rolled_back", trip.reason
@@ -398,7 +396,8 @@ class Session:
         self._state = self.method.start(self.model, self._selection)
         self._probe.again(self._state)
 
-    def _prediction_weights(self) -> Mapping[str, torch.Tensor]:
+    def prediction_weights(self) -> Mapping[str, torch.Tensor]:
+        """Return the weights that predict where they are others than the model's: a teacher's, or the source's."""
         self._open()
         if self._watch.distrusted:
             return self._source_weights

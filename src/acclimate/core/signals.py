@@ -1,7 +1,7 @@
 """What a model's outputs look like as a whole: how sure, how varied, how many. No label is needed to tell collapse.
 
 A model that has collapsed gives one class to everything, or detects nothing; one whose statistics are of the wrong
-images is unsure of what it was sure of before. :class:`SourceCheck` holds that against the unadapted model.
+images is unsure of what it was sure of before. :class:`acclimate.core.AgainstSource` looks at both.
 """
 
 from __future__ import annotations
@@ -133,14 +133,18 @@ class Pair:
     source: Signals
 
     @classmethod
-    def recent(cls, pairs: Sequence[Pair], *, decisions: int) -> Pair:
-        """Return the newest pairs together: as many as it takes to hold so many of the source's decisions."""
+    def recent(cls, pairs: Sequence[Pair], *, decisions: int = 0, images: int = 0) -> Pair:
+        """Return the newest pairs together: as many as it takes for so many of the source's decisions, and images.
+
+        An image without a decision counts as one.
+        """
         chosen: list[Pair] = []
-        held = 0
+        held = seen = 0
         for pair in reversed(pairs):
             chosen.append(pair)
             held += max(pair.source.decisions, pair.source.samples)
-            if held >= decisions:
+            seen += pair.source.samples
+            if held >= decisions and seen >= images:
                 break
         return cls(Signals.total(pair.adapted for pair in chosen), Signals.total(pair.source for pair in chosen))
 

@@ -112,9 +112,30 @@ class SourceWatch:
         self.last = self.recent(decisions)
         return self.last
 
-    def recent(self, decisions: int) -> Pair:
-        """Return how both did on about the last so many decisions on which the unadapted model was asked."""
-        return Pair.recent(self._pairs, decisions=decisions)
+    def recent(self, decisions: int, *, images: int = 0) -> Pair:
+        """Return how both did on about the last so many decisions, and images, that were compared."""
+        return Pair.recent(self._pairs, decisions=decisions, images=images)
+
+    def begin_again(self) -> None:
+        """Forget how both did before weights and state went back to the source: those outputs judge nobody any more."""
+        self._pairs.clear()
+        self.trips_in_a_row = 0
+
+    def memory(self) -> dict[str, Any]:
+        """Return what must outlive a restart, as plain values."""
+        return {
+            "distrusted": self.distrusted,
+            "convinced": self.convinced,
+            "trips_in_a_row": self.trips_in_a_row,
+            "judgements": tuple(self._judgements),
+        }
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Start again with what :meth:`memory` returned."""
+        self.forget()
+        self.distrusted, self.convinced = memory["distrusted"], memory["convinced"]
+        self.trips_in_a_row = memory["trips_in_a_row"]
+        self._judgements.extend(memory["judgements"])
 
     def settle(self, adapted: Signals, *, distrusted: bool) -> None:
         """Note how a batch was judged, whether or not the unadapted model was asked about it."""
@@ -135,4 +156,4 @@ class SourceWatch:
 
     def release(self) -> None:
         """Let go of what was said about the newest batch: its tensor may hold other images the next time."""
-        self._latest = None
+        self._latest, self._was_asked = None, False

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from acclimate.core.method import Method, settings_of
+from acclimate.core.method import Method, Selection, settings_of
+from acclimate.core.outputs import map_tensors
 from acclimate.core.report import SessionReport, plain
 from acclimate.errors import CheckpointError, first_line
 
@@ -38,6 +39,8 @@ class SavedState:
         method_state: the method's state, as it was.
         optimizer: its ``state_dict``, or None.
         rng: the state of the session's generator.
+        optimizer_name: of its class.
+        memory: what guards and pacing know of the stream.
         report: of the session.
     """
 
@@ -47,7 +50,9 @@ class SavedState:
     weights: Mapping[str, Tensor]
     method_state: Any
     optimizer: Any
+    optimizer_name: str
     rng: Tensor
+    memory: Any
     report: SessionReport
 
     @classmethod
@@ -61,6 +66,7 @@ class SavedState:
         method_state: Any,
         optimizer: torch.optim.Optimizer | None,
         rng: torch.Generator,
+        memory: Any,
     ) -> SavedState:
         """Return the state of a session; ``source`` is every weight and buffer of the unadapted model."""
         return cls(
@@ -70,7 +76,9 @@ class SavedState:
             weights=weights,
             method_state=method_state,
             optimizer=None if optimizer is None else optimizer.state_dict(),
+            optimizer_name=type(optimizer).__name__,
             rng=rng.get_state(),
+            memory=memory,
             report=report,
         )
 
@@ -88,9 +96,12 @@ class SavedState:
             "source_sha256": self.source_sha256,
             "method_state": json.dumps(_described(self.method_state, "state", tensors)),
             "optimizer": json.dumps(_described(self.optimizer, "optimizer", tensors)),
-            "report": self.report.to_json(indent=None),
+            "optimizer_name": self.optimizer_name,
+            "memory": json.dumps(_described(self.memory, "memory", tensors)),
         }
         tensors["rng"] = self.rng
+        # A long report would not fit into the header.
+        tensors["report"] = torch.frombuffer(bytearray(self.report.to_json(indent=None).encode()), dtype=torch.uint8)
         partial = path.with_name(f".{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,24 +140,64 @@ class SavedState:
             weights={name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")},
             method_state=_restored(json.loads(described["method_state"]), tensors),
             optimizer=_restored(json.loads(described["optimizer"]), tensors),
+            optimizer_name=described["optimizer_name"],
             rng=tensors["rng"],
-            report=SessionReport.from_json(described["report"]),
+            memory=_restored(json.loads(described["memory"]), tensors),
+            report=SessionReport.from_json(bytes(tensors["report"].tolist()).decode()),
         )
 
+    def on(self, device: torch.device) -> SavedState:
+        """Return this state with what a session computes with on ``device``."""
 
-def read_fitting(path: Path, *, method: str, source: Mapping[str, Tensor]) -> SavedState:
-    """Read a file that a session of this method and these source weights can go on from.
+        def moved(tree: Any) -> Any:
+            return map_tensors(lambda tensor: tensor.to(device), tree)
+
+        return dataclasses.replace(
+            self, weights=moved(self.weights), method_state=moved(self.method_state), memory=moved(self.memory)
+        )
+
+    def put_back(self, optimizer: torch.optim.Optimizer | None, rng: torch.Generator) -> None:
+        """Give an optimizer its moments back, but not its settings, and a generator its position.
+
+        A generator of another kind of device keeps its own: their states have nothing in common.
+        """
+        if optimizer is not None:
+            own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(self.optimizer)
+            for group, settings in zip(optimizer.param_groups, own, strict=True):
+                group.update(settings)
+        if len(self.rng) == len(rng.get_state()):
+            rng.set_state(self.rng)
+
+
+def read_fitting(
+    path: Path,
+    method: Method,
+    optimizer: torch.optim.Optimizer | None,
+    selection: Selection,
+    *,
+    source: Mapping[str, Tensor],
+) -> SavedState:
+    """Read a file that a session of this method, selection and source model can go on from.
 
     Raises:
-        CheckpointError: the file is no state, or of another model, method or selection.
+        CheckpointError: the file is no state, or of another model, method, optimizer or selection.
     """
     saved = SavedState.read(path)
-    if saved.method != method:
-        raise CheckpointError(f"{path} is a state of {saved.method}, and this session's method is {method}")
-    if saved.source_sha256 != fingerprint(source):
+    if saved.method != method.name:
+        raise CheckpointError(f"{path} is a state of {saved.method}, and this session's method is {method.name}")
+    other = saved.weights.keys() ^ selection.parameters.keys()
+    if other:
         raise CheckpointError(
-            f"{path} is a state of another model, or another selection of its weights may move; load it with the "
-            "model, the filter and the low-rank settings that it was saved with"
+            f"in {path} other weights may move ({len(saved.weights)}, here {len(selection.parameters)}; first "
+            f"{min(other)}); load it with the filter and the low-rank settings that it was saved with"
+        )
+    if saved.source_sha256 != fingerprint(source):
+        raise CheckpointError(f"{path} is a state of another model; load it with the weights that it was saved with")
+    if saved.optimizer_name != type(optimizer).__name__:
+        raise CheckpointError(
+            f"{path} holds the moments of {saved.optimizer_name}, and this session's optimizer is "
+            f"{type(optimizer).__name__}; load it with the options that it was saved with"
         )
     return saved
 
@@ -248,12 +299,11 @@ def _items(content: Any, tensors: Mapping[str, Tensor]) -> Iterator[Any]:
 
 
 def _dataclass(path: str) -> Any:
-    """Return a dataclass by module and name; nothing else that a file may name is looked up and called."""
+    """Return a dataclass by module and name, from a module that is loaded: a file must not load code of its choice."""
     module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"the state was saved with {path}, which this installation does not have") from error
+    found = getattr(sys.modules.get(module), name, None)
+    if found is None:
+        raise CheckpointError(f"the state was saved with {path}, which is not loaded here; import {module} first")
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise CheckpointError(f"the state names {path}, which is no dataclass; was the file changed?")
     return found

@@ -30,6 +30,7 @@ SCALE: Final = (0.9, 1.1)
 BLUR_SIGMA_PIXELS: Final = (0.001, 0.5)
 NOISE_STD: Final = 0.005
 
+_ONE_STEP: Final = 1 / 255
 _LUMA: Final = (0.299, 0.587, 0.114)
 # NTSC: rows give Y, I and Q; a rotation of the (I, Q) plane turns the hue and keeps the luma.
 _RGB_TO_YIQ: Final = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
@@ -150,6 +151,22 @@ def bounds(pixel_range: PixelRange, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return lowest and highest value as tensors that broadcast over ``(B, C, H, W)``."""
     low, high = (torch.tensor(bound, dtype=images.dtype, device=images.device).view(-1, 1, 1) for bound in pixel_range)
     return low, high
+
+
+def with_content(images: Tensor, *, pixel_range: PixelRange | None) -> Tensor:
+    """Say of each of ``(B, C, H, W)`` images whether it shows anything: ``(B,)``, false where it is of one colour.
+
+    A lens cap, a dropped frame: its values differ by less than one of 255 steps of the range, or not at all where no
+    range is known. Nothing is to be learned from it, and as part of a batch's statistics it spoils those of the others.
+    """
+    flat = images.flatten(2)
+    spread = flat.amax(-1) - flat.amin(-1)
+    least: Tensor | float = 0.0
+    if pixel_range is not None:
+        low, high = bounds(pixel_range, images)
+        least = (high - low).flatten() * _ONE_STEP
+    # Written so that NaN is no such image: it is another guard's to find.
+    return ~(spread <= least).all(-1)
 
 
 def _hue_saturation_matrix(saturation: float, hue_turns: float) -> Tensor:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from acclimate.core import layout, norm
 from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
-from acclimate.core.outputs import detach, sample_count
+from acclimate.core.outputs import detach, map_tensors, sample_count
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, Pair, Signals
 from acclimate.core.task import Task
+from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods.spectrum import Spectrum, SpectrumState
 
@@ -119,8 +120,19 @@ class Blend:
         optimizer: torch.optim.Optimizer | None,
         rng: torch.Generator,
     ) -> Step:
-        """Take the batch into the memory and return the outputs that follow from it."""
+        """Take the batch into the memory and return the outputs that follow from it.
+
+        Images of one colour (a lens cap, a dropped frame) are predicted and not remembered.
+        """
         with torch.no_grad():
+            shown = with_content(task.images(batch), pixel_range=getattr(task, "pixel_range", None))
+            if not bool(shown.all()):
+                if bool(shown.any()):
+                    rest = map_tensors(lambda tensor: tensor[shown], batch)
+                    how: dict[str, Any] = {"task": task, "selection": selection, "optimizer": optimizer, "rng": rng}
+                    state = self.step(model, rest, state, **how).state
+                outputs = self.predict(model, layout.for_prediction(batch), state, task=task)
+                return Step(state, detach(outputs), None, int(shown.sum()))
             if self.spectrum is not None:
                 seen, batch = self.spectrum.observe(batch, state.seen, task=task)
                 state = replace(state, seen=seen)

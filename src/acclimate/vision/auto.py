@@ -11,14 +11,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import all_finite
 from acclimate.core.signals import Certainty, Pair, Signals
-from acclimate.errors import ConfigError, InputError
+from acclimate.errors import ConfigError, DataError, EmptySelectionError, TTTNotSupportedError
 from acclimate.vision.adapter import AdaptableAdapter, require_ttt
 from acclimate.vision.config import Kind, TTTConfig
 from acclimate.vision.method_choice import METHODS
@@ -94,7 +96,8 @@ def choose(
         source_records: unlabelled source images, where there are any.
 
     Raises:
-        ConfigError: the stream is empty, or a setting was given that only one method has.
+        ConfigError: the stream is empty, a setting was given that only one method has, or reset is ``sample``.
+        DataError: none of the first images can be used.
     """
     require_ttt(adapter)
     if not records:
@@ -102,6 +105,11 @@ def choose(
     if given.get("method_options"):
         names = ", ".join(sorted(given["method_options"]))
         raise ConfigError(f"auto chooses the method, so options of one ({names}) have no meaning; name the method")
+    if given.get("reset") == "sample":
+        raise ConfigError(
+            "auto chooses for a stream, and reset 'sample' takes each image by itself; use stream or online, or name "
+            "the method"
+        )
     rest = {name: value for name, value in given.items() if name != "method"}
     candidates, reasons = _candidates(adapter, kind, knows_source=bool(source_records))
     first = records[: TRIAL_IMAGES[kind]]
@@ -112,7 +120,10 @@ def choose(
         config = TTTConfig.resolve({**candidate, **rest}, kind=kind)
         try:
             both = _try(adapter, config, first, source_records)
-        except InputError as error:
+        except (TTTNotSupportedError, EmptySelectionError) as error:
+            if rest.get("include") or rest.get("exclude"):
+                # The user's patterns, not the method, may be what does not fit.
+                raise
             trials.append(Trial(method=config.method, refused=str(error)))
             configs.append(None)
             continue
@@ -159,7 +170,7 @@ def _try(
     adapter: AdaptableAdapter, config: TTTConfig, records: Sequence[Record], source_records: Sequence[Record]
 ) -> Pair:
     """Return how adapted and unadapted model did on the first images, online, with no guard between."""
-    free = dataclasses.replace(config, guards=False, collapse_share=None, probe=False, reset="online")
+    free = dataclasses.replace(config, guards=False, collapse_share=None, probe=False, reset="stream")
     pairs = []
     with TTTRun(adapter, free, source_records=source_records) as run:
         for batch in itertools.islice(adapter.build_loader(records, batch_size=free.batch_size), free.max_batches):
@@ -172,7 +183,7 @@ def _try(
             count = report.samples
             pairs.append(Pair(*(Signals.of(run.task, out, samples=count) for out in (outputs, source))))
     if not pairs:
-        raise ConfigError("none of the stream's first images can be used")
+        raise DataError("none of the stream's first images can be used")
     return Pair(Signals.total(pair.adapted for pair in pairs), Signals.total(pair.source for pair in pairs))
 
 
@@ -200,10 +211,13 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
         if trial.refused is not None or trial.method == "none":
             continue
         collapsed = trial.effective_classes < _LEAST_VARIETY * plain.effective_classes
-        if trial.doubt > 1 or collapsed:
+        finite = math.isfinite(trial.entropy_nats)
+        if collapsed or not finite or not trial.doubt <= 1:
             rate = "" if trial.lr is None else f" at lr {trial.lr:g}"
             what = (
-                f"decides for {trial.effective_classes:.1f} classes where the unadapted model has "
+                "gives outputs that are not finite"
+                if not finite
+                else f"decides for {trial.effective_classes:.1f} classes where the unadapted model has "
                 f"{plain.effective_classes:.1f}"
                 if collapsed
                 else f"makes it less sure: {trial.entropy_nats:.2f} nats a decision, not {plain.entropy_nats:.2f}"
@@ -242,8 +256,8 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
     return chosen_place, reasons
 
 
-def as_flags(choice: Choice) -> str:
-    """Return the flags of ``acclimate export`` that run what was chosen."""
+def as_flags(choice: Choice, *, source: Path | None = None) -> str:
+    """Return the flags of ``acclimate export`` that run what was chosen, beside those that were given."""
     if choice.config is None:
         return "(without --ttt)"
     flags = ["--ttt", "--ttt-method", choice.method]
@@ -251,4 +265,6 @@ def as_flags(choice: Choice) -> str:
         flags += ["--ttt-update-filter", choice.config.update_filter, "--ttt-lr", f"{choice.config.lr:g}"]
     if choice.config.reset != "stream":
         flags += ["--ttt-reset", choice.config.reset]
+    if source is not None:
+        flags += ["--ttt-source", str(source)]
     return " ".join([*flags, "--ttt-batch-size", str(choice.config.batch_size)])

@@ -20,12 +20,13 @@ from acclimate.vision.adapters import AdapterOptions, make_adapter
 from acclimate.vision.auto import Choice, as_flags, choose
 from acclimate.vision.config import COMPARED, METHOD_NAMES, TTTConfig
 from acclimate.vision.evaluate import Interval, Score, Scorer, difference, is_coco, load_labels, make_scorer
-from acclimate.vision.export import kind_of, ttt_meta
+from acclimate.vision.export import ttt_meta
 from acclimate.vision.images import CorruptionSpec, ImageReader
 from acclimate.vision.method_choice import make_method, option_names
 from acclimate.vision.pictures import before_and_after
 from acclimate.vision.predictions import check_writable, write_json
 from acclimate.vision.records import Dataset, Record, load_dataset
+from acclimate.vision.settings import kind_of
 from acclimate.vision.ttt import TTTReport, TTTRun
 
 logger = logging.getLogger(__name__)
@@ -199,14 +200,14 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     )
     recommended = None
     if comparison.recommend:
-        given = {"reset": "online", **comparison.given}
+        given = {"reset": "online", **comparison.given, "method_options": {}}
         recommended = choose(adapter, given, dataset.records, kind=kind, source_records=source_records)
     table = comparison.output / "comparison.json"
     content = _content(comparison, dataset, reader, scorer, rows, configs, reports)
     if recommended is not None:
         content["recommended"] = {
             **plain(dataclasses.replace(recommended, config=None)),
-            "flags": as_flags(recommended),
+            "flags": as_flags(recommended, source=comparison.ttt_source),
         }
     write_json(table, content)
     for method, entries in predictions.items():

@@ -12,16 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from acclimate.core.norm import batch_norms
 from acclimate.core.report import plain
 from acclimate.errors import ConfigError, DataError, InputError
-from acclimate.vision.adapter import AdaptableAdapter, Adapter, Entry, chunks, plain_forward, require_ttt
+from acclimate.vision.adapter import AdaptableAdapter, Adapter, Entry, chunks, plain_forward
 from acclimate.vision.adapters import AdapterOptions, make_adapter
-from acclimate.vision.auto import AUTO, Choice, choose
-from acclimate.vision.config import Kind, TTTConfig, safe_method
+from acclimate.vision.auto import Choice
+from acclimate.vision.config import TTTConfig
 from acclimate.vision.images import CorruptionSpec, ImageReader
 from acclimate.vision.predictions import check_writable, to_coco, wrapped, write_json
 from acclimate.vision.records import Dataset, Record, load_dataset
+from acclimate.vision.settings import settings_for
 from acclimate.vision.tta import Augmenter, TTAConfig
 from acclimate.vision.ttt import TTTReport, TTTRun
 
@@ -119,7 +119,9 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     if job.format == "coco" and getattr(adapter, "is_classifier", False):
         raise ConfigError("COCO results hold boxes, and this model is a classifier; use --format acclimate")
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
-    config, choice = settings_for(job, adapter, dataset.records, source_records)
+    config, choice = settings_for(
+        adapter, job.ttt, job.preset, dataset.records, source_records=source_records, goes_on=job.load_state is not None
+    )
     work = _Work(job, adapter, config, source_records, progress)
     with _Partial(job, dataset, config, restarts=not work.can_resume) as partial:
         for batch in work.predict(dataset.records, done=partial.entries):
@@ -129,50 +131,11 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         meta = _meta(job, adapter, dataset, config, work, reader)
         if choice is not None:
             meta["ttt"]["choice"] = plain(dataclasses.replace(choice, config=None))
+            if config is None and job.save_state is not None:
+                meta["warnings"].append(f"auto adapted nothing, so no state was written to {job.save_state}")
         _write(job, entries, meta)
         partial.finished = True
     return ExportResult(entries=entries, meta=meta, report=work.report, skipped=dict(reader.skipped), choice=choice)
-
-
-def settings_for(
-    job: ExportJob, adapter: Adapter, records: Sequence[Record], source_records: Sequence[Record]
-) -> tuple[TTTConfig | None, Choice | None]:
-    """Return the settings that a job runs with, None without TTT, and how ``auto`` chose them where it was asked to.
-
-    Raises:
-        ConfigError: ``auto`` is given together with a preset or a state, which are one method's.
-    """
-    if job.ttt is None:
-        return None, None
-    if job.ttt.get("method") != AUTO:
-        return resolve_config(adapter, job.ttt, job.preset), None
-    if job.preset is not None or job.load_state is not None:
-        raise ConfigError("a preset or a saved state is of one method; name it, or leave them out with auto")
-    choice = choose(
-        cast(AdaptableAdapter, adapter), job.ttt, records, kind=kind_of(adapter), source_records=source_records
-    )
-    return choice.config, choice
-
-
-def resolve_config(adapter: Adapter, given: Mapping[str, Any], preset: str | None) -> TTTConfig:
-    """Return the settings for an adapter's kind of model.
-
-    Raises:
-        TTTNotSupportedError: the adapter cannot be adapted.
-    """
-    require_ttt(adapter)
-    kind = kind_of(adapter)
-    chosen = safe_method(
-        kind,
-        knows_source=getattr(adapter, "source_spectrum", None) is not None,
-        has_batch_norm=bool(batch_norms(cast(AdaptableAdapter, adapter).get_model())),
-    )
-    return TTTConfig.resolve(given, kind=kind, preset=preset, safe_method=chosen)
-
-
-def kind_of(adapter: Adapter) -> Kind:
-    """Say whether an adapter's model is a classifier or a detector."""
-    return "classifier" if getattr(adapter, "is_classifier", False) else "detector"
 
 
 class _Work:
@@ -257,6 +220,9 @@ class _Work:
             done = len(records) - len(remaining)
             yield from run.predictions(records, augment=self.augmenter, done=done, on_batch=heard)
             self.report = run.report()
+            if self.job.strict:
+                # Before the state is written: a run that is refused must leave nothing to go on from.
+                _refuse_skipped(adapter.reader)
 
     def _plain(self, records: Sequence[Record]) -> Iterator[list[Entry]]:
         size = self._batch_size()
@@ -285,7 +251,7 @@ class _Partial:
             "adapter": plain(job.adapter),
             "weights": _stamp(job.adapter.checkpoint, job.adapter.model),
             "ttt_source": str(job.ttt_source),
-            "load_state": str(job.load_state),
+            "load_state": _stamp(None if job.load_state is None else str(job.load_state)),
             "probe_images": str(job.probe_images),
             "ttt": plain(config),
             "tta": plain(job.tta),
@@ -357,11 +323,17 @@ def _stamp(*paths: str | None) -> list[Any]:
 def _check_skipped(job: ExportJob, reader: ImageReader, entries: Sequence[Entry]) -> None:
     if not reader.skipped:
         return
-    first = next(iter(reader.skipped.values()))
     if job.strict:
-        raise DataError(f"{len(reader.skipped)} images cannot be used (--strict); first: {first}")
+        _refuse_skipped(reader)
+    first = next(iter(reader.skipped.values()))
     if not entries:
         raise DataError(f"none of the {len(reader.skipped)} images can be used; first: {first}")
+
+
+def _refuse_skipped(reader: ImageReader) -> None:
+    if reader.skipped:
+        first = next(iter(reader.skipped.values()))
+        raise DataError(f"{len(reader.skipped)} images cannot be used (--strict); first: {first}")
 
 
 def _write(job: ExportJob, entries: Sequence[Entry], meta: dict[str, Any]) -> None:
@@ -370,7 +342,7 @@ def _write(job: ExportJob, entries: Sequence[Entry], meta: dict[str, Any]) -> No
         content = to_coco(entries)
     elif job.wrap:
         content = wrapped(entries, meta)
-    if job.log_output is not None and meta["ttt"]["enabled"]:
+    if job.log_output is not None and (meta["ttt"]["enabled"] or "choice" in meta["ttt"]):
         write_json(job.log_output, {"timestamp": meta["timestamp"], "output": str(job.output), "ttt": meta["ttt"]})
     write_json(job.output, content)
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from acclimate.core.report import SessionReport
+
+NOT_LEFT_BEHIND: Final = {
+    "bn": "batch statistics",
+    "spectrum": "a filter and statistics of the stream",
+    "blend": "a filter and statistics of the stream",
+    "align": "a filter",
+    "rotta": "statistics of the stream",
+    "lame": "corrections of each batch",
+    "memo": "a step for each image",
+}
+"""What methods predict with besides weights."""
 
 
 def step_warnings(session: SessionReport) -> list[str]:

@@ -28,7 +28,7 @@ from acclimate.vision.adapter import AdaptableAdapter, Entry, ImageBatch, requir
 from acclimate.vision.config import WITHOUT_GRADIENT, TTTConfig
 from acclimate.vision.method_choice import make_guards, make_method, paper_note
 from acclimate.vision.records import Record
-from acclimate.vision.step_warnings import step_warnings
+from acclimate.vision.step_warnings import NOT_LEFT_BEHIND, step_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -149,18 +149,20 @@ class TTTRun:
                 self._stack.close()
                 raise
             self._warnings.append(
-                f"goes on from the state in {self._load_state}, after {len(self._session.report().steps)} steps"
+                f"goes on from the state in {self._load_state}, after {self._session.report().steps_before} steps"
             )
         self._note_what_differs()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._save_state is not None and exc_info[0] is None:
-            self.session.save_state(self._save_state)
-        if self.keep_weights and exc_info[0] is None:
-            self.session.write_prediction_weights()
-        self._stack.close()
-        self._session = None
+        try:
+            if self._save_state is not None and exc_info[0] is None:
+                self.session.save_state(self._save_state)
+            if self.keep_weights and exc_info[0] is None:
+                self.session.selection.write(self.session.prediction_weights())
+        finally:
+            self._stack.close()
+            self._session = None
 
     @property
     def session(self) -> Session:
@@ -297,8 +299,10 @@ class TTTRun:
         """Note what predicted inside the run and will not predict after it."""
         if self.config.lora_rank is not None:
             self._warnings.append("the low-rank weights are detached after the run; predict inside TTTRun to have them")
-        if self.config.method in WITHOUT_GRADIENT or self._uses_batch_statistics():
-            what = "batch statistics" if self.config.method in ("bn", "tent") else "statistics of the stream"
+        what = NOT_LEFT_BEHIND.get(self.config.method)
+        if what is None and self._uses_batch_statistics():
+            what = "batch statistics"
+        if what is not None:
             self._warnings.append(
                 f"{self.config.method} adapts with {what}, which adapter.predict() does not use; "
                 "predict inside TTTRun to have them"
@@ -389,12 +393,12 @@ def run_ttt(
         return run.report()
 
 
-def dry_run(adapter: AdaptableAdapter, config: TTTConfig) -> list[tuple[str, tuple[int, ...]]]:
+def dry_run(
+    adapter: AdaptableAdapter, config: TTTConfig, *, source_records: Sequence[Record] = ()
+) -> list[tuple[str, tuple[int, ...]]]:
     """Return name and shape of each tensor that would move, without moving any."""
-    require_ttt(adapter)
-    method = make_method(config)
-    with method.select(adapter.get_model()) as selection:
-        return [(name, tuple(parameter.shape)) for name, parameter in selection.parameters.items()]
+    with TTTRun(adapter, config, source_records=source_records) as run:
+        return [(name, tuple(parameter.shape)) for name, parameter in run.session.selection.parameters.items()]
 
 
 def inputs_of(batch: Any) -> Any:
