@@ -45,6 +45,44 @@ def conditions_table(name: str) -> str:
     return "\n".join(lines)
 
 
+def auto_table() -> str:
+    """Return what auto chose under each condition, beside the best single method on the same scenes."""
+    rows = _results("auto")["rows"]
+    seeds = {row["seed"] for row in rows}
+    single: dict[str, dict[str, list[float]]] = {}
+    for row in _results("online")["rows"]:
+        if row["seed"] in seeds and row["setting"] not in ("none", "align, stream", "auto"):
+            single.setdefault(row["condition"], {}).setdefault(row["setting"], []).append(row["mAP"])
+    lines = [
+        "| condition | chosen | auto | best single | its mAP | auto - best | none |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    ours, plain = [], []
+    means: dict[str, list[float]] = {}
+    for condition in single:
+        own = [row for row in rows if row["condition"] == condition]
+        auto = _mean([row["mAP"] for row in own if row["setting"] == "auto"])
+        none = _mean([row["mAP"] for row in own if row["setting"] == "none"])
+        chosen = ", ".join(dict.fromkeys(row["chosen"] for row in own if row["setting"] == "auto"))
+        found = {method: _mean(values) for method, values in single[condition].items()}
+        best = max(found, key=lambda method: found[method])
+        top = found[best]
+        lines.append(f"| {condition} | {chosen} | {auto:.1f} | {best} | {top:.1f} | {auto - top:+.1f} | {none:.1f} |")
+        if condition != "clean":
+            ours.append(auto)
+            plain.append(none)
+            for method, value in found.items():
+                means.setdefault(method, []).append(value)
+    best = max(means, key=lambda method: _mean(means[method]))
+    top, mean, none = _mean(means[best]), _mean(ours), _mean(plain)
+    lines.append(f"| mean, corrupted |  | {mean:.1f} | {best} | {top:.1f} | {mean - top:+.1f} | {none:.1f} |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
 def _results(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 

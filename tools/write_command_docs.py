@@ -145,7 +145,7 @@ def cifar_streams_table() -> str:
     runs = [run for run in _cifar_runs() if run["guards"] == "off" and run["stream"] != "cycles"]
     streams = list(dict.fromkeys(run["stream"] for run in runs))
     lines = ["| method | " + " | ".join(streams) + " |", "| --- " * (len(streams) + 1) + "|"]
-    for method in dict.fromkeys(run["method"] for run in runs):
+    for method in sorted(dict.fromkeys(run["method"] for run in runs), key=lambda method: method != "none"):
         found = {run["stream"]: f"{run['mean_error_percent']:.2f}" for run in runs if run["method"] == method}
         lines.append(f"| {method} | " + " | ".join(found.get(stream, "") for stream in streams) + " |")
     return "\n".join(lines)
@@ -210,6 +210,7 @@ def _with_tables(text: str) -> str:
         },
         "plates": functools.partial(plates_tables.summary_table, "online"),
         "plates conditions": functools.partial(plates_tables.conditions_table, "online"),
+        "plates auto": plates_tables.auto_table,
         "plates policies": functools.partial(plates_tables.summary_table, "policies"),
         "gate": language_tables.gate_table,
         "adaptation": language_tables.adaptation_table,
