@@ -295,8 +295,10 @@ def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folde
 
 
 def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
-    write_images(folder / "many", 1500, side=64)
-    command = [sys.executable, "-m", "acclimate", "export", "many", *MODEL, "-o", "out/p.json", "--batch-size", "1"]
+    # So many that the run cannot end before the signal, on however busy a machine: the same images again and again.
+    paths = write_images(folder / "many", 500, side=64)
+    (folder / "many.txt").write_text("".join(f"{path}\n" for path in paths * 40))
+    command = [sys.executable, "-m", "acclimate", "export", "many.txt", *MODEL, "-o", "out/p.json", "--batch-size", "1"]
     process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
     partial = folder / "out" / ".p.json.partial.jsonl"
     deadline = time.monotonic() + 60
