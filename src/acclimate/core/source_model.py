@@ -61,6 +61,8 @@ class SourceWatch:
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], *, task: Task) -> None:
         self._model, self._weights, self._task = model, weights, task
         self._pairs: deque[Pair] = deque(maxlen=REMEMBERED_PAIRS)
+        # With batches of one a summary is of hundreds of pairs, and it is asked for more often than they change.
+        self._summaries: dict[tuple[int, int], Pair] = {}
         self._judgements: deque[bool] = deque(maxlen=REMEMBERED_JUDGEMENTS)
         self.seconds = 0.0
         self.forget()
@@ -68,6 +70,7 @@ class SourceWatch:
     def forget(self) -> None:
         """Start again, as on a new stream."""
         self._pairs.clear()
+        self._summaries.clear()
         self._judgements.clear()
         self._latest: tuple[Any, Any] | None = None
         self._was_asked = False
@@ -107,6 +110,7 @@ class SourceWatch:
         self._latest, self._was_asked = (batch, outputs), True
         source = Signals.of(self._task, outputs, samples=adapted.samples)
         self._pairs.append(Pair(adapted, source))
+        self._summaries.clear()
         self.images_checked += adapted.samples
         self.images_since_check = 0
         self.last = self.recent(decisions)
@@ -114,11 +118,15 @@ class SourceWatch:
 
     def recent(self, decisions: int, *, images: int = 0) -> Pair:
         """Return how both did on about the last so many decisions, and images, that were compared."""
-        return Pair.recent(self._pairs, decisions=decisions, images=images)
+        key = (decisions, images)
+        if key not in self._summaries:
+            self._summaries[key] = Pair.recent(self._pairs, decisions=decisions, images=images)
+        return self._summaries[key]
 
     def begin_again(self) -> None:
         """Forget how both did before weights and state went back to the source: those outputs judge nobody any more."""
         self._pairs.clear()
+        self._summaries.clear()
         self.trips_in_a_row = 0
 
     def memory(self) -> dict[str, Any]:
