@@ -134,6 +134,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot be written"):
         session.save_state(tmp_path / "file" / "state")
+    # What safetensors itself runs into is no OSError.
+    (tmp_path / ".state.partial").mkdir()
+    with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot be written"):
+        session.save_state(tmp_path / "state")
 
 
 def test_settings_are_the_sessions_own_and_moments_the_files(tmp_path: Path) -> None:

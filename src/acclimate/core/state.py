@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -105,13 +105,12 @@ class SavedState:
         partial = path.with_name(f".{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A file of its own for each name: tensors that share memory are refused otherwise.
+            # Copies: tensors that share memory are refused.
             save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, partial, described)
             partial.replace(path)
-        except OSError as error:
-            raise CheckpointError(
-                f"state file {path} cannot be written: {error.strerror or first_line(error)}"
-            ) from error
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise CheckpointError(f"state file {path} cannot be written: {reason}") from error
 
     @classmethod
     def read(cls, path: Path) -> SavedState:
@@ -227,9 +226,7 @@ def difference(first: SavedState, second: SavedState) -> tuple[Moved, ...]:
         CheckpointError: the states are of different models.
     """
     if first.source_sha256 != second.source_sha256:
-        raise CheckpointError(
-            "the two states are of different models, or of different selections of one: their source weights differ"
-        )
+        raise CheckpointError("the two states are of different models: their source weights differ")
     found = []
     for name in first.weights.keys() & second.weights.keys():
         a, b = first.weights[name].double(), second.weights[name].double()
@@ -287,15 +284,11 @@ def _restored(described: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "pairs":
         return {key: _restored(value, tensors) for key, value in content}
     if kind in ("tuple", "list"):
-        return (tuple if kind == "tuple" else list)(_items(content, tensors))
+        return (tuple if kind == "tuple" else list)(_restored(value, tensors) for value in content)
     if kind == "class":
         fields = {name: _restored(value, tensors) for name, value in dict(rest)["fields"].items()}
         return _dataclass(content)(**fields)
     return content
-
-
-def _items(content: Any, tensors: Mapping[str, Tensor]) -> Iterator[Any]:
-    return (_restored(value, tensors) for value in content)
 
 
 def _dataclass(path: str) -> Any:
