@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "cifar"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "guards"))
 from network import load
 from paired import difference, percent
+from streams import REPORTED, Images, to_tensor
 
 from acclimate.core.task import Classification
 from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
@@ -34,10 +35,6 @@ from acclimate.vision.images import ImageReader
 from acclimate.vision.records import Record
 from acclimate.vision.ttt import TTTRun
 
-CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "zoom_blur", "fog", "brightness", "contrast",
-    "pixelate", "jpeg",
-)  # fmt: skip
 SINGLE = ("bn", "spectrum", "blend", "lame", "tent", "eata", "sar", "deyo", "roid", "rotta")
 
 
@@ -47,7 +44,7 @@ class Stream:
 
     name: str
     batch_size: int = 64
-    conditions: tuple[str, ...] = CORRUPTIONS
+    conditions: tuple[str, ...] = REPORTED
     images: int | None = None
     sorted_by_label: bool = False
 
@@ -153,17 +150,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = options.data / "cifar10" if (options.data / "cifar10").is_dir() else options.data
-    arrays = np.load(folder / "report_corrupted.npz")
-
-    def to_tensor(images: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(255).contiguous()
-
-    images = {name: to_tensor(arrays[name]) for name in (*CORRUPTIONS, "clean")}
-    images["source"] = to_tensor(np.load(folder / "source_train.npz")["images"])
+    data = Images.reported(folder)
+    images = {**data.conditions, "source": to_tensor(np.load(folder / "source_train.npz")["images"])}
     adapter = Arrays(load(folder / "resnet20.safetensors"), images)
     source = [Record(image=f"source:{row}", image_id=row) for row in range(len(images["source"]))]
     rows = []
-    for row in experiments(adapter, torch.from_numpy(arrays["labels"].astype(np.int64)), source):
+    for row in experiments(adapter, data.labels, source):
         rows.append(row)
         print(
             f"{row['stream']:10s} chose {row['chosen']:8s} {row['auto']:5.2f} %  none {row['none']:5.2f}  best "

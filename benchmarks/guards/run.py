@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "cifar"))
 sys.path.insert(0, str(Path(__file__).parent))
 from network import load
 from paired import difference, percent
-from streams import FAULTS, Batch, Fault, Images
+from streams import FAULTS, Batch, Fault, Images, to_tensor
 
 from acclimate.core import Session, default_guards
 from acclimate.core.spectrum import measure as measure_spectrum
@@ -132,7 +132,7 @@ def main() -> None:
     for row in experiments(
         load(folder / "resnet20.safetensors"),
         data,
-        torch.from_numpy(source).permute(0, 3, 1, 2).float().div(255),
+        to_tensor(source),
         names=options.methods,
         faults=faults,
     ):

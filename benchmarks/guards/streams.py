@@ -48,7 +48,7 @@ class Images:
     def reported(cls, folder: Path) -> Images:
         """Return the images on which the results are reported."""
         arrays = np.load(folder / "report_corrupted.npz")
-        conditions = {name: _to_tensor(arrays[name]) for name in ("clean", *REPORTED)}
+        conditions = {name: to_tensor(arrays[name]) for name in ("clean", *REPORTED)}
         return cls(conditions, torch.from_numpy(arrays["labels"].astype(np.int64)))
 
     @classmethod
@@ -57,11 +57,11 @@ class Images:
         arrays = np.load(folder / "tune_jpeg.npz")
         order = np.random.default_rng(0).permutation(len(arrays["labels"]))[start : start + count]
         images = arrays["images"][order]
-        conditions = {"clean": _to_tensor(images)}
+        conditions = {"clean": to_tensor(images)}
         for name in TUNED:
             kind, severity = name.split(":")
             changed = [corrupt(image, kind, severity=int(severity), seed=n) for n, image in enumerate(images)]
-            conditions[name] = _to_tensor(np.stack(changed))
+            conditions[name] = to_tensor(np.stack(changed))
         return cls(conditions, torch.from_numpy(arrays["labels"][order].astype(np.int64)))
 
     def mixed(self, condition: str, *, count: int | None = None, batch: int = BATCH) -> Iterator[Batch]:
@@ -191,5 +191,6 @@ FAULTS = (
 )
 
 
-def _to_tensor(images: np.ndarray[Any, Any]) -> Tensor:
+def to_tensor(images: np.ndarray[Any, Any]) -> Tensor:
+    """Return uint8 images ``(B, H, W, 3)`` as a tensor ``(B, 3, H, W)`` in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(255).contiguous()

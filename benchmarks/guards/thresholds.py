@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from network import load
 from streams import Batch, Images, one_class, ordered_by_class
 
-from acclimate.core import AgainstSource, Certainty, Classification, Session, Signals
+from acclimate.core import AgainstSource, Certainty, Classification, Session
 from acclimate.core.signals import Pair
 from acclimate.core.source_model import CONVINCED_UNTIL, CONVINCING_DOUBT, REMEMBERED_JUDGEMENTS
 from acclimate.methods import Tent
@@ -66,7 +66,7 @@ def measured(model: nn.Module, batches: Sequence[Batch]) -> list[dict[str, float
             with torch.no_grad():
                 plain = model(batch.images)
             outputs, _ = session.adapt_and_predict(batch.images)
-            both = Pair(*(Signals.of(task, logits, samples=len(plain)) for logits in (outputs, plain)))
+            both = Pair.of(task, outputs, plain, samples=len(plain))
             rows.append(
                 {
                     "images": len(plain),
@@ -140,8 +140,7 @@ def detector_signals(folder: Path) -> Iterator[dict[str, Any]]:
                 for batch in adapter.build_loader(records, batch_size=16):
                     outputs, _ = run.session.adapt_and_predict(batch.inputs)
                     plain = run.session.predict_as_source(batch.inputs)
-                    count = len(batch.records)
-                    pairs.append(Pair(*(Signals.of(run.task, out, samples=count) for out in (outputs, plain))))
+                    pairs.append(Pair.of(run.task, outputs, plain, samples=len(batch.records)))
             whole = Pair.recent(pairs, decisions=10**9)
             yield {
                 "condition": condition,

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from acclimate.cli import options, store_options
-from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
+from acclimate.cli.terminal import counts_in_words, reports_input_errors, set_up_logging, stdout
 from acclimate.vision.auto import as_flags
 from acclimate.vision.compare import BASELINE, Comparison, ComparisonResult, compare
 from acclimate.vision.config import COMPARED
@@ -107,7 +107,7 @@ def print_comparison(result: ComparisonResult, *, source: Path | None = None) ->
             "" if change is None else f"[{100 * change.low:+.2f}, {100 * change.high:+.2f}]".replace("[", "\\["),
             f"{row.cpu_seconds:.1f}",
             f"{row.cost:.2f}",
-            ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in row.steps.items()),
+            counts_in_words(row.steps),
         )
     console.print(table)
     if result.skipped:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from acclimate.cli import options, store_options
-from acclimate.cli.terminal import progress_bar, reports_input_errors, set_up_logging
+from acclimate.cli.terminal import counts_in_words, progress_bar, reports_input_errors, set_up_logging
 from acclimate.errors import ConfigError
 from acclimate.vision.adapter import AdaptableAdapter
 from acclimate.vision.adapters import make_adapter
@@ -175,9 +175,7 @@ def _print_summary(job: ExportJob, result: ExportResult) -> None:
     for reason in () if result.choice is None else result.choice.reasons:
         lines.append(f"auto: {reason}")
     if result.report is not None:
-        counts = ", ".join(
-            f"{count} {verdict.replace('_', ' ')}" for verdict, count in result.report.session.counts.items()
-        )
+        counts = counts_in_words(result.report.session.counts)
         lines.append(
             f"ttt {result.report.session.method}: {result.report.batches} batches ({counts or 'no step'}), "
             f"{result.report.changed_param_count} of {result.report.updated_param_count} selected elements changed"

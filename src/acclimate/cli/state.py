@@ -12,7 +12,7 @@ from rich.table import Table
 # A state names the classes of its method's state, which must be loaded to be read.
 import acclimate.methods  # noqa: F401
 from acclimate.cli import options
-from acclimate.cli.terminal import reports_input_errors, stdout
+from acclimate.cli.terminal import counts_in_words, reports_input_errors, stdout
 from acclimate.core.report import plain
 from acclimate.core.state import Moved, SavedState, difference
 
@@ -35,7 +35,7 @@ def show_command(file: Path, as_json: bool) -> None:
         return
     report = saved.report
     elements = sum(tensor.numel() for tensor in saved.weights.values())
-    counts = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in report.counts.items())
+    counts = counts_in_words(report.counts)
     click.echo(f"method:  {saved.method}")
     click.echo(f"weights: {len(saved.weights)} tensors with {elements} elements, {report.changed_param_count} changed")
     click.echo(f"drift:   {report.relative_drift:.3g} times the source weights' norm")

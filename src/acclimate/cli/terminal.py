@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -36,6 +36,11 @@ def reports_input_errors(command: Command) -> Command:
             raise SystemExit(2) from error
 
     return wrapper  # type: ignore[return-value]
+
+
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """Return how many steps had each verdict, such as ``3 kept, 1 rolled back``; empty where there was none."""
+    return ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items())
 
 
 @contextmanager

@@ -32,6 +32,10 @@ class Selection:
     notes: tuple[str, ...] = ()
     reference_norm: float | None = None
 
+    def copied(self) -> dict[str, Tensor]:
+        """Return the present values of the parameters by name, as copies."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
     @torch.no_grad()
     def write(self, weights: Mapping[str, Tensor]) -> None:
         """Copy values into the parameters of these names."""

@@ -6,7 +6,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 import torch
@@ -18,6 +18,8 @@ from acclimate.errors import ConfigError, EmptySelectionError
 
 FilterKind = Literal["all", "norm_only", "adapter_only", "lora_only", "lora_norm_only"]
 FILTER_KINDS: Final[tuple[str, ...]] = get_args(FilterKind)
+LAST_BLOCKS: Final = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.*")
+"""The last blocks of ResNet-50 and ViT, by the names that the official code of SAR and DeYO freezes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,10 @@ class TensorFilter:
             raise ConfigError(f"unknown update filter {self.kind!r}; choose one of {', '.join(FILTER_KINDS)}")
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ConfigError(f"lora_rank must be at least 1, got {self.lora_rank}")
+
+    def without(self, patterns: tuple[str, ...]) -> TensorFilter:
+        """Return this filter with ``patterns`` excluded too."""
+        return replace(self, exclude=(*self.exclude, *patterns))
 
 
 def matches(name: str, pattern: str) -> bool:

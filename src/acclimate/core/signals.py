@@ -133,6 +133,11 @@ class Pair:
     source: Signals
 
     @classmethod
+    def of(cls, task: Task, adapted: Any, source: Any, *, samples: int) -> Pair:
+        """Return the signals of both models' outputs on ``samples`` images."""
+        return cls(Signals.of(task, adapted, samples=samples), Signals.of(task, source, samples=samples))
+
+    @classmethod
     def recent(cls, pairs: Sequence[Pair], *, decisions: int = 0, images: int = 0) -> Pair:
         """Return the newest pairs together: as many as it takes for so many of the source's decisions, and images.
 

@@ -20,7 +20,7 @@ from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
 from acclimate.core.outputs import detach, map_tensors, sample_count
 from acclimate.core.selection import nothing_selected
-from acclimate.core.signals import Certainty, Pair, Signals
+from acclimate.core.signals import Certainty, Pair
 from acclimate.core.task import Task
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
@@ -188,7 +188,7 @@ class Blend:
         rate = count / (count + self.memory_images)
         with norm.remembered(model, {}, memory_weight=self.memory_weight, rate=rate):
             moved = task.forward(model, batch)
-        both = Pair(Signals.of(task, moved, samples=count), Signals.of(task, source, samples=count))
+        both = Pair.of(task, moved, source, samples=count)
         if self.certainty.doubt(both) <= 1:
             return 1.0
         state = self._with_decisions(state, task.decisions(source).class_probabilities())

@@ -81,7 +81,7 @@ class Cotta:
 
     def start(self, model: nn.Module, selection: Selection) -> CottaState:
         """Return a teacher equal to the source."""
-        source = {name: parameter.detach().clone() for name, parameter in selection.parameters.items()}
+        source = selection.copied()
         return CottaState(source, source)
 
     def step(

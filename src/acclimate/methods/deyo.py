@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from acclimate.core import layout
 from acclimate.core.losses import entropy_margin_nats, softmax_entropy
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach
-from acclimate.core.selection import TensorFilter, selecting
+from acclimate.core.selection import LAST_BLOCKS, TensorFilter, selecting
 from acclimate.core.task import Task, logits_of, require_classifier
 from acclimate.errors import ConfigError
 
@@ -48,7 +48,7 @@ class Deyo:
     weight_margin: float = 0.4
     min_difference: float = 0.2
     patches: int = 4
-    frozen_layers: tuple[str, ...] = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.*")
+    frozen_layers: tuple[str, ...] = LAST_BLOCKS
     update: TensorFilter = TensorFilter()
     batch_statistics: bool = True
 
@@ -61,8 +61,7 @@ class Deyo:
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select what ``update`` names, without ``frozen_layers``."""
-        update = replace(self.update, exclude=(*self.update.exclude, *self.frozen_layers))
-        return selecting(model, update, batch_statistics=self.batch_statistics)
+        return selecting(model, self.update.without(self.frozen_layers), batch_statistics=self.batch_statistics)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """Return Adam."""

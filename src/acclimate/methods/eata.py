@@ -81,7 +81,7 @@ class Eata:
 
     def start(self, model: nn.Module, selection: Selection) -> EataState:
         """Return a state without memory, anchored at the present weights."""
-        source = {name: parameter.detach().clone() for name, parameter in selection.parameters.items()}
+        source = selection.copied()
         return EataState(None, source)
 
     def step(

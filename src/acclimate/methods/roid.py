@@ -80,7 +80,7 @@ class Roid:
 
     def start(self, model: nn.Module, selection: Selection) -> RoidState:
         """Return a state without memory, whose source is the present weights."""
-        source = {name: parameter.detach().clone() for name, parameter in selection.parameters.items()}
+        source = selection.copied()
         return RoidState(None, source)
 
     def step(

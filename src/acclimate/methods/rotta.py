@@ -90,7 +90,7 @@ class Rotta:
 
     def start(self, model: nn.Module, selection: Selection) -> RottaState:
         """Return an empty memory and a teacher equal to the source."""
-        return RottaState((), {name: parameter.detach().clone() for name, parameter in selection.parameters.items()})
+        return RottaState((), selection.copied())
 
     def step(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from acclimate.core.losses import entropy_margin_nats, softmax_entropy, weighted_mean
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach
-from acclimate.core.selection import TensorFilter, selecting
+from acclimate.core.selection import LAST_BLOCKS, TensorFilter, selecting
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
 
@@ -55,7 +55,7 @@ class Sar:
     entropy_margin: float = 0.4
     reset_below_nats: float = 0.2
     loss_momentum: float = 0.9
-    frozen_layers: tuple[str, ...] = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.*")
+    frozen_layers: tuple[str, ...] = LAST_BLOCKS
     update: TensorFilter = TensorFilter()
     batch_statistics: bool = True
 
@@ -68,8 +68,7 @@ class Sar:
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select what ``update`` names, without ``frozen_layers``."""
-        update = replace(self.update, exclude=(*self.update.exclude, *self.frozen_layers))
-        return selecting(model, update, batch_statistics=self.batch_statistics)
+        return selecting(model, self.update.without(self.frozen_layers), batch_statistics=self.batch_statistics)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the base optimizer of SAM."""

@@ -22,7 +22,7 @@ from acclimate.core.outputs import all_finite
 from acclimate.core.signals import Certainty, Pair, Signals
 from acclimate.errors import ConfigError, DataError, EmptySelectionError, TTTNotSupportedError
 from acclimate.vision.adapter import AdaptableAdapter, require_ttt
-from acclimate.vision.config import Kind, TTTConfig
+from acclimate.vision.config import WITHOUT_GRADIENT, Kind, TTTConfig
 from acclimate.vision.method_choice import METHODS
 from acclimate.vision.records import Record
 from acclimate.vision.ttt import TTTRun, inputs_of
@@ -130,7 +130,7 @@ def choose(
         if not any(trial.method == "none" for trial in trials):
             trials.append(_trial("none", None, Pair(both.source, both.source)))
             configs.append(None)
-        lr = None if "lr" not in candidate and config.method in _WITHOUT_RATE else config.lr
+        lr = None if config.method in WITHOUT_GRADIENT else config.lr
         trials.append(_trial(config.method, lr, both))
         configs.append(config)
     position, why = _best(trials, kind)
@@ -142,9 +142,6 @@ def choose(
     taken = configs[position] if position is not None else None
     logger.info("auto chose %s: %s", method, "; ".join(reasons))
     return Choice(method=method, config=taken, reasons=tuple(reasons), trials=tuple(trials))
-
-
-_WITHOUT_RATE: Final = ("bn", "spectrum", "blend")
 
 
 def _candidates(adapter: AdaptableAdapter, kind: Kind, *, knows_source: bool) -> tuple[list[dict[str, Any]], list[str]]:
@@ -180,8 +177,7 @@ def _try(
                 # A poisoned image says nothing about a method, and without guards it would end the trial.
                 continue
             outputs, report = run.session.adapt_and_predict(inputs)
-            count = report.samples
-            pairs.append(Pair(*(Signals.of(run.task, out, samples=count) for out in (outputs, source))))
+            pairs.append(Pair.of(run.task, outputs, source, samples=report.samples))
     if not pairs:
         raise DataError("none of the stream's first images can be used")
     return Pair(Signals.total(pair.adapted for pair in pairs), Signals.total(pair.source for pair in pairs))
@@ -261,7 +257,7 @@ def as_flags(choice: Choice, *, source: Path | None = None) -> str:
     if choice.config is None:
         return "(without --ttt)"
     flags = ["--ttt", "--ttt-method", choice.method]
-    if choice.method not in _WITHOUT_RATE:
+    if choice.method not in WITHOUT_GRADIENT:
         flags += ["--ttt-update-filter", choice.config.update_filter, "--ttt-lr", f"{choice.config.lr:g}"]
     if choice.config.reset != "stream":
         flags += ["--ttt-reset", choice.config.reset]
