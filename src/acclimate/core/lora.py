@@ -65,13 +65,107 @@ class LowRank(nn.Module):
         if down.dim() == 4:
             hidden = nn.functional.conv2d(inputs, down, **self.layer_settings)
             return output + nn.functional.conv2d(hidden, up) * self.scale
-        # Product, scale and sum in one call: for small models calls cost as much as arithmetic.
-        if self.copies > 1:
-            rows, sums = (t.reshape(self.copies, -1, t.shape[-1]) for t in (inputs, output))
-            hidden = torch.bmm(rows, down.transpose(1, 2))
-            return torch.baddbmm(sums, hidden, up.transpose(1, 2), alpha=self.scale).view_as(output)
-        hidden = nn.functional.linear(inputs.reshape(-1, inputs.shape[-1]), down)
-        return torch.addmm(output.reshape(-1, output.shape[-1]), hidden, up.t(), alpha=self.scale).view_as(output)
+        if self.copies == 1:
+            down, up = down[None], up[None]
+        return _Added.apply(output, inputs, down, up, self.scale)  # type: ignore[no-any-return]
+
+
+class Block:
+    """Low-rank weights of many layers side by side in memory: one tensor to clip, to learn and to convert.
+
+    The layers compute with copies in their own number format; what is learned is float32. Hundreds of small tensors
+    would cost an optimizer as much as the layers' arithmetic.
+
+    Args:
+        pairs: of one model and one number of copies, as :func:`attached` yields them; they hold views of the block
+            from now on.
+        dtype: that the layers compute in.
+
+    Attributes:
+        learned: ``(copies, n)``, float32: what an optimizer moves.
+    """
+
+    def __init__(self, pairs: Mapping[str, LowRank], dtype: torch.dtype) -> None:
+        self._pairs = pairs
+        self._copies = next(iter(pairs.values())).copies
+        with torch.no_grad():
+            self.learned = nn.Parameter(torch.cat([p.reshape(self._copies, -1) for p in self._parts()], 1))
+        self._used = self.learned.detach() if dtype == torch.float32 else self.learned.detach().to(dtype)
+        self._grads = torch.empty_like(self._used)
+        self.learned.grad = self._grads if dtype == torch.float32 else torch.empty_like(self.learned)
+        views = self._views(self._used)
+        for pair in pairs.values():
+            pair.lora_A, pair.lora_B = nn.Parameter(next(views)), nn.Parameter(next(views))
+
+    def _parts(self) -> Iterator[nn.Parameter]:
+        for pair in self._pairs.values():
+            yield pair.lora_A
+            yield pair.lora_B
+
+    def _views(self, block: Tensor) -> Iterator[Tensor]:
+        start = 0
+        for part in list(self._parts()):
+            size = part.numel() // self._copies
+            yield block[:, start : start + size].view(part.shape)
+            start += size
+
+    @torch.no_grad()
+    def collect(self) -> Tensor:
+        """Move the layers' gradients to ``learned.grad`` and return it; a layer without one adds zeros."""
+        parts = list(self._parts())
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parts]
+        torch.cat([g.reshape(self._copies, -1) for g in grads], 1, out=self._grads)
+        for part in parts:
+            part.grad = None
+        if self.learned.grad is None or self.learned.grad is self._grads:
+            self.learned.grad = self._grads
+        else:
+            self.learned.grad.copy_(self._grads)
+        return self.learned.grad
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Let the layers compute with what was learned."""
+        if self._used.dtype != torch.float32:
+            self._used.copy_(self.learned)
+
+    def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return what was learned, float32, by layer name: ``lora_A`` and ``lora_B``."""
+        views = self._views(self.learned.detach())
+        return {name: (next(views), next(views)) for name in self._pairs}
+
+
+class _Added(torch.autograd.Function):
+    """``output + scale * inputs @ down.T @ up.T`` for blocks of rows, in place of ``output``.
+
+    One step of the graph where seven would be recorded: for small models these cost as much as the arithmetic. What is
+    written to comes first: where it is a view, as with Conv1D, autograd takes the first gradient for its own.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, output: Tensor, inputs: Tensor, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        copies = len(down)
+        rows = inputs.reshape(copies, -1, inputs.shape[-1])
+        hidden = torch.bmm(rows, down.transpose(1, 2))
+        ctx.mark_dirty(output)
+        output.view(copies, -1, output.shape[-1]).baddbmm_(hidden, up.transpose(1, 2), alpha=scale)
+        ctx.save_for_backward(rows, hidden, down, up)
+        ctx.scale, ctx.shape = scale, inputs.shape
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, hidden, down, up = ctx.saved_tensors
+        (grad,) = grads
+        scaled = grad.reshape(len(down), -1, grad.shape[-1])
+        if ctx.scale != 1:
+            scaled = scaled * ctx.scale
+        inner = torch.bmm(scaled, up)
+        inputs_grad = torch.bmm(inner, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return grad, inputs_grad, torch.bmm(inner.transpose(1, 2), rows), torch.bmm(scaled.transpose(1, 2), hidden), None
 
 
 def is_low_rank(name: str) -> bool:

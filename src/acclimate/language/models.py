@@ -71,6 +71,12 @@ class LanguageModel:
         device: torch.device = next(self.network.parameters()).device
         return device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
+        dtype: torch.dtype = next(self.network.parameters()).dtype
+        return dtype
+
 
 def load(
     name: str = SMOLLM2,

@@ -8,6 +8,7 @@ side by side in one pass where several are wanted.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from acclimate.core import lora
 from acclimate.core.budget import Budget
 from acclimate.errors import CheckpointError, DataError, TTTNotSupportedError
+from acclimate.language.attention import can_attend, plain_products
 from acclimate.language.decoder import Decoder, Recording
 from acclimate.language.examples import Example, orderings
 from acclimate.language.memory import PeakMemory
@@ -185,13 +187,9 @@ def cosine(step: int, steps: int, *, warm_up: float = 0.1) -> float:
     return min(1.0, (step + 1) / max(1.0, steps * warm_up)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def clip_each(parameters: Sequence[nn.Parameter], max_norm: float, copies: int) -> None:
-    """Scale the gradient of each copy down to ``max_norm``; with one copy this is the usual clipping."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    squares = torch.stack([g.reshape(copies, -1).square().sum(1) for g in grads]).sum(0)
-    factor = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
-    for grad in grads:
-        grad.mul_(factor.reshape(copies, *[1] * (grad.dim() - 1)) if copies > 1 else factor)
+def clip_each(grads: Tensor, max_norm: float) -> None:
+    """Scale each row of ``grads``, ``(copies, n)``, down to ``max_norm``; with one row this is the usual clipping."""
+    grads.mul_((max_norm / (grads.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
 
 
 def train(
@@ -232,16 +230,17 @@ def train(
         lora.attached(
             model.network, decoder.targets, rank=rank, alpha=recipe.alpha, seed=recipe.seed, copies=copies
         ) as pairs,
+        plain_products(model.network) if can_attend(model.network) else contextlib.nullcontext(),
         torch.enable_grad(),
     ):
         passes = _Passes(model, decoder, sets, recipe)
         if start is not None:
             _copy_weights(start, pairs)
-        parameters = [p for pair in pairs.values() for p in (pair.lora_A, pair.lora_B)]
+        block = lora.Block(pairs, model.dtype)
         optimizer = torch.optim.AdamW(
-            parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+            [block.learned], lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
-        held = 3 * sum(p.numel() * p.element_size() for p in parameters)
+        held = 5 * block.learned.numel() * block.learned.element_size()
         for step in range(steps):
             if cancelled is not None and cancelled():
                 stop = "cancelled"
@@ -254,20 +253,21 @@ def train(
                 break
             optimizer.param_groups[0]["lr"] = recipe.learning_rate * cosine(step, steps)
             loss = _loss(decoder, recording, targets, copies)
-            optimizer.zero_grad(set_to_none=True)
             (loss * copies).backward()
+            grads = block.collect()
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 stop = "non_finite"
                 break
             if recipe.gradient_clip_norm is not None:
-                clip_each(parameters, recipe.gradient_clip_norm, copies)
+                clip_each(grads, recipe.gradient_clip_norm)
             optimizer.step()
+            block.publish()
             memory.now()
             if losses[-1] < recipe.early_stop_loss:
                 stop = "early_stop"
                 break
-        weights = {name: (pair.lora_A.detach(), pair.lora_B.detach()) for name, pair in pairs.items()}
+        weights = block.weights()
     if stop != "non_finite" and not all(bool(up.isfinite().all()) for _, up in weights.values()):
         stop = "non_finite"
     return Adapter(
