@@ -14,7 +14,7 @@ from torch import nn
 from acclimate.core.budget import Budget
 from acclimate.errors import CheckpointError, DataError
 from acclimate.language import Adapter, LanguageModel, as_examples, train
-from acclimate.language.trainer import clip_each, cosine, laid_out, training_rows
+from acclimate.language.trainer import CrossEntropy, clip_each, cosine, laid_out, training_rows
 from tests.language.models import digest, small
 
 EXAMPLES = as_examples([("ab", "ba"), ("cd", "dc"), ("efg", "gfe"), ("hi", "ih"), ("jkl", "lkj")])
@@ -196,3 +196,17 @@ def test_each_copy_is_clipped_by_its_own_norm() -> None:
     single = torch.tensor([[30.0, 40.0]])
     clip_each(single, 5.0)
     assert torch.allclose(single, torch.tensor([[3.0, 4.0]]), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_and_its_gradient_are_the_cross_entropys(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    scores = (4 * torch.randn(5, 40)).to(dtype)
+    wanted, weights = torch.tensor([3, 0, 39, 7, 7]), torch.tensor([0.1, 0.1, 0.1, 0.35, 0.35])
+    ours, torchs = (scores.clone().requires_grad_() for _ in range(2))
+    loss = CrossEntropy.apply(ours, wanted, weights)
+    expected = (nn.functional.cross_entropy(torchs.float(), wanted, reduction="none") * weights).sum()
+    (3 * loss).backward()
+    (3 * expected).backward()
+    assert torch.allclose(loss, expected)
+    assert torch.allclose(ours.grad, torchs.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)

@@ -67,7 +67,7 @@ class LowRank(nn.Module):
             return output + nn.functional.conv2d(hidden, up) * self.scale
         if self.copies == 1:
             down, up = down[None], up[None]
-        return _Added.apply(output, inputs, down, up, self.scale)  # type: ignore[no-any-return]
+        return _Added.apply(output, inputs, down, up, self.scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Block:
@@ -92,7 +92,7 @@ class Block:
             self.learned = nn.Parameter(torch.cat([p.reshape(self._copies, -1) for p in self._parts()], 1))
         self._used = self.learned.detach() if dtype == torch.float32 else self.learned.detach().to(dtype)
         self._grads = torch.empty_like(self._used)
-        self.learned.grad = self._grads if dtype == torch.float32 else torch.empty_like(self.learned)
+        self._learned_grad = self._grads if dtype == torch.float32 else torch.empty_like(self.learned)
         views = self._views(self._used)
         for pair in pairs.values():
             pair.lora_A, pair.lora_B = nn.Parameter(next(views)), nn.Parameter(next(views))
@@ -117,11 +117,10 @@ class Block:
         torch.cat([g.reshape(self._copies, -1) for g in grads], 1, out=self._grads)
         for part in parts:
             part.grad = None
-        if self.learned.grad is None or self.learned.grad is self._grads:
-            self.learned.grad = self._grads
-        else:
-            self.learned.grad.copy_(self._grads)
-        return self.learned.grad
+        if self._learned_grad is not self._grads:
+            self._learned_grad.copy_(self._grads)
+        self.learned.grad = self._learned_grad
+        return self._learned_grad
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -143,9 +142,7 @@ class _Added(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, output: Tensor, inputs: Tensor, down: Tensor, up: Tensor, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, output: Tensor, inputs: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
         copies = len(down)
         rows = inputs.reshape(copies, -1, inputs.shape[-1])
         hidden = torch.bmm(rows, down.transpose(1, 2))
@@ -165,7 +162,13 @@ class _Added(torch.autograd.Function):
             scaled = scaled * ctx.scale
         inner = torch.bmm(scaled, up)
         inputs_grad = torch.bmm(inner, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return grad, inputs_grad, torch.bmm(inner.transpose(1, 2), rows), torch.bmm(scaled.transpose(1, 2), hidden), None
+        return (
+            grad,
+            inputs_grad,
+            torch.bmm(inner.transpose(1, 2), rows),
+            torch.bmm(scaled.transpose(1, 2), hidden),
+            None,
+        )
 
 
 def is_low_rank(name: str) -> bool:

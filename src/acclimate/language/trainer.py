@@ -8,14 +8,13 @@ side by side in one pass where several are wanted.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 from acclimate.core import lora
 from acclimate.core.budget import Budget
 from acclimate.errors import CheckpointError, DataError, TTTNotSupportedError
-from acclimate.language.attention import can_attend, plain_products
 from acclimate.language.decoder import Decoder, Recording
 from acclimate.language.examples import Example, orderings
 from acclimate.language.memory import PeakMemory
@@ -230,7 +228,7 @@ def train(
         lora.attached(
             model.network, decoder.targets, rank=rank, alpha=recipe.alpha, seed=recipe.seed, copies=copies
         ) as pairs,
-        plain_products(model.network) if can_attend(model.network) else contextlib.nullcontext(),
+        decoder.quick_attention,
         torch.enable_grad(),
     ):
         passes = _Passes(model, decoder, sets, recipe)
@@ -325,12 +323,37 @@ class _Passes:
 
 def _loss(decoder: Decoder, recording: Recording, targets: Targets, copies: int) -> Tensor:
     """Return the mean over copies of each one's mean cross-entropy, in nats per answer token."""
-    hidden = decoder.hidden(recording)[targets.row, targets.column]
-    each = nn.functional.cross_entropy(decoder.logits(hidden), targets.wanted, reduction="none")
-    if copies == 1:
-        return each.mean()
+    scores = decoder.scores(decoder.hidden(recording)[targets.row, targets.column])
     counts = torch.bincount(targets.owner, minlength=copies).clamp(min=1)
-    return (each / counts[targets.owner]).sum() / copies
+    loss: Tensor = CrossEntropy.apply(scores, targets.wanted, 1 / (copies * counts[targets.owner]))  # type: ignore[no-untyped-call]
+    return loss
+
+
+class CrossEntropy(torch.autograd.Function):
+    """The weighted sum of cross-entropies, in nats, whose gradient is made on the way, in the memory of the softmax.
+
+    Vocabularies are large: every pass over ``(answer tokens, vocabulary)`` that is saved shows in a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+        """Return the sum for ``scores``, ``(n, vocabulary)``, and ``wanted`` and ``weights``, ``(n,)``."""
+        softmax = scores.float() if scores.dtype != torch.float32 else scores.clone()
+        highest = softmax.max(1, keepdim=True).values
+        at_wanted = softmax.gather(1, wanted[:, None])
+        total = softmax.sub_(highest).exp_().sum(1, keepdim=True)
+        loss = ((total.log() + highest - at_wanted)[:, 0] * weights).sum()
+        softmax.mul_(weights[:, None] / total)
+        softmax[torch.arange(len(wanted), device=wanted.device), wanted] -= weights
+        ctx.save_for_backward(softmax.to(scores.dtype))
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient with respect to ``scores``."""
+        (softmax,) = ctx.saved_tensors
+        return softmax * grads[0], None, None
 
 
 def _copy_weights(start: Adapter, pairs: Mapping[str, lora.LowRank]) -> None:
