@@ -1,7 +1,7 @@
 """Attention for the short rows that adapters learn from on a processor.
 
 torch's fused attention is made for long rows. On a processor it takes four times as long over the tokens of ten short
-examples, there and back, as the plain products that it stands for (117 tokens, nine heads, bfloat16: 2.8 ms against 0.6),
+examples, there and back, as the plain products that it stands for (117 tokens, nine heads: 2.8 ms against 0.6),
 which was a quarter of a training step. Long rows keep it: its memory does not grow with the square of their length.
 """
 
