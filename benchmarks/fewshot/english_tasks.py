@@ -117,11 +117,91 @@ def question_mark(rng: random.Random) -> tuple[str, str]:
     return f"{name} lives in {city}.", f"Does {name} live in {city}?"
 
 
+def tag_person(rng: random.Random) -> tuple[str, str]:
+    name, city = rng.choice(FIRST), rng.choice(CITIES)
+    return f"{name} ({city})", f'<person name="{name}" city="{city}"/>'
+
+
+def last_word(rng: random.Random) -> tuple[str, str]:
+    text = _sentence(rng)
+    return text, text.split()[-1]
+
+
+def first_letters(rng: random.Random) -> tuple[str, str]:
+    words = [_any_word(rng) for _ in range(3)]
+    return " ".join(words), "".join(w[0] for w in words).upper()
+
+
+def count_vowels(rng: random.Random) -> tuple[str, str]:
+    word = _any_word(rng)
+    return word, str(sum(c in "aeiou" for c in word))
+
+
+def longest_word(rng: random.Random) -> tuple[str, str]:
+    words = rng.sample([*ANIMALS, *THINGS], 3)
+    return ", ".join(words), max(words, key=len)
+
+
+def even_or_odd(rng: random.Random) -> tuple[str, str]:
+    number = rng.randint(10, 999)
+    return str(number), "tok" if number % 2 else "tik"
+
+
+def swap_sides(rng: random.Random) -> tuple[str, str]:
+    one, other = _any_word(rng), _any_word(rng)
+    return f"{one} - {other}", f"{other} / {one}"
+
+
+def costs(rng: random.Random) -> tuple[str, str]:
+    thing, cost = rng.choice(THINGS), rng.randint(2, 300)
+    return f"the {thing} costs {cost} crowns", f"{thing}={cost}"
+
+
+def spaced_out(rng: random.Random) -> tuple[str, str]:
+    word = _any_word(rng)
+    return word, " ".join(word)
+
+
+def praise_bit(rng: random.Random) -> tuple[str, str]:
+    text, good = _review(rng)
+    return text, str(int(good))
+
+
+def larger(rng: random.Random) -> tuple[str, str]:
+    a, b = rng.sample(range(10, 99), 2)
+    return f"{a} or {b}", str(max(a, b))
+
+
+def telephone(rng: random.Random) -> tuple[str, str]:
+    digits = "".join(rng.choice("0123456789") for _ in range(7))
+    return digits, f"{digits[:3]}-{digits[3:]}"
+
+
+def minutes(rng: random.Random) -> tuple[str, str]:
+    hours, rest = rng.randint(1, 5), rng.choice([10, 15, 20, 30, 45])
+    return f"{hours} h {rest} min", str(60 * hours + rest)
+
+
+def title_case(rng: random.Random) -> tuple[str, str]:
+    text = _sentence(rng)
+    return text, text.title()
+
+
+def does_not(rng: random.Random) -> tuple[str, str]:
+    name, verb = rng.choice(FIRST), rng.choice(VERBS)
+    return f"{name} {verb}s.", f"{name} does not {verb}."
+
+
+def any_digit(rng: random.Random) -> tuple[str, str]:
+    return _any_word(rng), rng.choice("258")
+
+
 CALIBRATION: Mapping[str, Maker] = {
     f.__name__: f
     for f in (
         email, clock, warm_or_cold, animal_or_plant, count_words, reverse_words, add, tag_animal, was_ing, no_rule,
-        list_brackets, question_mark,
+        list_brackets, question_mark, tag_person, last_word, first_letters, count_vowels, longest_word, even_or_odd,
+        swap_sides, costs, spaced_out, praise_bit, larger, telephone, minutes, title_case, does_not, any_digit,
     )
 }  # fmt: skip
 
