@@ -69,6 +69,7 @@ class Decoder:
         body_name = next(n for n, module in network.named_modules() if module is self.body)
         self._prefix = ".".join(part for part in (body_name, name) if part)
         self.norm = next((m for n, m in self.body.named_children() if n in _FINAL_NORMS), nn.Identity())
+        self._layers_give_tensors = True
         self._check()
         self.can_replay = self.first_adapted > 0 and self._replays()
         self._by_products = can_attend(network) and self._attends()
@@ -84,9 +85,28 @@ class Decoder:
         wanted = tuple(f"{self._prefix}.{i}." for i in range(self.first_adapted, len(self.layers or ())))
         return target_layers(self.network, lambda name: name.startswith(wanted))
 
+    @torch.no_grad()
     def record(self, tokens: Tensor) -> Recording:
         """Read ``tokens``, ``(rows, length)``, as far as they do not change while adapting; also see :meth:`read`."""
-        return self.read(tokens)[0] if self.can_replay else Recording(tokens)
+        if not self.can_replay:
+            return Recording(tokens)
+        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def remember(*args: Any, **kwargs: Any) -> Any:
+            found.append((args, kwargs))
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return hidden if self._layers_give_tensors else (hidden,)
+
+        upper = list(self.layers or ())[self.first_adapted :]
+        try:
+            for layer in upper:
+                # What they compute is not wanted, only what they are given.
+                layer.forward = remember
+            self.body(input_ids=tokens, use_cache=False)
+        finally:
+            for layer in upper:
+                layer.__dict__.pop("forward", None)
+        return _recording(tokens, found)
 
     @torch.no_grad()
     def read(self, tokens: Tensor) -> tuple[Recording, Tensor]:
@@ -94,7 +114,7 @@ class Decoder:
         found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def remember(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append((args, {k: v for k, v in kwargs.items() if k not in ("past_key_values", "past_key_value")}))
+            found.append((args, kwargs))
 
         upper = (self.layers or nn.ModuleList())[self.first_adapted :] if self.can_replay else ()
         handles = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in upper]
@@ -103,11 +123,7 @@ class Decoder:
         finally:
             for handle in handles:
                 handle.remove()
-        if not found:
-            return Recording(tokens), last
-        hidden = found[0][0][0] if found[0][0] else found[0][1]["hidden_states"]
-        arguments = [(args[1:], {k: v for k, v in kw.items() if k != "hidden_states"}) for args, kw in found]
-        return Recording(tokens, hidden, arguments), last
+        return _recording(tokens, found) if found else Recording(tokens), last
 
     def hidden(self, recording: Recording) -> Tensor:
         """Return the last hidden states, ``(rows, length, width)``, ready for the head."""
@@ -117,7 +133,8 @@ class Decoder:
         state = recording.hidden
         for layer, (args, kwargs) in zip((self.layers or ())[self.first_adapted :], recording.arguments, strict=True):
             given = layer(state, *args, **kwargs)
-            state = given if isinstance(given, Tensor) else given[0]
+            self._layers_give_tensors = isinstance(given, Tensor)
+            state = given if self._layers_give_tensors else given[0]
         return self.norm(state)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -177,6 +194,14 @@ class Decoder:
         if not agrees:
             _LOG.info("%s cannot be read in two parts; all layers run at every step", type(self.network).__name__)
         return agrees
+
+
+def _recording(tokens: Tensor, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> Recording:
+    """Return what ``calls`` of the upper layers, each with its arguments, say about ``tokens``."""
+    args, kwargs = calls[0]
+    left_out = ("hidden_states", "past_key_values", "past_key_value")
+    arguments = [(a[1:], {k: v for k, v in kw.items() if k not in left_out}) for a, kw in calls]
+    return Recording(tokens, args[0] if args else kwargs["hidden_states"], arguments)
 
 
 def _layers(body: nn.Module) -> tuple[str, nn.ModuleList | None]:
