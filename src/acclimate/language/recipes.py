@@ -88,9 +88,7 @@ class Recipe:
 
 RECIPES: Final[Mapping[str, Recipe]] = {
     "spark": Recipe(rank=8, steps_floor=16, steps_cap=16, learning_rate=8e-3, share_adapted=1.0),
-    "smollm2": Recipe(
-        rank=16, steps_floor=8, steps_cap=8, learning_rate=2e-3, share_adapted=0.5, orderings=8, context_share=0.5
-    ),
+    "smollm2": Recipe(rank=16, steps_floor=8, steps_cap=8, learning_rate=2e-3, share_adapted=1.0, context_share=0.5),
 }
 
 
