@@ -142,3 +142,62 @@ def test_copies_that_cannot_be_are_refused(copies: int, said: str) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1))
     with pytest.raises(ConfigError, match=said), lora.attached(network, ["0"], rank=1, copies=copies):
         pass
+
+
+@pytest.mark.parametrize("make", [small_llama, small_gpt2])
+def test_the_product_and_its_gradients_are_those_of_autograd(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make().requires_grad_(False)
+    targets = lora.target_layers(model, lambda name: "head" not in name)
+    tokens = torch.randint(3, 30, (2, 7))
+
+    def written_out(self: lora.LowRank, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return output + self.scale * (inputs @ self.lora_A.t()) @ self.lora_B.t()
+
+    found = []
+    for added in (lora.LowRank.added, written_out):
+        monkeypatch.setattr(lora.LowRank, "added", added)
+        with lora.attached(model, targets, rank=2, alpha=6) as pairs:
+            randomise(pairs)
+            logits = model(input_ids=tokens).logits
+            logits.square().sum().backward()
+            found.append((logits, [p.grad for pair in pairs.values() for p in (pair.lora_A, pair.lora_B)]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_learns_what_single_tensors_learn(copies: int, dtype: torch.dtype) -> None:
+    model = small_llama().requires_grad_(False).to(dtype)
+    targets = lora.target_layers(model, lambda name: "q_proj" in name or "down_proj" in name)
+    tokens = torch.randint(3, 30, (3, 7))
+    results = []
+    for in_block in (False, True):
+        with lora.attached(model, targets, rank=2, copies=copies) as pairs:
+            randomise(pairs)
+            block = lora.Block(pairs, dtype) if in_block else None
+            learned = [block.learned] if block else [p for x in pairs.values() for p in (x.lora_A, x.lora_B)]
+            optimizer = torch.optim.SGD(learned, lr=0.1)
+            for _ in range(3):
+                model(input_ids=tokens).logits.float().square().mean().backward()
+                if block is not None:
+                    assert block.collect().shape == (copies, block.learned.shape[1])
+                optimizer.step()
+                if block is not None:
+                    block.publish()
+                else:
+                    optimizer.zero_grad()
+            results.append(block.weights() if block else {n: (x.lora_A.data, x.lora_B.data) for n, x in pairs.items()})
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-3}
+    torch.testing.assert_close(results[1], results[0], **close)
+
+
+def test_a_layer_that_nothing_came_from_has_no_gradient_in_a_block() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with lora.attached(model, ["0", "1"], rank=1) as pairs:
+        block = lora.Block(pairs, torch.float32)
+        model[1](torch.ones(1, 3)).sum().backward()
+        grads = block.collect()
+    assert torch.equal(grads[0, :6], torch.zeros(6))
+    assert grads[0, 6:].abs().sum() > 0
