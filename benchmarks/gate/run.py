@@ -28,7 +28,7 @@ from acclimate.language.gate import CONFIDENCE_THRESHOLDS, Gate
 from acclimate.language.trials import Trial, fit_trials, trials
 
 SHOTS = {"spark": (4, 5, 6, 8, 10), "smollm2": (4, 6, 8, 10)}
-PER = {"spark": (10, 6), "smollm2": (5, 4)}
+PER = {"spark": (10, 6), "smollm2": (4, 8)}
 QUESTIONS = 4
 
 

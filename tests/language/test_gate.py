@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from acclimate.errors import CheckpointError, ConfigError, DataError
 from acclimate.language import DECLINED, REASONS, Calibration, Evidence, Gate, HeldOut, as_examples, cross_fit, held_out
-from acclimate.language.calibration import area_under_roc, expected_calibration_error, feature_values, fit
+from acclimate.language.calibration import FEATURES, area_under_roc, expected_calibration_error, feature_values, fit
 from acclimate.language.examples import folds
 from acclimate.language.recipes import decided
 from tests.language.models import digest, small, spark
@@ -169,3 +169,18 @@ def test_calibration_error_and_ranking_by_hand() -> None:
     assert expected_calibration_error([0.95, 0.95], [False, False]) == pytest.approx(0.95)
     assert area_under_roc([0.1, 0.9], [False, True]) == 1
     assert area_under_roc([0.5, 0.5], [False, True]) == 0.5
+
+
+def test_a_calibration_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibration = fit("tests", *made_up(60), fitted_on="made up")
+    weights = {stage: {side: dict(row) for side, row in rows.items()} for stage, rows in calibration.weights.items()}
+    weights["after_training"]["icl"]["the_weather"] = 0.1
+    replace(calibration, weights=weights).save(path)
+    with pytest.raises(CheckpointError, match="weighs 'the_weather', which this version does not look at"):
+        Calibration.load(path)
+
+
+def test_the_features_are_those_that_are_named() -> None:
+    assert tuple(feature_values(known(answer_log_likelihood=-1.0))) == FEATURES
+    assert tuple(feature_values(known())) == FEATURES[:5]

@@ -18,6 +18,11 @@ FOLDER: Final = Path(__file__).parent / "calibrations"
 _LIKELIHOOD_FLOOR: Final = -20.0
 _STAGES: Final = ("before_training", "after_training")
 _SIDES: Final = ("adapted", "icl")
+#: What :func:`feature_values` gives; the last three are known after training.
+FEATURES: Final = (
+    "before_exact", "after_exact", "before_likelihood", "after_likelihood", "fold_loss", "answer_likelihood",
+    "answers_agree", "agreement",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,9 @@ class Calibration:
             for stage in _STAGES:
                 for side in _SIDES:
                     found.weights[stage][side]["bias"]
+            rows = [row for stage in _STAGES for row in found.weights[stage].values()]
+            if unknown := sorted({name for row in rows for name in row} - {"bias", *FEATURES}):
+                raise ValueError(f"it weighs {unknown[0]!r}, which this version does not look at")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(
                 f"{path} is not a calibration ({error}); make one with 'acclimate calibrate'"
@@ -76,23 +84,24 @@ def shipped(model: str) -> Calibration | None:
 
 
 def feature_values(evidence: Evidence) -> dict[str, float]:
-    """Return what the logistic models look at."""
+    """Return what the logistic models look at.
+
+    More is known than this. With the worst left-out answer, the number of examples, the last loss on all of them and
+    the likelihood of the unadapted answer as well, what was fitted held less well for families that it had not
+    seen.
+    """
     before, after = evidence.before, evidence.after
     values = {
         "before_exact": before.exact,
         "after_exact": after.exact,
         "before_likelihood": _scaled(before.log_likelihood),
         "after_likelihood": _scaled(after.log_likelihood),
-        "after_worst": _scaled(after.worst),
         "fold_loss": min(3.0, evidence.fold_loss) if math.isfinite(evidence.fold_loss) else 3.0,
-        "few_examples": 1 / evidence.count,
     }
     if evidence.answer_log_likelihood is not None:
         values |= {
             "answer_likelihood": _scaled(evidence.answer_log_likelihood),
-            "icl_likelihood": _scaled(evidence.icl_log_likelihood or 0.0),
             "answers_agree": float(bool(evidence.answers_agree)),
-            "final_loss": min(3.0, evidence.final_loss) if evidence.final_loss is not None else 3.0,
             "agreement": 1.0 if evidence.agreement is None else evidence.agreement,
         }
     return values
