@@ -30,7 +30,7 @@ def main() -> None:
     """Fit and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=ROOT / "tests/data/patterns.jsonl")
-    parser.add_argument("--more", type=Path, default=Path(__file__).parent / "more_positives.jsonl")
+    parser.add_argument("--more", type=Path, default=Path(__file__).parent / "more_prompts.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "src/acclimate/language/patterns/weights.json")
     parser.add_argument("--strength", type=float, default=3.0, help="C of the logistic regression")
     parser.add_argument("--word-weight", type=float, default=0.4)
