@@ -35,12 +35,10 @@ def show_command(file: Path, as_json: bool) -> None:
         return
     report = saved.report
     elements = sum(tensor.numel() for tensor in saved.weights.values())
-    counts = counts_in_words(report.counts)
     click.echo(f"method:  {saved.method}")
     click.echo(f"weights: {len(saved.weights)} tensors with {elements} elements, {report.changed_param_count} changed")
     click.echo(f"drift:   {report.relative_drift:.3g} times the source weights' norm")
-    before = f", {report.steps_before} before" if report.steps_before else ""
-    click.echo(f"steps:   {len(report.steps)} ({counts or 'none'}{before})")
+    click.echo(f"steps:   {_steps(saved)} ({counts_in_words(report.counts) or 'none'})")
     click.echo(f"source:  {saved.source_sha256[:16]}")
 
 
@@ -57,8 +55,7 @@ def diff_command(first: Path, second: Path, top: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([plain(dataclasses.asdict(tensor)) for tensor in moved], indent=2))
         return
-    click.echo(f"{first}: {one.method}, {len(one.report.steps)} steps; {second}: {other.method}, ", nl=False)
-    click.echo(f"{len(other.report.steps)} steps")
+    click.echo(f"{first}: {one.method}, steps {_steps(one)}; {second}: {other.method}, steps {_steps(other)}")
     changed = [tensor for tensor in moved if tensor.changed]
     if not changed:
         click.echo(f"no weight moved: {len(moved)} tensors are equal")
@@ -68,6 +65,12 @@ def diff_command(first: Path, second: Path, top: int, as_json: bool) -> None:
     stdout().print(_table(changed[:top]))
     if len(changed) > top:
         click.echo(f"and {len(changed) - top} more (--top)")
+
+
+def _steps(saved: SavedState) -> str:
+    """Return how many steps led to a state: the session's that saved it, and those that it went on from."""
+    before = saved.report.steps_before
+    return f"{len(saved.report.steps)}" + (f" after {before}" if before else "")
 
 
 def _table(moved: list[Moved]) -> Table:
