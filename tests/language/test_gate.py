@@ -13,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acclimate.errors import CheckpointError, ConfigError, DataError
-from acclimate.language import DECLINED, REASONS, Calibration, Evidence, Gate, HeldOut, as_examples, cross_fit, held_out
+from acclimate.language import (
+    DECLINED,
+    REASONS,
+    Calibration,
+    Evidence,
+    Gate,
+    HeldOut,
+    as_examples,
+    cross_fit,
+    held_out,
+    shipped,
+)
 from acclimate.language.calibration import FEATURES, area_under_roc, expected_calibration_error, feature_values, fit
 from acclimate.language.examples import folds
 from acclimate.language.recipes import decided
@@ -184,3 +195,14 @@ def test_a_calibration_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_the_features_are_those_that_are_named() -> None:
     assert tuple(feature_values(known(answer_log_likelihood=-1.0))) == FEATURES
     assert tuple(feature_values(known())) == FEATURES[:5]
+
+
+def test_where_both_answers_are_one_left_out_examples_decide() -> None:
+    gate = Gate(calibration=shipped("smollm2"))
+    gains = known(before=HeldOut(0.2, -4.0, -9.0), after=HeldOut(1.0, -0.05, -0.1), fold_loss=0.01)
+    loses = known(before=HeldOut(1.0, -0.05, -0.1), after=HeldOut(0.2, -4.0, -9.0), fold_loss=0.5)
+    answered = {"answer_log_likelihood": -0.01, "icl_log_likelihood": -0.3, "answers_agree": True, "agreement": 1.0}
+    for evidence, adapt in ((gains, True), (loses, False)):
+        decision = gate.decide(replace(evidence, **answered))
+        assert decision.adapt is adapt
+        assert decision.confidence == decision.icl_confidence

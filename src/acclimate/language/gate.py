@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from acclimate.errors import ConfigError
@@ -98,6 +98,13 @@ class Gate:
             icl = self.calibration.probability(evidence, "icl")
             # Before training the estimate is coarse: only what is clearly hopeless ends here.
             gains = adapted > icl + (self.margin if trained else 0.0)
+            if trained and evidence.answers_agree:
+                # One answer is as likely to be right whoever gives it. So that a task does not change sides from one
+                # question to the next for nothing, left-out examples decide.
+                icl, left_out = adapted, replace(evidence, answer_log_likelihood=None)
+                gains = self.calibration.probability(left_out, "adapted") > self.calibration.probability(
+                    left_out, "icl"
+                )
         reason: Reason | None = None
         if not gains:
             reason = "no_held_out_gain"
