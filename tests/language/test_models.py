@@ -52,6 +52,10 @@ def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
+def test_one_model_has_one_fingerprint_in_every_number_format() -> None:
+    assert load("spark", dtype=torch.bfloat16).fingerprint == load("spark", dtype=torch.float32).fingerprint
+
+
 def test_fingerprints_tell_models_apart() -> None:
     one, other = network("llama"), network("llama")
     assert fingerprint(one) == fingerprint(other)

@@ -109,6 +109,8 @@ def load(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} cannot be used: {first_line(error)}; give for instance 'cpu'") from error
+    # Of the weights as they were saved: which number format is the quickest may be measured otherwise the next time.
+    known_as = fingerprint(network)
     network = network.to(device=device, dtype=dtype or fastest_dtype(device)).eval().requires_grad_(False)
     shape = prompt_format or (PromptFormat.load(source) if is_local else None) or PromptFormat()
     limit = int(getattr(network.config, "max_position_embeddings", None) or 2048)
@@ -117,7 +119,7 @@ def load(
         network=network,
         encoder=Encoder(tokenizer, shape, limit),
         recipe=recipe_for(name if name in (SPARK, SMOLLM2) else None),
-        fingerprint=fingerprint(network),
+        fingerprint=known_as,
     )
 
 
