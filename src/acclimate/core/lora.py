@@ -90,9 +90,10 @@ class Block:
         self._copies = next(iter(pairs.values())).copies
         with torch.no_grad():
             self.learned = nn.Parameter(torch.cat([p.reshape(self._copies, -1) for p in self._parts()], 1))
-        self._used = self.learned.detach() if dtype == torch.float32 else self.learned.detach().to(dtype)
+        # In float32 nothing is converted: these are the same memory.
+        self._used = self.learned.detach().to(dtype)
         self._grads = torch.empty_like(self._used)
-        self._learned_grad = self._grads if dtype == torch.float32 else torch.empty_like(self.learned)
+        self._learned_grad = self._grads.to(torch.float32)
         views = self._views(self._used)
         for pair in pairs.values():
             pair.lora_A, pair.lora_B = nn.Parameter(next(views)), nn.Parameter(next(views))

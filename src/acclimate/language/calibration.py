@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -138,7 +138,7 @@ def fit(
         raise DataError(f"{len(evidence)} requests are too few to calibrate on; give at least 20")
     weights: dict[str, dict[str, dict[str, float]]] = {}
     for stage in _STAGES:
-        known = [replace(e, answer_log_likelihood=None) for e in evidence] if stage == _STAGES[0] else list(evidence)
+        known = [e.of_left_out for e in evidence] if stage == _STAGES[0] else list(evidence)
         rows = [feature_values(e) for e in known]
         names = list(rows[0])
         matrix = np.array([[row[name] for name in names] for row in rows])

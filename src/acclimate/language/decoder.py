@@ -70,14 +70,22 @@ class Decoder:
         self._prefix = ".".join(part for part in (body_name, name) if part)
         self.norm = next((m for n, m in self.body.named_children() if n in _FINAL_NORMS), nn.Identity())
         self._layers_give_tensors = True
-        self._check()
-        self.can_replay = self.first_adapted > 0 and self._replays()
-        self._by_products = can_attend(network) and self._attends()
+        tokens = torch.arange(1, 9, device=next(network.parameters()).device)[None]
+        with torch.no_grad():
+            hidden: Tensor = self.body(input_ids=tokens, use_cache=False)[0]
+        self._check(tokens, hidden)
+        self.can_replay = self.first_adapted > 0 and self._replays(tokens)
+        self._by_products = can_attend(network) and self._attends(tokens, hidden)
 
     @property
     def quick_attention(self) -> AbstractContextManager[None]:
         """A block in which rows are learned from with the attention that is quickest for it."""
         return plain_products(self.network) if self._by_products else nullcontext()
+
+    @property
+    def _upper(self) -> nn.ModuleList:
+        """The adapted layers."""
+        return (self.layers or nn.ModuleList())[self.first_adapted :]
 
     @property
     def targets(self) -> list[str]:
@@ -97,7 +105,7 @@ class Decoder:
             hidden = args[0] if args else kwargs["hidden_states"]
             return hidden if self._layers_give_tensors else (hidden,)
 
-        upper = list(self.layers or ())[self.first_adapted :]
+        upper = list(self._upper)
         try:
             for layer in upper:
                 # What they compute is not wanted, only what they are given.
@@ -116,7 +124,7 @@ class Decoder:
         def remember(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found.append((args, kwargs))
 
-        upper = (self.layers or nn.ModuleList())[self.first_adapted :] if self.can_replay else ()
+        upper = self._upper if self.can_replay else ()
         handles = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in upper]
         try:
             last = self.body(input_ids=tokens, use_cache=False)[0]
@@ -131,10 +139,9 @@ class Decoder:
             found: Tensor = self.body(input_ids=recording.tokens, use_cache=False)[0]
             return found
         state = recording.hidden
-        for layer, (args, kwargs) in zip((self.layers or ())[self.first_adapted :], recording.arguments, strict=True):
+        for layer, (args, kwargs) in zip(self._upper, recording.arguments, strict=True):
             given = layer(state, *args, **kwargs)
-            self._layers_give_tensors = isinstance(given, Tensor)
-            state = given if self._layers_give_tensors else given[0]
+            state = given if isinstance(given, Tensor) else given[0]
         return self.norm(state)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -147,53 +154,52 @@ class Decoder:
         return scores
 
     @torch.no_grad()
-    def _check(self) -> None:
+    def _check(self, tokens: Tensor, hidden: Tensor) -> None:
         """Refuse a network whose logits are not its head on its body, or that looks ahead."""
-        tokens = torch.arange(1, 9, device=next(self.network.parameters()).device)[None]
-        hidden = self.body(input_ids=tokens, use_cache=False)[0]
         logits = self.network(input_ids=tokens, use_cache=False).logits.float()
-        if not torch.allclose(self.logits(hidden), logits, atol=_TOLERANCE * max(1.0, float(logits.abs().max()))):
+        if not _agree(self.logits(hidden), logits):
             raise TTTNotSupportedError(
                 f"{type(self.network).__name__} changes its logits after the head; adapting it is not supported"
             )
         other = tokens.clone()
         other[0, -1] += 1
         again = self.body(input_ids=other, use_cache=False)[0]
-        if not torch.allclose(again[:, :-1], hidden[:, :-1], atol=_TOLERANCE * max(1.0, float(hidden.abs().max()))):
+        if not _agree(again[:, :-1], hidden[:, :-1]):
             raise TTTNotSupportedError(f"{type(self.network).__name__} looks ahead: it is not a causal language model")
 
-    def _attends(self) -> bool:
-        """Say whether the model gives with plain products what it gives with its own attention."""
-        tokens = torch.arange(1, 9, device=next(self.network.parameters()).device)[None]
+    @torch.no_grad()
+    def _attends(self, tokens: Tensor, hidden: Tensor) -> bool:
+        """Say whether the model gives with plain products what it gives with its own attention, ``hidden``."""
         try:
-            with torch.no_grad():
-                hidden = self.body(input_ids=tokens, use_cache=False)[0]
-                with plain_products(self.network):
-                    again = self.body(input_ids=tokens, use_cache=False)[0]
+            with plain_products(self.network):
+                again = self.body(input_ids=tokens, use_cache=False)[0]
         except (TTTNotSupportedError, TypeError, ValueError) as error:
             _LOG.info("%s keeps its own attention: %s", type(self.network).__name__, first_line(error))
             return False
-        tolerance = 1e-4 if hidden.dtype == torch.float32 else 2e-2
-        return float((again - hidden).abs().max()) <= tolerance * max(1.0, float(hidden.abs().max()))
+        return _agree(again, hidden, 1e-4 if hidden.dtype == torch.float32 else 2e-2)
 
-    def _replays(self) -> bool:
-        """Say whether the layers above, run by themselves, give what the model gives."""
+    @torch.no_grad()
+    def _replays(self, tokens: Tensor) -> bool:
+        """Say whether the layers above, run by themselves, give what the model gives; see how they give it."""
         self.can_replay = True
-        tokens = torch.arange(1, 9, device=next(self.network.parameters()).device)[None]
         try:
             recording, last = self.read(tokens)
-            with torch.no_grad():
-                replayed = self.hidden(recording)
-            scale = float(last.float().abs().max())
-            agrees = replayed.shape == last.shape and float((replayed - last).abs().max()) <= _TOLERANCE * max(
-                scale, 1.0
-            )
+            args, kwargs = recording.arguments[0]
+            self._layers_give_tensors = isinstance(self._upper[0](recording.hidden, *args, **kwargs), Tensor)
+            replayed = self.hidden(recording)
+            agrees = replayed.shape == last.shape and _agree(replayed, last)
         except (TypeError, ValueError, IndexError, KeyError, RuntimeError, AttributeError) as error:
             _LOG.info("%s cannot be read in two parts: %s", type(self.network).__name__, error)
             return False
         if not agrees:
             _LOG.info("%s cannot be read in two parts; all layers run at every step", type(self.network).__name__)
         return agrees
+
+
+def _agree(found: Tensor, expected: Tensor, tolerance: float = _TOLERANCE) -> bool:
+    """Say whether two tensors differ by no more than a share of the largest value expected, or of one."""
+    found, expected = found.float(), expected.float()
+    return float((found - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
 
 
 def _recording(tokens: Tensor, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> Recording:

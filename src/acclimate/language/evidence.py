@@ -83,6 +83,11 @@ class Evidence:
         )
 
     @property
+    def of_left_out(self) -> Evidence:
+        """What left-out examples said alone, before the adapter that would answer was trained."""
+        return replace(self, answer_log_likelihood=None)
+
+    @property
     def gains(self) -> bool:
         """Whether adapting helped on examples that were left out: more of them exact, or as many and likelier."""
         if self.after.exact != self.before.exact:

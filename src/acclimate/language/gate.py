@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from acclimate.errors import ConfigError
@@ -101,10 +101,8 @@ class Gate:
             if trained and evidence.answers_agree:
                 # One answer is as likely to be right whoever gives it. So that a task does not change sides from one
                 # question to the next for nothing, left-out examples decide.
-                icl, left_out = adapted, replace(evidence, answer_log_likelihood=None)
-                gains = self.calibration.probability(left_out, "adapted") > self.calibration.probability(
-                    left_out, "icl"
-                )
+                icl, known = adapted, evidence.of_left_out
+                gains = self.calibration.probability(known, "adapted") > self.calibration.probability(known, "icl")
         reason: Reason | None = None
         if not gains:
             reason = "no_held_out_gain"

@@ -338,7 +338,7 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
         """Return the sum for ``scores``, ``(n, vocabulary)``, and ``wanted`` and ``weights``, ``(n,)``."""
-        softmax = scores.float() if scores.dtype != torch.float32 else scores.clone()
+        softmax = scores.to(torch.float32, copy=True)
         highest = softmax.max(1, keepdim=True).values
         at_wanted = softmax.gather(1, wanted[:, None])
         total = softmax.sub_(highest).exp_().sum(1, keepdim=True)
