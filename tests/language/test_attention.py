@@ -72,3 +72,17 @@ def test_a_model_that_answers_otherwise_with_plain_products_keeps_its_own(monkey
     decoder = Decoder(network("llama").eval())
     with decoder.quick_attention:
         assert decoder.network.config._attn_implementation == "sdpa"
+
+
+def test_rounding_that_grows_from_layer_to_layer_is_no_reason_against_plain_products() -> None:
+    torch.manual_seed(0)
+    deep = transformers.LlamaConfig(initializer_range=0.6, **(SHAPE | {"num_hidden_layers": 24}))
+    model = transformers.LlamaForCausalLM(deep).to(torch.bfloat16).eval()
+    tokens = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        own = model.base_model(input_ids=tokens)[0]
+        with plain_products(model):
+            other = model.base_model(input_ids=tokens)[0]
+    assert float((own - other).abs().max() / own.abs().max()) > 0.05
+    with Decoder(model).quick_attention:
+        assert model.config._attn_implementation == attention.NAME

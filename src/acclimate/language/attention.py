@@ -7,8 +7,8 @@ which was a quarter of a training step. Long rows keep it: its memory does not g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import torch
@@ -23,14 +23,47 @@ _LARGEST: Final = 512 * 512
 _UNKNOWN: Final = ("softcap", "s_aux", "position_bias")
 
 
-@contextmanager
-def plain_products(network: Any) -> Iterator[None]:
+def plain_products(network: Any) -> AbstractContextManager[None]:
     """Let ``network``, a transformers model, attend by plain products inside the block; see :func:`can_attend`."""
+    return _attending(network, attend)
+
+
+def disagreement(network: Any, read: Callable[[], object]) -> float:
+    """Return how far plain products are from the model's own attention while ``read`` runs ``network``.
+
+    The largest difference in any layer, as a share of the largest value there. Each layer is compared on what the
+    model's own attention leads to: over many layers the rounding of bfloat16 grows to anything.
+
+    Args:
+        network: for which :func:`can_attend` says yes.
+        read: runs it.
+
+    Raises:
+        TTTNotSupportedError: a layer wants something that is not known here.
+    """
+    from transformers import AttentionInterface
+
+    own, found = AttentionInterface()["sdpa"], [0.0]
+
+    def both(module: nn.Module, *given: Any, **others: Any) -> Any:
+        expected = own(module, *given, **others)
+        difference, largest = (expected[0] - attend(module, *given, **others)[0]).abs().max(), expected[0].abs().max()
+        found.append(float(difference) / max(1.0, float(largest)))
+        return expected
+
+    with _attending(network, both):
+        read()
+    return max(found)
+
+
+@contextmanager
+def _attending(network: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """Let ``network`` attend with ``function`` inside the block."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     before = network.config._attn_implementation
-    AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(NAME, function)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     network.set_attn_implementation(NAME)
     try:

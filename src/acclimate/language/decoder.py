@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from acclimate.core.lora import target_layers
 from acclimate.errors import TTTNotSupportedError, first_line
-from acclimate.language.attention import can_attend, plain_products
+from acclimate.language.attention import can_attend, disagreement, plain_products
 
 _LOG = logging.getLogger(__name__)
 _FINAL_NORMS: Final = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
@@ -75,7 +75,7 @@ class Decoder:
             hidden: Tensor = self.body(input_ids=tokens, use_cache=False)[0]
         self._check(tokens, hidden)
         self.can_replay = self.first_adapted > 0 and self._replays(tokens)
-        self._by_products = can_attend(network) and self._attends(tokens, hidden)
+        self._by_products = can_attend(network) and self._attends(tokens)
 
     @property
     def quick_attention(self) -> AbstractContextManager[None]:
@@ -168,15 +168,14 @@ class Decoder:
             raise TTTNotSupportedError(f"{type(self.network).__name__} looks ahead: it is not a causal language model")
 
     @torch.no_grad()
-    def _attends(self, tokens: Tensor, hidden: Tensor) -> bool:
-        """Say whether the model gives with plain products what it gives with its own attention, ``hidden``."""
+    def _attends(self, tokens: Tensor) -> bool:
+        """Say whether the model's layers give with plain products what they give with their own attention."""
         try:
-            with plain_products(self.network):
-                again = self.body(input_ids=tokens, use_cache=False)[0]
+            apart = disagreement(self.network, lambda: self.body(input_ids=tokens, use_cache=False))
         except (TTTNotSupportedError, TypeError, ValueError) as error:
             _LOG.info("%s keeps its own attention: %s", type(self.network).__name__, first_line(error))
             return False
-        return _agree(again, hidden, 1e-4 if hidden.dtype == torch.float32 else 2e-2)
+        return apart <= (1e-4 if next(self.network.parameters()).dtype == torch.float32 else 2e-2)
 
     @torch.no_grad()
     def _replays(self, tokens: Tensor) -> bool:
