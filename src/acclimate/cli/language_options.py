@@ -25,6 +25,7 @@ _RECIPE_FIELDS: Final = (
     "orderings",
     "orderings_per_step",
     "context_share",
+    "gradient_start",
     "share_adapted",
     "seed",
 )
@@ -54,6 +55,7 @@ def training(command: Command) -> Command:
         click.option(
             "--share-adapted", type=click.FloatRange(0, 1, min_open=True), help="Share of layers, from the last."
         ),
+        click.option("--gradient-start/--random-start", default=None, help="Where low-rank weights begin."),
         click.option(
             "--context-share", type=click.FloatRange(0, 1, max_open=True), help="Share of examples only read."
         ),

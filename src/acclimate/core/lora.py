@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from acclimate.errors import CheckpointError, ConfigError, first_line
+
+if TYPE_CHECKING:
+    from acclimate.core.lora_start import Start
 
 _CHILD: Final = "low_rank"
 _PEFT_PREFIX: Final = "base_model.model."
@@ -122,6 +125,18 @@ class Block:
             self._learned_grad.copy_(self._grads)
         self.learned.grad = self._learned_grad
         return self._learned_grad
+
+    @torch.no_grad()
+    def begin(self, starts: Mapping[str, Start]) -> None:
+        """Let weights that are still as they were attached begin at ``starts``, with the gradients known there."""
+        learned = self._views(self.learned)
+        for name, pair in self._pairs.items():
+            down, _ = next(learned), next(learned)
+            if name not in starts:
+                continue
+            down.copy_(starts[name].directions.view(down.shape))
+            pair.lora_A.grad, pair.lora_B.grad = None, starts[name].grad.view(pair.lora_B.shape).to(pair.lora_B.dtype)
+        self.publish()
 
     @torch.no_grad()
     def publish(self) -> None:

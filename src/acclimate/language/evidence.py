@@ -19,8 +19,9 @@ from acclimate.core.budget import Budget
 from acclimate.language.examples import Example, folds
 from acclimate.language.generate import Answer
 from acclimate.language.models import LanguageModel
+from acclimate.language.passes import laid_out
 from acclimate.language.recipes import Recipe
-from acclimate.language.trainer import Adapter, Cancelled, laid_out, train
+from acclimate.language.trainer import Adapter, Cancelled, train
 
 _LEAST_FOR_HALVES: Final = 4
 

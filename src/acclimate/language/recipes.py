@@ -39,6 +39,8 @@ class Recipe:
             is adapted in all its layers gets a new order at every step.
         orderings_per_step: orders side by side in one step.
         share_adapted: share of the layers, from the last, that get low-rank weights.
+        gradient_start: low-rank weights begin in the directions of the first gradient, not in random ones; see
+            :mod:`acclimate.core.lora_start`.
         gradient_clip_norm: None for no clipping.
         early_stop_loss: training ends below this loss, in nats per answer token.
         seed: of initialisation and shuffling.
@@ -60,15 +62,16 @@ class Recipe:
     orderings: int = 2
     orderings_per_step: int = 1
     share_adapted: float = 0.25
+    gradient_start: bool = False
     gradient_clip_norm: float | None = 1.0
     early_stop_loss: float = 0.01
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("rank", 1), ("steps", 1), ("steps_floor", 1), ("orderings", 1), ("orderings_per_step", 1)):
+        for name in ("rank", "steps", "steps_floor", "orderings", "orderings_per_step"):
             value = getattr(self, name)
-            if value is not None and value < low:
-                raise ConfigError(f"{name} must be at least {low}, got {value}")
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.steps_cap < self.steps_floor:
             raise ConfigError(f"steps_cap ({self.steps_cap}) must not be below steps_floor ({self.steps_floor})")
         if not self.learning_rate > 0:
@@ -88,7 +91,15 @@ class Recipe:
 
 RECIPES: Final[Mapping[str, Recipe]] = {
     "spark": Recipe(rank=8, steps_floor=16, steps_cap=16, learning_rate=8e-3, share_adapted=1.0),
-    "smollm2": Recipe(rank=16, steps_floor=8, steps_cap=8, learning_rate=2e-3, share_adapted=1.0, context_share=0.5),
+    "smollm2": Recipe(
+        rank=16,
+        steps_floor=8,
+        steps_cap=8,
+        learning_rate=5e-4,
+        share_adapted=1.0,
+        context_share=0.5,
+        gradient_start=True,
+    ),
 }
 
 

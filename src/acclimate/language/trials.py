@@ -17,9 +17,10 @@ from acclimate.language.evidence import Evidence, cross_fit
 from acclimate.language.examples import Example, as_examples, orderings
 from acclimate.language.generate import PERMUTED_PROMPTS, Answer, agreement, generate, read_once
 from acclimate.language.models import LanguageModel
+from acclimate.language.passes import laid_out
 from acclimate.language.prompts import Row
 from acclimate.language.recipes import Recipe, decided
-from acclimate.language.trainer import Adapter, laid_out, train
+from acclimate.language.trainer import Adapter, train
 
 
 @dataclass(frozen=True, slots=True)
