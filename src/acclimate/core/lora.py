@@ -263,20 +263,50 @@ def save(folder: Path, pairs: Mapping[str, LowRank], *, base_model: str | None =
         raise CheckpointError("no low-rank weights to save: attach them first")
     first = next(iter(pairs.values()))
     rank = first.lora_A.shape[0]
+    write(
+        folder,
+        {name: (pair.lora_A, pair.lora_B) for name, pair in pairs.items()},
+        rank=rank,
+        alpha=first.scale * rank,
+        fan_in_fan_out=first.fan_in_fan_out,
+        base_model=base_model,
+    )
+
+
+def write(
+    folder: Path,
+    weights: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    rank: int,
+    alpha: float,
+    fan_in_fan_out: bool = False,
+    base_model: str | None = None,
+) -> None:
+    """Write low-rank weights that are attached to no model; see :func:`save`.
+
+    Args:
+        folder: made where it is missing.
+        weights: ``lora_A`` and ``lora_B`` by layer name.
+        rank: of all of them.
+        alpha: scale times rank.
+        fan_in_fan_out: whether the layers keep their weights as ``(in, out)``.
+        base_model: name or folder of the model, for whoever reads the configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, pair in pairs.items():
-        for part in ("lora_A", "lora_B"):
-            tensors[f"{_PEFT_PREFIX}{name}.{part}.weight"] = getattr(pair, part).detach().cpu().contiguous()
+    tensors = {
+        f"{_PEFT_PREFIX}{name}.{part}.weight": tensor.detach().cpu().contiguous()
+        for name, pair in weights.items()
+        for part, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
     save_file(tensors, str(folder / "adapter_model.safetensors"))
     config = {
         "peft_type": "LORA",
         "r": rank,
-        "lora_alpha": first.scale * rank,
+        "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": first.fan_in_fan_out,
-        "target_modules": sorted(pairs),
+        "fan_in_fan_out": fan_in_fan_out,
+        "target_modules": sorted(weights),
         "base_model_name_or_path": base_model,
         "inference_mode": True,
     }

@@ -105,14 +105,14 @@ class Adapter:
         """Write the adapter in PEFT's format."""
         if self.copies != 1:
             raise DataError(f"{self.copies} adapters that were trained side by side cannot be saved as one")
-        pairs = {}
-        for name, (down, up) in self.weights.items():
-            layer = nn.Linear(down.shape[1], up.shape[0], bias=False)
-            pair = lora.LowRank(layer, rank=self.rank, alpha=self.alpha, rng=torch.Generator())
-            pair.lora_A.data, pair.lora_B.data = down, up
-            pair.fan_in_fan_out = self.fan_in_fan_out
-            pairs[name] = pair
-        lora.save(folder, pairs, base_model=base_model)
+        lora.write(
+            folder,
+            self.weights,
+            rank=self.rank,
+            alpha=self.alpha,
+            fan_in_fan_out=self.fan_in_fan_out,
+            base_model=base_model,
+        )
         (folder / FINGERPRINT_FILE).write_text(self.fingerprint + "\n")
 
 
