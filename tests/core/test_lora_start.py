@@ -57,6 +57,18 @@ def test_the_gradient_that_comes_with_them_is_the_one_that_a_pass_with_them_give
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_more_directions_than_a_layer_has_inputs_leave_the_last_ones_empty() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8)).requires_grad_(False)
+    with lora.attached(model, ["0"], rank=5) as pairs:
+        with lora_start.noted(model, pairs) as starts:
+            model(torch.randn(6, 3)).square().sum().backward()
+        block = lora.Block(pairs, torch.float32)
+        block.begin(starts)
+        assert torch.linalg.matrix_rank(pairs["0"].lora_A) == 3
+        assert not pairs["0"].lora_A[3:].any()
+
+
 def test_a_layer_that_no_gradient_reaches_keeps_its_random_directions() -> None:
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4)}).requires_grad_(False)
     with lora.attached(model, ["used", "idle"], rank=2) as pairs:

@@ -90,6 +90,9 @@ def start(rows: Tensor, grad: Tensor, vectors: Tensor) -> Start:
 
 
 def _orthogonal(rows: Tensor) -> Tensor:
-    """Return rows of length one that span what ``rows``, ``(copies, n, width)``, span; any where they are too few."""
+    """Return rows of length one that span what ``rows``, ``(copies, n, width)``, span; any where they are too few.
+
+    Of more rows than ``width`` the last ones are zero: the others span everything.
+    """
     directions: Tensor = torch.linalg.qr(rows.transpose(1, 2))[0].transpose(1, 2)
-    return directions
+    return nn.functional.pad(directions, (0, 0, 0, rows.shape[1] - directions.shape[1]))
