@@ -319,6 +319,19 @@ def test_help_does_not_load_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_of_a_command_wait_briefly_unless_somebody_said_otherwise(given: dict[str, str], spins: str) -> None:
+    code = (
+        "import os, click; from acclimate.cli.main import main; main.get_command(click.Context(main), 'state');"
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == spins
+
+
 def test_version() -> None:
     assert run("--version").stdout.startswith("acclimate, version ")
     assert run("nonsense").exit_code == 2
