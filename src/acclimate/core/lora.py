@@ -129,13 +129,11 @@ class Block:
     @torch.no_grad()
     def begin(self, starts: Mapping[str, Start]) -> None:
         """Let weights that are still as they were attached begin at ``starts``, with the gradients known there."""
-        learned = self._views(self.learned)
-        for name, pair in self._pairs.items():
-            down, _ = next(learned), next(learned)
-            if name not in starts:
-                continue
-            down.copy_(starts[name].directions.view(down.shape))
-            pair.lora_A.grad, pair.lora_B.grad = None, starts[name].grad.view(pair.lora_B.shape).to(pair.lora_B.dtype)
+        learned = self.weights()
+        for name, start in starts.items():
+            pair, (down, _) = self._pairs[name], learned[name]
+            down.copy_(start.directions.view(down.shape))
+            pair.lora_A.grad, pair.lora_B.grad = None, start.grad.view(pair.lora_B.shape).to(pair.lora_B.dtype)
         self.publish()
 
     @torch.no_grad()
