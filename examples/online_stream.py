@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from acclimate import Classification, Eata, Session
-from acclimate.vision import digits
-from acclimate.vision.corruptions import corrupt
-from acclimate.vision.torch_adapter import load_checkpoint
+from acclimate.vision.data.corruptions import corrupt
+from acclimate.vision.demos import digits
+from acclimate.vision.models.torch_adapter import load_checkpoint
 
 
 def main() -> None:

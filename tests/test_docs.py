@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from acclimate import __version__
-from acclimate.vision.config import METHOD_NAMES
+from acclimate.vision.run.config import METHOD_NAMES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -14,15 +14,15 @@ from typing import Any
 import click
 
 from acclimate.cli.main import main
-from acclimate.core.report import plain
+from acclimate.core.report import to_jsonable
 from acclimate.monitoring import KPIS
-from acclimate.vision.config import PRESETS, preset_values
-from acclimate.vision.method_choice import METHODS
+from acclimate.vision.run.config import PRESETS, preset_values
+from acclimate.vision.run.construct import METHODS
 
 sys.path.insert(0, str(Path(__file__).parent))
 import guards_tables
 import language_tables
-import plates_tables
+import pose_scenes_tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,7 +91,7 @@ def options_table(method: str) -> str:
     for field in dataclasses.fields(METHODS[method]):
         if field.name not in ("update", "spectrum") and field.repr:
             flag = f"`{flags[field.name]}`" if field.name in flags else ""
-            lines.append(f"| `{field.name}` | `{json.dumps(plain(field.default))}` | {flag} |")
+            lines.append(f"| `{field.name}` | `{json.dumps(to_jsonable(field.default))}` | {flag} |")
     return "\n".join(lines)
 
 
@@ -208,10 +208,10 @@ def _with_tables(text: str) -> str:
             f"fewshot {part}": functools.partial(language_tables.fewshot_families_table, part)
             for part in ("spark", "english", "bbh")
         },
-        "plates": functools.partial(plates_tables.summary_table, "online"),
-        "plates conditions": functools.partial(plates_tables.conditions_table, "online"),
-        "plates auto": plates_tables.auto_table,
-        "plates policies": functools.partial(plates_tables.summary_table, "policies"),
+        "pose_scenes": functools.partial(pose_scenes_tables.summary_table, "online"),
+        "pose_scenes conditions": functools.partial(pose_scenes_tables.conditions_table, "online"),
+        "pose_scenes auto": pose_scenes_tables.auto_table,
+        "pose_scenes policies": functools.partial(pose_scenes_tables.summary_table, "policies"),
         "gate": language_tables.gate_table,
         "adaptation": language_tables.adaptation_table,
         "patterns": language_tables.patterns_table,

@@ -1,4 +1,4 @@
-"""Accuracy and cost of recipes on development tasks: how the defaults in ``acclimate.language.recipes`` were chosen.
+"""Accuracy and cost of recipes on development tasks: how the defaults were chosen.
 
     python benchmarks/adaptation/recipes.py --model smollm2 --out recipes.json share_adapted=0.5,orderings=4 rank=8
 
@@ -18,9 +18,9 @@ import torch
 from run import PEFT_RATES, interval, known_tasks, plain_peft
 
 from acclimate.language import load
-from acclimate.language.recipes import Recipe, decided
-from acclimate.language.trainer import train
-from acclimate.language.trials import scored
+from acclimate.language.decision.trials import scored
+from acclimate.language.training.recipes import Recipe, decided
+from acclimate.language.training.trainer import train
 
 
 def parsed(text: str) -> dict[str, Any]:

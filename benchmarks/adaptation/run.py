@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "fewshot"))
 from known import known_tasks
 
 from acclimate.language import Example, LanguageModel, load
-from acclimate.language.recipes import decided
-from acclimate.language.trainer import cosine, train
-from acclimate.language.trials import scored
+from acclimate.language.decision.trials import scored
+from acclimate.language.training.recipes import decided
+from acclimate.language.training.trainer import cosine, train
 
 PEFT_RATES = {"spark": 5e-3, "smollm2": 1e-3}
 

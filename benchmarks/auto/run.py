@@ -3,7 +3,7 @@
     python benchmarks/auto/run.py --data FOLDER --out benchmarks/auto/results/auto.json
 
 Everything runs as ``acclimate export`` runs it: presets, default guards, source images given, online. Differences are
-paired over images; intervals are from 2,000 resamples of batches. Detectors are in benchmarks/plates (setting auto).
+paired over images; intervals are from 2,000 resamples of batches. Detectors: benchmarks/pose_scenes (setting auto).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from paired import difference, percent
 from streams import REPORTED, Images, to_tensor
 
 from acclimate.core.task import Classification
-from acclimate.vision.adapter import Entry, ImageBatch, chunks, predict_in_batches
-from acclimate.vision.auto import choose
-from acclimate.vision.config import TTTConfig
-from acclimate.vision.images import ImageReader
-from acclimate.vision.records import Record
-from acclimate.vision.ttt import TTTRun
+from acclimate.vision.data.images import ImageReader
+from acclimate.vision.data.records import Record
+from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
+from acclimate.vision.run.auto import choose
+from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.ttt import TTTRun
 
 SINGLE = ("bn", "spectrum", "blend", "lame", "tent", "eata", "sar", "deyo", "roid", "rotta")
 

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "cifar"))
 from network import load
 
 from acclimate.core import Session
-from acclimate.methods import Bn
-from acclimate.vision.corruptions import corrupt
+from acclimate.methods import BatchNormStats
+from acclimate.vision.data.corruptions import corrupt
 
 CORRUPTIONS = (
     ("motion_blur", 5),
@@ -58,7 +58,7 @@ def main() -> None:
     for batch_size, count in IMAGES_BY_BATCH.items():
         for strength in STRENGTHS:
             errors = {}
-            with Session(model, Bn(source_strength=strength), guards=()) as session:
+            with Session(model, BatchNormStats(source_strength=strength), guards=()) as session:
                 for stream, images in streams.items():
                     parts = images[:count].split(batch_size)
                     found = torch.cat([session.predict(part).argmax(1) for part in parts])

@@ -36,8 +36,8 @@ from acclimate.core.method import settings_of
 from acclimate.core.pacing import Pacing
 from acclimate.core.spectrum import measure as measure_spectrum
 from acclimate.methods import (
+    BatchNormStats,
     Blend,
-    Bn,
     Cotta,
     Deyo,
     Eata,
@@ -47,7 +47,7 @@ from acclimate.methods import (
     Roid,
     Rotta,
     Sar,
-    Spectrum,
+    SpectrumFilter,
     Tent,
     fisher_information,
 )
@@ -217,13 +217,13 @@ def experiments(
 ) -> Iterator[Run]:
     """Yield every run, or those of some methods and streams; the settings are those of the authors."""
     fisher = fisher_information(copy.deepcopy(model), data.source.split(64))
-    bn, tent = Bn(source_strength=0), Tent(lr=1e-3)
+    bn, tent = BatchNormStats(source_strength=0), Tent(lr=1e-3)
     eata, sar = Eata(lr=5e-3, fisher=fisher, fisher_weight=1.0), Sar(lr=1e-3, base="adam")
     mim = Mim(patch_size=4)
-    spectrum = Spectrum(source=measure_spectrum(data.source.split(250)))
+    spectrum = SpectrumFilter(source=measure_spectrum(data.source.split(250)))
     methods: dict[str, Any] = {
         "bn": bn,
-        "bn, half and half": Bn(),
+        "bn, half and half": BatchNormStats(),
         "spectrum": spectrum,
         "blend": Blend(spectrum=spectrum),
         "blend, one side": Blend(spectrum=spectrum, mirrored=False),

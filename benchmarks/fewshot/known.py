@@ -13,7 +13,7 @@ import held_out
 import tasks as string_tasks
 
 from acclimate.language import Example
-from acclimate.language.trials import KnownTask
+from acclimate.language.decision.trials import KnownTask
 
 REFERENCE_FAMILIES = held_out.REFERENCE_FAMILIES
 #: Tasks in data/bbh, and how many of their questions are asked.

@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from known import BIG_BENCH_HARD, REFERENCE_FAMILIES, big_bench_hard, known_tasks
 
 from acclimate.language import Adapter, Gate, LanguageModel, load, shipped
-from acclimate.language.evidence import cross_fit
+from acclimate.language.decision.evidence import cross_fit
+from acclimate.language.decision.trials import KnownTask, answers, scored
 from acclimate.language.examples import orderings
-from acclimate.language.generate import PERMUTED_PROMPTS, agreement
-from acclimate.language.recipes import decided
-from acclimate.language.trainer import train
-from acclimate.language.trials import KnownTask, answers, scored
+from acclimate.language.models.generate import PERMUTED_PROMPTS, agreement
+from acclimate.language.training.recipes import decided
+from acclimate.language.training.trainer import train
 
 
 def voted(model: LanguageModel, task: KnownTask, adapter: Adapter, votes: int, most: int) -> list[bool]:

@@ -23,9 +23,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "fewshot"))
 from known import known_tasks
 
 from acclimate.language import load
-from acclimate.language.calibration import FOLDER, Calibration, area_under_roc, expected_calibration_error, shipped
-from acclimate.language.gate import CONFIDENCE_THRESHOLDS, Gate
-from acclimate.language.trials import Trial, fit_trials, trials
+from acclimate.language.decision.calibration import (
+    FOLDER,
+    Calibration,
+    area_under_roc,
+    expected_calibration_error,
+    shipped,
+)
+from acclimate.language.decision.gate import CONFIDENCE_THRESHOLDS, Gate
+from acclimate.language.decision.trials import Trial, fit_trials, trials
 
 SHOTS = {"spark": (4, 5, 6, 8, 10), "smollm2": (4, 6, 8, 10)}
 PER = {"spark": (10, 6), "smollm2": (4, 8)}

@@ -30,12 +30,12 @@ from streams import FAULTS, Batch, Fault, Images, to_tensor
 
 from acclimate.core import Session, default_guards
 from acclimate.core.spectrum import measure as measure_spectrum
-from acclimate.methods import Blend, Eata, Sar, Spectrum, Tent
+from acclimate.methods import Blend, Eata, Sar, SpectrumFilter, Tent
 
 
 def methods(source: torch.Tensor) -> dict[str, Any]:
     """Return what is measured; the settings are those of benchmarks/cifar."""
-    spectrum = Spectrum(source=measure_spectrum(source.split(250)))
+    spectrum = SpectrumFilter(source=measure_spectrum(source.split(250)))
     return {
         "tent": Tent(lr=1e-3),
         "eata": Eata(lr=5e-3),
@@ -80,8 +80,9 @@ def adapted(
 def guard_of(reason: str) -> str:
     """Return the name of the guard that gives such a reason."""
     names = {
-        "non-finite": "NonFinite", "update": "MaxUpdate", "drift": "MaxDrift", "less sure": "AgainstSource (certainty)",
-        "decisions are": "AgainstSource (variety)", "scores": "AgainstSource (detection)",
+        "non-finite": "NonFinite", "update": "MaxUpdate", "drift": "MaxDrift",
+        "less sure": "WorseThanSource (certainty)",
+        "decisions are": "WorseThanSource (variety)", "scores": "WorseThanSource (detection)",
     }  # fmt: skip
     return next(name for start, name in names.items() if reason.startswith(start))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acclimate.vision.corruptions import corrupt
+from acclimate.vision.data.corruptions import corrupt
 
 BATCH = 64
 REPORTED = (

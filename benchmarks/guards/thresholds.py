@@ -1,4 +1,4 @@
-"""Where the default thresholds of the guard AgainstSource are from: signals of adapted and unadapted model.
+"""Where the default thresholds of the guard WorseThanSource are from: signals of adapted and unadapted model.
 
     python benchmarks/guards/thresholds.py --data FOLDER --out benchmarks/guards/results/thresholds.json
 
@@ -29,16 +29,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from network import load
 from streams import Batch, Images, one_class, ordered_by_class
 
-from acclimate.core import AgainstSource, Certainty, Classification, Session
-from acclimate.core.signals import Pair
-from acclimate.core.source_model import CONVINCED_UNTIL, CONVINCING_DOUBT, REMEMBERED_JUDGEMENTS
+from acclimate.core import Certainty, Classification, Session, WorseThanSource
+from acclimate.core.signals import SignalPair
+from acclimate.core.source_model import REMEMBERED_COMPARISONS, STICKY_PASSES, STICKY_SCORE
 from acclimate.methods import Tent
-from acclimate.vision.config import TTTConfig
-from acclimate.vision.images import CorruptionSpec, ImageReader
-from acclimate.vision.plates.dataset import write_dataset
-from acclimate.vision.records import load_dataset
-from acclimate.vision.rtdetr_pose.adapter import RTDETRPoseAdapter
-from acclimate.vision.ttt import TTTRun
+from acclimate.vision.data.images import CorruptionSpec, ImageReader
+from acclimate.vision.data.records import load_dataset
+from acclimate.vision.demos.pose_scenes.dataset import write_dataset
+from acclimate.vision.models.rtdetr_pose.adapter import RTDETRPoseAdapter
+from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.ttt import TTTRun
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -66,7 +66,7 @@ def measured(model: nn.Module, batches: Sequence[Batch]) -> list[dict[str, float
             with torch.no_grad():
                 plain = model(batch.images)
             outputs, _ = session.adapt_and_predict(batch.images)
-            both = Pair.of(task, outputs, plain, samples=len(plain))
+            both = SignalPair.of(task, outputs, plain, samples=len(plain))
             rows.append(
                 {
                     "images": len(plain),
@@ -80,7 +80,7 @@ def measured(model: nn.Module, batches: Sequence[Batch]) -> list[dict[str, float
     return rows
 
 
-def replayed(rows: Rows, certainty: Certainty, guard: AgainstSource) -> float:
+def replayed(rows: Rows, certainty: Certainty, guard: WorseThanSource) -> float:
     """Return by how many points the guarded model's error exceeds the unadapted one's, had it been judged so."""
     trips: list[bool] = []
     doubts: list[float] = []
@@ -89,13 +89,13 @@ def replayed(rows: Rows, certainty: Certainty, guard: AgainstSource) -> float:
         lost = row["agreement"] < certainty.lost_agreement
         weight = certainty.lost_energy_weight if lost else certainty.energy_weight
         doubt = row["entropy_rise"] / certainty.allowed(int(row["images"]), lost=lost) + weight * row["energy_drop"]
-        limit = guard.convinced if convinced else guard.suspected if sum(trips[-REMEMBERED_JUDGEMENTS:]) > 2 else 1.0
+        limit = guard.convinced if convinced else guard.suspected if sum(trips[-REMEMBERED_COMPARISONS:]) > 2 else 1.0
         doubts.append(doubt)
         trips.append(doubt > limit)
         passes = 0 if trips[-1] else passes + 1
-        if all(trips[-2:]) and len(trips) > 1 and sum(doubts[-2:]) > 2 * CONVINCING_DOUBT:
+        if all(trips[-2:]) and len(trips) > 1 and sum(doubts[-2:]) > 2 * STICKY_SCORE:
             convinced = True
-        elif passes >= CONVINCED_UNTIL:
+        elif passes >= STICKY_PASSES:
             convinced = False
         wrong += row["wrong_source"] if trips[-1] else row["wrong_adapted"]
     images = sum(row["images"] for row in rows)
@@ -111,7 +111,7 @@ def summary(
     )
     result = {}
     for group, kept in found.items():
-        changes = [replayed(rows, certainty or never, AgainstSource()) for rows in kept]
+        changes = [replayed(rows, certainty or never, WorseThanSource()) for rows in kept]
         result[group] = {"mean": round(float(np.mean(changes)), 2), "worst": round(max(changes), 2)}
     return result
 
@@ -140,15 +140,15 @@ def detector_signals(folder: Path) -> Iterator[dict[str, Any]]:
                 for batch in adapter.build_loader(records, batch_size=16):
                     outputs, _ = run.session.adapt_and_predict(batch.inputs)
                     plain = run.session.predict_as_source(batch.inputs)
-                    pairs.append(Pair.of(run.task, outputs, plain, samples=len(batch.records)))
-            whole = Pair.recent(pairs, decisions=10**9)
+                    pairs.append(SignalPair.of(run.task, outputs, plain, samples=len(batch.records)))
+            whole = SignalPair.recent(pairs, decisions=10**9)
             yield {
                 "condition": condition,
                 "method": method,
                 "lr_factor": factor,
                 "variety_ratio": round(whole.variety_ratio, 3),
                 "least_detection_ratio": round(min(pair.detection_ratio for pair in pairs), 3),
-                "most_doubt": round(max(Certainty().doubt(pair) for pair in pairs), 3),
+                "most_doubt": round(max(Certainty().degradation_score(pair) for pair in pairs), 3),
             }
 
 

@@ -1,6 +1,6 @@
 """Train spark, the character-level model that ships with the package.
 
-    python benchmarks/spark/train.py --out src/acclimate/language/spark --work spark-training
+    python benchmarks/spark/train.py --out src/acclimate/language/models/spark --work spark-training
 
 Resumable: run the same command again and it goes on from the last checkpoint in ``--work``. One seed gives one
 sequence of batches; a resumed run draws the batches that an uninterrupted one would have drawn.

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from acclimate.core import Budget, Classification, Session, SessionReport, TensorFilter
-    from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, Tent
+    from acclimate.methods import BatchNormStats, Cotta, Eata, Mim, Sar, Tent
     from acclimate.vision import TTTConfig, TTTRun, run_ttt
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Bn",
+    "BatchNormStats",
     "Budget",
     "Classification",
     "Cotta",

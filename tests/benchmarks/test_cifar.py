@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from acclimate.methods import Bn, Eata, Sar, Tent, fisher_information
+from acclimate.methods import BatchNormStats, Eata, Sar, Tent, fisher_information
 
 FOLDER = Path(os.environ.get("ACCLIMATE_DATA", "/nowhere")) / "cifar10"
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "cifar" / "run.py"
@@ -44,7 +44,7 @@ def test_batch_statistics_give_the_authors_errors_to_the_last_digit(
     data, model = setting
     stream = benchmark.Stream("short", corruptions=("brightness", "jpeg"))
     assert benchmark.measure_plain(model, stream, data).error_percent == {"brightness": 12.88, "jpeg": 31.32}
-    run = benchmark.measure(model, Bn(source_strength=0), stream, data, name="bn")
+    run = benchmark.measure(model, BatchNormStats(source_strength=0), stream, data, name="bn")
     assert [round(error, 1) for error in run.error_percent.values()] == [17.5, 33.5]
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from acclimate.cli.main import main
 from acclimate.core import SessionReport, StepReport
-from acclimate.vision.step_warnings import step_warnings
+from acclimate.vision.run.step_warnings import step_warnings
 from tests.networks import write_images
 
 MODEL = ("--adapter", "torch", "--model", "tests.vision.factories:classifier")
@@ -130,7 +130,7 @@ def test_paced_runs_rest(folder: Path) -> None:
     done = exported("--ttt", "--ttt-reset", "online", "--ttt-batch-size", "2", "--ttt-paced", "--no-ttt-guards")
     assert done.exit_code == 0, done.output
     counts = json.loads(Path("p.json").read_text())["meta"]["ttt"]["report"]["session"]["counts"]
-    assert counts["rested"] > 0
+    assert counts["paused"] > 0
     assert counts["kept"] >= 10
 
 

@@ -70,7 +70,7 @@ def test_an_answer_is_given_even_where_nothing_can_be_recorded(folder: Path) -> 
 def test_an_answer_is_given_even_where_its_numbers_cannot_be_recorded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("acclimate.language.calibration.Calibration.probability", lambda *_: float("nan"))
+    monkeypatch.setattr("acclimate.language.decision.calibration.Calibration.probability", lambda *_: float("nan"))
     done = run("ask", PROMPT, "--policy", "gate")
     assert done.stdout.strip()
     assert "Warning: not recorded: confidence must be between 0 and 1, got nan" in done.stderr
@@ -171,7 +171,7 @@ def test_reports_and_maintenance(folder: Path) -> None:
 
 def test_vision_runs_are_recorded_with_gain_and_cost(folder: Path) -> None:
     run("demo", "vision")
-    common = ["--adapter", "torch", "--model", "acclimate.vision.digits:digit_network"]
+    common = ["--adapter", "torch", "--model", "acclimate.vision.demos.digits:digit_network"]
     common += ["--checkpoint", "acclimate-demo/digits.safetensors", "--corrupt", "gaussian_noise:4"]
     run("export", "acclimate-demo/images", *common, "--max-images", "64")
     run("export", "acclimate-demo/images", *common, "--max-images", "64", "--ttt", "--ttt-reset", "online")

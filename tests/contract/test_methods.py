@@ -16,8 +16,8 @@ from acclimate.core.spectrum import measure
 from acclimate.errors import TTTNotSupportedError
 from acclimate.methods import (
     Align,
+    BatchNormStats,
     Blend,
-    Bn,
     Cotta,
     Deyo,
     Eata,
@@ -27,10 +27,10 @@ from acclimate.methods import (
     Roid,
     Rotta,
     Sar,
-    Spectrum,
+    SpectrumFilter,
     Tent,
 )
-from acclimate.vision.detection import Detection
+from acclimate.vision.models.detection import Detection
 from tests.networks import assert_identical, classifier, detector, images, tensors_of
 
 SMOOTH = torch.nn.functional.interpolate(images(32, side=4, seed=9), size=32, mode="bicubic").clamp(0, 1)
@@ -40,12 +40,12 @@ METHODS: dict[str, Callable[..., Any]] = {
     "sar": lambda **over: Sar(**{"lr": 1e-2, "entropy_margin": 2.0, "reset_below_nats": 0.0, **over}),
     "cotta": lambda **over: Cotta(**{"view_count": 2, "lr": 1e-2, **over}),
     "mim": lambda **over: Mim(**{"lr": 1e-2, "patch_size": 4, **over}),
-    "bn": lambda **over: Bn(),
+    "bn": lambda **over: BatchNormStats(),
     # Held against smooth images, the noise of the tests is far off, so that all of it is done.
-    "align": lambda **over: Align(**{"lr": 1e-2, "spectrum": Spectrum(source=measure([SMOOTH])), **over}),
+    "align": lambda **over: Align(**{"lr": 1e-2, "spectrum": SpectrumFilter(source=measure([SMOOTH])), **over}),
     # From one side: what is installed in a model cannot call it twice.
-    "blend": lambda **over: Blend(**{"mirrored": False, "spectrum": Spectrum(source=measure([SMOOTH])), **over}),
-    "spectrum": lambda **over: Spectrum(source=measure([SMOOTH])),
+    "blend": lambda **over: Blend(**{"mirrored": False, "spectrum": SpectrumFilter(source=measure([SMOOTH])), **over}),
+    "spectrum": lambda **over: SpectrumFilter(source=measure([SMOOTH])),
     "roid": lambda **over: Roid(**{"lr": 1e-2, **over}),
     "deyo": lambda **over: Deyo(**{"lr": 1e-2, "entropy_margin": 2.0, "min_difference": -1.0, **over}),
     "rotta": lambda **over: Rotta(**{"lr": 1e-2, "capacity": 8, "update_every": 8, **over}),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from acclimate.core import lora
+from acclimate.core.packed_adapters import PackedAdapters
 from acclimate.errors import CheckpointError, ConfigError
 
 
@@ -176,7 +177,7 @@ def test_a_block_learns_what_single_tensors_learn(copies: int, dtype: torch.dtyp
     for in_block in (False, True):
         with lora.attached(model, targets, rank=2, copies=copies) as pairs:
             randomise(pairs)
-            block = lora.Block(pairs, dtype) if in_block else None
+            block = PackedAdapters(pairs, dtype) if in_block else None
             learned = [block.learned] if block else [p for x in pairs.values() for p in (x.lora_A, x.lora_B)]
             optimizer = torch.optim.SGD(learned, lr=0.1)
             for _ in range(3):
@@ -196,7 +197,7 @@ def test_a_block_learns_what_single_tensors_learn(copies: int, dtype: torch.dtyp
 def test_a_layer_that_nothing_came_from_has_no_gradient_in_a_block() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     with lora.attached(model, ["0", "1"], rank=1) as pairs:
-        block = lora.Block(pairs, torch.float32)
+        block = PackedAdapters(pairs, torch.float32)
         model[1](torch.ones(1, 3)).sum().backward()
         grads = block.collect()
     assert torch.equal(grads[0, :6], torch.zeros(6))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from acclimate.core import lora, lora_start
+from acclimate.core.packed_adapters import PackedAdapters
 
 
 @pytest.mark.parametrize("copies", [1, 2])
@@ -40,10 +41,10 @@ def test_the_gradient_that_comes_with_them_is_the_one_that_a_pass_with_them_give
     model = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 6)).requires_grad_(False)
     inputs = torch.randn(6, 10)
     with lora.attached(model, ["0", "2"], rank=2, copies=copies) as pairs:
-        with lora_start.noted(model, pairs, seed=3) as starts:
+        with lora_start.capture_gradients(model, pairs, seed=3) as starts:
             model(inputs).square().sum().backward()
         assert set(starts) == {"0", "2"}
-        block = lora.Block(pairs, torch.float32)
+        block = PackedAdapters(pairs, torch.float32)
         block.begin(starts)
         given = {name: pair.lora_B.grad.clone() for name, pair in pairs.items()}  # type: ignore[union-attr]
         assert all(pair.lora_A.grad is None for pair in pairs.values())
@@ -61,9 +62,9 @@ def test_more_directions_than_a_layer_has_inputs_leave_the_last_ones_empty() -> 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8)).requires_grad_(False)
     with lora.attached(model, ["0"], rank=5) as pairs:
-        with lora_start.noted(model, pairs) as starts:
+        with lora_start.capture_gradients(model, pairs) as starts:
             model(torch.randn(6, 3)).square().sum().backward()
-        block = lora.Block(pairs, torch.float32)
+        block = PackedAdapters(pairs, torch.float32)
         block.begin(starts)
         assert torch.linalg.matrix_rank(pairs["0"].lora_A) == 3
         assert not pairs["0"].lora_A[3:].any()
@@ -72,9 +73,9 @@ def test_more_directions_than_a_layer_has_inputs_leave_the_last_ones_empty() -> 
 def test_a_layer_that_no_gradient_reaches_keeps_its_random_directions() -> None:
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4)}).requires_grad_(False)
     with lora.attached(model, ["used", "idle"], rank=2) as pairs:
-        with lora_start.noted(model, pairs) as starts:
+        with lora_start.capture_gradients(model, pairs) as starts:
             model["used"](torch.randn(2, 4)).sum().backward()
-        block = lora.Block(pairs, torch.float32)
+        block = PackedAdapters(pairs, torch.float32)
         before = {name: pair.lora_A.clone() for name, pair in pairs.items()}
         block.begin(starts)
         assert torch.equal(pairs["idle"].lora_A, before["idle"])

@@ -6,7 +6,7 @@ import torch
 from acclimate.core import Classification, Session
 from acclimate.core.pacing import Pace, Pacing, image_statistics
 from acclimate.errors import ConfigError
-from acclimate.methods import Bn, Tent
+from acclimate.methods import BatchNormStats, Tent
 from tests.networks import classifier, images, tensors_of
 
 
@@ -51,22 +51,22 @@ def test_a_paced_session_predicts_between_and_moves_nothing() -> None:
         assert {report.verdict for report in reports} == {"kept"}
         # Adam's first step is lr for each element: three times as far here, and the rate itself is as it was.
         assert reports[0].update_norm == pytest.approx(3e-3 * 16**0.5, rel=0.05)
-        assert session._optimizer is not None
-        assert session._optimizer.param_groups[0]["lr"] == 1e-3
+        assert session.optimizer is not None
+        assert session.optimizer.param_groups[0]["lr"] == 1e-3
         before = tensors_of(model)
         batch = stream(1, seed=1)[0]
         outputs, report = session.adapt_and_predict(batch)
-        assert (report.verdict, report.reason) == ("rested", "the stream is as before")
+        assert (report.verdict, report.reason) == ("paused", "the stream is as before")
         assert torch.equal(outputs, session.predict(batch))
         assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
         session.reset()
         assert session.adapt(batch).verdict == "kept"
-        assert session.report().counts == {"kept": 3, "rested": 1}
+        assert session.report().counts == {"kept": 3, "paused": 1}
 
 
 def test_a_method_without_a_gradient_can_be_paced_too() -> None:
-    with Session(classifier(), Bn(), pacing=Pacing(warm_up=1)) as session:
-        assert [session.adapt(images()).verdict for _ in range(2)] == ["kept", "rested"]
+    with Session(classifier(), BatchNormStats(), pacing=Pacing(warm_up=1)) as session:
+        assert [session.adapt(images()).verdict for _ in range(2)] == ["kept", "paused"]
 
 
 def test_numbers_must_be_positive() -> None:
@@ -79,15 +79,15 @@ def test_a_resting_session_is_watched_too() -> None:
     with torch.no_grad():
         model[5].weight.mul_(40)
     pacing = Pacing(warm_up=1, every=1000)
-    with Session(model, Bn(source_strength=0), pacing=pacing) as session:
+    with Session(model, BatchNormStats(source_strength=0), pacing=pacing) as session:
         verdicts = [session.adapt_and_predict(images(64, seed=seed))[1].verdict for seed in range(3)]
-        assert verdicts == ["kept", "rested", "rested"]
+        assert verdicts == ["kept", "paused", "paused"]
         # One image, again and again: its own statistics leave nothing to tell.
         alone = images(1).repeat(64, 1, 1, 1)
         outputs, report = session.adapt_and_predict(alone)
         assert report.verdict == "rolled_back"
         torch.testing.assert_close(outputs, session.predict_as_source(alone))
-        assert session.adapt(alone).verdict != "rested"
+        assert session.adapt(alone).verdict != "paused"
 
 
 def test_an_infinite_pixel_does_not_blind_it() -> None:
@@ -102,4 +102,4 @@ def test_several_steps_are_one_decision() -> None:
     with Session(classifier(), Tent(lr=1e-4), guards=(), pacing=Pacing(warm_up=2, every=1000)) as session:
         for batch in stream(3):
             session.adapt(batch, steps=3)
-        assert session.report().counts == {"kept": 6, "rested": 3}
+        assert session.report().counts == {"kept": 6, "paused": 3}

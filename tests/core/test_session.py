@@ -24,10 +24,10 @@ from acclimate.core import (
     Step,
     TensorFilter,
 )
-from acclimate.core.guards import Trip
+from acclimate.core.guards import Rejection
 from acclimate.core.outputs import all_finite, detach, map_tensors, nbytes, sample_count
 from acclimate.errors import ConfigError, SessionError
-from acclimate.methods import Bn, Cotta, Sar, Tent
+from acclimate.methods import BatchNormStats, Cotta, Sar, Tent
 from tests.networks import assert_identical, classifier, images, tensors_of
 
 
@@ -115,7 +115,7 @@ def test_collapse_is_seen_in_small_batches_too(batch_size: int) -> None:
 def test_a_guard_sees_what_was_decided_before() -> None:
     seen: list[int] = []
 
-    def counting(evidence: Any) -> Trip | None:
+    def counting(evidence: Any) -> Rejection | None:
         seen.append(len(evidence.recent_classes))
         return None
 
@@ -202,8 +202,8 @@ def test_agreement_with_the_source_resets() -> None:
 
 
 def test_a_guard_of_your_own() -> None:
-    def suspicious(evidence: Any) -> Trip | None:
-        return Trip("I do not like it", "reset")
+    def suspicious(evidence: Any) -> Rejection | None:
+        return Rejection("disliked", "I do not like it", "reset")
 
     with Session(classifier(), Tent(), guards=(suspicious,)) as session:
         assert session.adapt(images()).reason == "I do not like it"
@@ -252,7 +252,7 @@ def test_reports_go_to_json_and_back() -> None:
 
 def test_the_report_is_handed_over_on_exit() -> None:
     heard: list[SessionReport] = []
-    with Session(classifier(), Bn(), on_report=heard.append) as session:
+    with Session(classifier(), BatchNormStats(), on_report=heard.append) as session:
         session.adapt(images())
     assert heard[0].counts == {"kept": 1}
     assert heard[0].updated_param_count == 0

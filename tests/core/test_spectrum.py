@@ -12,7 +12,7 @@ from torch import Tensor
 
 from acclimate.core.spectrum import (
     BANDS,
-    Spectrum,
+    PowerSpectrum,
     Sums,
     _median_of_neighbours,
     band_power,
@@ -25,8 +25,8 @@ from acclimate.core.spectrum import (
     measure,
 )
 from acclimate.errors import ConfigError
-from acclimate.vision.plates import make_scene
-from acclimate.vision.plates.tensors import as_tensors
+from acclimate.vision.demos.pose_scenes import make_scene
+from acclimate.vision.demos.pose_scenes.tensors import as_tensors
 
 
 def scenes(first: int, count: int) -> Tensor:
@@ -34,7 +34,7 @@ def scenes(first: int, count: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def source() -> Spectrum:
+def source() -> PowerSpectrum:
     return measure([scenes(0, 100), scenes(100, 100)])
 
 
@@ -57,7 +57,7 @@ def blurred(images: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
-def repaired(images: Tensor, source: Spectrum, strength: float = 1.0) -> Tensor:
+def repaired(images: Tensor, source: PowerSpectrum, strength: float = 1.0) -> Tensor:
     return filtered(images, measure([images]), source, strength=strength, max_gain=10.0, sharpening=0.25)
 
 
@@ -107,11 +107,11 @@ def test_nothing_is_done_to_a_stream_that_is_the_source(stream: Tensor) -> None:
     assert torch.allclose(gains(own, own, max_gain=10.0, sharpening=0.25), torch.ones(3, BANDS))
 
 
-def test_strength_nought_leaves_images_alone(stream: Tensor, source: Spectrum) -> None:
+def test_strength_nought_leaves_images_alone(stream: Tensor, source: PowerSpectrum) -> None:
     assert error(repaired(noisy(stream), source, strength=0.0), noisy(stream)) < 1e-5
 
 
-def test_contrast_comes_back(stream: Tensor, source: Spectrum) -> None:
+def test_contrast_comes_back(stream: Tensor, source: PowerSpectrum) -> None:
     dull = low_contrast(stream)
     assert error(repaired(dull, source), stream) < 0.5 * error(dull, stream)
     factor = gains(measure([dull]), source, max_gain=10.0, sharpening=0.25)
@@ -119,7 +119,7 @@ def test_contrast_comes_back(stream: Tensor, source: Spectrum) -> None:
     assert 3.5 < float(factor.median()) < 7
 
 
-def test_noise_goes(stream: Tensor, source: Spectrum) -> None:
+def test_noise_goes(stream: Tensor, source: PowerSpectrum) -> None:
     assert error(repaired(noisy(stream), source), stream) < 0.6 * error(noisy(stream), stream)
 
 
@@ -148,7 +148,7 @@ def test_the_median_is_that_of_nine_neighbours() -> None:
     assert torch.equal(_median_of_neighbours(images), nine.median(dim=-1).values)
 
 
-def test_blur_is_sharpened(stream: Tensor, source: Spectrum) -> None:
+def test_blur_is_sharpened(stream: Tensor, source: PowerSpectrum) -> None:
     soft = blurred(stream)
     before, after = (distance_nats(measure([images]), source) for images in (soft, repaired(soft, source)))
     assert after < 0.8 * before
@@ -158,20 +158,20 @@ def test_blur_is_sharpened(stream: Tensor, source: Spectrum) -> None:
     assert (kept - 1).abs().mean() < (lost - 1).abs().mean()
 
 
-def test_means_move_to_the_sources(stream: Tensor, source: Spectrum) -> None:
+def test_means_move_to_the_sources(stream: Tensor, source: PowerSpectrum) -> None:
     bright = (0.6 * stream + 0.4).clamp(0, 1)
     before = (measure([bright]).mean - source.mean).abs().max()
     after = (measure([repaired(bright, source)]).mean - source.mean).abs().max()
     assert float(after) < 0.3 * float(before)
 
 
-def test_gains_are_limited(stream: Tensor, source: Spectrum) -> None:
+def test_gains_are_limited(stream: Tensor, source: PowerSpectrum) -> None:
     mean = stream.mean((2, 3), keepdim=True)
     factor = gains(measure([(stream - mean) * 1e-3 + mean]), source, max_gain=4.0, sharpening=0.5)
     assert float(factor.max()) == pytest.approx(4.0)
 
 
-def test_chance_is_told_from_shift(source: Spectrum) -> None:
+def test_chance_is_told_from_shift(source: PowerSpectrum) -> None:
     for count in (8, 32, 128):
         chance = expected_distance_nats(source, count)
         clean = [measure([scenes(2000 + count * k, count)]) for k in range(3)]
@@ -183,13 +183,13 @@ def test_chance_is_told_from_shift(source: Spectrum) -> None:
     assert distance_nats(source, source) == 0
 
 
-def test_tensors_and_back(source: Spectrum) -> None:
-    again = Spectrum.from_tensors(source.tensors())
+def test_tensors_and_back(source: PowerSpectrum) -> None:
+    again = PowerSpectrum.from_tensors(source.tensors())
     assert torch.equal(again.power, source.power)
     assert again.count == source.count == 200
     with pytest.raises(ConfigError, match="needs a tensor 'variation'"):
-        Spectrum.from_tensors({"power": source.power})
+        PowerSpectrum.from_tensors({"power": source.power})
     with pytest.raises(ConfigError, match=r"power is \(3, 32\), got \(3, 4\)"):
-        Spectrum.from_tensors({**source.tensors(), "power": torch.ones(3, 4)})
+        PowerSpectrum.from_tensors({**source.tensors(), "power": torch.ones(3, 4)})
     with pytest.raises(ConfigError, match="at least one batch"):
         measure([])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from acclimate.core.outputs import tensors
 from acclimate.core.pacing import Pacing
 from acclimate.core.state import SavedState, difference
 from acclimate.errors import CheckpointError
-from acclimate.methods import Bn, Tent
+from acclimate.methods import BatchNormStats, Tent
 from tests.contract.test_methods import METHODS, NETWORKS
 from tests.networks import classifier, images
 
@@ -144,9 +145,9 @@ def test_settings_are_the_sessions_own_and_moments_the_files(tmp_path: Path) -> 
     saved(tmp_path / "state", steps=2)
     with Session(classifier(), Tent(lr=1e-5), guards=()) as session:
         session.load_state(tmp_path / "state")
-        assert session._optimizer is not None
-        assert session._optimizer.param_groups[0]["lr"] == 1e-5
-        assert len(session._optimizer.state) == 2
+        assert session.optimizer is not None
+        assert session.optimizer.param_groups[0]["lr"] == 1e-5
+        assert len(session.optimizer.state) == 2
     sar = METHODS["sar"]
     with Session(classifier(), sar(base="adam"), guards=()) as session:
         session.adapt(images())
@@ -165,32 +166,34 @@ def test_budgets_are_the_sessions_own(tmp_path: Path) -> None:
         assert session.report().counts == {"kept": 1}
 
 
-def test_distrust_and_pace_outlive_a_restart(tmp_path: Path) -> None:
+def test_fallback_and_pacing_outlive_a_restart(tmp_path: Path) -> None:
     alone = images(1).repeat(64, 1, 1, 1)
     sure = classifier()
     with torch.no_grad():
         sure[5].weight.mul_(40)
     weights = {name: value.clone() for name, value in sure.state_dict().items()}
-    with Session(sure, Bn(source_strength=0), pacing=Pacing(warm_up=1, every=1000)) as session:
+    with Session(sure, BatchNormStats(source_strength=0), pacing=Pacing(warm_up=1, every=1000)) as session:
         for seed in range(3):
             session.adapt(images(64, seed=seed))
-        assert session.report().counts == {"kept": 1, "rested": 2}
+        assert session.report().counts == {"kept": 1, "paused": 2}
         session.adapt(alone)
-        assert session._watch.distrusted
+        assert session.source_comparison.falling_back
         expected = session.predict(images(32))
         session.save_state(tmp_path / "state")
     again = classifier()
     again.load_state_dict(weights)
-    with Session(again, Bn(source_strength=0), pacing=Pacing(warm_up=1, every=1000)) as session:
+    with Session(again, BatchNormStats(source_strength=0), pacing=Pacing(warm_up=1, every=1000)) as session:
         session.load_state(tmp_path / "state")
         assert torch.equal(session.predict(images(32)), expected)
-        session._watch.distrusted = False
-        assert session.adapt(images(64, seed=2)).verdict == "rested"
+        session.source_comparison.falling_back = False
+        assert session.adapt(images(64, seed=2)).verdict == "paused"
 
 
 def test_a_report_of_any_length_fits(tmp_path: Path) -> None:
     with Session(classifier(), Tent(), guards=()) as session:
         report = session.adapt(images(1))
-        session._steps = [report] * 50_000
-        session.save_state(tmp_path / "long")
+        session.save_state(tmp_path / "short")
+    short = SavedState.read(tmp_path / "short")
+    long = dataclasses.replace(short.report, steps=(report,) * 50_000)
+    dataclasses.replace(short, report=long).write(tmp_path / "long")
     assert len(SavedState.read(tmp_path / "long").report.steps) == 50_000

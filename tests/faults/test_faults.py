@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from acclimate.core import Session, StepReport
 from acclimate.methods import Blend, Eata, Tent
-from acclimate.vision import digits
-from acclimate.vision.corruptions import corrupt
+from acclimate.vision.data.corruptions import corrupt
+from acclimate.vision.demos import digits
 
 BATCH = 50
 UNREAL = -1

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from acclimate.language import LanguageModel, PromptFormat, Recipe, load
-from acclimate.language import models as models_module
+from acclimate.language.models import language_model as models_module
 from acclimate.language.prompts import Encoder
 
 SPARK_FOLDER = Path(models_module.__file__).parent / "spark"

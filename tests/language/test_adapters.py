@@ -11,7 +11,7 @@ import torch
 
 from acclimate.errors import ConfigError
 from acclimate.language import Adapter, AdapterManager, Recipe, as_examples
-from acclimate.language.adapters import adapter_key
+from acclimate.language.training.adapter_cache import adapter_key
 
 
 def adapter(value: float = 0.0, size: int = 16, model: str = "m") -> Adapter:

@@ -10,9 +10,9 @@ import transformers
 
 from acclimate.core import lora
 from acclimate.errors import TTTNotSupportedError
-from acclimate.language import attention
-from acclimate.language.attention import attend, plain_products
-from acclimate.language.decoder import Decoder
+from acclimate.language.models import attention
+from acclimate.language.models.attention import attend, plain_products
+from acclimate.language.models.decoder import Decoder
 from tests.language.models import network
 
 SHAPE: dict[str, Any] = {

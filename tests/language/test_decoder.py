@@ -7,7 +7,7 @@ import torch
 
 from acclimate.core import lora
 from acclimate.errors import TTTNotSupportedError
-from acclimate.language.decoder import Decoder
+from acclimate.language.models.decoder import Decoder
 from tests.language.models import network
 
 KINDS = ["llama", "gpt2", "gemma", "neox"]

@@ -25,9 +25,15 @@ from acclimate.language import (
     held_out,
     shipped,
 )
-from acclimate.language.calibration import FEATURES, area_under_roc, expected_calibration_error, feature_values, fit
+from acclimate.language.decision.calibration import (
+    FEATURES,
+    area_under_roc,
+    expected_calibration_error,
+    feature_values,
+    fit,
+)
 from acclimate.language.examples import folds
-from acclimate.language.recipes import decided
+from acclimate.language.training.recipes import decided
 from tests.language.models import digest, small, spark
 
 REVERSED = as_examples([(w, w[::-1]) for w in ("stone", "lamp", "river", "cabin", "piano", "tiger")])

@@ -14,8 +14,9 @@ import torch
 import transformers
 
 from acclimate.errors import CheckpointError, TTTNotSupportedError
-from acclimate.language import PromptFormat, load, smollm2
-from acclimate.language.models import fastest_dtype, fingerprint
+from acclimate.language import PromptFormat, load
+from acclimate.language.models import smollm2
+from acclimate.language.models.language_model import fastest_dtype, fingerprint
 from tests.language.models import SPARK_FOLDER, network, small, spark
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from acclimate.language import as_examples
-from acclimate.language.passes import laid_out, training_rows
+from acclimate.language.training.step_schedule import laid_out, training_rows
 from tests.language.models import small
 
 EXAMPLES = as_examples([("ab", "ba"), ("cd", "dc"), ("efg", "gfe"), ("hi", "ih"), ("jkl", "lkj")])

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from acclimate.errors import ConfigError
 from acclimate.language import RANK_RECOMMENDATIONS, Recipe, as_examples, optimize_training_steps
-from acclimate.language.recipes import decided, example_quality, pattern_complexity, recipe_for, recommended_rank
+from acclimate.language.training.recipes import (
+    decided,
+    example_quality,
+    pattern_complexity,
+    recipe_for,
+    recommended_rank,
+)
 
 UNIT = st.floats(0, 1)
 

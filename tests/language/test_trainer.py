@@ -14,7 +14,7 @@ from torch import nn
 from acclimate.core.budget import Budget
 from acclimate.errors import CheckpointError, DataError
 from acclimate.language import Adapter, LanguageModel, as_examples, train
-from acclimate.language.trainer import CrossEntropy, clip_each, cosine
+from acclimate.language.training.trainer import CrossEntropy, clip_each, cosine
 from tests.language.models import digest, small
 
 EXAMPLES = as_examples([("ab", "ba"), ("cd", "dc"), ("efg", "gfe"), ("hi", "ih"), ("jkl", "lkj")])

@@ -9,8 +9,16 @@ import pytest
 
 from acclimate.errors import DataError
 from acclimate.language import as_examples, train
-from acclimate.language.recipes import decided
-from acclimate.language.trials import KnownTask, answers, fit_trials, left_out_quality, read_tasks, scored, trials
+from acclimate.language.decision.trials import (
+    KnownTask,
+    answers,
+    fit_trials,
+    left_out_quality,
+    read_tasks,
+    scored,
+    trials,
+)
+from acclimate.language.training.recipes import decided
 from tests.language.models import spark
 
 WORDS = ("stone", "lamp", "river", "cabin", "piano", "tiger", "melon", "apple", "cloud", "table")

@@ -10,9 +10,9 @@ from acclimate.core import Classification, Session
 from acclimate.core.spectrum import measure
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
-from acclimate.methods import Blend, Spectrum
+from acclimate.methods import Blend, SpectrumFilter
 from acclimate.methods.blend import BlendState
-from acclimate.vision.detection import Detection
+from acclimate.vision.models.detection import Detection
 from tests.networks import classifier, detector, images
 
 
@@ -72,8 +72,10 @@ def test_one_sided_decisions_slow_the_memory_down() -> None:
     def moved(state: BlendState) -> float:
         model, layer = network()
         with Session(model, method, guards=()) as session:
-            session._state = state
-            session.adapt(images(16) * 3)
+            batch, selection = images(16) * 3, session.selection
+            method.step(
+                model, batch, state, task=session.task, selection=selection, optimizer=None, rng=torch.Generator()
+            )
             return float((layer.used[0] - layer.running_mean).norm())
 
     assert moved(BlendState(classes=single, decisions=64.0)) < 1e-3 * moved(BlendState(classes=even, decisions=64.0))
@@ -124,7 +126,7 @@ def test_a_detectors_mirrored_boxes_come_back() -> None:
 
 def test_a_network_without_batch_norm_is_filtered_or_refused() -> None:
     smooth = nn.functional.interpolate(images(16, side=4), size=16, mode="bicubic").clamp(0, 1)
-    with Session(classifier("gn"), Blend(spectrum=Spectrum(source=measure([smooth])))) as session:
+    with Session(classifier("gn"), Blend(spectrum=SpectrumFilter(source=measure([smooth])))) as session:
         assert session.adapt(images()).verdict == "kept"
     with pytest.raises(EmptySelectionError, match="--ttt-source"), Session(classifier("gn"), Blend()):
         pass

@@ -10,8 +10,8 @@ import torch
 from acclimate.core import Classification, Session
 from acclimate.core.outputs import detach
 from acclimate.errors import ConfigError
-from acclimate.methods import Bn, Cotta, Eata, Mim, Sar, fisher_information
-from acclimate.vision.detection import Detection
+from acclimate.methods import BatchNormStats, Cotta, Eata, Mim, Sar, fisher_information
+from acclimate.vision.models.detection import Detection
 from tests.networks import Detector, classifier, images, tensors_of
 
 
@@ -118,8 +118,8 @@ def test_mim_hides_what_it_says() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Bn(source_strength=-1.0), "source_strength"),
-        (lambda: Bn(source_strength=float("nan")), "source_strength"),
+        (lambda: BatchNormStats(source_strength=-1.0), "source_strength"),
+        (lambda: BatchNormStats(source_strength=float("nan")), "source_strength"),
         (lambda: Eata(entropy_margin=0), "entropy_margin"),
         (lambda: Eata(fisher_weight=-1), "fisher_weight"),
         (lambda: Sar(base="lion"), "sgd or adam"),  # type: ignore[arg-type]

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.core import Classification, Session
-from acclimate.core.spectrum import Spectrum as PowerSpectrum
-from acclimate.core.spectrum import Sums, measure
+from acclimate.core.spectrum import PowerSpectrum, Sums, measure
 from acclimate.errors import ConfigError, EmptySelectionError, TTTNotSupportedError
-from acclimate.methods import Align, Spectrum
-from acclimate.vision.plates import make_scene
-from acclimate.vision.plates.tensors import as_tensors
+from acclimate.methods import Align, SpectrumFilter
+from acclimate.vision.demos.pose_scenes import make_scene
+from acclimate.vision.demos.pose_scenes.tensors import as_tensors
 from tests.networks import assert_identical, classifier, tensors_of
 
 
@@ -51,7 +50,7 @@ def test_a_stream_like_the_source_is_predicted_to_the_bit_as_without(network: nn
     batch = scenes(1000, 32)
     with torch.no_grad():
         plain = network(batch)
-    with Session(network, Spectrum(source=source)) as session:
+    with Session(network, SpectrumFilter(source=source)) as session:
         outputs, report = session.adapt_and_predict(batch)
         assert report.verdict == "kept"
         assert session.method.cleaned(batch, session.state, task=Classification()) is batch  # type: ignore[attr-defined]
@@ -63,14 +62,14 @@ def test_a_dull_stream_is_predicted_nearly_as_the_clear_one(network: nn.Module, 
     batch = scenes(1000, 32)
     with torch.no_grad():
         clear, without = network(batch), network(dull(batch))
-    with Session(network, Spectrum(source=source, batch_weight=0.0)) as session:
+    with Session(network, SpectrumFilter(source=source, batch_weight=0.0)) as session:
         outputs, _ = session.adapt_and_predict(dull(batch))
     assert (outputs - clear).norm() < 0.5 * (without - clear).norm()
 
 
 def test_what_was_seen_of_the_stream_serves_later_predictions(network: nn.Module, source: PowerSpectrum) -> None:
     one = dull(scenes(1000, 33)[32:])
-    with Session(network, Spectrum(source=source)) as session:
+    with Session(network, SpectrumFilter(source=source)) as session:
         before = session.predict(one)
         session.adapt(dull(scenes(1000, 32)))
         after = session.predict(one)
@@ -80,14 +79,14 @@ def test_what_was_seen_of_the_stream_serves_later_predictions(network: nn.Module
 
 
 def test_a_camera_that_changes_starts_a_new_memory(source: PowerSpectrum) -> None:
-    method = Spectrum(source=source)
+    method = SpectrumFilter(source=source)
     clear = Sums.of(scenes(1000, 64))
     assert method._next(Sums.of(dull(scenes(2000, 16))), clear).count == 16
     assert method._next(Sums.of(scenes(2000, 16)), clear).count == 80
 
 
 def test_the_memory_is_limited(source: PowerSpectrum) -> None:
-    method = Spectrum(source=source, memory_images=40)
+    method = SpectrumFilter(source=source, memory_images=40)
     stream = None
     for start in range(0, 96, 16):
         stream = method._next(Sums.of(scenes(start, 16)), stream)
@@ -99,9 +98,9 @@ def test_normalised_images_are_filtered_as_what_they_are(network: nn.Module, sou
     """Black at -2 and white at 2: the same filter, seen through the task's range."""
     batch = dull(scenes(1000, 32))
     scaled = nn.Sequential(_Rescaled(), network).eval()
-    with Session(network, Spectrum(source=source)) as session:
+    with Session(network, SpectrumFilter(source=source)) as session:
         expected, _ = session.adapt_and_predict(batch)
-    with Session(scaled, Spectrum(source=source), task=Classification(pixel_range=(-2.0, 2.0))) as session:
+    with Session(scaled, SpectrumFilter(source=source), task=Classification(pixel_range=(-2.0, 2.0))) as session:
         outputs, _ = session.adapt_and_predict(batch * 4 - 2)
     torch.testing.assert_close(outputs, expected, rtol=1e-3, atol=1e-4)
 
@@ -112,11 +111,11 @@ class _Rescaled(nn.Module):
 
 
 def test_no_source_no_range_and_bad_fields_are_refused(network: nn.Module, source: PowerSpectrum) -> None:
-    with pytest.raises(TTTNotSupportedError, match="--ttt-source"), Session(network, Spectrum()):
+    with pytest.raises(TTTNotSupportedError, match="--ttt-source"), Session(network, SpectrumFilter()):
         pass
     with (
         pytest.raises(TTTNotSupportedError, match="no known range"),
-        Session(network, Spectrum(source=source), task=Classification(pixel_range=None)) as session,
+        Session(network, SpectrumFilter(source=source), task=Classification(pixel_range=None)) as session,
     ):
         session.adapt(scenes(0, 4))
     for field, value in (
@@ -128,9 +127,9 @@ def test_no_source_no_range_and_bad_fields_are_refused(network: nn.Module, sourc
         ("memory_images", 0),
     ):
         with pytest.raises(ConfigError, match=field):
-            Spectrum(**{field: value})
+            SpectrumFilter(**{field: value})
     with pytest.raises(ConfigError, match="batch_weight"):
-        Spectrum(batch_weight=1.5)
+        SpectrumFilter(batch_weight=1.5)
     with pytest.raises(ConfigError, match="lr"):
         Align(lr=-1.0)
 
@@ -157,7 +156,7 @@ def test_alignment_filters_first_where_a_spectrum_is_known(network: nn.Module, s
     before = tensors_of(network)
     with Session(network, Align(), guards=(), restore=True) as session:
         alone = session.adapt(batch).loss
-    with Session(network, Align(spectrum=Spectrum(source=source)), guards=(), restore=True) as session:
+    with Session(network, Align(spectrum=SpectrumFilter(source=source)), guards=(), restore=True) as session:
         filtered = session.adapt(batch).loss
         assert any("held against 200 source images" in note for note in session.report().notes)
     assert filtered is not None
@@ -173,4 +172,4 @@ def test_alignment_needs_running_statistics() -> None:
 
 def test_settings_tell_of_the_filter(source: PowerSpectrum) -> None:
     assert dataclasses.asdict(Align())["spectrum"] is None
-    assert Align(spectrum=Spectrum(source=source)) != Align()
+    assert Align(spectrum=SpectrumFilter(source=source)) != Align()

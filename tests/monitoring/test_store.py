@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acclimate.errors import ConfigError, DataError, StoreError
-from acclimate.language import gate
+from acclimate.language.decision import gate
 from acclimate.monitoring import (
     Outcome,
     RequestRecord,

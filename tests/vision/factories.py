@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from acclimate.vision.torch_adapter import TorchModel
+from acclimate.vision.models.torch_adapter import TorchModel
 from tests import networks
 
 

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from acclimate.errors import ConfigError, EmptySelectionError
-from acclimate.vision import auto
-from acclimate.vision.adapters import AdapterOptions
-from acclimate.vision.auto import Trial, as_flags, choose
-from acclimate.vision.compare import Comparison, compare
-from acclimate.vision.export import ExportJob, export
-from acclimate.vision.images import CorruptionSpec, ImageReader
-from acclimate.vision.plates.dataset import write_dataset
-from acclimate.vision.records import load_dataset
-from acclimate.vision.rtdetr_pose.adapter import RTDETRPoseAdapter
-from acclimate.vision.torch_adapter import TorchAdapter, TorchModel
+from acclimate.vision.data.images import CorruptionSpec, ImageReader
+from acclimate.vision.data.records import load_dataset
+from acclimate.vision.demos.pose_scenes.dataset import write_dataset
+from acclimate.vision.evaluation.compare import Comparison, compare
+from acclimate.vision.models.loading import AdapterOptions
+from acclimate.vision.models.rtdetr_pose.adapter import RTDETRPoseAdapter
+from acclimate.vision.models.torch_adapter import TorchAdapter, TorchModel
+from acclimate.vision.run import auto
+from acclimate.vision.run.auto import Trial, as_flags, choose
+from acclimate.vision.run.export import ExportJob, export
 from tests.networks import classifier, write_images
 
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from acclimate.core import AgainstSource, Collapse, MaxDrift, MaxUpdate, NonFinite, ProbeLoss, default_guards
+from acclimate.core import Collapse, MaxDrift, MaxUpdate, NonFinite, ProbeLoss, WorseThanSource, default_guards
 from acclimate.errors import ConfigError
-from acclimate.vision.config import CLASSIFIERS_ONLY, METHOD_NAMES, METHOD_PRESETS, PRESETS, TTTConfig
-from acclimate.vision.method_choice import make_guards, make_method, option_names, parse_option
+from acclimate.vision.run.config import CLASSIFIERS_ONLY, METHOD_NAMES, METHOD_PRESETS, PRESETS, TTTConfig
+from acclimate.vision.run.construct import make_guards, make_method, option_names, parse_option
 
 
 def test_the_plans_defaults() -> None:
@@ -115,7 +115,7 @@ def test_guards() -> None:
 def test_guards_are_those_of_a_session_and_what_was_asked_for() -> None:
     plain = make_guards(TTTConfig(max_update=0.1, max_drift=0.5))
     assert set(map(type, plain)) == set(map(type, default_guards()))
-    assert AgainstSource() in plain
+    assert WorseThanSource() in plain
     more = make_guards(TTTConfig(probe=True, collapse_share=0.8))
     assert {ProbeLoss, Collapse} <= set(map(type, more))
     assert make_guards(TTTConfig(guards=False)) == ()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acclimate.errors import ConfigError
-from acclimate.vision.corruptions import CORRUPTIONS, corrupt
-from acclimate.vision.images import CorruptionSpec
+from acclimate.vision.data.corruptions import CORRUPTIONS, corrupt
+from acclimate.vision.data.images import CorruptionSpec
 
 
 def scene(height: int = 48, width: int = 63) -> np.ndarray:

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from acclimate.core.losses import sigmoid_entropy, sigmoid_to_softmax, softmax_entropy, weighted_mean
 from acclimate.errors import ConfigError
-from acclimate.vision import boxes
-from acclimate.vision.detection import Detection
-from acclimate.vision.tta import Augmenter, TTAConfig
+from acclimate.vision.data import boxes
+from acclimate.vision.models.detection import Detection
+from acclimate.vision.run.tta import Augmenter, TTAConfig
 
 
 def outputs(scores: list[list[float]], places: list[list[float]], *, head: str = "sigmoid") -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from acclimate.errors import ConfigError, DataError
-from acclimate.vision.adapters import AdapterOptions
-from acclimate.vision.compare import Comparison, compare
-from acclimate.vision.evaluate import AccuracyScorer, CocoScorer, difference, load_labels, make_scorer
+from acclimate.vision.evaluation.compare import Comparison, compare
+from acclimate.vision.evaluation.evaluate import AccuracyScorer, CocoScorer, difference, load_labels, make_scorer
+from acclimate.vision.models.loading import AdapterOptions
 from tests.networks import write_images
 
 FACTORIES = "tests.vision.factories"

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from acclimate.errors import ConfigError, DataError, EmptySelectionError, InputError, TTTNotSupportedError
-from acclimate.vision.adapters import AdapterOptions
-from acclimate.vision.config import CLASSIFIERS_ONLY, METHOD_NAMES, PRESETS, TTTConfig
-from acclimate.vision.export import ExportJob, ExportResult, export
-from acclimate.vision.images import CorruptionSpec, ImageReader
-from acclimate.vision.predictions import atomic, read_predictions, to_coco
-from acclimate.vision.records import load_dataset
-from acclimate.vision.torch_adapter import TorchAdapter
-from acclimate.vision.tta import TTAConfig
-from acclimate.vision.ttt import TTTRun, dry_run, run_ttt
+from acclimate.vision.data.images import CorruptionSpec, ImageReader
+from acclimate.vision.data.predictions import atomic, read_predictions, to_coco
+from acclimate.vision.data.records import load_dataset
+from acclimate.vision.models.loading import AdapterOptions
+from acclimate.vision.models.torch_adapter import TorchAdapter
+from acclimate.vision.run.config import CLASSIFIERS_ONLY, METHOD_NAMES, PRESETS, TTTConfig
+from acclimate.vision.run.export import ExportJob, ExportResult, export
+from acclimate.vision.run.tta import TTAConfig
+from acclimate.vision.run.ttt import TTTRun, dry_run, run_ttt
 from tests.networks import assert_identical, tensors_of, write_images
 
 FACTORIES = "tests.vision.factories"
@@ -134,7 +134,7 @@ def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, p
 @pytest.mark.parametrize("model", ["classifier", "detector"])
 def test_presets_work_out_of_the_box(folder: Path, preset: str, model: str) -> None:
     method = PRESETS[preset]["method"]
-    # It needs source images, and says so before any work (tests/cli/test_plates_commands.py).
+    # It needs source images, and says so before any work (tests/cli/test_pose_scenes_commands.py).
     source = folder / "images" if method == "spectrum" else None
     if model == "detector" and method in CLASSIFIERS_ONLY:
         for given in ({"method": method}, {}):
@@ -511,7 +511,7 @@ def test_the_dummy_adapter_finds_nothing(folder: Path) -> None:
 
 
 def test_source_images_are_not_put_through_the_corruption(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from acclimate.vision import ttt
+    from acclimate.vision.run import ttt
 
     write_images(folder / "source", 3, side=16, seed=3)
     given = {"method": "eata", "reset": "online"}

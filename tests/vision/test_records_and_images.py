@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from acclimate.errors import DataError
-from acclimate.vision.images import CorruptionSpec, ImageReader, decode
-from acclimate.vision.records import Record, load_dataset
+from acclimate.vision.data.images import CorruptionSpec, ImageReader, decode
+from acclimate.vision.data.records import Record, load_dataset
 from tests.networks import write_images
 
 

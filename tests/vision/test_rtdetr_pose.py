@@ -16,14 +16,13 @@ from acclimate.core import Session
 from acclimate.core.selection import TensorFilter
 from acclimate.errors import CheckpointError, ConfigError, DataError
 from acclimate.methods import Mim, Tent
-from acclimate.vision.adapter import AdaptableAdapter
-from acclimate.vision.config import TTTConfig
-from acclimate.vision.detection import Detection
-from acclimate.vision.plates import CLASSES, PLATE_SIDE_M, make_scene
-from acclimate.vision.plates.dataset import write_dataset
-from acclimate.vision.plates.tensors import as_tensors
-from acclimate.vision.records import load_dataset
-from acclimate.vision.rtdetr_pose import (
+from acclimate.vision.data.records import load_dataset
+from acclimate.vision.demos.pose_scenes import CLASSES, PLATE_SIDE_M, make_scene
+from acclimate.vision.demos.pose_scenes.dataset import write_dataset
+from acclimate.vision.demos.pose_scenes.tensors import as_tensors
+from acclimate.vision.models.adapter import AdaptableAdapter
+from acclimate.vision.models.detection import Detection
+from acclimate.vision.models.rtdetr_pose import (
     RTDETRPose,
     RTDETRPoseConfig,
     decode_pose,
@@ -32,10 +31,11 @@ from acclimate.vision.rtdetr_pose import (
     rotation_from_6d,
     small_config,
 )
-from acclimate.vision.rtdetr_pose.adapter import POSE_OUTPUTS, RTDETRPoseAdapter
-from acclimate.vision.rtdetr_pose.losses import rotation_loss
-from acclimate.vision.rtdetr_pose.pose import rotation_to_6d
-from acclimate.vision.ttt import TTTRun
+from acclimate.vision.models.rtdetr_pose.adapter import POSE_OUTPUTS, RTDETRPoseAdapter
+from acclimate.vision.models.rtdetr_pose.losses import rotation_loss
+from acclimate.vision.models.rtdetr_pose.pose import rotation_to_6d
+from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.ttt import TTTRun
 from tests.networks import assert_identical, tensors_of
 
 

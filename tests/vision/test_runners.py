@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acclimate.vision.runners import TentRunner, run_ttt_mim
+from acclimate.vision.run.runners import TentRunner, run_ttt_mim
 from tests.networks import classifier, images, tensors_of
 
 

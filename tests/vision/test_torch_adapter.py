@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from acclimate.errors import CheckpointError, ConfigError, DataError
-from acclimate.vision.records import load_dataset
-from acclimate.vision.torch_adapter import TorchAdapter, TorchModel
+from acclimate.vision.data.records import load_dataset
+from acclimate.vision.models.torch_adapter import TorchAdapter, TorchModel
 from tests import networks
 from tests.networks import write_images
 

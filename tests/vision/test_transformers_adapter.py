@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from acclimate.errors import CheckpointError, ConfigError, DataError, TTTNotSupportedError
-from acclimate.vision.config import CLASSIFIERS_ONLY, METHOD_NAMES, WITHOUT_GRADIENT, TTTConfig
-from acclimate.vision.records import load_dataset
-from acclimate.vision.transformers_adapter import TransformersAdapter
-from acclimate.vision.ttt import TTTRun
+from acclimate.vision.data.records import load_dataset
+from acclimate.vision.models.transformers_adapter import TransformersAdapter
+from acclimate.vision.run.config import CLASSIFIERS_ONLY, METHOD_NAMES, WITHOUT_GRADIENT, TTTConfig
+from acclimate.vision.run.ttt import TTTRun
 from tests.networks import assert_identical, tensors_of, write_images
 from tests.vision.tiny_transformers import CLASSIFIERS, DETECTORS, LABELS, save
 
@@ -193,8 +193,8 @@ def test_a_detector_whose_outputs_are_not_known_predicts_and_refuses_ttt(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from acclimate.errors import TTTNotSupportedError
-    from acclimate.vision import transformers_adapter
-    from acclimate.vision.adapter import require_ttt
+    from acclimate.vision.models import transformers_adapter
+    from acclimate.vision.models.adapter import require_ttt
 
     monkeypatch.setattr(transformers_adapter, "_HEADS", {"rt_detr": "sigmoid"})
     adapter = TransformersAdapter(str(folder / "detr"))

@@ -30,7 +30,7 @@ def calibrate_command(tasks: Path, out: Path, **given: Any) -> None:
     TASKS holds JSON lines {"task": NAME, "examples": [[input, output], ...]}. What is printed was measured on tasks
     that were left out of the fit; tasks of one name are left out together. Use the file with ask --calibration.
     """
-    from acclimate.language import trials
+    from acclimate.language.decision import trials
 
     set_up_logging(given["verbose"])
     known = trials.read_tasks(tasks, shots=given["shots"], questions=given["questions"])

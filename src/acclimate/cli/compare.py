@@ -11,9 +11,9 @@ from rich.table import Table
 
 from acclimate.cli import options, store_options
 from acclimate.cli.terminal import counts_in_words, reports_input_errors, set_up_logging, stdout
-from acclimate.vision.auto import as_flags
-from acclimate.vision.compare import BASELINE, Comparison, ComparisonResult, compare
-from acclimate.vision.config import COMPARED
+from acclimate.vision.evaluation.compare import BASELINE, Comparison, ComparisonResult, compare
+from acclimate.vision.run.auto import as_flags
+from acclimate.vision.run.config import COMPARED
 
 
 @click.command("compare", short_help="Run several methods over the same images and compare them.")

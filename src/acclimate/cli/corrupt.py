@@ -10,10 +10,10 @@ from PIL import Image
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
 from acclimate.errors import ConfigError, DataError
-from acclimate.vision.corruptions import CORRUPTIONS
-from acclimate.vision.images import CorruptionSpec, ImageReader
-from acclimate.vision.predictions import atomic_binary, check_writable
-from acclimate.vision.records import load_dataset
+from acclimate.vision.data.corruptions import CORRUPTIONS
+from acclimate.vision.data.images import CorruptionSpec, ImageReader
+from acclimate.vision.data.predictions import atomic_binary, check_writable
+from acclimate.vision.data.records import load_dataset
 
 
 @click.command("corrupt", short_help="Write corrupted copies of images.")

@@ -10,12 +10,12 @@ from rich.table import Table
 from acclimate.cli import options
 from acclimate.cli.compare import print_comparison
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
-from acclimate.vision import digits
-from acclimate.vision.adapters import AdapterOptions
-from acclimate.vision.compare import Comparison, compare
-from acclimate.vision.images import CorruptionSpec
+from acclimate.vision.data.images import CorruptionSpec
+from acclimate.vision.demos import digits
+from acclimate.vision.evaluation.compare import Comparison, compare
+from acclimate.vision.models.loading import AdapterOptions
 
-_FACTORY = "acclimate.vision.digits:digit_network"
+_FACTORY = "acclimate.vision.demos.digits:digit_network"
 
 
 @click.group("demo", short_help="See it work on data that ships with the package.")
@@ -90,7 +90,7 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
 def demo_detect_command(output: Path, corrupt: str, images: int) -> None:
     """Find plates and their poses in corrupted scenes, without TTT and with it."""
     # Imported here: it loads the detector's library, which the other demo does not need.
-    from acclimate.vision.plates.demo import run_detect_demo
+    from acclimate.vision.demos.pose_scenes.demo import run_detect_demo
 
     set_up_logging(verbose=False)
     corruption = CorruptionSpec.parse(corrupt)

@@ -9,11 +9,11 @@ import click
 
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
-from acclimate.core.report import plain
+from acclimate.core.report import to_jsonable
 from acclimate.errors import DataError
-from acclimate.vision.evaluate import CocoScorer, make_scorer
-from acclimate.vision.pose_errors import PoseErrors
-from acclimate.vision.predictions import read_coco_results, read_predictions
+from acclimate.vision.data.predictions import read_coco_results, read_predictions
+from acclimate.vision.evaluation.evaluate import CocoScorer, make_scorer
+from acclimate.vision.evaluation.pose_errors import PoseErrors
 
 
 @click.command("evaluate", short_help="Score predictions against COCO annotations or class labels.")
@@ -44,7 +44,7 @@ def evaluate_command(predictions: Path, ground_truth: Path, as_json: bool) -> No
         if isinstance(scorer, CocoScorer):
             poses = scorer.pose_errors(entries)
     if as_json:
-        pose = {} if poses is None else {"pose": plain(poses)}
+        pose = {} if poses is None else {"pose": to_jsonable(poses)}
         click.echo(json.dumps({"images": count, **score.metrics, **pose}))
         return
     click.echo(f"{count} images")

@@ -9,7 +9,7 @@ import click
 
 from acclimate.cli import store_options
 from acclimate.cli.terminal import reports_input_errors
-from acclimate.core.report import plain
+from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError
 
 
@@ -75,10 +75,10 @@ def create_command(name: str, **given: Any) -> None:
 @reports_input_errors
 def status_command(name: str | None, **given: Any) -> None:
     """Say in a line where NAME, or every experiment, stands."""
-    from acclimate.monitoring.experiments import every, get, report
+    from acclimate.monitoring.experiments import get, list_experiments, report
 
     with store_options.opened(given) as store:
-        experiments = [get(store, name)] if name else every(store)
+        experiments = [get(store, name)] if name else list_experiments(store)
         if not experiments:
             click.echo("no experiments; acclimate experiment create makes one")
         for experiment in experiments:
@@ -112,7 +112,7 @@ def report_command(name: str, *, as_json: bool, **given: Any) -> None:
 
     with store_options.opened(given) as store:
         found = report(store, name)
-    click.echo(json.dumps(plain(found), indent=2) if as_json else "\n".join(experiment_lines(found)))
+    click.echo(json.dumps(to_jsonable(found), indent=2) if as_json else "\n".join(experiment_lines(found)))
 
 
 def _settings(given: tuple[str, ...]) -> dict[str, Any]:

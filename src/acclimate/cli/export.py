@@ -12,14 +12,14 @@ import click
 from acclimate.cli import options, store_options
 from acclimate.cli.terminal import counts_in_words, progress_bar, reports_input_errors, set_up_logging
 from acclimate.errors import ConfigError
-from acclimate.vision.adapter import AdaptableAdapter
-from acclimate.vision.adapters import make_adapter
-from acclimate.vision.export import ExportJob, ExportResult, export
-from acclimate.vision.images import ImageReader
-from acclimate.vision.records import load_dataset
-from acclimate.vision.settings import settings_for
-from acclimate.vision.tta import TTAConfig
-from acclimate.vision.ttt import dry_run
+from acclimate.vision.data.images import ImageReader
+from acclimate.vision.data.records import load_dataset
+from acclimate.vision.models.adapter import AdaptableAdapter
+from acclimate.vision.models.loading import make_adapter
+from acclimate.vision.run.export import ExportJob, ExportResult, export
+from acclimate.vision.run.settings import settings_for
+from acclimate.vision.run.tta import TTAConfig
+from acclimate.vision.run.ttt import dry_run
 
 _NEED_TTT: Final = (
     "ttt_log_out", "ttt_dry_run", "ttt_preset", "ttt_source", "ttt_load_state", "ttt_save_state", "ttt_probe_images",

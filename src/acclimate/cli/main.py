@@ -16,7 +16,11 @@ _COMMANDS: Final = {
     "evaluate": ("acclimate.cli.evaluate", "evaluate_command", "Score predictions against annotations or labels."),
     "compare": ("acclimate.cli.compare", "compare_command", "Run several methods over the same images."),
     "corrupt": ("acclimate.cli.corrupt", "corrupt_command", "Write corrupted copies of images."),
-    "plates": ("acclimate.cli.plates", "plates_command", "Write scenes with known boxes and poses, as COCO."),
+    "pose-scenes": (
+        "acclimate.cli.pose_scenes",
+        "pose_scenes_command",
+        "Write scenes with known boxes and poses, as COCO.",
+    ),
     "state": ("acclimate.cli.state", "state_group", "Look at what a run has learned and saved."),
     "ask": ("acclimate.cli.ask", "ask_command", "Answer a prompt, adapted to the examples in it where that helps."),
     "prime": ("acclimate.cli.prime", "prime_command", "Train an adapter on examples once, for reuse."),

@@ -11,7 +11,7 @@ import click
 
 from acclimate.cli import store_options
 from acclimate.cli.terminal import reports_input_errors
-from acclimate.core.report import plain
+from acclimate.core.report import to_jsonable
 from acclimate.errors import StoreError
 
 _DAYS = click.option(
@@ -139,7 +139,7 @@ def audit_command(*, verifies: bool, limit: int, **given: Any) -> None:
             click.echo("the audit log is broken" if faults else "the audit log is whole")
             raise SystemExit(1 if faults else 0)
         for entry in audit.entries(connection, limit=limit):
-            click.echo(json.dumps(plain(entry)))
+            click.echo(json.dumps(to_jsonable(entry)))
 
 
 @click.command("maintain", short_help="Delete what is old, and give its space back.")

@@ -12,10 +12,10 @@ from click.core import ParameterSource
 
 from acclimate.core.selection import FILTER_KINDS
 from acclimate.errors import ConfigError
-from acclimate.vision.adapters import ADAPTERS, AdapterOptions
-from acclimate.vision.auto import AUTO
-from acclimate.vision.config import METHOD_NAMES, PRESETS, RESET_POLICIES, USE_SOURCE, WITHOUT_GRADIENT
-from acclimate.vision.images import CorruptionSpec
+from acclimate.vision.data.images import CorruptionSpec
+from acclimate.vision.models.loading import ADAPTERS, AdapterOptions
+from acclimate.vision.run.auto import AUTO
+from acclimate.vision.run.config import METHOD_NAMES, PRESETS, RESET_POLICIES, USE_SOURCE, WITHOUT_GRADIENT
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

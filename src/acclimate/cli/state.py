@@ -13,7 +13,7 @@ from rich.table import Table
 import acclimate.methods  # noqa: F401
 from acclimate.cli import options
 from acclimate.cli.terminal import counts_in_words, reports_input_errors, stdout
-from acclimate.core.report import plain
+from acclimate.core.report import to_jsonable
 from acclimate.core.state import Moved, SavedState, difference
 
 
@@ -31,7 +31,7 @@ def show_command(file: Path, as_json: bool) -> None:
     saved = SavedState.read(file)
     if as_json:
         described = {"method": saved.method, "settings": saved.settings, "source_sha256": saved.source_sha256}
-        click.echo(json.dumps({**described, "report": plain(saved.report)}, indent=2))
+        click.echo(json.dumps({**described, "report": to_jsonable(saved.report)}, indent=2))
         return
     report = saved.report
     elements = sum(tensor.numel() for tensor in saved.weights.values())
@@ -53,7 +53,7 @@ def diff_command(first: Path, second: Path, top: int, as_json: bool) -> None:
     one, other = SavedState.read(first), SavedState.read(second)
     moved = difference(one, other)
     if as_json:
-        click.echo(json.dumps([plain(dataclasses.asdict(tensor)) for tensor in moved], indent=2))
+        click.echo(json.dumps([to_jsonable(dataclasses.asdict(tensor)) for tensor in moved], indent=2))
         return
     click.echo(f"{first}: {one.method}, steps {_steps(one)}; {second}: {other.method}, steps {_steps(other)}")
     changed = [tensor for tensor in moved if tensor.changed]

@@ -2,13 +2,13 @@
 
 from acclimate.core.budget import Budget
 from acclimate.core.guards import (
-    AgainstSource,
     Collapse,
     MaxDrift,
     MaxUpdate,
     NonFinite,
     ProbeAgreement,
     ProbeLoss,
+    WorseThanSource,
     default_guards,
 )
 from acclimate.core.method import Method, Selection, Step
@@ -20,7 +20,6 @@ from acclimate.core.signals import Certainty, Signals
 from acclimate.core.task import Classification, Decisions, Task, View
 
 __all__ = [
-    "AgainstSource",
     "Budget",
     "Certainty",
     "Classification",
@@ -42,5 +41,6 @@ __all__ = [
     "Task",
     "TensorFilter",
     "View",
+    "WorseThanSource",
     "default_guards",
 ]

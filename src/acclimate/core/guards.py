@@ -1,4 +1,4 @@
-"""Guards that can trip: each looks at the evidence of one step and says whether it may stand.
+"""Guards: each looks at the evidence of one step and fires if the step must not be kept.
 
 Adam's first step has a norm of about ``lr * sqrt(n)`` whatever the gradient, and the losses of two batches
 cannot be compared. So these look at the update that was applied, at a fixed probe batch, at the outputs, and at what
@@ -18,22 +18,29 @@ import torch
 from acclimate.core.method import Step
 from acclimate.core.outputs import all_finite
 from acclimate.core.report import StepReport, Verdict
-from acclimate.core.signals import Certainty, Pair, Signals
-from acclimate.core.source_model import SourceWatch
+from acclimate.core.signals import Certainty, SignalPair, Signals
+from acclimate.core.source_model import SourceComparison
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
 
 Remedy = Literal["rollback", "reset", "source"]
-"""One step back; to the source weights; or one step back, and the unadapted model predicts until trusted less."""
+"""``rollback``: undo the step. ``reset``: go back to the source weights. ``source``: undo the step, and let the
+unadapted model predict until a later comparison favours the adapted one."""
 
 # What a session remembers of its decisions.
 REMEMBERED_DECISIONS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Trip:
-    """A guard's verdict against a step: why, and how far to go back."""
+class Rejection:
+    """Why a guard fired, and how far to go back.
 
+    Attributes:
+        code: names the check that failed, for programs; ``reason`` says the same in words, with the numbers.
+        remedy: what the session does.
+    """
+
+    code: str
     reason: str
     remedy: Remedy = "rollback"
 
@@ -51,9 +58,10 @@ class Evidence:
         probe_agreement: share of the probe batch's decisions on which source and adapted model agree.
         recent_classes: classes decided on in the last kept batches, oldest first, 4,096 at most.
         samples: images in the batch.
-        batch: the images themselves, as the model takes them; ``watch``: what is known of the unadapted model, which
-            can be asked about them. None where there is no such thing.
-        doubt_allowed: by the method, see :class:`AgainstSource`.
+        batch: the images themselves, as the model takes them; None where they are not at hand.
+        source: compares the adapted model with the unadapted one, which it can run on the batch; None where there is
+            no unadapted model.
+        certainty_allowance: of the method, see :class:`WorseThanSource`.
     """
 
     step: Step
@@ -66,8 +74,8 @@ class Evidence:
     recent_classes: Sequence[int] = ()
     samples: int = 0
     batch: Any = None
-    watch: SourceWatch | None = None
-    doubt_allowed: float = 1.0
+    source: SourceComparison | None = None
+    certainty_allowance: float = 1.0
 
     @cached_property
     def signals(self) -> Signals:
@@ -89,6 +97,7 @@ class Evidence:
         *,
         index: int,
         verdict: Verdict,
+        code: str | None,
         reason: str | None,
         update_norm: float,
         seconds: float,
@@ -99,6 +108,7 @@ class Evidence:
         return StepReport(
             index=index,
             verdict=verdict,
+            code=code,
             reason=reason,
             loss=None if loss is None else float(loss.detach()),
             used=self.step.used,
@@ -107,50 +117,53 @@ class Evidence:
             relative_update=self.relative_update,
             probe_loss_before=self.probe_loss_before,
             probe_loss_after=self.probe_loss_after,
-            signals=None if self.signals_asked is None else self.signals_asked.plain(),
+            signals=None if self.signals_asked is None else self.signals_asked.to_dict(),
             seconds=seconds,
             method_seconds=method_seconds,
         )
 
 
 class Guard(Protocol):
-    """Anything that returns a :class:`Trip`, or None to let the step stand."""
+    """A callable that returns a :class:`Rejection` (the guard fires) or None (the step is kept)."""
 
-    def __call__(self, evidence: Evidence) -> Trip | None:
+    def __call__(self, evidence: Evidence) -> Rejection | None:
         """Judge one step."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """Trips on NaN or infinity in the loss, in the outputs, or in the updated weights."""
+    """Fires on NaN or infinity in the loss, in the outputs, or in the updated weights."""
 
-    def __call__(self, evidence: Evidence) -> Trip | None:
+    def __call__(self, evidence: Evidence) -> Rejection | None:
         """Judge one step."""
         loss = evidence.step.loss
         if loss is not None and not math.isfinite(float(loss.detach())):
-            return Trip(f"non-finite loss ({float(loss.detach())})")
+            return Rejection("non_finite_loss", f"non-finite loss ({float(loss.detach())})")
         # A NaN logit fails every comparison and so looks like "unreliable, skip": look at the outputs themselves.
         if not all_finite(evidence.step.outputs):
-            return Trip("non-finite outputs")
+            return Rejection("non_finite_outputs", "non-finite outputs")
         if not math.isfinite(evidence.relative_update):
-            return Trip("non-finite weights after the update")
+            return Rejection("non_finite_weights", "non-finite weights after the update")
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class MaxUpdate:
-    """Trips when one step moved the weights by more than ``limit`` times the norm of the source weights."""
+    """Fires when one step moved the weights by more than ``limit`` times the norm of the source weights."""
 
     limit: float = 0.1
 
     def __post_init__(self) -> None:
         _positive("MaxUpdate limit", self.limit)
 
-    def __call__(self, evidence: Evidence) -> Trip | None:
+    def __call__(self, evidence: Evidence) -> Rejection | None:
         """Judge one step."""
         if evidence.relative_update > self.limit:
-            return Trip(f"update of {evidence.relative_update:.3g} times the weights' norm exceeds {self.limit:g}")
+            return Rejection(
+                "update_too_large",
+                f"update of {evidence.relative_update:.3g} times the weights' norm exceeds {self.limit:g}",
+            )
         return None
 
 
@@ -163,28 +176,30 @@ class MaxDrift:
     def __post_init__(self) -> None:
         _positive("MaxDrift limit", self.limit)
 
-    def __call__(self, evidence: Evidence) -> Trip | None:
+    def __call__(self, evidence: Evidence) -> Rejection | None:
         """Judge one step."""
         if evidence.relative_drift > self.limit:
-            return Trip(
-                f"drift of {evidence.relative_drift:.3g} times the weights' norm exceeds {self.limit:g}", "reset"
+            return Rejection(
+                "drift_too_large",
+                f"drift of {evidence.relative_drift:.3g} times the weights' norm exceeds {self.limit:g}",
+                "reset",
             )
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeLoss:
-    """Trips when the mean entropy on the probe batch rises by more than ``max_increase_nats`` in one step."""
+    """Fires when the mean entropy on the probe batch rises by more than ``max_increase_nats`` in one step."""
 
     max_increase_nats: float = 0.1
 
-    def __call__(self, evidence: Evidence) -> Trip | None:
+    def __call__(self, evidence: Evidence) -> Rejection | None:
         """Judge one step."""
         before, after = evidence.probe_loss_before, evidence.probe_loss_after
         if before is None or after is None:
             return None
         if after - before > self.max_increase_nats or not math.isfinite(after):
-            return Trip(f"probe entropy rose from {before:.3g} to {after:.3g} nats")
+            return Rejection("probe_entropy_rose", f"probe entropy rose from {before:.3g} to {after:.3g} nats")
         return None
 
 
@@ -194,11 +209,13 @@ class ProbeAgreement:
 
     min_share: float = 0.5
 
-    def __call__(self, evidence: Evidence) -> Trip | None:
+    def __call__(self, evidence: Evidence) -> Rejection | None:
         """Judge one step."""
         share = evidence.probe_agreement
         if share is not None and share < self.min_share:
-            return Trip(f"agreement with the source on the probe batch fell to {share:.2f}", "reset")
+            return Rejection(
+                "probe_agreement_low", f"agreement with the source on the probe batch fell to {share:.2f}", "reset"
+            )
         return None
 
 
@@ -218,32 +235,34 @@ class Collapse:
         if not 1 <= self.window <= REMEMBERED_DECISIONS:
             raise ConfigError(f"Collapse window must be 1 to {REMEMBERED_DECISIONS}, got {self.window}")
 
-    def __call__(self, evidence: Evidence) -> Trip | None:
+    def __call__(self, evidence: Evidence) -> Rejection | None:
         """Judge one step."""
         recent = (*evidence.recent_classes, *evidence.classes)[-self.window :]
         if len(recent) < self.window:
             return None
         share = max(recent.count(label) for label in set(recent)) / len(recent)
         if share > self.max_share:
-            return Trip(f"one class takes {share:.0%} of the last {len(recent)} decisions", "reset")
+            reason = f"one class takes {share:.0%} of the last {len(recent)} decisions"
+            return Rejection("one_class", reason, "reset")
         return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgainstSource:
-    """Trips when the adapted model looks worse than the unadapted one on the same images, which then predicts.
+class WorseThanSource:
+    """Fires when the adapted model looks worse than the unadapted one on the same images, which then predicts.
 
     Adapting to the wrong thing shows: statistics of one class, of one image or of black frames make the model unsure of
     what it was sure of; entropy that was pushed too far makes it give one class to everything, or see nothing. Each
     signal is held against the unadapted model's on the same images, so a stream that is of one class in earnest, or
-    empty, is no collapse. A method that mixes the source's statistics in is less sure by that alone, and guards itself:
-    it may have a class variable ``doubt_allowed`` above 1. The thresholds are from ``benchmarks/guards/thresholds.py``,
-    which says what was measured.
+    empty, is no collapse. A method that mixes the source's statistics in is less certain by that alone, and checks
+    itself: its ``certainty_allowance`` is above 1. The thresholds are from ``benchmarks/guards/thresholds.py``, which
+    says what was measured.
 
     Attributes:
-        certainty: how much less sure it may be.
-        suspected: the part of that which is left after three trips in the last eight comparisons.
-        convinced: the part that is left after two trips in a row that left no doubt, until three comparisons go well.
+        certainty: how much less certain it may be.
+        repeated_factor: what the limit is multiplied by after three failed comparisons among the last eight.
+        sticky_factor: what it is multiplied by during a sticky fallback, which two failed comparisons in a row with
+            high degradation scores begin, and three passed ones in a row end.
         min_variety: the fraction of the unadapted model's effective number of classes below which decisions have
             collapsed to too few; over ``variety_window`` decisions, so that a stream that is ordered by class, which
             the adapted model may well see better, is no collapse.
@@ -256,8 +275,8 @@ class AgainstSource:
     """
 
     certainty: Certainty = Certainty()
-    suspected: float = 0.7
-    convinced: float = 0.1
+    repeated_factor: float = 0.7
+    sticky_factor: float = 0.1
     min_variety: float = 0.4
     min_detection: float = 0.5
     window: int = 32
@@ -266,53 +285,63 @@ class AgainstSource:
     every_images: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("suspected", "convinced", "window", "variety_window", "every_images"):
-            _positive(f"AgainstSource {name}", getattr(self, name))
+        for name in ("repeated_factor", "sticky_factor", "window", "variety_window", "every_images"):
+            _positive(f"WorseThanSource {name}", getattr(self, name))
         for name in ("min_variety", "min_detection"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"AgainstSource {name} must lie in [0, 1), got {getattr(self, name)}")
+                raise ConfigError(f"WorseThanSource {name} must lie in [0, 1), got {getattr(self, name)}")
 
-    def __call__(self, evidence: Evidence) -> Trip | None:
+    def __call__(self, evidence: Evidence) -> Rejection | None:
         """Judge one step."""
-        watch = evidence.watch
-        if watch is None or not self._is_due(evidence.signals, watch):
+        comparison = evidence.source
+        if comparison is None or not self._is_due(evidence.signals, comparison):
             return None
-        limit = self.convinced if watch.convinced else self.suspected if watch.recent_trips > 2 else 1.0
-        both = watch.compare(evidence.batch, evidence.signals, decisions=self.window)
+        limit = (
+            self.sticky_factor
+            if comparison.sticky_fallback
+            else self.repeated_factor
+            if comparison.recent_failures > 2
+            else 1.0
+        )
+        both = comparison.compare(evidence.batch, evidence.signals, decisions=self.window)
         adapted, source = both.adapted, both.source
-        doubt = self.certainty.doubt(both) / evidence.doubt_allowed
-        watch.doubt(doubt)
-        if doubt > limit:
-            return Trip(
+        score = self.certainty.degradation_score(both) / evidence.certainty_allowance
+        comparison.record_score(score)
+        if score > limit:
+            return Rejection(
+                "less_certain_than_source",
                 f"less sure than the unadapted model ({adapted.entropy_nats:.2f} nats a decision against "
                 f"{source.entropy_nats:.2f}), which predicts instead",
                 "source",
             )
-        longer = watch.recent(self.variety_window)
+        longer = comparison.recent(self.variety_window)
         if longer.adapted.decisions >= self.variety_window and longer.variety_ratio < self.min_variety:
-            return Trip(
+            return Rejection(
+                "fewer_classes_than_source",
                 f"decisions are spread over {longer.adapted.effective_classes:.1f} classes, the unadapted model's over "
                 f"{longer.source.effective_classes:.1f}: it predicts instead",
                 "source",
             )
-        seen = watch.recent(self.window, images=_FEW_IMAGES)
+        seen = comparison.recent(self.window, images=_FEW_IMAGES)
         if seen.source.samples >= _FEW_IMAGES and seen.detection_ratio < self.min_detection:
-            return Trip(
-                f"scores sum to {seen.detection_ratio:.0%} of the unadapted model's, which predicts instead", "source"
+            return Rejection(
+                "lower_scores_than_source",
+                f"scores sum to {seen.detection_ratio:.0%} of the unadapted model's, which predicts instead",
+                "source",
             )
         return None
 
-    def _is_due(self, now: Signals, watch: SourceWatch) -> bool:
-        verified, last = watch.verified, watch.last
-        if verified is None or last is None or watch.images_checked < self.first_images:
+    def _is_due(self, now: Signals, comparison: SourceComparison) -> bool:
+        verified, last = comparison.verified, comparison.last
+        if verified is None or last is None or comparison.images_checked < self.first_images:
             return True
-        if watch.convinced or watch.recent_trips or self.certainty.doubt(last) > 0.5:
+        if comparison.sticky_fallback or comparison.recent_failures or self.certainty.degradation_score(last) > 0.5:
             return True
-        if watch.recent(self.variety_window).variety_ratio < math.sqrt(self.min_variety):
+        if comparison.recent(self.variety_window).variety_ratio < math.sqrt(self.min_variety):
             return True
-        if watch.images_since_check + now.samples >= self.every_images:
+        if comparison.images_since_check + now.samples >= self.every_images:
             return True
-        since = Pair(now, verified)
+        since = SignalPair(now, verified)
         fewer_classes = now.decisions >= self.window and since.variety_ratio < math.sqrt(self.min_variety)
         fewer_found = now.detections_per_image < math.sqrt(self.min_detection) * verified.detections_per_image
         return fewer_classes or fewer_found or since.entropy_rise > self.certainty.allowed(now.decisions) / 2
@@ -323,7 +352,7 @@ _FEW_IMAGES: Final = 8
 
 def default_guards() -> tuple[Guard, ...]:
     """Return the guards that a session has unless told otherwise."""
-    return (NonFinite(), MaxUpdate(), MaxDrift(), AgainstSource())
+    return (NonFinite(), MaxUpdate(), MaxDrift(), WorseThanSource())
 
 
 @torch.no_grad()

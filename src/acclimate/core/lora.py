@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -20,9 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from acclimate.errors import CheckpointError, ConfigError, first_line
-
-if TYPE_CHECKING:
-    from acclimate.core.lora_start import Start
 
 _CHILD: Final = "low_rank"
 _PEFT_PREFIX: Final = "base_model.model."
@@ -71,81 +68,6 @@ class LowRank(nn.Module):
         if self.copies == 1:
             down, up = down[None], up[None]
         return _Added.apply(output, inputs, down, up, self.scale)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class Block:
-    """Low-rank weights of many layers side by side in memory: one tensor to clip, to learn and to convert.
-
-    The layers compute with copies in their own number format; what is learned is float32. Hundreds of small tensors
-    would cost an optimizer as much as the layers' arithmetic.
-
-    Args:
-        pairs: of one model and one number of copies, as :func:`attached` yields them; they hold views of the block
-            from now on.
-        dtype: that the layers compute in.
-
-    Attributes:
-        learned: ``(copies, n)``, float32: what an optimizer moves.
-    """
-
-    def __init__(self, pairs: Mapping[str, LowRank], dtype: torch.dtype) -> None:
-        self._pairs = pairs
-        self._copies = next(iter(pairs.values())).copies
-        with torch.no_grad():
-            self.learned = nn.Parameter(torch.cat([p.reshape(self._copies, -1) for p in self._parts()], 1))
-        # In float32 nothing is converted: these are the same memory.
-        self._used = self.learned.detach().to(dtype)
-        self._grads = torch.empty_like(self._used)
-        self._learned_grad = self._grads.to(torch.float32)
-        views = self._views(self._used)
-        for pair in pairs.values():
-            pair.lora_A, pair.lora_B = nn.Parameter(next(views)), nn.Parameter(next(views))
-
-    def _parts(self) -> Iterator[nn.Parameter]:
-        for pair in self._pairs.values():
-            yield pair.lora_A
-            yield pair.lora_B
-
-    def _views(self, block: Tensor) -> Iterator[Tensor]:
-        start = 0
-        for part in list(self._parts()):
-            size = part.numel() // self._copies
-            yield block[:, start : start + size].view(part.shape)
-            start += size
-
-    @torch.no_grad()
-    def collect(self) -> Tensor:
-        """Move the layers' gradients to ``learned.grad`` and return it; a layer without one adds zeros."""
-        parts = list(self._parts())
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parts]
-        torch.cat([g.reshape(self._copies, -1) for g in grads], 1, out=self._grads)
-        for part in parts:
-            part.grad = None
-        if self._learned_grad is not self._grads:
-            self._learned_grad.copy_(self._grads)
-        self.learned.grad = self._learned_grad
-        return self._learned_grad
-
-    @torch.no_grad()
-    def begin(self, starts: Mapping[str, Start]) -> None:
-        """Let weights that are still as they were attached begin at ``starts``, with the gradients known there."""
-        learned = self.weights()
-        for name, start in starts.items():
-            pair, (down, _) = self._pairs[name], learned[name]
-            down.copy_(start.directions.view(down.shape))
-            pair.lora_A.grad, pair.lora_B.grad = None, start.grad.view(pair.lora_B.shape).to(pair.lora_B.dtype)
-        self.publish()
-
-    @torch.no_grad()
-    def publish(self) -> None:
-        """Let the layers compute with what was learned."""
-        if self._used.dtype != torch.float32:
-            self._used.copy_(self.learned)
-
-    def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return what was learned, float32, by layer name: ``lora_A`` and ``lora_B``."""
-        views = self._views(self.learned.detach())
-        return {name: (next(views), next(views)) for name in self._pairs}
 
 
 class _Added(torch.autograd.Function):

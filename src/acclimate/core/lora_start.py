@@ -37,7 +37,7 @@ class Start:
 
 
 @contextmanager
-def noted(model: nn.Module, pairs: Mapping[str, LowRank], *, seed: int = 0) -> Iterator[dict[str, Start]]:
+def capture_gradients(model: nn.Module, pairs: Mapping[str, LowRank], *, seed: int = 0) -> Iterator[dict[str, Start]]:
     """Yield, by layer name, where ``pairs`` should begin, once a loss has been sent back inside the block.
 
     Args:
@@ -48,7 +48,8 @@ def noted(model: nn.Module, pairs: Mapping[str, LowRank], *, seed: int = 0) -> I
     rng = torch.Generator().manual_seed(seed)
     found: dict[str, Start] = {}
     handles = [
-        model.get_submodule(name).register_forward_hook(_noting(found, name, pair, rng)) for name, pair in pairs.items()
+        model.get_submodule(name).register_forward_hook(_capture_hook(found, name, pair, rng))
+        for name, pair in pairs.items()
     ]
     try:
         yield found
@@ -57,7 +58,7 @@ def noted(model: nn.Module, pairs: Mapping[str, LowRank], *, seed: int = 0) -> I
             handle.remove()
 
 
-def _noting(
+def _capture_hook(
     found: dict[str, Start], name: str, pair: LowRank, rng: torch.Generator
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     out, rank = pair.lora_B.shape[-2:]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from acclimate.core.report import plain
+from acclimate.core.report import to_jsonable
 from acclimate.core.task import Task
 
 
@@ -114,4 +114,4 @@ def settings_of(method: Method) -> dict[str, Any]:
     """Return a method's hyper-parameters as plain values; tensors are left out."""
     if not dataclasses.is_dataclass(method):
         return {}
-    return {f.name: plain(getattr(method, f.name)) for f in dataclasses.fields(method) if f.repr}
+    return {f.name: to_jsonable(getattr(method, f.name)) for f in dataclasses.fields(method) if f.repr}

@@ -17,17 +17,17 @@ from acclimate.errors import EmptySelectionError
 Moments = tuple[Tensor, Tensor]
 """Mean and variance of each channel."""
 
-_PLAIN: Final[ContextVar[bool]] = ContextVar("plain", default=False)
+_SOURCE_STATISTICS: Final[ContextVar[bool]] = ContextVar("source_statistics", default=False)
 
 
 @contextmanager
-def plain() -> Iterator[None]:
+def source_statistics() -> Iterator[None]:
     """Inside the block, BatchNorm normalises as the source model does, whatever :func:`statistics` around it says."""
-    token = _PLAIN.set(True)
+    token = _SOURCE_STATISTICS.set(True)
     try:
         yield
     finally:
-        _PLAIN.reset(token)
+        _SOURCE_STATISTICS.reset(token)
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
@@ -124,7 +124,7 @@ def _batch_mode(module: _BatchNorm) -> Iterator[None]:
 
     def only_where_defined(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         # One value per channel has no variance: torch refuses it in training mode, so the source's serve.
-        batch = _values_per_channel(inputs[0]) > 1 and not _PLAIN.get()
+        batch = _values_per_channel(inputs[0]) > 1 and not _SOURCE_STATISTICS.get()
         layer.training = batch or layer.running_mean is None
 
     handle = module.register_forward_pre_hook(only_where_defined)
@@ -144,7 +144,7 @@ def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tenso
 
     def substitute(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         source_mean, source_var = layer._buffers["running_mean"], layer._buffers["running_var"]
-        if source_mean is None or source_var is None or _PLAIN.get():
+        if source_mean is None or source_var is None or _SOURCE_STATISTICS.get():
             return
         saved.append((source_mean, source_var))
         mean, var = replacement(inputs[0], source_mean, source_var)

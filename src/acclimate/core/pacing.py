@@ -57,27 +57,27 @@ class Pace:
         self.pacing = pacing
         self._task = task
         self._window: tuple[Tensor, Tensor, float] | None = None
-        self._rested = 0
-        self._owed = self.pacing.warm_up
+        self._paused_batches = 0
+        self._batches_due = self.pacing.warm_up
 
     def is_due(self, batch: Any) -> bool:
         """Take ``batch`` into the window and say whether to learn from it."""
         if self._has_shifted(image_statistics(self._task.images(batch))):
-            self._owed = max(self._owed, self.pacing.after_shift)
-        if self._owed == 0 and self._rested + 1 >= self.pacing.every:
-            self._owed = 1
-        due = self._owed > 0
-        self._owed -= due
-        self._rested = 0 if due else self._rested + 1
+            self._batches_due = max(self._batches_due, self.pacing.after_shift)
+        if self._batches_due == 0 and self._paused_batches + 1 >= self.pacing.every:
+            self._batches_due = 1
+        due = self._batches_due > 0
+        self._batches_due -= due
+        self._paused_batches = 0 if due else self._paused_batches + 1
         return due
 
-    def memory(self) -> tuple[Any, ...]:
+    def state_dict(self) -> tuple[Any, ...]:
         """Return what must outlive a restart."""
-        return self._window, self._rested, self._owed
+        return self._window, self._paused_batches, self._batches_due
 
-    def recall(self, memory: tuple[Any, ...]) -> None:
-        """Go on from what :meth:`memory` returned."""
-        self._window, self._rested, self._owed = memory
+    def load_state_dict(self, state: tuple[Any, ...]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self._window, self._paused_batches, self._batches_due = state
 
     @contextmanager
     def scaled(self, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Verdict = Literal["kept", "skipped", "rolled_back", "reset", "recovered", "refused", "rested"]
+Verdict = Literal["kept", "skipped", "rolled_back", "reset", "recovered", "refused", "paused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,10 @@ class StepReport:
         index: counted from 0 over the session.
         verdict: ``kept``; ``skipped`` (nothing worth learning from); ``rolled_back`` one step or ``reset`` to the
             source by a guard; ``recovered``: set back to the source because the method asked; ``refused``: not
-            made, the budget is spent; ``rested``: not made, the stream is as before.
-        reason: why, where it was not kept.
+            made, the budget is spent; ``paused``: not made, the stream is as before.
+        code: names why it was not kept, for programs: that of the guard that fired (:class:`acclimate.core.Rejection`),
+            ``nothing_to_learn``, ``method_asked``, ``stream_unchanged``, or that of the budget; None where it was kept.
+        reason: the same in words.
         loss: of the batch, before the update; None where there was none.
         used: decisions that contributed to the loss.
         samples: in the batch.
@@ -36,6 +38,7 @@ class StepReport:
 
     index: int
     verdict: Verdict
+    code: str | None = None
     reason: str | None = None
     loss: float | None = None
     used: int = 0
@@ -91,7 +94,7 @@ class SessionReport:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Return the report as JSON; values that JSON has no number for are null."""
-        return json.dumps(plain(self), indent=indent)
+        return json.dumps(to_jsonable(self), indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> SessionReport:
@@ -114,14 +117,14 @@ def verdict_counts(steps: tuple[StepReport, ...]) -> dict[str, int]:
     return dict(sorted(Counter(step.verdict for step in steps).items()))
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Return ``value`` made of JSON's types only: dataclasses to dicts, tuples to lists, non-finite numbers to null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, bool | int | float | str):

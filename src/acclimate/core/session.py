@@ -23,7 +23,7 @@ from acclimate.core.pacing import Pace, Pacing
 from acclimate.core.probe import Probe
 from acclimate.core.report import SessionReport, StepReport, Verdict, verdict_counts
 from acclimate.core.snapshot import Snapshot
-from acclimate.core.source_model import SourceWatch
+from acclimate.core.source_model import SourceComparison
 from acclimate.core.state import SavedState, read_fitting
 from acclimate.core.task import Classification, Task
 from acclimate.errors import SessionError
@@ -31,7 +31,7 @@ from acclimate.errors import SessionError
 logger = logging.getLogger(__name__)
 
 # One step back is enough for a bad batch; weights that are still worse on the batches after it are not worth keeping.
-_TRIPS_BEFORE_RESET: Final = 3
+_FAILURES_BEFORE_RESET: Final = 3
 
 
 class Session:
@@ -44,7 +44,7 @@ class Session:
         model: any module.
         method: what to do with a batch.
         task: what the model's outputs mean.
-        guards: judges of every step; the first that trips decides. Empty means none.
+        guards: called on every step; the first that fires decides. Empty means none.
         budget: what may be spent on adapting.
         seed: of everything random in the session.
         probe: a batch on which entropy and agreement are measured around every step; its cost is counted apart.
@@ -91,7 +91,7 @@ class Session:
             reference = self._selection.reference_norm
             self._source_norm = self._source.parameter_norm() if reference is None else reference
             self._source_weights = dict(zip(self._selection.parameters, self._source.parameters, strict=True))
-            self._watch = SourceWatch(self.model, self._source_weights, task=self.task)
+            self._comparison = SourceComparison(self.model, self._source_weights, task=self.task)
             self._rng = generator(self.seed, device_of(self.model))
             stack.enter_context(seeded(self.seed))
             self._state = self._state_before = self.method.start(self.model, self._selection)
@@ -129,6 +129,18 @@ class Session:
         return self._state
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The method's optimizer, if it has one."""
+        self._open()
+        return self._optimizer
+
+    @property
+    def source_comparison(self) -> SourceComparison:
+        """How the adapted model stands against the unadapted one."""
+        self._open()
+        return self._comparison
+
+    @property
     def changed_param_count(self) -> int:
         """How many selected elements differ from the source now."""
         self._open()
@@ -138,25 +150,25 @@ class Session:
         """Learn from ``batch``, ``steps`` times; return what became of the last step."""
         self._open()
         try:
-            rests = self._rests(batch)
-            return [self._step(batch, rests=rests)[0] for _ in range(steps)][-1]
+            paused = self._is_paused(batch)
+            return [self._step(batch, paused=paused)[0] for _ in range(steps)][-1]
         finally:
-            self._watch.release()
+            self._comparison.release()
 
     def adapt_and_predict(self, batch: Any, *, steps: int = 1) -> tuple[Any, StepReport]:
         """Learn from ``batch`` and return the outputs of the same pass: the authors' online convention.
 
-        The outputs are from before the last update (CoTTA's: the teacher's). Where a guard tripped, or no step was
+        The outputs are from before the last update (CoTTA's: the teacher's). Where a guard fired, or no step was
         made, they are computed with the weights that stand, or are the unadapted model's.
         """
         self._open()
         try:
-            rests = self._rests(batch)
-            report, step = [self._step(batch, rests=rests) for _ in range(steps)][-1]
+            paused = self._is_paused(batch)
+            report, step = [self._step(batch, paused=paused) for _ in range(steps)][-1]
             if step is None or report.verdict in ("rolled_back", "reset"):
                 return self.predict(batch), report
         finally:
-            self._watch.release()
+            self._comparison.release()
         return step.outputs, report
 
     @torch.no_grad()
@@ -166,20 +178,20 @@ class Session:
         They are the unadapted model's where a guard went back to it, or where the method's are not finite.
         """
         self._open()
-        if self._watch.distrusted:
-            return self._watch.outputs(inputs)
+        if self._comparison.falling_back:
+            return self._comparison.outputs(inputs)
         started = time.perf_counter()
         outputs = self.method.predict(self.model, layout.for_prediction(inputs), self._state, task=self.task)
         self._predict_seconds += time.perf_counter() - started
         if self.guards and not all_finite(outputs):
             # One poisoned image spoils the statistics of its batch: without them the others can still be predicted.
-            return self._watch.outputs(inputs)
+            return self._comparison.outputs(inputs)
         return outputs
 
     def predict_as_source(self, inputs: Any) -> Any:
         """Return what the unadapted model says about ``inputs``; nothing moves."""
         self._open()
-        return self._watch.outputs(inputs)
+        return self._comparison.outputs(inputs)
 
     def reset(self) -> None:
         """Go back to the source: weights, buffers, moments, state and random numbers."""
@@ -188,7 +200,7 @@ class Session:
         self._before.capture()
         self._state_before = self._state
         self._rng = generator(self.seed, device_of(self.model))
-        self._watch.forget()
+        self._comparison.reset()
         self._recent_classes.clear()
         self._pace = None if self.pacing is None else Pace(self.pacing, self.task)
 
@@ -208,9 +220,9 @@ class Session:
         """
         weights = self.prediction_weights()
         saved = {name: self._selection.parameters[name].detach().clone() for name in weights}
-        around = norm.plain() if self._watch.distrusted else nullcontext()
+        around = norm.source_statistics() if self._comparison.falling_back else nullcontext()
         installing = getattr(self.method, "installed", None)
-        if installing is not None and not self._watch.distrusted:
+        if installing is not None and not self._comparison.falling_back:
             around = installing(self.model, self._state, task=self.task)
         try:
             self._selection.write(weights)
@@ -230,12 +242,12 @@ class Session:
         SavedState.of(
             self.method,
             self.report(),
-            source=self._watch.source_tensors(),
+            source=self._comparison.source_tensors(),
             weights=self._selection.parameters,
             method_state=self._state,
             optimizer=self._optimizer,
             rng=self._rng,
-            memory=(self._watch.memory(), None if self._pace is None else self._pace.memory()),
+            memory=(self._comparison.state_dict(), None if self._pace is None else self._pace.state_dict()),
         ).write(path)
 
     def load_state(self, path: Path) -> None:
@@ -245,15 +257,17 @@ class Session:
             CheckpointError: the file is no state, or of another model, method or selection.
         """
         self._open()
-        saved = read_fitting(path, self.method, self._optimizer, self._selection, source=self._watch.source_tensors())
+        saved = read_fitting(
+            path, self.method, self._optimizer, self._selection, source=self._comparison.source_tensors()
+        )
         saved = saved.on(device_of(self.model))
         self._selection.write(saved.weights)
         self._state = saved.method_state
         saved.put_back(self._optimizer, self._rng)
         watched, paced = saved.memory
-        self._watch.recall(watched)
+        self._comparison.load_state_dict(watched)
         if self._pace is not None and paced is not None:
-            self._pace.recall(paced)
+            self._pace.load_state_dict(paced)
         self._before.capture()
         self._state_before = self._state
         self._steps_before = saved.report.steps_before + len(saved.report.steps)
@@ -279,15 +293,15 @@ class Session:
             adapt_seconds=self._adapt_seconds,
             predict_seconds=self._predict_seconds,
             probe_seconds=self._probe.seconds,
-            source_seconds=self._watch.seconds,
+            source_seconds=self._comparison.seconds,
             counts=verdict_counts(steps),
         )
 
-    def _rests(self, batch: Any) -> bool:
-        # Whoever is not trusted learns on: otherwise nothing would ever be compared again.
-        return self._pace is not None and not self._pace.is_due(batch) and not self._watch.distrusted
+    def _is_paused(self, batch: Any) -> bool:
+        # While the unadapted model predicts, adapting goes on: otherwise nothing would ever be compared again.
+        return self._pace is not None and not self._pace.is_due(batch) and not self._comparison.falling_back
 
-    def _step(self, batch: Any, *, rests: bool) -> tuple[StepReport, Step | None]:
+    def _step(self, batch: Any, *, paused: bool) -> tuple[StepReport, Step | None]:
         started = time.perf_counter()
         index = self._steps_before + len(self._steps)
         held_bytes = self._held_bytes() if self.budget.max_bytes is not None else 0
@@ -300,26 +314,27 @@ class Session:
         self._state_before = self._state
         method_started = time.perf_counter()
         try:
-            step = self._rested(batch) if rests else self._learned(batch)
+            step = self._predicted(batch) if paused else self._adapted(batch)
             self._selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
             update_norm = self._before.distance()
-            apart_before = self._probe.seconds + self._watch.seconds
+            apart_before = self._probe.seconds + self._comparison.seconds
             evidence = self._evidence(step, batch, update_norm)
-            verdict, reason = self._judge(step, evidence)
+            verdict, code, reason = self._judge(step, evidence)
         except BaseException:
             # Of the method, of a guard, of the unadapted model that a guard asked: no step is made by half.
             self._before.restore()
             self._state = self._state_before
             self._selection.drop_gradients()
             raise
-        if rests and verdict == "kept":
-            verdict, reason = "rested", "the stream is as before"
-        seconds = time.perf_counter() - started - (self._probe.seconds + self._watch.seconds - apart_before)
+        if paused and verdict == "kept":
+            verdict, code, reason = "paused", "stream_unchanged", "the stream is as before"
+        seconds = time.perf_counter() - started - (self._probe.seconds + self._comparison.seconds - apart_before)
         self._adapt_seconds += seconds
         report = evidence.report(
             index=index,
             verdict=verdict,
+            code=code,
             reason=reason,
             update_norm=update_norm,
             seconds=seconds,
@@ -328,11 +343,11 @@ class Session:
         self._steps.append(report)
         if verdict in ("rolled_back", "reset"):
             # A stream on which the unadapted model predicts is one piece of news, not one for each of its batches.
-            level = logging.DEBUG if self._watch.trips_in_a_row > 1 else logging.WARNING
+            level = logging.DEBUG if self._comparison.consecutive_failures > 1 else logging.WARNING
             logger.log(level, "step %d %s: %s", index, verdict.replace("_", " "), reason)
         return report, step
 
-    def _learned(self, batch: Any) -> Step:
+    def _adapted(self, batch: Any) -> Step:
         with torch.enable_grad(), nullcontext() if self._pace is None else self._pace.scaled(self._optimizer):
             return self.method.step(
                 self.model,
@@ -345,34 +360,35 @@ class Session:
             )
 
     @torch.no_grad()
-    def _rested(self, batch: Any) -> Step:
+    def _predicted(self, batch: Any) -> Step:
         outputs = self.method.predict(self.model, layout.for_prediction(batch), self._state, task=self.task)
         return Step(self._state, outputs, None, sample_count(batch))
 
-    def _judge(self, step: Step, evidence: guarding.Evidence) -> tuple[Verdict, str | None]:
-        trip = next((found for guard in self.guards if (found := guard(evidence)) is not None), None)
+    def _judge(self, step: Step, evidence: guarding.Evidence) -> tuple[Verdict, str | None, str | None]:
+        rejection = next((found for guard in self.guards if (found := guard(evidence)) is not None), None)
         if evidence.signals_asked is not None:
-            self._watch.settle(evidence.signals_asked, distrusted=trip is not None and trip.remedy == "source")
-        if trip is not None:
-            if trip.remedy == "reset" or self._watch.trips_in_a_row > _TRIPS_BEFORE_RESET:
+            to_source = rejection is not None and rejection.remedy == "source"
+            self._comparison.record(evidence.signals_asked, falling_back=to_source)
+        if rejection is not None:
+            if rejection.remedy == "reset" or self._comparison.consecutive_failures > _FAILURES_BEFORE_RESET:
                 self._to_source()
                 self._recent_classes.clear()
-                self._watch.begin_again()
-                return "reset", trip.reason
+                self._comparison.clear_history()
+                return "reset", rejection.code, rejection.reason
             self._before.restore()
-            return "rolled_back", trip.reason
+            return "rolled_back", rejection.code, rejection.reason
         if step.used == 0:
             # Even a skipped batch went through the network: put back whatever its forward pass touched.
             self._before.restore()
-            return "skipped", "nothing in this batch was worth learning from"
+            return "skipped", "nothing_to_learn", "nothing in this batch was worth learning from"
         if step.reset:
             self._to_source()
-            return "recovered", f"{self.method.name} asked to start again from the source weights"
+            return "recovered", "method_asked", f"{self.method.name} asked to start again from the source weights"
         self._state = step.state
         if evidence.probe_loss_after is not None:
             self._probe.loss = evidence.probe_loss_after
         self._recent_classes.extend(evidence.classes)
-        return "kept", None
+        return "kept", None, None
 
     def _evidence(self, step: Step, batch: Any, update_norm: float) -> guarding.Evidence:
         probe_after, agreement = self._probe.after(step.state)
@@ -387,8 +403,8 @@ class Session:
             recent_classes=tuple(self._recent_classes),
             samples=sample_count(batch),
             batch=batch,
-            watch=self._watch,
-            doubt_allowed=getattr(self.method, "doubt_allowed", 1.0),
+            source=self._comparison,
+            certainty_allowance=getattr(self.method, "certainty_allowance", 1.0),
         )
 
     def _to_source(self) -> None:
@@ -399,7 +415,7 @@ class Session:
     def prediction_weights(self) -> Mapping[str, torch.Tensor]:
         """Return the weights that predict where they are others than the model's: a teacher's, or the source's."""
         self._open()
-        if self._watch.distrusted:
+        if self._comparison.falling_back:
             return self._source_weights
         weights_of = getattr(self.method, "prediction_weights", None)
         return {} if weights_of is None else weights_of(self._state)

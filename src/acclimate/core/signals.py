@@ -1,7 +1,7 @@
 """What a model's outputs look like as a whole: how sure, how varied, how many. No label is needed to tell collapse.
 
 A model that has collapsed gives one class to everything, or detects nothing; one whose statistics are of the wrong
-images is unsure of what it was sure of before. :class:`acclimate.core.AgainstSource` looks at both.
+images is unsure of what it was sure of before. :class:`acclimate.core.WorseThanSource` looks at both.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Signals:
         """Mean probability of the decided class."""
         return self.score_sum / self.decisions if self.decisions else 0.0
 
-    def plain(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """Return the signals as numbers by name, for a report."""
         return {
             "entropy_nats": self.entropy_nats,
@@ -126,24 +126,24 @@ class Signals:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class SignalPair:
     """The adapted and the unadapted model on the same images."""
 
     adapted: Signals
     source: Signals
 
     @classmethod
-    def of(cls, task: Task, adapted: Any, source: Any, *, samples: int) -> Pair:
+    def of(cls, task: Task, adapted: Any, source: Any, *, samples: int) -> SignalPair:
         """Return the signals of both models' outputs on ``samples`` images."""
         return cls(Signals.of(task, adapted, samples=samples), Signals.of(task, source, samples=samples))
 
     @classmethod
-    def recent(cls, pairs: Sequence[Pair], *, decisions: int = 0, images: int = 0) -> Pair:
+    def recent(cls, pairs: Sequence[SignalPair], *, decisions: int = 0, images: int = 0) -> SignalPair:
         """Return the newest pairs together: as many as it takes for so many of the source's decisions, and images.
 
         An image without a decision counts as one.
         """
-        chosen: list[Pair] = []
+        chosen: list[SignalPair] = []
         held = seen = 0
         for pair in reversed(pairs):
             chosen.append(pair)
@@ -222,7 +222,7 @@ class Certainty:
         allowed = self.lost_entropy_rise if lost else self.entropy_rise
         return allowed + self.chance / math.sqrt(max(1, decisions))
 
-    def doubt(self, both: Pair) -> float:
+    def degradation_score(self, both: SignalPair) -> float:
         """Return how much speaks against the adapted model; above 1 it is thought to be the worse one."""
         lost = both.agreement is not None and both.agreement < self.lost_agreement
         allowed = self.allowed(min(both.adapted.decisions, both.source.decisions), lost=lost)

@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from acclimate.core import layout, norm
-from acclimate.core.signals import Pair, Signals
+from acclimate.core.signals import SignalPair, Signals
 from acclimate.core.task import Task
 
 REMEMBERED_PAIRS: Final = 256
 """How many batches a comparison may reach back; batches of one fill it last."""
-REMEMBERED_JUDGEMENTS: Final = 8
-"""How many comparisons a suspicion rests on."""
-CONVINCING_DOUBT: Final = 1.5
-"""Two comparisons in a row that go against the adapted model with more doubt than this on average are no accident."""
-CONVINCED_UNTIL: Final = 3
-"""How many comparisons in a row must go well before that is forgotten."""
+REMEMBERED_COMPARISONS: Final = 8
+"""Over how many of the newest comparisons failures are counted."""
+STICKY_SCORE: Final = 1.5
+"""Two failed comparisons in a row with a mean degradation score above this begin a sticky fallback."""
+STICKY_PASSES: Final = 3
+"""How many passed comparisons in a row end it."""
 
 
-class With:
+class FunctionalModel:
     """Calls a model with other weights in place of some of its own."""
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -40,56 +40,56 @@ class With:
 @torch.no_grad()
 def source_outputs(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor], *, task: Task) -> Any:
     """Return what the unadapted model says: ``weights`` for those that move, and the source's statistics."""
-    with norm.plain():
-        return task.forward(With(model, weights), layout.for_prediction(inputs))
+    with norm.source_statistics():
+        return task.forward(FunctionalModel(model, weights), layout.for_prediction(inputs))
 
 
-class SourceWatch:
-    """What a session knows about how the adapted model stands against the unadapted one.
+class SourceComparison:
+    """Compares the adapted model with the unadapted one over a session, and remembers how it went.
 
     Attributes:
         images_checked, images_since_check: on how many images the unadapted model was asked, and how many came since.
-        verified: signals of the adapted model on the newest batch on which nothing was wrong; None before the first.
+        verified: signals of the adapted model on the newest batch that passed; None before the first.
         last: the newest comparison.
-        trips_in_a_row: the newest comparisons that went against the adapted model, without one between that did not.
-        convinced: whether comparisons went against the adapted model so clearly that it takes several good ones, and
-            better ones, for it to be trusted again: a stream that is of one class stays so when its light changes.
-        distrusted: whether the newest comparison went against the adapted model, so that the unadapted one predicts.
-        seconds: wall-clock seconds that asking the unadapted model took.
+        consecutive_failures: how many of the newest comparisons failed in a row, that is, favoured the unadapted model.
+        sticky_fallback: comparisons failed so clearly that several must pass, under a stricter limit, before the
+            adapted model predicts again: a stream that is of one class stays so when its light changes.
+        falling_back: the newest comparison failed, so the unadapted model predicts.
+        seconds: wall-clock seconds that running the unadapted model took.
     """
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], *, task: Task) -> None:
         self._model, self._weights, self._task = model, weights, task
-        self._pairs: deque[Pair] = deque(maxlen=REMEMBERED_PAIRS)
+        self._pairs: deque[SignalPair] = deque(maxlen=REMEMBERED_PAIRS)
         # With batches of one a summary is of hundreds of pairs, and it is asked for more often than they change.
-        self._summaries: dict[tuple[int, int], Pair] = {}
-        self._judgements: deque[bool] = deque(maxlen=REMEMBERED_JUDGEMENTS)
+        self._summaries: dict[tuple[int, int], SignalPair] = {}
+        self._failures: deque[bool] = deque(maxlen=REMEMBERED_COMPARISONS)
         self.seconds = 0.0
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Start again, as on a new stream."""
         self._pairs.clear()
         self._summaries.clear()
-        self._judgements.clear()
+        self._failures.clear()
         self._latest: tuple[Any, Any] | None = None
         self._was_asked = False
         self.images_checked = self.images_since_check = 0
         self.verified: Signals | None = None
-        self.last: Pair | None = None
-        self.distrusted = False
-        self.trips_in_a_row = self._passes_in_a_row = 0
-        self.convinced = False
-        self._doubts: deque[float] = deque(maxlen=2)
+        self.last: SignalPair | None = None
+        self.falling_back = False
+        self.consecutive_failures = self._consecutive_passes = 0
+        self.sticky_fallback = False
+        self._scores: deque[float] = deque(maxlen=2)
 
     def source_tensors(self) -> dict[str, Tensor]:
         """Return every weight and buffer of the unadapted model by name."""
         return {**dict(self._model.named_buffers()), **dict(self._model.named_parameters()), **self._weights}
 
     @property
-    def recent_trips(self) -> int:
-        """How many of the newest comparisons went against the adapted model."""
-        return sum(self._judgements)
+    def recent_failures(self) -> int:
+        """How many of the newest comparisons failed."""
+        return sum(self._failures)
 
     def outputs(self, batch: Any) -> Any:
         """Return what the unadapted model says about ``batch``; after :meth:`compare` on it, it is not run again."""
@@ -100,66 +100,66 @@ class SourceWatch:
         self.seconds += time.perf_counter() - started
         return outputs
 
-    def doubt(self, amount: float) -> None:
-        """Note how much speaks against the adapted model on the batch that was compared, 1 being what is allowed."""
-        self._doubts.append(amount)
+    def record_score(self, score: float) -> None:
+        """Record the degradation score of the batch that was compared; 1 is the limit."""
+        self._scores.append(score)
 
-    def compare(self, batch: Any, adapted: Signals, *, decisions: int) -> Pair:
+    def compare(self, batch: Any, adapted: Signals, *, decisions: int) -> SignalPair:
         """Ask the unadapted model about ``batch``, and return how both did on about the last so many decisions."""
         outputs = self.outputs(batch)
         self._latest, self._was_asked = (batch, outputs), True
         source = Signals.of(self._task, outputs, samples=adapted.samples)
-        self._pairs.append(Pair(adapted, source))
+        self._pairs.append(SignalPair(adapted, source))
         self._summaries.clear()
         self.images_checked += adapted.samples
         self.images_since_check = 0
         self.last = self.recent(decisions)
         return self.last
 
-    def recent(self, decisions: int, *, images: int = 0) -> Pair:
+    def recent(self, decisions: int, *, images: int = 0) -> SignalPair:
         """Return how both did on about the last so many decisions, and images, that were compared."""
         key = (decisions, images)
         if key not in self._summaries:
-            self._summaries[key] = Pair.recent(self._pairs, decisions=decisions, images=images)
+            self._summaries[key] = SignalPair.recent(self._pairs, decisions=decisions, images=images)
         return self._summaries[key]
 
-    def begin_again(self) -> None:
+    def clear_history(self) -> None:
         """Forget how both did before weights and state went back to the source: those outputs judge nobody any more."""
         self._pairs.clear()
         self._summaries.clear()
-        self.trips_in_a_row = 0
+        self.consecutive_failures = 0
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what must outlive a restart, as plain values."""
         return {
-            "distrusted": self.distrusted,
-            "convinced": self.convinced,
-            "trips_in_a_row": self.trips_in_a_row,
-            "judgements": tuple(self._judgements),
+            "falling_back": self.falling_back,
+            "sticky_fallback": self.sticky_fallback,
+            "consecutive_failures": self.consecutive_failures,
+            "judgements": tuple(self._failures),
         }
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Start again with what :meth:`memory` returned."""
-        self.forget()
-        self.distrusted, self.convinced = memory["distrusted"], memory["convinced"]
-        self.trips_in_a_row = memory["trips_in_a_row"]
-        self._judgements.extend(memory["judgements"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Start again with what :meth:`state_dict` returned."""
+        self.reset()
+        self.falling_back, self.sticky_fallback = state["falling_back"], state["sticky_fallback"]
+        self.consecutive_failures = state["consecutive_failures"]
+        self._failures.extend(state["judgements"])
 
-    def settle(self, adapted: Signals, *, distrusted: bool) -> None:
+    def record(self, adapted: Signals, *, falling_back: bool) -> None:
         """Note how a batch was judged, whether or not the unadapted model was asked about it."""
         asked, self._was_asked = self._was_asked, False
         if not asked:
             self.images_since_check += adapted.samples
             return
-        self._judgements.append(distrusted)
-        self.trips_in_a_row = self.trips_in_a_row + 1 if distrusted else 0
-        self._passes_in_a_row = 0 if distrusted else self._passes_in_a_row + 1
-        if self.trips_in_a_row > 1 and sum(self._doubts) > CONVINCING_DOUBT * len(self._doubts):
-            self.convinced = True
-        elif self._passes_in_a_row >= CONVINCED_UNTIL:
-            self.convinced = False
-        self.distrusted = distrusted
-        if not distrusted:
+        self._failures.append(falling_back)
+        self.consecutive_failures = self.consecutive_failures + 1 if falling_back else 0
+        self._consecutive_passes = 0 if falling_back else self._consecutive_passes + 1
+        if self.consecutive_failures > 1 and sum(self._scores) > STICKY_SCORE * len(self._scores):
+            self.sticky_fallback = True
+        elif self._consecutive_passes >= STICKY_PASSES:
+            self.sticky_fallback = False
+        self.falling_back = falling_back
+        if not falling_back:
             self.verified = adapted
 
     def release(self) -> None:

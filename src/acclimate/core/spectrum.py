@@ -31,7 +31,7 @@ _LEAST_SPIKE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Spectrum:
+class PowerSpectrum:
     """Mean power spectrum of a set of images in [0, 1].
 
     Attributes:
@@ -53,7 +53,7 @@ class Spectrum:
         return {**{name: getattr(self, name) for name in fields}, "count": torch.tensor(self.count)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Spectrum:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PowerSpectrum:
         """Return what :meth:`tensors` described.
 
         Raises:
@@ -102,11 +102,11 @@ class Sums:
             keep * self.count + other.count,
         )
 
-    def spectrum(self) -> Spectrum:
+    def spectrum(self) -> PowerSpectrum:
         """Return the means."""
         power, mean = self.power / self.count, self.mean / self.count
         spread = (self.squared_power / self.count - power.square()).clamp(min=0).sqrt()
-        return Spectrum(
+        return PowerSpectrum(
             power,
             spread / power.clamp(min=_SMALL),
             mean,
@@ -115,7 +115,7 @@ class Sums:
         )
 
 
-def measure(batches: Iterable[Tensor]) -> Spectrum:
+def measure(batches: Iterable[Tensor]) -> PowerSpectrum:
     """Return the spectrum of batches ``(B, 3, H, W)`` of images in [0, 1].
 
     Raises:
@@ -139,18 +139,18 @@ def band_power(images: Tensor) -> Tensor:
     return summed / sizes
 
 
-def distance_nats(spectrum: Spectrum, source: Spectrum) -> float:
+def distance_nats(spectrum: PowerSpectrum, source: PowerSpectrum) -> float:
     """Return how far apart two spectra are: the mean over colours and bands of ``|log ratio|``."""
     ratio = (spectrum.power + _SMALL) / (source.power + _SMALL)
     return float(ratio.log().abs()[_used(source)].mean())
 
 
-def excess_distance_nats(spectrum: Spectrum, source: Spectrum, *, chance_nats: float) -> float:
+def excess_distance_nats(spectrum: PowerSpectrum, source: PowerSpectrum, *, chance_nats: float) -> float:
     """Return the distance with what chance alone would give taken out of it (they add up as squares)."""
     return math.sqrt(max(0.0, distance_nats(spectrum, source) ** 2 - chance_nats**2))
 
 
-def expected_distance_nats(source: Spectrum, count: float) -> float:
+def expected_distance_nats(source: PowerSpectrum, count: float) -> float:
     """Return the distance that ``count`` images of the source itself would have, from chance alone."""
     # The mean of |N(0, s)| is s sqrt(2 / pi), and log(1 + x) is about x.
     relative = source.variation[_used(source)].mean() / math.sqrt(max(count, 1.0))
@@ -182,7 +182,7 @@ def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor
     return torch.where(spikes, median, images)
 
 
-def gains(stream: Spectrum, source: Spectrum, *, max_gain: float, sharpening: float) -> Tensor:
+def gains(stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, sharpening: float) -> Tensor:
     """Return the factor ``(3, BANDS)`` for the amplitude of each opponent colour and band.
 
     What three quarters of a colour's bands have lost is lost contrast, and is given back in full to all of them. Of
@@ -204,7 +204,7 @@ def gains(stream: Spectrum, source: Spectrum, *, max_gain: float, sharpening: fl
 
 
 def filtered(
-    images: Tensor, stream: Spectrum, source: Spectrum, *, strength: float, max_gain: float, sharpening: float
+    images: Tensor, stream: PowerSpectrum, source: PowerSpectrum, *, strength: float, max_gain: float, sharpening: float
 ) -> Tensor:
     """Return ``(B, 3, H, W)`` images in [0, 1] filtered by :func:`gains`, means moved by the difference of the means.
 
@@ -244,7 +244,7 @@ def _lower_quartile(values: Tensor) -> Tensor:
     return torch.quantile(values, 0.25) if len(values) else values.new_zeros(())
 
 
-def _used(source: Spectrum) -> Tensor:
+def _used(source: PowerSpectrum) -> Tensor:
     """Say which bands exist: a small image has no coefficient in the lowest."""
     return source.power > _SMALL
 

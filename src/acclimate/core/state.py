@@ -22,7 +22,7 @@ from torch import Tensor
 
 from acclimate.core.method import Method, Selection, settings_of
 from acclimate.core.outputs import map_tensors
-from acclimate.core.report import SessionReport, plain
+from acclimate.core.report import SessionReport, to_jsonable
 from acclimate.errors import CheckpointError, first_line
 
 FORMAT: Final = "acclimate session state 1"
@@ -270,7 +270,7 @@ def _described(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
         fields = {f.name: _described(getattr(tree, f.name), prefix, tensors) for f in dataclasses.fields(tree)}
         return {"class": f"{cls.__module__}:{cls.__qualname__}", "fields": fields}
     if tree is None or isinstance(tree, bool | int | float | str):
-        return {"value": plain(tree)}
+        return {"value": to_jsonable(tree)}
     raise CheckpointError(
         f"an object of type {type(tree).__name__} in a state cannot be saved; use tensors, numbers, text, or "
         "dataclasses of them"

@@ -125,7 +125,7 @@ class Classification:
         if logits.dim() != 2:
             raise ConfigError(
                 f"a classifier's logits are (B, K), and this model returned {tuple(logits.shape)}; "
-                "give the session the task that it is for, such as acclimate.vision.detection.Detection "
+                "give the session the task that it is for, such as acclimate.vision.models.detection.Detection "
                 "(in a TorchModel: kind='detector')"
             )
         return logits

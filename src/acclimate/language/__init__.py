@@ -1,19 +1,19 @@
 """The language door: real test-time training on the examples in a prompt, and a gate that decides when it helps."""
 
-from acclimate.language.adapters import AdapterManager
 from acclimate.language.answers import AdaptationMetadata, AskReport
-from acclimate.language.calibration import Calibration, shipped
-from acclimate.language.debug import TTT_DEBUG_CONFIG, DebugLog, collect_debug_info
+from acclimate.language.debug_log import TTT_DEBUG_CONFIG, DebugLog, collect_debug_info
+from acclimate.language.decision.calibration import Calibration, shipped
+from acclimate.language.decision.evidence import Evidence, HeldOut, cross_fit, held_out
+from acclimate.language.decision.gate import CONFIDENCE_THRESHOLDS, DECLINED, REASONS, Decision, Gate
 from acclimate.language.engine import Engine
-from acclimate.language.evidence import Evidence, HeldOut, cross_fit, held_out
 from acclimate.language.examples import Example, as_examples, validated
-from acclimate.language.gate import CONFIDENCE_THRESHOLDS, DECLINED, REASONS, Decision, Gate
-from acclimate.language.models import LanguageModel, load
+from acclimate.language.models.language_model import LanguageModel, load
 from acclimate.language.patterns import DOMAIN_SENSITIVITY, Detection, detect
 from acclimate.language.prompts import PromptFormat
-from acclimate.language.recipes import RANK_RECOMMENDATIONS, Recipe, optimize_training_steps
 from acclimate.language.skill import TestTimeAdaptationSkill
-from acclimate.language.trainer import Adapter, train
+from acclimate.language.training.adapter_cache import AdapterManager
+from acclimate.language.training.recipes import RANK_RECOMMENDATIONS, Recipe, optimize_training_steps
+from acclimate.language.training.trainer import Adapter, train
 
 __all__ = [
     "CONFIDENCE_THRESHOLDS",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from acclimate.language.gate import Reason
+from acclimate.language.decision.gate import Reason
 
 Status = Literal["adapted", "declined", "fallback", "plain"]
 

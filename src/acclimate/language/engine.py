@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from acclimate.core.budget import Budget
 from acclimate.errors import CancelledError, ConfigError, DataError, TTTNotSupportedError, first_line
-from acclimate.language import calibration, patterns
-from acclimate.language.adapters import AdapterManager, adapter_key
+from acclimate.language import patterns
 from acclimate.language.answers import AdaptationMetadata, AskReport, OnReport
-from acclimate.language.debug import DebugLog
-from acclimate.language.evidence import Evidence, cross_fit, nothing
+from acclimate.language.debug_log import DebugLog
+from acclimate.language.decision import calibration
+from acclimate.language.decision.evidence import Evidence, cross_fit, empty_adapter
+from acclimate.language.decision.gate import DECLINED, Gate, Reason
 from acclimate.language.examples import (
     MAX_EXAMPLE_CHARACTERS,
     Augmentation,
@@ -24,13 +25,13 @@ from acclimate.language.examples import (
     orderings,
     validated,
 )
-from acclimate.language.gate import DECLINED, Gate, Reason
-from acclimate.language.generate import PERMUTED_PROMPTS, Answer, agreement, generate, majority
-from acclimate.language.memory import PeakMemory, out_of_memory
-from acclimate.language.models import LanguageModel
-from acclimate.language.recipes import Recipe, decided
-from acclimate.language.trainer import Adapter, StopReason, train
-from acclimate.language.warm_start import warm_start
+from acclimate.language.models.generate import PERMUTED_PROMPTS, Answer, agreement, generate, majority
+from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.training.adapter_cache import AdapterManager, adapter_key
+from acclimate.language.training.memory import PeakMemory, out_of_memory
+from acclimate.language.training.recipes import Recipe, decided
+from acclimate.language.training.trainer import Adapter, StopReason, train
+from acclimate.language.training.warm_start import warm_start
 from acclimate.language.work import FAILURES, RefusedError, Request, Work, report_of
 
 _LOG = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Engine:
     The model's own tensors are never written to: what is learned lives beside them, for the time of one request.
 
     Args:
-        model: as :func:`acclimate.language.models.load` returns it.
+        model: as :func:`acclimate.language.models.language_model.load` returns it.
         recipe: of training; None takes the model's.
         gate: None takes the calibration that ships for the model, or compares left-out examples where none does.
         environment: for the gate made here: a key of ``CONFIDENCE_THRESHOLDS``, or None.
@@ -290,7 +291,7 @@ class Engine:
                 )
             work.peak_bytes = trial.peak_bytes
             self._refuse_failure(trial.stop)
-            self._keep(examples, recipe, work.adapter or nothing(self.model), work.evidence)
+            self._keep(examples, recipe, work.adapter or empty_adapter(self.model), work.evidence)
         if policy == "gate" and work.evidence is not None:
             work.decision = self.gate.decide(work.evidence)
             if not work.decision.adapt:

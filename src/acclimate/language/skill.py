@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from acclimate.language.adapters import AdapterManager
 from acclimate.language.answers import AskReport, OnReport
+from acclimate.language.decision.gate import Gate
 from acclimate.language.engine import Engine
 from acclimate.language.examples import Example
-from acclimate.language.gate import Gate
-from acclimate.language.models import LanguageModel, load
-from acclimate.language.recipes import RANK_RECOMMENDATIONS, recipe_for
+from acclimate.language.models.language_model import LanguageModel, load
+from acclimate.language.training.adapter_cache import AdapterManager
+from acclimate.language.training.recipes import RANK_RECOMMENDATIONS, recipe_for
 
 
 class TestTimeAdaptationSkill:
     """Adapts a language model to the examples in a prompt; the model is loaded when it is first asked.
 
     Args:
-        model: a name that :func:`acclimate.language.models.load` knows, or a loaded model.
+        model: a name that :func:`acclimate.language.models.language_model.load` knows, or a loaded model.
         environment: a key of ``CONFIDENCE_THRESHOLDS``.
         adapter_manager: keeps trained adapters; None makes one.
         on_report: called with every report.

@@ -10,12 +10,12 @@ from typing import Final
 
 from acclimate.errors import SessionError
 from acclimate.language.answers import AdaptationMetadata, AskReport, Status
-from acclimate.language.evidence import Evidence
+from acclimate.language.decision.evidence import Evidence
+from acclimate.language.decision.gate import DECLINED, Decision, Reason
 from acclimate.language.examples import Example
-from acclimate.language.gate import DECLINED, Decision, Reason
-from acclimate.language.generate import Answer
-from acclimate.language.memory import PeakMemory
-from acclimate.language.trainer import Adapter, StopReason
+from acclimate.language.models.generate import Answer
+from acclimate.language.training.memory import PeakMemory
+from acclimate.language.training.trainer import Adapter, StopReason
 
 #: How training can fail, and the reason that a request then falls back for.
 FAILURES: Final[Mapping[StopReason, Reason]] = {

@@ -2,7 +2,7 @@
 
 from acclimate.methods.align import Align
 from acclimate.methods.blend import Blend
-from acclimate.methods.bn import Bn
+from acclimate.methods.bn import BatchNormStats
 from acclimate.methods.cotta import Cotta
 from acclimate.methods.deyo import Deyo
 from acclimate.methods.eata import Eata, fisher_information
@@ -12,13 +12,13 @@ from acclimate.methods.mim import Mim
 from acclimate.methods.roid import Roid
 from acclimate.methods.rotta import Rotta
 from acclimate.methods.sar import Sar
-from acclimate.methods.spectrum import Spectrum
+from acclimate.methods.spectrum import SpectrumFilter
 from acclimate.methods.tent import Tent
 
 __all__ = [
     "Align",
+    "BatchNormStats",
     "Blend",
-    "Bn",
     "Cotta",
     "Deyo",
     "Eata",
@@ -28,7 +28,7 @@ __all__ = [
     "Roid",
     "Rotta",
     "Sar",
-    "Spectrum",
+    "SpectrumFilter",
     "Tent",
     "fisher_information",
 ]

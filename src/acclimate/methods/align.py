@@ -21,7 +21,7 @@ from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError, EmptySelectionError
-from acclimate.methods.spectrum import Spectrum, SpectrumState
+from acclimate.methods.spectrum import SpectrumFilter, SpectrumState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Align:
     deviations (the paper's L1, eq. 3, made free of scale). It needs no confidence, so it works on any head.
 
     Attributes:
-        lr: of Adam. Ours, tuned on ``benchmarks/plates``: from 5e-4 on clean images suffer.
+        lr: of Adam. Ours, tuned on ``benchmarks/pose_scenes``: from 5e-4 on clean images suffer.
         update: what may move; the paper moves every parameter.
         batch_statistics: normalise with the batch's statistics.
         spectrum: filter images first (see :class:`~acclimate.methods.Spectrum`); None leaves them as they are.
@@ -46,7 +46,7 @@ class Align:
     lr: float = 2e-4
     update: TensorFilter = TensorFilter(kind="all")
     batch_statistics: bool = True
-    spectrum: Spectrum | None = field(default=None)
+    spectrum: SpectrumFilter | None = field(default=None)
 
     def __post_init__(self) -> None:
         if not self.lr >= 0:

@@ -20,11 +20,11 @@ from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
 from acclimate.core.outputs import detach, map_tensors, sample_count
 from acclimate.core.selection import nothing_selected
-from acclimate.core.signals import Certainty, Pair
+from acclimate.core.signals import Certainty, SignalPair
 from acclimate.core.task import Task
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
-from acclimate.methods.spectrum import Spectrum, SpectrumState
+from acclimate.methods.spectrum import SpectrumFilter, SpectrumState
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Blend:
     """
 
     name: ClassVar[str] = "blend"
-    doubt_allowed: ClassVar[float] = 2.0
+    certainty_allowance: ClassVar[float] = 2.0
 
     memory_weight: float = 0.5
     memory_images: int = 64
@@ -78,7 +78,7 @@ class Blend:
     diversity_window: int = 64
     mirrored: bool = True
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
-    spectrum: Spectrum | None = field(default=None)
+    spectrum: SpectrumFilter | None = field(default=None)
 
     def __post_init__(self) -> None:
         if not 0 <= self.memory_weight <= 1:
@@ -188,8 +188,8 @@ class Blend:
         rate = count / (count + self.memory_images)
         with norm.remembered(model, {}, memory_weight=self.memory_weight, rate=rate):
             moved = task.forward(model, batch)
-        both = Pair.of(task, moved, source, samples=count)
-        if self.certainty.doubt(both) <= 1:
+        both = SignalPair.of(task, moved, source, samples=count)
+        if self.certainty.degradation_score(both) <= 1:
             return 1.0
         state = self._with_decisions(state, task.decisions(source).class_probabilities())
         return math.pow(self.diversity(state), self.diversity_exponent)

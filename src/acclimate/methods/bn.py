@@ -19,7 +19,7 @@ from acclimate.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bn:
+class BatchNormStats:
     """Normalise each batch with a mixture of its own statistics and the source's; no gradient, nothing moves.
 
     Attributes:

@@ -15,7 +15,7 @@ from acclimate.core.losses import weighted_mean
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach
 from acclimate.core.selection import TensorFilter, selecting
-from acclimate.core.source_model import With
+from acclimate.core.source_model import FunctionalModel
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
 
@@ -53,7 +53,7 @@ class Cotta:
     name: ClassVar[str] = "cotta"
     # A mean over augmented views is less sure by nature: 1.9 times what others may be, where it gains thirty points
     # on CIFAR-10, and 2.1 times on the detector that ships.
-    doubt_allowed: ClassVar[float] = 3.0
+    certainty_allowance: ClassVar[float] = 3.0
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -115,7 +115,7 @@ class Cotta:
 
     def predict(self, model: nn.Module, inputs: Any, state: CottaState, *, task: Task) -> Any:
         """Return the teacher's outputs."""
-        return task.forward(With(model, state.teacher), inputs)
+        return task.forward(FunctionalModel(model, state.teacher), inputs)
 
     def prediction_weights(self, state: CottaState) -> Mapping[str, Tensor]:
         """Return the weights that predict, by name: the teacher's."""
@@ -127,7 +127,7 @@ class Cotta:
 
     @torch.no_grad()
     def _teach(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task, rng: torch.Generator) -> Any:
-        teacher = With(model, state.teacher)
+        teacher = FunctionalModel(model, state.teacher)
         if not self._source_is_unsure(model, batch, state, task=task):
             return task.forward(teacher, batch)
         reference = None if task.aligned else task.forward(teacher, batch)
@@ -140,7 +140,7 @@ class Cotta:
     def _source_is_unsure(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task) -> bool:
         if self.anchor_threshold == 0:
             return False
-        decisions = task.decisions(task.forward(With(model, state.source), batch))
+        decisions = task.decisions(task.forward(FunctionalModel(model, state.source), batch))
         if len(decisions) == 0:
             return True
         confidence = decisions.class_probabilities().amax(-1)

@@ -16,7 +16,7 @@ from acclimate.core.determinism import device_of, generator
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import sample_count
 from acclimate.core.selection import TensorFilter, selecting
-from acclimate.core.source_model import With
+from acclimate.core.source_model import FunctionalModel
 from acclimate.core.task import Task, logits_of, require_classifier
 from acclimate.errors import ConfigError
 
@@ -32,8 +32,8 @@ class Memo:
         lr: of the one step of gradient descent (5e-3, the paper's for CIFAR-10).
         view_count: augmented views of each image (32). They are acclimate's, not AugMix: colours, blur, noise,
             mirroring, small rotations and shifts.
-        source_strength: N of the statistics that BatchNorm mixes, see :class:`acclimate.methods.Bn`; the paper's 16.
-            The views of an image count as one sample.
+        source_strength: N of the statistics that BatchNorm mixes, see :class:`acclimate.methods.BatchNormStats`; the
+            paper's 16. The views of an image count as one sample.
         view_seed: of the views in prediction.
         update: what may move; the paper moves everything.
 
@@ -111,7 +111,9 @@ class Memo:
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             }
             with torch.no_grad():
-                predictions.append(logits_of(task.forward(With(model, moved), task.with_images(batch, image))))
+                predictions.append(
+                    logits_of(task.forward(FunctionalModel(model, moved), task.with_images(batch, image)))
+                )
             losses.append(loss.detach())
         return torch.cat(predictions), torch.stack(losses).mean()
 

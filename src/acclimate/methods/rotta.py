@@ -18,7 +18,7 @@ from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
 from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import TensorFilter, selecting
-from acclimate.core.source_model import With
+from acclimate.core.source_model import FunctionalModel
 from acclimate.core.task import Task, logits_of, require_classifier
 from acclimate.errors import ConfigError
 
@@ -126,7 +126,7 @@ class Rotta:
     def predict(self, model: nn.Module, inputs: Any, state: RottaState, *, task: Task) -> Any:
         """Return the teacher's outputs under its statistics."""
         with self.installed(model, state, task=task):
-            return task.forward(With(model, state.teacher), inputs)
+            return task.forward(FunctionalModel(model, state.teacher), inputs)
 
     def prediction_weights(self, state: RottaState) -> Mapping[str, Tensor]:
         """Return the weights that predict, by name: the teacher's."""
@@ -198,7 +198,7 @@ class Rotta:
                 model, state.teacher_statistics, memory_weight=1.0, rate=rate, between=False
             ) as teacher_seen,
         ):
-            target = logits_of(task.forward(With(model, state.teacher), layout.for_prediction(images)))
+            target = logits_of(task.forward(FunctionalModel(model, state.teacher), layout.for_prediction(images)))
         view = next(iter(task.views(images, count=1, rng=rng)))
         with norm.remembered(
             model, state.student_statistics, memory_weight=1.0, rate=rate, between=False

@@ -1,4 +1,4 @@
-"""Spectrum: give the stream the source's mean power spectrum, and mix BatchNorm's statistics as far as it was off.
+"""Spectrum filter: give the stream the source's mean power spectrum; mix BatchNorm's statistics as far as it was off.
 
 Ours. Aligning amplitudes by frequency comes from Fourier domain adaptation (Yang & Soatto, CVPR 2020, arXiv
 2004.05498), which does it to source images in training; the filter is Wiener's (1949); the mixed statistics are
@@ -21,8 +21,7 @@ from acclimate.core import spectrum as spectra
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import nothing_selected
-from acclimate.core.spectrum import Spectrum as PowerSpectrum
-from acclimate.core.spectrum import Sums
+from acclimate.core.spectrum import PowerSpectrum, Sums
 from acclimate.core.task import Task
 from acclimate.core.views import bounds
 from acclimate.errors import ConfigError, TTTNotSupportedError
@@ -36,7 +35,7 @@ class SpectrumState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spectrum:
+class SpectrumFilter:
     """Filter each image so that the stream's mean power spectrum becomes the source's; no gradient, no weight moves.
 
     How far the stream is off decides how much is done: below ``tolerance_nats`` nothing, from twice that on everything,
@@ -46,12 +45,12 @@ class Spectrum:
         source: the spectrum of source images, from :func:`acclimate.core.spectrum.measure`; needed.
         max_gain: the largest amplification of a band.
         sharpening: the exponent of the power ratio with which single bands are raised, see
-            :func:`acclimate.core.spectrum.gains`. Tuned on ``benchmarks/plates``: 0.5 rings, 0 leaves blur alone.
+            :func:`acclimate.core.spectrum.gains`. Tuned on ``benchmarks/pose_scenes``: 0.5 rings, 0 leaves blur alone.
         spike_deviations: how unusual a single value must be to be a spike, which is taken away before all else; see
             :func:`acclimate.core.spectrum.despiked`.
         spike_share: with fewer spikes in a batch they are left alone; clean scenes have less than one in 10,000 values.
         tolerance_nats: the distance of spectra (mean ``|log ratio|`` over colours and bands, chance left out) that is
-            no shift; 0.3 lies between other clean scenes of ``benchmarks/plates`` and their weakest corruptions.
+            no shift; 0.3 lies between other clean scenes of ``benchmarks/pose_scenes`` and their weakest corruptions.
         memory_images: the stream's spectrum is a mean over about so many images.
         batch_weight: of the batch's own statistics in BatchNorm against the source's, where everything is done.
 
@@ -60,7 +59,7 @@ class Spectrum:
     """
 
     name: ClassVar[str] = "spectrum"
-    doubt_allowed: ClassVar[float] = 2.0
+    certainty_allowance: ClassVar[float] = 2.0
 
     source: PowerSpectrum | None = field(default=None, repr=False, compare=False)
     max_gain: float = 10.0

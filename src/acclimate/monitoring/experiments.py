@@ -137,12 +137,12 @@ def get(store: Store, name: str) -> Experiment:
     with store.reading() as connection:
         row = connection.execute(sa.select(experiments).where(experiments.c.name == name)).mappings().first()
     if row is None:
-        known = ", ".join(e.name for e in every(store)) or "none"
+        known = ", ".join(e.name for e in list_experiments(store)) or "none"
         raise StoreError(f"there is no experiment {name!r}; there are: {known}")
     return _from_row(row)
 
 
-def every(store: Store) -> list[Experiment]:
+def list_experiments(store: Store) -> list[Experiment]:
     """Return all experiments, the newest first."""
     with store.reading() as connection:
         rows = connection.execute(sa.select(experiments).order_by(experiments.c.created_at.desc())).mappings().all()

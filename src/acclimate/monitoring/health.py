@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from acclimate.core.report import plain
+from acclimate.core.report import to_jsonable
 from acclimate.monitoring.collector import TTTMetricsCollector, get_ttt_metrics_collector
 from acclimate.monitoring.measurement import (
     Counts,
@@ -60,21 +60,21 @@ class Health:
             "verdict": self.verdict,
             "alerts": self.alerts,
             "lost_rows": self.lost_rows,
-            "requests": plain(self.counts),
+            "requests": to_jsonable(self.counts),
             "kpis": {
                 name: {
                     "state": m.state,
-                    "value": plain(m.estimate.value) if m.estimate else None,
-                    "interval": plain([m.estimate.low, m.estimate.high]) if m.estimate else None,
+                    "value": to_jsonable(m.estimate.value) if m.estimate else None,
+                    "interval": to_jsonable([m.estimate.low, m.estimate.high]) if m.estimate else None,
                     "observations": m.estimate.count if m.estimate else 0,
                     "target": m.kpi.target,
                     "alert_threshold": m.kpi.alert_threshold,
                     "measures": m.kpi.measures,
-                    **plain(dict(m.extra)),
+                    **to_jsonable(dict(m.extra)),
                 }
                 for name, m in self.measurements.items()
             },
-            "vision": plain(self.vision),
+            "vision": to_jsonable(self.vision),
         }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from acclimate.core.report import plain
+from acclimate.core.report import to_jsonable
 from acclimate.monitoring import audit
 from acclimate.monitoring.records import Outcome, RequestRecord, TTTPerformanceMetric
 from acclimate.monitoring.schema import requests, timestamp_of, ttt_ab_tests, ttt_metrics, vision_runs
@@ -39,7 +39,7 @@ def insert(connection: Connection, event: Event, *, writer_id: str, sequence: in
 
 def as_json(values: Mapping[str, Any]) -> str:
     """Return plain values as one line of JSON, keys in order."""
-    return json.dumps(plain(dict(values)), sort_keys=True)
+    return json.dumps(to_jsonable(dict(values)), sort_keys=True)
 
 
 def _insert_request(

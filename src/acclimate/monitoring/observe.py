@@ -114,7 +114,7 @@ def vision_request(
         actor=actor,
         vision=VisionRun(
             images=images,
-            steps=sum(count for verdict, count in counts.items() if verdict not in ("refused", "rested")),
+            steps=sum(count for verdict, count in counts.items() if verdict not in ("refused", "paused")),
             kept=kept,
             skipped=counts.get("skipped", 0),
             guard_trips=trips,

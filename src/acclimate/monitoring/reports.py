@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from acclimate.monitoring import charts
 from acclimate.monitoring.advice import Suggestion, suggest
-from acclimate.monitoring.experiments import ExperimentReport, every, report
+from acclimate.monitoring.experiments import ExperimentReport, list_experiments, report
 from acclimate.monitoring.health import Health, check
 from acclimate.monitoring.intervals import quantile
 from acclimate.monitoring.measurement import Counts, Measurement, Window
@@ -83,7 +83,7 @@ def make_report(store: Store, period: Period) -> Report:
         confidences=confidences,
         adaptation_seconds=seconds,
         suggestions=suggest(store, window),
-        experiments=[report(store, e.name) for e in every(store) if e.stopped_at is None],
+        experiments=[report(store, e.name) for e in list_experiments(store) if e.stopped_at is None],
     )
 
 

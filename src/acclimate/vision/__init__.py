@@ -1,10 +1,10 @@
 """The vision door: unlabelled images in, adapted predictions out."""
 
-from acclimate.vision.config import PRESETS, TTTConfig
-from acclimate.vision.export import ExportJob, export
-from acclimate.vision.records import Record, load_dataset
-from acclimate.vision.runners import TentRunner, TTTMIMResult, run_ttt_mim
-from acclimate.vision.ttt import TTTReport, TTTRun, run_ttt
+from acclimate.vision.data.records import Record, load_dataset
+from acclimate.vision.run.config import PRESETS, TTTConfig
+from acclimate.vision.run.export import ExportJob, export
+from acclimate.vision.run.runners import TentRunner, TTTMIMResult, run_ttt_mim
+from acclimate.vision.run.ttt import TTTReport, TTTRun, run_ttt
 
 __all__ = [
     "PRESETS",

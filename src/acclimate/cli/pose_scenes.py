@@ -1,0 +1,44 @@
+"""``acclimate pose-scenes``: write scenes with known boxes and poses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from acclimate.cli import options
+from acclimate.cli.terminal import reports_input_errors
+from acclimate.vision.demos.pose_scenes import IMAGE_SIDE, SPLITS, Split
+from acclimate.vision.demos.pose_scenes.dataset import write_dataset
+from acclimate.vision.demos.pose_scenes.photos import load_photos
+
+
+@click.command("pose-scenes", short_help="Write scenes with known boxes and poses, as COCO.")
+@click.option("-o", "--out", type=options.existing_path(), required=True, help="The folder to write to.")
+@click.option("--images", type=click.IntRange(min=1), default=500, show_default=True, help="How many scenes.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the whole series.")
+@click.option(
+    "--split",
+    type=click.Choice(SPLITS),
+    default="test",
+    show_default=True,
+    help="The three never share a digit image.",
+)
+@click.option(
+    "--side", type=click.IntRange(min=32), default=IMAGE_SIDE, show_default=True, help="Of the images, in pixels."
+)
+@click.option("--photos", type=options.existing_path(), help="A folder of photos to cut backgrounds from.")
+@reports_input_errors
+def pose_scenes_command(out: Path, images: int, seed: int, split: Split, side: int, photos: Path | None) -> None:
+    """Write scenes of flat plates with handwritten digits, each with a random pose in front of a known camera.
+
+    The folder gets images/ and annotations.json, a COCO file whose images carry intrinsics and whose annotations carry
+    poses. The same options always write the same scenes.
+    """  # fmt: skip
+    backgrounds = () if photos is None else load_photos(photos)
+    with click.progressbar(length=images, label="drawing", file=sys.stderr) as bar:
+        annotations = write_dataset(
+            out, images=images, split=split, seed=seed, side=side, photos=backgrounds, on_image=lambda _: bar.update(1)
+        )
+    click.echo(f"{images} scenes written to {annotations}")

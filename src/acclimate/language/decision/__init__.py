@@ -1,0 +1,1 @@
+"""Whether the adapted model answers: held-out evidence, its calibration, and the gate."""

@@ -1,0 +1,236 @@
+"""Tasks with known answers, asked with and without adapting: what calibrations and benchmarks are made from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from acclimate.errors import DataError
+from acclimate.language.decision.calibration import Calibration, area_under_roc, expected_calibration_error, fit
+from acclimate.language.decision.evidence import Evidence, cross_fit
+from acclimate.language.examples import Example, as_examples, orderings
+from acclimate.language.models.generate import PERMUTED_PROMPTS, Answer, agreement, generate, read_prefix
+from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.prompts import Row
+from acclimate.language.training.recipes import Recipe, decided
+from acclimate.language.training.step_schedule import laid_out
+from acclimate.language.training.trainer import Adapter, train
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTask:
+    """Examples to show, and questions whose answers are known.
+
+    Attributes:
+        name: of the task or its family.
+        examples: shown and trained on.
+        questions: asked.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    questions: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One question, asked both ways.
+
+    Attributes:
+        task: its name.
+        evidence: for the gate, after training.
+        icl, adapted: both answers.
+        icl_right, adapted_right: whether they are exactly the known one.
+        gate_seconds, train_seconds: CPU seconds of the task's cross-fit and training, the same for all its questions.
+    """
+
+    task: str
+    evidence: Evidence
+    icl: Answer
+    adapted: Answer
+    icl_right: bool
+    adapted_right: bool
+    gate_seconds: float
+    train_seconds: float
+
+
+def read_tasks(path: Path, *, shots: int, questions: int | None = None) -> list[KnownTask]:
+    """Return tasks from JSON lines ``{"task": name, "examples": [[input, output], ...]}``.
+
+    Args:
+        path: of the file.
+        shots: the first so many examples of each line are shown, the others asked.
+        questions: most questions of each task.
+
+    Raises:
+        DataError: a line cannot be read, or has not more examples than ``shots``.
+    """
+    tasks = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            examples = as_examples(row["examples"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f'{path}, line {number}: expected {{"task": ..., "examples": [[input, output], ...]}}'
+            ) from error
+        if len(examples) <= shots:
+            raise DataError(f"{path}, line {number} has {len(examples)} examples; more than {shots} are needed")
+        end = None if questions is None else shots + questions
+        tasks.append(KnownTask(str(row.get("task", number)), examples[:shots], examples[shots:end]))
+    if not tasks:
+        raise DataError(f"{path} holds no tasks")
+    return tasks
+
+
+def answers(
+    model: LanguageModel, examples: Sequence[Example], queries: Sequence[Example], adapter: Adapter | None = None
+) -> list[Answer]:
+    """Return the answers to ``queries``; prompts of one length are asked side by side."""
+    rows = [model.encoder.row(examples, query=query.input).tokens for query in queries]
+    limit = 2 * max(model.encoder.answer_tokens(e) for e in (*examples, *queries)) + 16
+    found: list[Answer | None] = [None] * len(rows)
+    by_length: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_length.setdefault(len(row), []).append(index)
+    with adapter.installed(model.network) if adapter is not None else contextlib.nullcontext():
+        read = read_prefix(model, model.encoder.row(examples).tokens)
+        for indices in by_length.values():
+            made = generate(model, [rows[i] for i in indices], max_tokens=limit, read=read)
+            for index, answer in zip(indices, made, strict=True):
+                found[index] = answer
+    return [answer for answer in found if answer is not None]
+
+
+@torch.no_grad()
+def scored(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    questions: Sequence[Example],
+    adapter: Adapter | None = None,
+    *,
+    batch_size: int = 8,
+) -> list[bool]:
+    """Return whether each question is answered exactly, greedily; nothing is generated.
+
+    Greedy decoding gives the known answer where each of its tokens is the likeliest one after those before it, which
+    one pass over the known answer shows. The examples are read once for all questions.
+
+    Args:
+        model: to ask.
+        examples: shown before every question.
+        questions: with their answers.
+        adapter: installed while asking.
+        batch_size: questions side by side.
+    """
+    shown = model.encoder.row(examples).tokens
+    rows = [model.encoder.row([*examples, q], answers=[*[-1] * len(examples), 0]) for q in questions]
+    right = [False] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
+    with adapter.installed(model.network) if adapter is not None else contextlib.nullcontext():
+        read = read_prefix(model, shown)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            rest = [Row(rows[i].tokens[len(shown) :], rows[i].answer[len(shown) :]) for i in chosen]
+            targets = laid_out([rest], pad=model.pad, device=model.device)
+            cache = read.copied(len(chosen))
+            hidden = model.network.base_model(input_ids=targets.tokens, past_key_values=cache, use_cache=True)[0]
+            decoder = model.decoder(1.0)
+            wrong = decoder.logits(hidden[targets.row, targets.column]).argmax(-1) != targets.wanted
+            missed = set(targets.row[wrong].tolist())
+            for place, index in enumerate(chosen):
+                right[index] = place not in missed
+    return right
+
+
+def trials(
+    model: LanguageModel,
+    tasks: Sequence[KnownTask],
+    *,
+    recipe: Recipe | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Trial]:
+    """Yield every question of every task, asked as it is and after adapting.
+
+    Args:
+        model: to ask.
+        tasks: with at least two examples each.
+        recipe: of training; None takes the model's.
+        progress: called with tasks done and their number.
+    """
+    for number, task in enumerate(tasks, 1):
+        chosen = decided(recipe or model.recipe, task.examples)
+        start = time.process_time()
+        evidence, _ = cross_fit(model, task.examples, chosen, even_if_perfect=True)
+        gate_seconds = time.process_time() - start
+        adapter = train(model, [task.examples], chosen)
+        plain = answers(model, task.examples, task.questions)
+        adapted = answers(model, task.examples, task.questions, adapter)
+        order = orderings(len(task.examples), PERMUTED_PROMPTS, seed=chosen.seed)[-1]
+        permuted = answers(model, [task.examples[i] for i in order], task.questions, adapter)
+        for question, before, after, again in zip(task.questions, plain, adapted, permuted, strict=True):
+            known = evidence.answered(adapter, adapted=after, icl=before, agreement=agreement([after, again]))
+            wanted = model.encoder.format.clean(question.output)
+            yield Trial(
+                task.name, known, before, after, before.text == wanted, after.text == wanted, gate_seconds,
+                adapter.cpu_seconds,
+            )  # fmt: skip
+        if progress is not None:
+            progress(number, len(tasks))
+
+
+def fit_trials(model: str, found: Sequence[Trial], *, fitted_on: str) -> Calibration:
+    """Return a calibration fitted to ``found``; see :func:`acclimate.language.decision.calibration.fit`."""
+    return fit(
+        model,
+        [t.evidence for t in found],
+        [t.adapted_right for t in found],
+        [t.icl_right for t in found],
+        fitted_on=fitted_on,
+    )
+
+
+def left_out_quality(model: str, found: Sequence[Trial], *, parts: int = 5) -> dict[str, float]:
+    """Return how good confidences are on tasks that were left out of the fit, tasks of one name together.
+
+    The keys are ``auroc`` (adapted answer right), ``expected_calibration_error``, and the shares of right answers
+    ``icl``, ``adapted`` and ``gated``.
+
+    Raises:
+        DataError: there are too few tasks, or what is left of them has one outcome.
+    """
+    names = sorted({t.task for t in found})
+    parts = min(parts, len(names))
+    if parts < 2:
+        raise DataError("all tasks have one name; give tasks of at least two names to measure on those left out")
+    confidence: list[float] = []
+    right: list[bool] = []
+    gated = 0
+    for part in range(parts):
+        out = set(names[part::parts])
+        fitted = fit_trials(model, [t for t in found if t.task not in out], fitted_on="")
+        for trial in (t for t in found if t.task in out):
+            adapted = fitted.probability(trial.evidence, "adapted")
+            confidence.append(adapted)
+            right.append(trial.adapted_right)
+            better = adapted > fitted.probability(trial.evidence, "icl")
+            gated += trial.adapted_right if better else trial.icl_right
+    return {
+        "auroc": area_under_roc(confidence, right),
+        "expected_calibration_error": expected_calibration_error(confidence, right),
+        "icl": sum(t.icl_right for t in found) / len(found),
+        "adapted": sum(t.adapted_right for t in found) / len(found),
+        "gated": gated / len(found),
+    }

@@ -1,0 +1,1 @@
+"""Low-rank adapters trained on the examples of a request."""

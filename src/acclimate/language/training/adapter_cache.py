@@ -1,0 +1,166 @@
+"""Trained adapters kept for prompts with the same examples."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from acclimate.errors import ConfigError
+from acclimate.language.examples import Example
+from acclimate.language.training.recipes import Recipe
+from acclimate.language.training.trainer import Adapter
+
+
+@dataclass(slots=True)
+class _Entry:
+    adapter: Adapter
+    examples: tuple[Example, ...]
+    extra: Any
+    used_at: float
+    usage_count: int = 0
+
+
+def adapter_key(fingerprint: str, examples: Sequence[Example], recipe: Recipe) -> str:
+    """Return the digest of everything that decides what an adapter becomes."""
+    text = repr((fingerprint, [(e.input, e.output) for e in examples], sorted(asdict(recipe).items())))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class AdapterManager:
+    """The adapters that were used last; safe to share between threads.
+
+    Args:
+        max_cache_size: most adapters kept.
+        max_bytes: most bytes of weights kept.
+        time_to_live_s: seconds after its last use that an adapter is kept; None for no limit.
+        clock: seconds that only grow; for tests.
+
+    Raises:
+        ConfigError: a limit is negative.
+    """
+
+    def __init__(
+        self,
+        max_cache_size: int = 5,
+        *,
+        max_bytes: int = 256 * 2**20,
+        time_to_live_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        for name, value in (
+            ("max_cache_size", max_cache_size),
+            ("max_bytes", max_bytes),
+            ("time_to_live_s", time_to_live_s),
+        ):
+            if value is not None and value < 0:
+                raise ConfigError(f"{name} must not be negative, got {value}")
+        self.max_cache_size, self.max_bytes, self.time_to_live_s = max_cache_size, max_bytes, time_to_live_s
+        self._clock = clock
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._drop()
+            return len(self._entries)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all weights kept."""
+        with self._lock:
+            return sum(entry.adapter.held_bytes for entry in self._entries.values())
+
+    def load_adapter(
+        self, adapter_weights: Adapter, *, key: str | None = None, examples: Sequence[Example] = (), extra: Any = None
+    ) -> str:
+        """Keep an adapter and return its key; what was used longest ago makes room.
+
+        Args:
+            adapter_weights: to keep.
+            key: as :func:`adapter_key` gives it; None takes a digest of the weights.
+            examples: that it was trained on.
+            extra: kept and returned with it.
+        """
+        key = key or _digest(adapter_weights)
+        if adapter_weights.held_bytes > self.max_bytes:
+            # It would push out everything else and then itself.
+            return key
+        with self._lock:
+            self._entries[key] = _Entry(adapter_weights, tuple(examples), extra, self._clock())
+            self._entries.move_to_end(key)
+            self._drop()
+        return key
+
+    def get(self, key: str) -> tuple[Adapter, Any] | None:
+        """Return the adapter kept under ``key`` with its extra, or None."""
+        with self._lock:
+            self._drop()
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            entry.used_at, entry.usage_count = self._clock(), entry.usage_count + 1
+            self._entries.move_to_end(key)
+            return entry.adapter, entry.extra
+
+    def nearest(
+        self, fingerprint: str, examples: Sequence[Example], limit: int = 3
+    ) -> list[tuple[Adapter, tuple[Example, ...]]]:
+        """Return adapters of the same model, those whose examples look most alike first."""
+        wanted = _shape(examples)
+        with self._lock:
+            self._drop()
+            same = [
+                entry for entry in self._entries.values() if entry.adapter.fingerprint == fingerprint and entry.examples
+            ]
+        same.sort(key=lambda entry: -_overlap(wanted, _shape(entry.examples)))
+        return [(entry.adapter, entry.examples) for entry in same[:limit]]
+
+    def cleanup_adapter(self, adapter_id: str) -> None:
+        """Forget one adapter; nothing happens where it is not kept."""
+        with self._lock:
+            self._entries.pop(adapter_id, None)
+
+    def clear(self) -> None:
+        """Forget all adapters."""
+        with self._lock:
+            self._entries.clear()
+
+    def _drop(self) -> None:
+        if self.time_to_live_s is not None:
+            oldest = self._clock() - self.time_to_live_s
+            for key in [key for key, entry in self._entries.items() if entry.used_at < oldest]:
+                del self._entries[key]
+        held = sum(entry.adapter.held_bytes for entry in self._entries.values())
+        while self._entries and (len(self._entries) > self.max_cache_size or held > self.max_bytes):
+            _, entry = self._entries.popitem(last=False)
+            held -= entry.adapter.held_bytes
+
+
+def _digest(adapter: Adapter) -> str:
+    digest = hashlib.sha256(adapter.fingerprint.encode())
+    for name, pair in sorted(adapter.weights.items()):
+        digest.update(name.encode())
+        for tensor in pair:
+            digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _shape(examples: Sequence[Example]) -> set[str]:
+    """Return pieces that tell tasks apart: pairs of neighbouring characters in outputs, and which are new there."""
+    return {piece for e in examples for piece in _pieces(e)}
+
+
+def _pieces(example: Example) -> Iterator[str]:
+    for at in range(len(example.output) - 1):
+        yield example.output[at : at + 2]
+    yield from (f"new {c}" for c in example.output if c not in example.input)
+    yield f"length {len(example.output) - len(example.input)}"
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    return len(one & other) / max(1, len(one | other))

@@ -1,0 +1,40 @@
+"""Begin training at a kept adapter, where that answers the examples better than the model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from acclimate.language.decision.evidence import held_out
+from acclimate.language.examples import Example, folds
+from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.training.adapter_cache import AdapterManager
+from acclimate.language.training.recipes import Recipe
+from acclimate.language.training.trainer import Adapter
+
+_CANDIDATES: Final = 3
+
+
+def warm_start(
+    cache: AdapterManager, model: LanguageModel, examples: Sequence[Example], recipe: Recipe
+) -> Adapter | None:
+    """Return the kept adapter under which left-out examples are likeliest, or None where the model alone does better.
+
+    Args:
+        cache: looked through for adapters of the same model, layers and rank, the nearest tasks first.
+        model: to ask.
+        examples: of the request.
+        recipe: of the training that would begin there.
+    """
+    split = [folds(examples, 2, seed=recipe.seed)[0]]
+    targets = set(model.decoder(recipe.share_adapted).targets)
+    best, best_likelihood = None, held_out(model, examples, split).log_likelihood
+    for adapter, seen in cache.nearest(model.fingerprint, examples, _CANDIDATES):
+        fits = adapter.copies == 1 and adapter.rank == recipe.rank_or_default and set(adapter.weights) == targets
+        # Examples that the adapter was trained on would say how well it remembers them.
+        if not fits or set(seen) & set(examples):
+            continue
+        likelihood = held_out(model, examples, split, adapter).log_likelihood
+        if likelihood > best_likelihood:
+            best, best_likelihood = adapter, likelihood
+    return best

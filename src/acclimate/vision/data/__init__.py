@@ -1,0 +1,1 @@
+"""What is predicted and what is written: records, images, labels, corruptions, boxes, predictions."""

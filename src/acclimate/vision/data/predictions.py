@@ -1,0 +1,217 @@
+"""Prediction entries and the files they are written to.
+
+A detector's entry is ``{image, image_id, width, height, detections: [{class_id, score, bbox: {cx, cy, w, h}}]}`` with
+boxes as fractions of the image; a classifier's has ``classification: {class_id, score, topk: [[class_id, score]]}``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+import torch
+from torch import Tensor
+
+from acclimate.errors import ConfigError, DataError
+from acclimate.vision.data.labels import LabelMap
+from acclimate.vision.data.records import read_json
+from acclimate.vision.models.adapter import Entry, ImageBatch
+
+SCHEMA_VERSION: Final = 1
+
+
+def classification_entries(logits: Tensor, batch: ImageBatch, *, labels: LabelMap, top_k: int = 5) -> list[Entry]:
+    """Return a classifier's entries for logits ``(B, K)``.
+
+    Raises:
+        ConfigError: the logits have another shape.
+        DataError: the logits of an image are not finite.
+    """
+    if logits.dim() != 2 or len(logits) != len(batch.records):
+        raise ConfigError(
+            f"a classifier must return logits (B, K), got {tuple(logits.shape)} for {len(batch.records)} images; "
+            "say kind='detector' in the TorchModel if it is one"
+        )
+    _require_finite(logits, batch)
+    probabilities = logits.detach().float().softmax(-1).cpu()
+    scores, indices = probabilities.sort(dim=-1, descending=True, stable=True)
+    entries = []
+    for row in range(len(probabilities)):
+        ranked = [
+            [written, float(score)]
+            for index, score in zip(indices[row].tolist(), scores[row].tolist(), strict=True)
+            if (written := labels.written(index)) is not None
+        ][:top_k]
+        classification = {"class_id": ranked[0][0], "score": ranked[0][1], "topk": ranked}
+        entries.append({**_head(batch, row), "classification": classification})
+    return entries
+
+
+def detection_entries(
+    found: Sequence[dict[str, Tensor]], batch: ImageBatch, *, labels: LabelMap, max_detections: int = 100
+) -> list[Entry]:
+    """Return a detector's entries.
+
+    Args:
+        found: for each image ``scores`` ``(N,)``, ``labels`` ``(N,)`` (indices) and ``boxes`` ``(N, 4)`` as
+            ``(x0, y0, x1, y1)`` fractions of the image. Further keys ``(N, ...)``, such as a pose's, are written under
+            their own names.
+        batch: the images.
+        labels: the ids to write.
+        max_detections: of each image, highest scores first.
+    """
+    entries = []
+    for row, image in enumerate(found):
+        values = {key: value.detach().cpu() for key, value in image.items()}
+        scores, indices, boxes = (values.pop(key) for key in ("scores", "labels", "boxes"))
+        if not all(bool(torch.isfinite(numbers).all()) for numbers in (scores, boxes, *values.values())):
+            raise DataError(f"the model's output on {batch.records[row].image} is not finite; check its weights")
+        detections = []
+        for position in torch.argsort(scores, descending=True, stable=True).tolist():
+            written = labels.written(int(indices[position]))
+            if written is None:
+                continue
+            x0, y0, x1, y1 = boxes[position].clamp(0, 1).tolist()
+            box = {"cx": (x0 + x1) / 2, "cy": (y0 + y1) / 2, "w": x1 - x0, "h": y1 - y0}
+            more = {key: value[position].tolist() for key, value in values.items()}
+            detections.append({"class_id": written, "score": float(scores[position]), "bbox": box, **more})
+            if len(detections) == max_detections:
+                break
+        entries.append({**_head(batch, row), "detections": detections})
+    return entries
+
+
+def to_coco(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return detections as COCO results: ``{image_id, category_id, bbox: [x, y, w, h] in pixels, score}``.
+
+    Raises:
+        DataError: the entries are a classifier's.
+    """
+    results = []
+    for entry in entries:
+        if "detections" not in entry:
+            raise DataError("COCO results hold boxes, and these predictions are a classifier's; use --format acclimate")
+        for detection in entry["detections"]:
+            width, height, box = entry["width"], entry["height"], detection["bbox"]
+            corner = [(box["cx"] - box["w"] / 2) * width, (box["cy"] - box["h"] / 2) * height]
+            results.append(
+                {
+                    "image_id": entry["image_id"],
+                    "category_id": detection["class_id"],
+                    "bbox": [*corner, box["w"] * width, box["h"] * height],
+                    "score": detection["score"],
+                }
+            )
+    return results
+
+
+def wrapped(entries: Sequence[Entry], meta: dict[str, Any]) -> dict[str, Any]:
+    """Return predictions with what produced them."""
+    return {"schema_version": SCHEMA_VERSION, "predictions": list(entries), "meta": meta}
+
+
+def read_predictions(path: Path) -> list[Entry]:
+    """Return the entries of a predictions file, plain or wrapped.
+
+    Raises:
+        DataError: it is missing, is no JSON, or has another shape.
+    """
+    content = read_json(path, "predictions file")
+    if isinstance(content, dict) and "predictions" in content:
+        content = content["predictions"]
+    if not isinstance(content, list) or not all(isinstance(entry, dict) and "image" in entry for entry in content):
+        raise DataError(f"{path} is no predictions file: expected a list of entries with 'image', plain or wrapped")
+    return content
+
+
+def read_coco_results(path: Path) -> list[dict[str, Any]] | None:
+    """Return the COCO results in a file, or None if it holds something else.
+
+    Raises:
+        DataError: it is missing or is no JSON.
+    """
+    content = read_json(path, "predictions file")
+    keys = {"image_id", "category_id", "bbox", "score"}
+    if isinstance(content, list) and content and all(isinstance(r, dict) and keys <= set(r) for r in content):
+        return content
+    return None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is there whole or not at all."""
+    with atomic(path) as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+        file.write("\n")
+
+
+def check_writable(path: Path) -> None:
+    """Check, before any work is done, that a file can be written to ``path``.
+
+    Raises:
+        DataError: it is a folder, or a part of its path is a file, or the folder may not be written to.
+    """
+    if path.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder; name a file")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise DataError(f"cannot write {path}: {existing} is no folder that can be written to")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[str]]:
+    """Open a text file that takes the place of ``path`` when the block ends well, and is gone otherwise.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    with atomic_binary(path) as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8")
+        yield text
+        text.flush()
+        text.detach()
+
+
+@contextmanager
+def atomic_binary(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the place of ``path`` when the block ends well, and is gone otherwise.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; a result should be as readable as any other the user writes.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _require_finite(logits: Tensor, batch: ImageBatch) -> None:
+    finite = torch.isfinite(logits).all(-1)
+    if not bool(finite.all()):
+        first = batch.records[int((~finite).int().argmax())].image
+        raise DataError(f"the model's output on {first} is not finite; check its weights")
+
+
+def _head(batch: ImageBatch, row: int) -> Entry:
+    record, (width, height) = batch.records[row], batch.sizes[row]
+    return {"image": record.image, "image_id": record.image_id, "width": width, "height": height}

@@ -1,0 +1,1 @@
+"""Scores, comparison of methods, and pictures of predictions."""

@@ -1,0 +1,353 @@
+"""Several methods over the same data in one go: metric, change with its interval, and cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+
+from acclimate.core.report import to_jsonable
+from acclimate.errors import ConfigError, DataError, InputError, TTTNotSupportedError, first_line
+from acclimate.vision.data.images import CorruptionSpec, ImageReader
+from acclimate.vision.data.predictions import check_writable, write_json
+from acclimate.vision.data.records import Dataset, Record, load_dataset
+from acclimate.vision.evaluation.evaluate import Interval, Score, Scorer, difference, is_coco, load_labels, make_scorer
+from acclimate.vision.evaluation.pictures import before_and_after
+from acclimate.vision.models.adapter import AdaptableAdapter, Entry, ImageBatch, predict_in_batches, require_ttt
+from acclimate.vision.models.loading import AdapterOptions, make_adapter
+from acclimate.vision.run.auto import Choice, as_flags, choose
+from acclimate.vision.run.config import COMPARED, METHOD_NAMES, TTTConfig
+from acclimate.vision.run.construct import make_method, option_names
+from acclimate.vision.run.export import ttt_meta
+from acclimate.vision.run.settings import kind_of
+from acclimate.vision.run.ttt import TTTReport, TTTRun
+
+logger = logging.getLogger(__name__)
+
+BASELINE: Final = "none"
+_COCO_RESAMPLES: Final = 200
+_ACCURACY_RESAMPLES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What to compare.
+
+    Attributes:
+        source: a folder, a list file or a COCO json.
+        ground_truth: COCO annotations or class labels; without it only cost and agreement with no TTT are compared.
+        output: a folder for ``comparison.json``, ``comparison.png`` and the predictions.
+        methods: which; ``none`` is always run.
+        adapter: which model.
+        given: TTT settings that were given, for all methods; a method option goes to the methods that have it.
+        corruption: what images are put through first.
+        ttt_source: source images for EATA's Fisher information.
+        images_root, max_images: see :func:`load_dataset`.
+        recommend: let ``auto`` say what it would choose for this model and stream.
+    """
+
+    source: Path
+    output: Path
+    ground_truth: Path | None = None
+    methods: tuple[str, ...] = (BASELINE, *COMPARED)
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    corruption: CorruptionSpec | None = None
+    ttt_source: Path | None = None
+    images_root: Path | None = None
+    max_images: int | None = None
+    recommend: bool = False
+
+    def __post_init__(self) -> None:
+        if not any(method != BASELINE for method in self.methods):
+            raise ConfigError(f"name at least one method besides none: {', '.join(METHOD_NAMES)}")
+        for method in self.methods:
+            if method not in (BASELINE, *METHOD_NAMES):
+                raise ConfigError(f"unknown method {method!r}; choose from none, {', '.join(METHOD_NAMES)}")
+        for name in self.given.get("method_options", {}):
+            if not any(name in option_names(method) for method in self.methods if method != BASELINE):
+                raise ConfigError(f"none of the methods {', '.join(self.methods)} has an option {name!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One method's line in the table.
+
+    Attributes:
+        method: its name.
+        metrics: by name, in [0, 1]; without ground truth the share of images predicted as without TTT.
+        change: of the main metric against no TTT, with its interval; None for the baseline.
+        cpu_seconds: of the run without reading and preparing images, nor the Fisher information; ``cost``: the same
+            over plain prediction's.
+        steps: how many steps had each verdict.
+        warnings: of the run.
+        error: why the method could not run on this model, otherwise None.
+    """
+
+    method: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    change: Interval | None = None
+    cpu_seconds: float = 0.0
+    cost: float = 0.0
+    steps: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonResult:
+    """The table and where it was written.
+
+    Attributes:
+        metric: the main one.
+        rows: one for each method, the baseline first.
+        picture: the PNG of example images.
+        table: the JSON file.
+        images: how many were predicted.
+        skipped: why an image could not be used, by path.
+        recommended: what ``auto`` would choose, where it was asked.
+    """
+
+    metric: str
+    rows: tuple[Row, ...]
+    picture: Path
+    table: Path
+    images: int
+    skipped: Mapping[str, str]
+    recommended: Choice | None = None
+
+
+def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = None) -> ComparisonResult:
+    """Run every method over the same images and write table and picture.
+
+    Raises:
+        InputError: something that was given cannot be used. A method that this model does not support is a row that
+            says so.
+    """
+    for name in ("comparison.json", "comparison.png"):
+        check_writable(comparison.output / name)
+    if comparison.ground_truth is not None and not is_coco(comparison.ground_truth):
+        load_labels(comparison.ground_truth)
+    dataset = load_dataset(comparison.source, images_root=comparison.images_root, max_images=comparison.max_images)
+    reader = ImageReader(comparison.corruption)
+    made = make_adapter(comparison.adapter, reader=reader, categories=dataset.categories)
+    require_ttt(made)
+    adapter: AdaptableAdapter = made  # type: ignore[assignment]
+    source_records = () if comparison.ttt_source is None else load_dataset(comparison.ttt_source).records
+    kind = kind_of(made)
+    methods = [BASELINE, *(method for method in dict.fromkeys(comparison.methods) if method != BASELINE)]
+    errors: dict[str, str] = {}
+    configs: dict[str, TTTConfig] = {}
+    for method in methods[1:]:
+        try:
+            configs[method] = TTTConfig.resolve(_settings(comparison, method), kind=kind)
+        except TTTNotSupportedError as error:
+            errors[method] = str(error)
+    batch_size = max((config.batch_size for config in configs.values()), default=1)
+
+    for config in configs.values():
+        make_method(config)
+    clocked = _Clocked(adapter)
+    predictions: dict[str, list[Entry]] = {}
+    reports: dict[str, TTTReport] = {}
+    seconds: dict[str, float] = {}
+    for method in [BASELINE, *configs]:
+        if progress is not None:
+            progress(method)
+        try:
+            # The first pass of a process, and of a method, pays for what is loaded and set up once.
+            first = (dataset.records[:batch_size], source_records[:batch_size])
+            _run(clocked, configs.get(method), *first, batch_size)
+            clocked.aside_seconds, started = 0.0, time.process_time()
+            predictions[method], report = _run(
+                clocked, configs.get(method), dataset.records, source_records, batch_size
+            )
+            seconds[method] = time.process_time() - started - clocked.aside_seconds
+            if report is not None:
+                reports[method] = report
+        except InputError as error:
+            if method == BASELINE:
+                raise
+            errors[method] = str(error)
+        except RuntimeError as error:
+            if method == BASELINE:
+                raise
+            # Such as too little memory for one method: the others' results are worth keeping.
+            logger.exception("%s failed", method)
+            errors[method] = f"failed: {first_line(error)}"
+    if not predictions[BASELINE]:
+        raise DataError(f"none of the {len(reader.skipped)} images can be used")
+    scorer = _scorer(comparison, predictions[BASELINE])
+    scores = {method: scorer.score(entries) for method, entries in predictions.items()}
+    rows = tuple(_row(method, scorer, scores, seconds, reports, errors) for method in methods)
+    best = max((row for row in rows if row.error is None), key=lambda row: row.metrics[scorer.metric]).method
+    picture = comparison.output / "comparison.png"
+    shown = best if best != BASELINE else next((m for m in methods if m != BASELINE and m in predictions), BASELINE)
+    before_and_after(
+        picture,
+        reader,
+        predictions[BASELINE],
+        predictions[shown],
+        title=shown,
+        ground_truth=comparison.ground_truth,
+    )
+    recommended = None
+    if comparison.recommend:
+        given = {"reset": "online", **comparison.given, "method_options": {}}
+        recommended = choose(adapter, given, dataset.records, kind=kind, source_records=source_records)
+    table = comparison.output / "comparison.json"
+    content = _content(comparison, dataset, reader, scorer, rows, configs, reports)
+    if recommended is not None:
+        content["recommended"] = {
+            **to_jsonable(dataclasses.replace(recommended, config=None)),
+            "flags": as_flags(recommended, source=comparison.ttt_source),
+        }
+    write_json(table, content)
+    for method, entries in predictions.items():
+        write_json(comparison.output / f"predictions_{method}.json", entries)
+    return ComparisonResult(
+        metric=scorer.metric,
+        rows=rows,
+        picture=picture,
+        table=table,
+        images=len(predictions[BASELINE]),
+        skipped=dict(reader.skipped),
+        recommended=recommended,
+    )
+
+
+def _settings(comparison: Comparison, method: str) -> dict[str, Any]:
+    options = comparison.given.get("method_options", {})
+    own = {name: value for name, value in options.items() if name in option_names(method)}
+    # Online is how the methods' papers measure: one pass that predicts and adapts.
+    return {"reset": "online", **comparison.given, "method": method, "method_options": own}
+
+
+class _Clocked:
+    """An adapter that counts the CPU seconds of reading and preparing images apart."""
+
+    def __init__(self, adapter: AdaptableAdapter) -> None:
+        self._adapter = adapter
+        self.name, self.task, self.reader = adapter.name, adapter.task, adapter.reader
+        self.source_spectrum = getattr(adapter, "source_spectrum", None)
+        self.aside_seconds = 0.0
+
+    def predict(self, records: Sequence[Record]) -> list[Entry]:
+        return self._adapter.predict(records)
+
+    def get_model(self) -> nn.Module:
+        return self._adapter.get_model()
+
+    def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
+        return self._adapter.entries(outputs, batch)
+
+    def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
+        batches = iter(self._adapter.build_loader(records, batch_size=batch_size))
+        while True:
+            started = time.process_time()
+            batch = next(batches, None)
+            self.aside_seconds += time.process_time() - started
+            if batch is None:
+                return
+            yield batch
+
+
+def _run(
+    adapter: _Clocked,
+    config: TTTConfig | None,
+    records: Sequence[Record],
+    source_records: Sequence[Record],
+    batch_size: int,
+) -> tuple[list[Entry], TTTReport | None]:
+    if config is None:
+        batches = predict_in_batches(adapter, records, batch_size=batch_size)
+        return [entry for batch in batches for entry in batch], None
+    started = time.process_time()
+    with TTTRun(adapter, config, source_records=source_records) as run:
+        # Opening a run costs the Fisher information, which is computed once for a model and not for a stream.
+        adapter.aside_seconds = time.process_time() - started
+        return [entry for batch in run.predictions(records) for entry in batch], run.report()
+
+
+class _AgreementScorer:
+    """Without ground truth: the share of images whose most probable class is as without TTT."""
+
+    metric = "agreement"
+
+    def __init__(self, baseline: Sequence[Entry]) -> None:
+        self._baseline = [_decision(entry) for entry in baseline]
+        self.image_count = len(self._baseline)
+
+    def score(self, entries: Sequence[Entry]) -> Score:
+        same = [float(_decision(a) == b) for a, b in zip(entries, self._baseline, strict=True)]
+        return Score({"agreement": sum(same) / len(same)}, same)
+
+    def resampled(self, score: Score, images: Any) -> float:
+        return float(sum(score.per_image[image] for image in images.tolist()) / len(images))
+
+
+def _decision(entry: Entry) -> Any:
+    if "classification" in entry:
+        return entry["classification"]["class_id"]
+    return entry["detections"][0]["class_id"] if entry["detections"] else None
+
+
+def _scorer(comparison: Comparison, baseline: Sequence[Entry]) -> Scorer:
+    if comparison.ground_truth is None:
+        return _AgreementScorer(baseline)
+    return make_scorer(comparison.ground_truth, baseline)
+
+
+def _row(
+    method: str,
+    scorer: Scorer,
+    scores: Mapping[str, Score],
+    seconds: Mapping[str, float],
+    reports: Mapping[str, TTTReport],
+    errors: Mapping[str, str],
+) -> Row:
+    if method in errors:
+        return Row(method=method, error=errors[method])
+    change = None
+    if method != BASELINE:
+        resamples = _COCO_RESAMPLES if scorer.metric == "mAP" else _ACCURACY_RESAMPLES
+        change = difference(scorer, scores[BASELINE], scores[method], resamples=resamples)
+    report = reports.get(method)
+    return Row(
+        method=method,
+        metrics=scores[method].metrics,
+        change=change,
+        cpu_seconds=seconds[method],
+        cost=seconds[method] / max(seconds[BASELINE], 1e-9),
+        steps={} if report is None else report.session.counts,
+        warnings=() if report is None else report.warnings,
+    )
+
+
+def _content(
+    comparison: Comparison,
+    dataset: Dataset,
+    reader: ImageReader,
+    scorer: Scorer,
+    rows: Sequence[Row],
+    configs: Mapping[str, TTTConfig],
+    reports: Mapping[str, TTTReport],
+) -> dict[str, Any]:
+    return {
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": str(comparison.source),
+        "model": comparison.adapter.model,
+        "corruption": None if comparison.corruption is None else str(comparison.corruption),
+        "images": len(dataset.records),
+        "skipped": dict(reader.skipped),
+        "metric": scorer.metric,
+        "rows": to_jsonable(rows),
+        "ttt": {method: ttt_meta(configs[method], reports[method]) for method in reports},
+    }

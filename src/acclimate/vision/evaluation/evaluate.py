@@ -1,0 +1,317 @@
+"""Score predictions: mean average precision against COCO annotations, accuracy against class labels."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from acclimate.errors import DataError
+from acclimate.vision.data.predictions import to_coco
+from acclimate.vision.data.records import read_json
+from acclimate.vision.evaluation.pose_errors import PoseErrors, pose_errors
+from acclimate.vision.models.adapter import Entry
+
+_CONFIDENCE: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How good a set of predictions is.
+
+    Attributes:
+        metrics: by name, as fractions in [0, 1]; the first is the one that methods are compared by.
+        per_image: what a bootstrap over images needs; its form is the scorer's own.
+    """
+
+    metrics: dict[str, float]
+    per_image: Any
+
+
+class Scorer(Protocol):
+    """Scores predictions and says how sure a difference is."""
+
+    metric: str
+    image_count: int
+
+    def score(self, entries: Sequence[Entry]) -> Score:
+        """Score one set of predictions."""
+        ...
+
+    def resampled(self, score: Score, images: npt.NDArray[np.int64]) -> float:
+        """Return the main metric over a multiset of images, given by position."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A difference with its 95 % interval, from a paired bootstrap over images (Efron & Tibshirani 1993)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def difference(scorer: Scorer, first: Score, second: Score, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Return ``second`` minus ``first`` in the main metric, over the same images."""
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(resamples):
+        images = rng.integers(0, scorer.image_count, scorer.image_count)
+        draws.append(scorer.resampled(second, images) - scorer.resampled(first, images))
+    tail = 100 * (1 - _CONFIDENCE) / 2
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Interval(second.metrics[scorer.metric] - first.metrics[scorer.metric], float(low), float(high))
+
+
+class AccuracyScorer:
+    """The share of the predicted images whose most probable class is right.
+
+    Args:
+        labels: class id by image, as :func:`load_labels` returns them.
+        images: the predicted images, each of which must have one label.
+
+    Raises:
+        DataError: an image has no label, or two images would share one.
+    """
+
+    metric = "accuracy"
+
+    def __init__(self, labels: Mapping[str, int], images: Sequence[str]) -> None:
+        keys = {image: label_key(image, labels) for image in images}
+        if missing := [image for image, key in keys.items() if key is None]:
+            raise DataError(
+                f"{len(missing)} of {len(keys)} predicted images have no label (first: {missing[0]}); "
+                "name files as in the predictions, or by the end of their path"
+            )
+        if len(set(keys.values())) < len(keys):
+            raise DataError("two predicted images share one label: name files by more of their path")
+        self._truth = {image: labels[key] for image, key in keys.items() if key is not None}
+        self.image_count = len(self._truth)
+
+    def score(self, entries: Sequence[Entry]) -> Score:
+        """Score a classifier's entries.
+
+        Raises:
+            DataError: they are a detector's.
+        """
+        if any("classification" not in entry for entry in entries):
+            raise DataError("class labels score a classifier, and these predictions have detections; give a COCO json")
+        predicted = {entry["image"]: entry["classification"]["class_id"] for entry in entries}
+        right = np.array([predicted.get(image) == label for image, label in self._truth.items()], dtype=np.float64)
+        return Score({"accuracy": float(right.mean())}, right)
+
+    def resampled(self, score: Score, images: npt.NDArray[np.int64]) -> float:
+        """Return the accuracy over a multiset of images."""
+        return float(score.per_image[images].mean())
+
+
+class CocoScorer:
+    """Mean average precision as COCO defines it, over the predicted images.
+
+    Args:
+        annotations: a COCO json with annotations.
+        images: the predicted images as ``(image, image_id)``; all of the file's by default. They are found in the file
+            by id and name, or by name alone, so that ids counted over a folder are not taken for COCO's.
+
+    Raises:
+        DataError: the file lacks images, categories or annotations, or does not have a predicted image.
+    """
+
+    metric = "mAP"
+
+    def __init__(self, annotations: Path, *, images: Sequence[tuple[str, int]] | None = None) -> None:
+        content = _coco_truth(read_json(annotations, "ground truth"), annotations)
+        self._truth = COCO()
+        self._truth.dataset = content
+        with _quiet():
+            self._truth.createIndex()
+        self._images = {int(image["id"]): image for image in content["images"]}
+        self._by_name: dict[str, list[int]] = {}
+        for number, image in self._images.items():
+            self._by_name.setdefault(Path(str(image["file_name"])).name, []).append(number)
+        self._image_ids = sorted(self._images if images is None else {self.image_id(*image) for image in images})
+        self.image_count = len(self._image_ids)
+
+    def image_id(self, image: str, predicted_id: int | None) -> int:
+        """Return the file's id of a predicted image.
+
+        Raises:
+            DataError: the file has no such image, or several of that name.
+        """
+        name = Path(image).name
+        if predicted_id in self._images and Path(str(self._images[predicted_id]["file_name"])).name == name:
+            return predicted_id
+        found = self._by_name.get(name, [])
+        if len(found) != 1:
+            raise DataError(f"the ground truth has {len(found) or 'no'} images called {name!r}: cannot score {image}")
+        return found[0]
+
+    def score(self, entries: Sequence[Entry]) -> Score:
+        """Score a detector's entries.
+
+        Raises:
+            DataError: they are a classifier's, or of a category that the ground truth does not have.
+        """
+        placed = []
+        for entry in entries:
+            number = self.image_id(entry["image"], entry.get("image_id"))
+            size = {key: entry.get(key) or self._images[number].get(key) for key in ("width", "height")}
+            if entry.get("detections") and None in size.values():
+                raise DataError(f"neither predictions nor ground truth say how large {entry['image']} is")
+            placed.append({**entry, **size, "image_id": number})
+        return self.score_results(to_coco(placed))
+
+    def pose_errors(self, entries: Sequence[Entry]) -> PoseErrors | None:
+        """Return how far the poses in ``entries`` are from the true ones; None where either has none."""
+        placed = [{**entry, "image_id": self.image_id(entry["image"], entry.get("image_id"))} for entry in entries]
+        truth = {number: self._truth.imgToAnns[number] for number in self._image_ids}
+        sizes = {number: (image.get("width", 0), image.get("height", 0)) for number, image in self._images.items()}
+        return pose_errors(placed, truth, sizes=sizes)
+
+    def score_results(self, results: Sequence[Mapping[str, Any]]) -> Score:
+        """Score COCO results.
+
+        Raises:
+            DataError: a result is of an image or a category that the ground truth does not have.
+        """
+        if not results:
+            return Score({"mAP": 0.0, "mAP50": 0.0, "mAP75": 0.0, "AR100": 0.0}, None)
+        for key, known in (("image_id", set(self._images)), ("category_id", set(self._truth.getCatIds()))):
+            if unknown := {result[key] for result in results} - known:
+                raise DataError(f"the ground truth has no {key} {sorted(unknown)[0]}, which was predicted")
+        with _quiet():
+            evaluation = COCOeval(self._truth, self._truth.loadRes([dict(result) for result in results]), "bbox")
+            evaluation.params.imgIds = self._image_ids
+            evaluation.params.areaRng = [evaluation.params.areaRng[0]]
+            evaluation.params.areaRngLbl = ["all"]
+            evaluation.params.maxDets = [100]
+            evaluation.evaluate()
+            evaluation.accumulate()
+        precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+        metrics = {
+            "mAP": _mean(precision),
+            "mAP50": _mean(precision[0]),
+            "mAP75": _mean(precision[5]),
+            "AR100": _mean(recall),
+        }
+        return Score(metrics, evaluation)
+
+    def resampled(self, score: Score, images: npt.NDArray[np.int64]) -> float:
+        """Return the mAP over a multiset of images, by accumulating their matches again."""
+        evaluation = score.per_image
+        if evaluation is None:
+            return 0.0
+        matches = evaluation.evalImgs
+        count = len(self._image_ids)
+        try:
+            evaluation.evalImgs = [
+                matches[start + image] for start in range(0, len(matches), count) for image in images.tolist()
+            ]
+            with _quiet():
+                evaluation.accumulate()
+            return _mean(evaluation.eval["precision"])
+        finally:
+            evaluation.evalImgs = matches
+
+
+def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
+    """Return the scorer of the images in ``entries`` for a ground truth file: COCO json, or labels as json or csv.
+
+    Raises:
+        DataError: the file is missing, of neither kind, or does not have an image of the entries.
+    """
+    if is_coco(ground_truth):
+        return CocoScorer(ground_truth, images=[(entry["image"], entry.get("image_id", -1)) for entry in entries])
+    return AccuracyScorer(load_labels(ground_truth), [entry["image"] for entry in entries])
+
+
+def is_coco(ground_truth: Path) -> bool:
+    """Say whether a ground truth file is a COCO json."""
+    if ground_truth.suffix != ".json":
+        return False
+    content = read_json(ground_truth, "ground truth")
+    return isinstance(content, dict) and "annotations" in content
+
+
+def load_labels(path: Path) -> dict[str, int]:
+    """Return class ids by image from ``{"image": class}`` json or ``image,label`` csv lines.
+
+    Raises:
+        DataError: the file is missing, empty, or a class is no whole number.
+    """
+    if path.suffix == ".json":
+        pairs = list(_mapping(read_json(path, "labels file"), path).items())
+    else:
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.reader(file) if row]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"labels file {path} cannot be read: {error}") from error
+        if any(len(row) != 2 for row in rows):
+            raise DataError(f"labels file {path} must have two columns, image and label")
+        pairs = [(row[0], row[1]) for row in rows if row != ["image", "label"]]
+    try:
+        labels = {str(name): int(label) for name, label in pairs}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"labels file {path}: classes must be whole numbers ({error})") from error
+    if not labels:
+        raise DataError(f"labels file {path} is empty")
+    return labels
+
+
+def _mapping(content: Any, path: Path) -> Mapping[str, Any]:
+    if not isinstance(content, dict):
+        raise DataError(f"labels file {path} must hold one object of image: class, or COCO annotations")
+    return content
+
+
+def label_key(image: str, labels: Mapping[str, Any]) -> str | None:
+    """Return the name by which ``labels`` has an image: its path, or the longest end of it; None if it has none."""
+    parts = Path(image).parts
+    ends = (image, *(str(Path(*parts[start:])) for start in range(len(parts))))
+    return next((end for end in ends if end in labels), None)
+
+
+def _coco_truth(content: Any, path: Path) -> dict[str, Any]:
+    """Return a COCO dictionary with what pycocotools needs and files in the wild leave out."""
+    if not isinstance(content, dict) or not content.get("annotations"):
+        raise DataError(f"{path} has no annotations to score against")
+    try:
+        annotations = []
+        for number, annotation in enumerate(content["annotations"], start=1):
+            _, _, width, height = annotation["bbox"]
+            filled = {"id": number, "iscrowd": 0, "area": width * height, **annotation}
+            annotations.append(
+                filled | {"category_id": int(filled["category_id"]), "image_id": int(filled["image_id"])}
+            )
+        images = [
+            {**image, "id": int(image["id"]), "file_name": str(image["file_name"])} for image in content["images"]
+        ]
+        categories = [{**category, "id": int(category["id"])} for category in content["categories"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is no COCO ground truth: images need id and file_name, categories id and name, annotations "
+            f"image_id, category_id and bbox ({error!r})"
+        ) from error
+    return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    # -1 marks categories without any ground truth.
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else 0.0
+
+
+def _quiet() -> contextlib.AbstractContextManager[Any]:
+    # pycocotools reports its progress by print.
+    return contextlib.redirect_stdout(io.StringIO())

@@ -1,0 +1,104 @@
+"""One picture of before and after: the same images as predicted without and with TTT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from acclimate.vision.data.images import ImageReader
+from acclimate.vision.data.records import Record
+from acclimate.vision.evaluation.evaluate import load_labels
+from acclimate.vision.models.adapter import Entry
+
+_COLUMNS: Final = 8
+_SHOWN_SCORE: Final = 0.3
+_RIGHT, _WRONG, _NEUTRAL = "#1a7f37", "#cf222e", "#0969da"
+
+
+def before_and_after(
+    path: Path,
+    reader: ImageReader,
+    before: Sequence[Entry],
+    after: Sequence[Entry],
+    *,
+    title: str,
+    ground_truth: Path | None = None,
+) -> None:
+    """Write a PNG with two rows: the images as predicted ``before`` and ``after``.
+
+    Images on which the two differ come first. Where there is ground truth, right classes are green and wrong ones
+    red, and true boxes are drawn dashed.
+    """
+    truth = _truth(ground_truth)
+    pairs = list(zip(before, after, strict=True))
+    # Stable: among those that differ, and among those that do not, the order of the data set.
+    pairs.sort(key=lambda pair: _headline(pair[0]) == _headline(pair[1]))
+    chosen = pairs[:_COLUMNS]
+    figure, grid = plt.subplots(
+        2, len(chosen), figsize=(2.1 * len(chosen) + 0.6, 4.9), squeeze=False, layout="constrained"
+    )
+    for column, pair in enumerate(chosen):
+        record = Record(pair[0]["image"], pair[0]["image_id"])
+        pixels = reader.read(record)
+        for axes, entry in zip(grid[:, column], pair, strict=True):
+            axes.imshow(pixels, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            _draw(axes, entry, pixels.shape[1], pixels.shape[0], truth)
+    grid[0][0].set_ylabel("without TTT", fontsize=12)
+    grid[1][0].set_ylabel(f"with {title}", fontsize=12)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Mapping[str, Any]) -> None:
+    if "classification" in entry:
+        decided = entry["classification"]
+        label = truth.get(entry["image"], truth.get(Path(entry["image"]).name))
+        color = _NEUTRAL if label is None else _RIGHT if decided["class_id"] == label else _WRONG
+        text = f"{decided['class_id']}  ({decided['score']:.2f})"
+        axes.set_title(text if label is None else f"{text}\ntrue {label}", fontsize=10, color=color)
+        return
+    for x, y, w, h in truth.get(str(entry["image_id"]), ()):
+        axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="white", linewidth=1, linestyle="--"))
+    for detection in entry["detections"]:
+        if detection["score"] < _SHOWN_SCORE:
+            continue
+        box = detection["bbox"]
+        corner = ((box["cx"] - box["w"] / 2) * width, (box["cy"] - box["h"] / 2) * height)
+        axes.add_patch(
+            Rectangle(corner, box["w"] * width, box["h"] * height, fill=False, edgecolor=_RIGHT, linewidth=1.5)
+        )
+        axes.text(*corner, f"{detection['class_id']} {detection['score']:.2f}", fontsize=7, color="white",
+                  backgroundcolor=_RIGHT, va="bottom")  # fmt: skip
+    axes.set_title(f"{sum(d['score'] >= _SHOWN_SCORE for d in entry['detections'])} found", fontsize=10)
+
+
+def _headline(entry: Entry) -> Any:
+    if "classification" in entry:
+        return entry["classification"]["class_id"]
+    return [detection["class_id"] for detection in entry["detections"] if detection["score"] >= _SHOWN_SCORE]
+
+
+def _truth(path: Path | None) -> Mapping[str, Any]:
+    """Return labels by image, or boxes by image id as text."""
+    if path is None:
+        return {}
+    if path.suffix == ".json":
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "annotations" in content:
+            boxes: dict[str, list[Any]] = {}
+            for annotation in content["annotations"]:
+                boxes.setdefault(str(annotation["image_id"]), []).append(annotation["bbox"])
+            return boxes
+    return load_labels(path)

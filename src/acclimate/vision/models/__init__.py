@@ -1,0 +1,1 @@
+"""Adapters, which load and run a model, and the networks that ship."""

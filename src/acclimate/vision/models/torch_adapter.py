@@ -1,0 +1,232 @@
+"""Any torch model: a callable ``package.module:factory`` that returns it.
+
+The factory takes no argument and returns a :class:`TorchModel`, or a bare module, which then is a classifier of
+images in [0, 1] at their own size. What the module returns is its output contract:
+
+- a classifier: logits ``(B, K)``, as a tensor or under the key ``logits``;
+- a detector: a mapping with ``logits`` ``(B, Q, K)`` (sigmoid head) or ``(B, Q, K + 1)`` (softmax head, no object
+  last) and ``pred_boxes`` ``(B, Q, 4)`` as ``(cx, cy, w, h)`` fractions of the image.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from acclimate.core.determinism import parse_device
+from acclimate.core.task import Classification, Task, logits_of
+from acclimate.core.views import PixelRange, normalised_range
+from acclimate.errors import CheckpointError, ConfigError, DataError, first_line
+from acclimate.vision.data import boxes as box_ops
+from acclimate.vision.data.images import ImageReader
+from acclimate.vision.data.labels import LabelMap
+from acclimate.vision.data.predictions import classification_entries, detection_entries
+from acclimate.vision.data.records import Record
+from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
+from acclimate.vision.models.detection import Detection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchModel:
+    """A module and what has to be known about it.
+
+    Attributes:
+        module: takes images ``(B, 3, H, W)``; see the module's docstring for what it must return.
+        kind: ``classifier`` or ``detector``.
+        head: of a detector.
+        image_size: ``(width, height)`` that images are resized to; None keeps their size, so that all images of a
+            batch must have the same.
+        mean, std: of each channel, subtracted and divided by; None leaves pixels in [0, 1].
+        class_names: label of each class, in order.
+        flips: whether a mirrored image keeps its class (not so for digits and text).
+    """
+
+    module: nn.Module
+    kind: Literal["classifier", "detector"] = "classifier"
+    head: Literal["sigmoid", "softmax"] = "sigmoid"
+    image_size: tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    class_names: tuple[str, ...] = ()
+    flips: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("classifier", "detector"):
+            raise ConfigError(f"kind must be classifier or detector, got {self.kind!r}")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("give mean and std together, or neither")
+
+
+class TorchAdapter:
+    """Predicts with the model that a factory returns.
+
+    Args:
+        factory: ``package.module:callable``; the current folder is searched too.
+        checkpoint: safetensors to load into it; None keeps the weights the factory gave it.
+        trust_pickle: allow a checkpoint that is not safetensors.
+        reader, categories, device, score_threshold, batch_size: as in the transformers adapter.
+
+    Raises:
+        ConfigError: the factory cannot be found, fails, or returns something else.
+        CheckpointError: the checkpoint cannot be loaded, or may not be.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        factory: str,
+        *,
+        checkpoint: str | None = None,
+        trust_pickle: bool = False,
+        reader: ImageReader | None = None,
+        categories: Mapping[int, str] | None = None,
+        device: str = "cpu",
+        score_threshold: float = 0.05,
+        batch_size: int = 64,
+    ) -> None:
+        made = _made_by(factory)
+        if isinstance(made, nn.Module):
+            made = TorchModel(module=made)
+        if not isinstance(made, TorchModel):
+            raise ConfigError(f"{factory} returned {type(made).__name__}; return a TorchModel or a torch module")
+        self.model = made
+        self.reader = ImageReader() if reader is None else reader
+        self.score_threshold = score_threshold
+        self.batch_size = batch_size
+        self._device = parse_device(device)
+        if checkpoint is not None:
+            load_checkpoint(made.module, Path(checkpoint), trust_pickle=trust_pickle)
+        made.module.to(self._device).eval()
+        self.is_classifier = made.kind == "classifier"
+        self.labels = LabelMap.by_name(dict(enumerate(made.class_names)), categories or {})
+        self.warnings: tuple[str, ...] = self.labels.warnings
+        pixel_range: PixelRange = (0.0, 1.0)
+        if made.mean is not None and made.std is not None:
+            pixel_range = normalised_range(made.mean, made.std)
+        self.task: Task = (
+            Classification(pixel_range=pixel_range, flips=made.flips)
+            if self.is_classifier
+            else Detection(head=made.head, pixel_range=pixel_range, flips=made.flips)
+        )
+
+    def get_model(self) -> nn.Module:
+        """Return the module."""
+        return self.model.module
+
+    def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
+        """Yield batches ``(B, 3, H, W)``, resized and normalised as the :class:`TorchModel` says.
+
+        Raises:
+            DataError: no size is given and the images of a batch differ in size.
+        """
+        for part in chunks(records, batch_size):
+            usable = self.reader.read_many(part)
+            if not usable:
+                continue
+            sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
+            if self.model.image_size is None and len(set(sizes)) > 1:
+                raise DataError(
+                    f"images of a batch differ in size ({sizes[0]} and {next(s for s in sizes if s != sizes[0])}); "
+                    "give the TorchModel an image_size, or use a batch size of 1"
+                )
+            inputs = torch.stack([self._tensor(pixels) for _, pixels in usable]).to(self._device)
+            yield ImageBatch(inputs, tuple(record for record, _ in usable), sizes)
+
+    def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
+        """Return the entries of one batch."""
+        if isinstance(self.task, Detection):
+            found = _detections(self.task, outputs, threshold=self.score_threshold)
+            return detection_entries(found, batch, labels=self.labels)
+        return classification_entries(logits_of(outputs), batch, labels=self.labels)
+
+    def predict(self, records: Sequence[Record]) -> list[Entry]:
+        """Return one entry for each usable record."""
+        return [entry for part in predict_in_batches(self, records, batch_size=self.batch_size) for entry in part]
+
+    def _tensor(self, pixels: np.ndarray) -> Tensor:
+        if self.model.image_size is not None and self.model.image_size != (pixels.shape[1], pixels.shape[0]):
+            pixels = np.asarray(Image.fromarray(pixels).resize(self.model.image_size, Image.Resampling.BILINEAR))
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float().div_(255)
+        if self.model.mean is None or self.model.std is None:
+            return image
+        return (image - torch.tensor(self.model.mean)[:, None, None]) / torch.tensor(self.model.std)[:, None, None]
+
+
+def load_checkpoint(module: nn.Module, path: Path, *, trust_pickle: bool) -> None:
+    """Load weights into a module, strictly.
+
+    Raises:
+        CheckpointError: the file is missing, is a pickle and that is not allowed, or does not fit the module.
+    """
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(str(path))
+        elif trust_pickle:
+            tensors = torch.load(path, map_location="cpu", weights_only=False)
+            tensors = tensors.get("state_dict", tensors)
+        else:
+            raise CheckpointError(
+                f"{path} is not safetensors, and loading a pickle runs code from it; "
+                "convert it, or pass --trust-pickle if you trust its source"
+            )
+        module.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+        # torch names the tensors that do not fit on the lines after the first.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"checkpoint {path} cannot be loaded: {reason}") from error
+
+
+def _detections(task: Detection, outputs: Any, *, threshold: float) -> list[dict[str, Tensor]]:
+    logits, boxes = outputs["logits"].detach(), box_ops.corners(outputs["pred_boxes"].detach())
+    found = []
+    for image in range(len(logits)):
+        if task.head == "sigmoid":
+            # A query may be of several classes: the best pairs of query and class, as RT-DETR's post-processing.
+            classes = logits.shape[-1]
+            scores, positions = logits[image].sigmoid().flatten().topk(logits.shape[1])
+            labels, queries = positions % classes, positions // classes
+        else:
+            scores, labels = logits[image].softmax(-1)[:, :-1].max(-1)
+            queries = torch.arange(len(scores), device=scores.device)
+        keep = scores > threshold
+        found.append({"scores": scores[keep], "labels": labels[keep], "boxes": boxes[image][queries[keep]]})
+    return found
+
+
+def _made_by(factory: str) -> Any:
+    module_name, _, attribute = factory.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"--model for the torch adapter must be package.module:factory, got {factory!r}")
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+        if not callable(found):
+            raise ConfigError(f"{factory!r} is a {type(found).__name__}, not a callable that returns a model")
+        return found()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot find {factory!r}, or what it needs: {first_line(error)}") from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{factory!r} failed: {type(error).__name__}: {first_line(error)}") from error
+    finally:
+        if added:
+            sys.path.remove(here)

@@ -1,0 +1,201 @@
+"""Object detectors and image classifiers of transformers, from a local folder or by hub name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+)
+
+from acclimate.core.determinism import parse_device
+from acclimate.core.task import Classification, Task, logits_of
+from acclimate.core.views import PixelRange, normalised_range
+from acclimate.errors import CheckpointError, ConfigError, first_line
+from acclimate.vision.data.images import ImageReader
+from acclimate.vision.data.labels import LabelMap
+from acclimate.vision.data.predictions import classification_entries, detection_entries
+from acclimate.vision.data.records import Record
+from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
+from acclimate.vision.models.detection import Detection, Head
+
+logger = logging.getLogger(__name__)
+
+# One sigmoid for each class, or a softmax whose last column is no object. Other families predict, and refuse TTT.
+_HEADS: Final[dict[str, Head]] = {
+    "rt_detr": "sigmoid",
+    "rt_detr_v2": "sigmoid",
+    "d_fine": "sigmoid",
+    "deformable_detr": "sigmoid",
+    "conditional_detr": "sigmoid",
+    "detr": "softmax",
+    "table-transformer": "softmax",
+    "yolos": "softmax",
+}
+# YOLOS has no mask: its boxes are fractions of the padded batch, not of the image.
+_BOXES_OF_PADDED_BATCH: Final = frozenset({"yolos"})
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class TransformersAdapter:
+    """Predicts with any ``AutoModelForObjectDetection`` or ``AutoModelForImageClassification``.
+
+    Args:
+        model: a folder that ``save_pretrained`` wrote (model and image processor), or a hub name.
+        reader: where pixels come from.
+        categories: the data set's categories; ids are matched to the model's labels by name.
+        device: where to run.
+        score_threshold: detections below this are not written.
+        batch_size: for :meth:`predict`.
+        trust_pickle: allow weights that are not safetensors.
+
+    Raises:
+        ConfigError: there is no such model, or it is neither a detector nor a classifier.
+        CheckpointError: the weights are a pickle and ``trust_pickle`` is false.
+    """
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        reader: ImageReader | None = None,
+        categories: Mapping[int, str] | None = None,
+        device: str = "cpu",
+        score_threshold: float = 0.05,
+        batch_size: int = 8,
+        trust_pickle: bool = False,
+    ) -> None:
+        self.ttt_refusal: str | None = None
+        self.reader = ImageReader() if reader is None else reader
+        self.score_threshold = score_threshold
+        self.batch_size = batch_size
+        self._device = parse_device(device)
+        self._refuse_pickle(model, trust_pickle)
+        try:
+            config = AutoConfig.from_pretrained(model)
+            self._processor: Any = AutoImageProcessor.from_pretrained(model, backend="pil")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot load a model from {model!r}: {first_line(error)}") from error
+        self._family: str = config.model_type
+        auto = self._auto_class(config)
+        try:
+            loaded, info = auto.from_pretrained(
+                model, use_safetensors=None if trust_pickle else True, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"cannot load weights from {model!r}: {first_line(error)}") from error
+        absent = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+        if absent:
+            # transformers fills them with random numbers.
+            raise CheckpointError(f"{model!r} has no fitting weights for {len(absent)} tensors (first: {absent[0]})")
+        self._model: nn.Module = loaded.to(self._device).eval()
+        model_labels = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+        self.labels = LabelMap.by_name(model_labels, categories or {})
+        self.warnings: tuple[str, ...] = self.labels.warnings
+        if unexpected := sorted(info["unexpected_keys"]):
+            self.warnings += (f"{len(unexpected)} tensors of the checkpoint are not used (first: {unexpected[0]})",)
+        self.task: Task = self._task()
+
+    def get_model(self) -> nn.Module:
+        """Return the model."""
+        return self._model
+
+    def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
+        """Yield batches through the model's own image processor."""
+        for part in chunks(records, batch_size):
+            usable = self.reader.read_many(part)
+            if not usable:
+                continue
+            encoded = self._processor(images=[pixels for _, pixels in usable], return_tensors="pt")
+            pixel_values: Tensor = encoded["pixel_values"].to(self._device)
+            inputs: dict[str, Tensor] = {"pixel_values": pixel_values}
+            if "pixel_mask" in encoded and not bool(encoded["pixel_mask"].all()):
+                inputs["pixel_mask"] = encoded["pixel_mask"].to(self._device)
+            sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
+            yield ImageBatch(
+                inputs["pixel_values"] if self.is_classifier else inputs, tuple(record for record, _ in usable), sizes
+            )
+
+    def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
+        """Return entries through the processor's own post-processing."""
+        if self.is_classifier:
+            return classification_entries(logits_of(outputs), batch, labels=self.labels)
+        found = self._processor.post_process_object_detection(
+            SimpleNamespace(logits=outputs["logits"].detach(), pred_boxes=outputs["pred_boxes"].detach()),
+            threshold=self.score_threshold,
+            target_sizes=[(1, 1)] * len(batch.records),
+        )
+        if self._family in _BOXES_OF_PADDED_BATCH:
+            found = self._relative_to_image(found, batch)
+        return detection_entries(found, batch, labels=self.labels)
+
+    def predict(self, records: Sequence[Record]) -> list[Entry]:
+        """Return one entry for each usable record."""
+        return [entry for part in predict_in_batches(self, records, batch_size=self.batch_size) for entry in part]
+
+    def _auto_class(self, config: Any) -> Any:
+        architecture = (config.architectures or [""])[0]
+        if architecture in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values():
+            self.is_classifier = False
+            return AutoModelForObjectDetection
+        names = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
+        if architecture in {name for entry in names for name in ([entry] if isinstance(entry, str) else entry)}:
+            self.is_classifier = True
+            return AutoModelForImageClassification
+        raise ConfigError(
+            f"{architecture or config.model_type} is neither an object detector nor an image classifier of transformers"
+        )
+
+    def _task(self) -> Task:
+        pixel_range = self._pixel_range()
+        if self.is_classifier:
+            return Classification(pixel_range=pixel_range)
+        if self._family not in _HEADS:
+            self.ttt_refusal = (
+                f"it is not known what the outputs of {self._family!r} mean; known detectors are {', '.join(_HEADS)}"
+            )
+        return Detection(head=_HEADS.get(self._family, "sigmoid"), pixel_range=pixel_range)
+
+    def _pixel_range(self) -> PixelRange | None:
+        """Return what the processor turns black and white into."""
+        if not getattr(self._processor, "do_rescale", False):
+            return None
+        if not getattr(self._processor, "do_normalize", False):
+            return (0.0, 1.0)
+        return normalised_range(self._processor.image_mean, self._processor.image_std)
+
+    def _relative_to_image(self, found: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
+        mask = batch.inputs.get("pixel_mask")
+        if mask is None:
+            return found
+        rows, columns = mask.any(2).sum(1), mask.any(1).sum(1)
+        scales = torch.stack([mask.shape[2] / columns, mask.shape[1] / rows] * 2, dim=1).float()
+        return [{**image, "boxes": image["boxes"] * scale} for image, scale in zip(found, scales, strict=True)]
+
+    @staticmethod
+    def _refuse_pickle(model: str, trust_pickle: bool) -> None:
+        folder = Path(model)
+        if trust_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):
+            return
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        if pickles:
+            raise CheckpointError(
+                f"{folder / pickles[0]} is not safetensors, and loading a pickle runs code from it; "
+                "convert it, or pass --trust-pickle if you trust its source"
+            )

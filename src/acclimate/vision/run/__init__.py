@@ -1,0 +1,1 @@
+"""Runs: settings, test-time training, export."""

@@ -1,0 +1,266 @@
+"""``--ttt-method auto``: which method for this model and this stream, found without labels, and why.
+
+What a model is made of says which methods can work on it; what they do to its first images says which do. Measured
+on ``benchmarks/cifar`` and ``benchmarks/pose_scenes``: on classifiers `blend` is ahead on every kind of stream, so it
+is taken unless the model grows less sure by it. On detectors it depends on the camera, and the mean entropy of what is
+found tells: the surest of the methods that do not themselves drive entropy down is the best one, or close to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from acclimate.core.norm import batch_norms
+from acclimate.core.outputs import all_finite
+from acclimate.core.signals import Certainty, SignalPair, Signals
+from acclimate.errors import ConfigError, DataError, EmptySelectionError, TTTNotSupportedError
+from acclimate.vision.data.records import Record
+from acclimate.vision.models.adapter import AdaptableAdapter, require_ttt
+from acclimate.vision.run.config import WITHOUT_GRADIENT, Kind, TTTConfig
+from acclimate.vision.run.construct import METHODS
+from acclimate.vision.run.ttt import TTTRun, inputs_of
+
+logger = logging.getLogger(__name__)
+
+AUTO: Final = "auto"
+TRIAL_IMAGES: Final = {"classifier": 256, "detector": 64}
+"""How many of the stream's first images each candidate is tried on."""
+
+# Entropies of two methods that are closer than this, as a fraction, are the same: then the cheaper one is taken.
+_SAME_ENTROPY: Final = 0.02
+_LEAST_VARIETY: Final = 0.5
+_LEAST_FOUND: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What a candidate did to the stream's first images.
+
+    Attributes:
+        method: its name; ``none`` is the unadapted model. ``lr``: its learning rate, None for a method without.
+        entropy_nats, effective_classes, detections_per_image, mean_score: of its decisions.
+        doubt: how much speaks against it beside the unadapted model, as a fraction of what this method is allowed; see
+            :class:`acclimate.core.Certainty`.
+        refused: why it cannot be used here, else None.
+    """
+
+    method: str
+    lr: float | None = None
+    entropy_nats: float = 0.0
+    effective_classes: float = 0.0
+    detections_per_image: float = 0.0
+    mean_score: float = 0.0
+    doubt: float = 0.0
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What was chosen, and why.
+
+    Attributes:
+        method: its name, or ``none``.
+        config: the settings to run it with; None if nothing should be adapted.
+        reasons: in words, in the order in which they were found.
+        trials: what each candidate did.
+    """
+
+    method: str
+    config: TTTConfig | None
+    reasons: tuple[str, ...]
+    trials: tuple[Trial, ...]
+
+
+def choose(
+    adapter: AdaptableAdapter,
+    given: Mapping[str, Any],
+    records: Sequence[Record],
+    *,
+    kind: Kind,
+    source_records: Sequence[Record] = (),
+) -> Choice:
+    """Choose method, update filter and learning rate for a model and a stream.
+
+    Args:
+        adapter: with the model.
+        given: settings that the user gave; they hold for every candidate. ``method`` is ``auto``.
+        records: the stream; its first images are looked at.
+        kind: of the model.
+        source_records: unlabelled source images, where there are any.
+
+    Raises:
+        ConfigError: the stream is empty, a setting was given that only one method has, or reset is ``sample``.
+        DataError: none of the first images can be used.
+    """
+    require_ttt(adapter)
+    if not records:
+        raise ConfigError("auto looks at the stream's first images, and there are none")
+    if given.get("method_options"):
+        names = ", ".join(sorted(given["method_options"]))
+        raise ConfigError(f"auto chooses the method, so options of one ({names}) have no meaning; name the method")
+    if given.get("reset") == "sample":
+        raise ConfigError(
+            "auto chooses for a stream, and reset 'sample' takes each image by itself; use stream or online, or name "
+            "the method"
+        )
+    rest = {name: value for name, value in given.items() if name != "method"}
+    candidates, reasons = _candidates(adapter, kind, knows_source=bool(source_records))
+    first = records[: TRIAL_IMAGES[kind]]
+    trials: list[Trial] = []
+    configs: list[TTTConfig | None] = []
+    for candidate in candidates:
+        # A rate that was given holds; else a candidate may bring one of its own.
+        config = TTTConfig.resolve({**candidate, **rest}, kind=kind)
+        try:
+            both = _try(adapter, config, first, source_records)
+        except (TTTNotSupportedError, EmptySelectionError) as error:
+            if rest.get("include") or rest.get("exclude"):
+                # The user's patterns, not the method, may be what does not fit.
+                raise
+            trials.append(Trial(method=config.method, refused=str(error)))
+            configs.append(None)
+            continue
+        if not any(trial.method == "none" for trial in trials):
+            trials.append(_trial("none", None, SignalPair(both.source, both.source)))
+            configs.append(None)
+        lr = None if config.method in WITHOUT_GRADIENT else config.lr
+        trials.append(_trial(config.method, lr, both))
+        configs.append(config)
+    position, why = _best(trials, kind)
+    reasons += why
+    for trial in trials:
+        if trial.refused is not None:
+            reasons.append(f"{trial.method} cannot be used here: {trial.refused}")
+    method = trials[position].method if position is not None else "none"
+    taken = configs[position] if position is not None else None
+    logger.info("auto chose %s: %s", method, "; ".join(reasons))
+    return Choice(method=method, config=taken, reasons=tuple(reasons), trials=tuple(trials))
+
+
+def _candidates(adapter: AdaptableAdapter, kind: Kind, *, knows_source: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what could be done with a model that is made so, cheapest first, and what of it is worth saying."""
+    layers = len(batch_norms(adapter.get_model()))
+    source = knows_source or getattr(adapter, "source_spectrum", None) is not None
+    reasons = [
+        f"the model is a {kind} with " + (f"{layers} BatchNorm layers" if layers else "no BatchNorm"),
+        "source images are known" if source else "no source images are known (--ttt-source), so none are filtered",
+    ]
+    if kind == "detector":
+        found = [{"method": "bn"}] if layers else []
+        found += [{"method": "spectrum"}] if source else []
+        found += [{"method": "align"}] if layers else []
+        return found, reasons
+    if layers or source:
+        return [{"method": "blend"}], reasons
+    reasons.append("without statistics to mix and images to filter only learning is left: eata, at two rates")
+    return [{"method": "eata", "lr": 5e-4}, {"method": "eata", "lr": 5e-3}], reasons
+
+
+def _try(
+    adapter: AdaptableAdapter, config: TTTConfig, records: Sequence[Record], source_records: Sequence[Record]
+) -> SignalPair:
+    """Return how adapted and unadapted model did on the first images, online, with no guard between."""
+    free = dataclasses.replace(config, guards=False, collapse_share=None, probe=False, reset="stream")
+    pairs = []
+    with TTTRun(adapter, free, source_records=source_records) as run:
+        for batch in itertools.islice(adapter.build_loader(records, batch_size=free.batch_size), free.max_batches):
+            inputs = inputs_of(batch)
+            source = run.session.predict_as_source(inputs)
+            if not all_finite(source):
+                # A poisoned image says nothing about a method, and without guards it would end the trial.
+                continue
+            outputs, report = run.session.adapt_and_predict(inputs)
+            pairs.append(SignalPair.of(run.task, outputs, source, samples=report.samples))
+    if not pairs:
+        raise DataError("none of the stream's first images can be used")
+    return SignalPair(Signals.total(pair.adapted for pair in pairs), Signals.total(pair.source for pair in pairs))
+
+
+def _trial(method: str, lr: float | None, both: SignalPair) -> Trial:
+    adapted = both.adapted
+    allowed = getattr(METHODS.get(method), "certainty_allowance", 1.0)
+    return Trial(
+        method=method,
+        lr=lr,
+        entropy_nats=adapted.entropy_nats,
+        effective_classes=adapted.effective_classes,
+        detections_per_image=adapted.detections_per_image,
+        mean_score=adapted.mean_score,
+        doubt=Certainty().degradation_score(both) / allowed,
+    )
+
+
+def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
+    """Return the position of the candidate to take, None for none, and why."""
+    plain = next((trial for trial in trials if trial.method == "none"), None)
+    if plain is None:
+        return None, ["no candidate can be used on this model: nothing is adapted"]
+    standing, reasons = [], []
+    for position, trial in enumerate(trials):
+        if trial.refused is not None or trial.method == "none":
+            continue
+        collapsed = trial.effective_classes < _LEAST_VARIETY * plain.effective_classes
+        finite = math.isfinite(trial.entropy_nats)
+        if collapsed or not finite or not trial.doubt <= 1:
+            rate = "" if trial.lr is None else f" at lr {trial.lr:g}"
+            what = (
+                "gives outputs that are not finite"
+                if not finite
+                else f"decides for {trial.effective_classes:.1f} classes where the unadapted model has "
+                f"{plain.effective_classes:.1f}"
+                if collapsed
+                else f"makes it less sure: {trial.entropy_nats:.2f} nats a decision, not {plain.entropy_nats:.2f}"
+            )
+            reasons.append(f"{trial.method}{rate} {what}")
+        else:
+            standing.append(position)
+    if not standing:
+        return None, [*reasons, "nothing is adapted"]
+    if kind == "classifier":
+        position = standing[-1]
+        chosen = trials[position]
+        reasons.append(
+            "blend: ahead on every kind of stream that was measured, and nothing speaks against it"
+            if chosen.method == "blend"
+            else f"{chosen.method}: nothing speaks against it, at lr {chosen.lr:g}"
+        )
+        return position, reasons
+    # The unadapted model competes too: where it is as sure as any, there is nothing to do. But what finds next to
+    # nothing has next to nothing to be unsure of.
+    enough = _LEAST_FOUND * max(trial.detections_per_image for trial in (plain, *(trials[p] for p in standing)))
+    rivals: list[int | None] = [p for p in standing if trials[p].detections_per_image >= enough]
+    rivals += [None] if plain.detections_per_image >= enough else []
+    of = {place: plain if place is None else trials[place] for place in rivals}
+    surest = min(of.values(), key=lambda trial: trial.entropy_nats)
+    equals = [place for place in rivals if of[place].entropy_nats <= surest.entropy_nats * (1 + _SAME_ENTROPY)]
+    # Of equals: spectrum, which does nothing to a stream that is as the source was, until it changes; then nothing at
+    # all; then the cheapest.
+    chosen_place = min(
+        equals, key=lambda place: (of[place].method != "spectrum", place is not None, -1 if place is None else place)
+    )
+    listed = ", ".join(f"{t.method} {t.entropy_nats:.2f}" for t in trials if t.refused is None)
+    reasons.append(
+        f"{of[chosen_place].method} is the surest of what it finds, or as sure as the surest ({listed} nats)"
+    )
+    return chosen_place, reasons
+
+
+def as_flags(choice: Choice, *, source: Path | None = None) -> str:
+    """Return the flags of ``acclimate export`` that run what was chosen, beside those that were given."""
+    if choice.config is None:
+        return "(without --ttt)"
+    flags = ["--ttt", "--ttt-method", choice.method]
+    if choice.method not in WITHOUT_GRADIENT:
+        flags += ["--ttt-update-filter", choice.config.update_filter, "--ttt-lr", f"{choice.config.lr:g}"]
+    if choice.config.reset != "stream":
+        flags += ["--ttt-reset", choice.config.reset]
+    if source is not None:
+        flags += ["--ttt-source", str(source)]
+    return " ".join([*flags, "--ttt-batch-size", str(choice.config.batch_size)])

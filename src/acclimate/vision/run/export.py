@@ -1,0 +1,388 @@
+"""The whole job: images in, predictions out, adapted or not, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+from acclimate.core.report import to_jsonable
+from acclimate.errors import ConfigError, DataError, InputError
+from acclimate.vision.data.images import CorruptionSpec, ImageReader
+from acclimate.vision.data.predictions import check_writable, to_coco, wrapped, write_json
+from acclimate.vision.data.records import Dataset, Record, load_dataset
+from acclimate.vision.models.adapter import AdaptableAdapter, Adapter, Entry, chunks, plain_forward
+from acclimate.vision.models.loading import AdapterOptions, make_adapter
+from acclimate.vision.run.auto import Choice
+from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.settings import settings_for
+from acclimate.vision.run.tta import Augmenter, TTAConfig
+from acclimate.vision.run.ttt import TTTReport, TTTRun
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportJob:
+    """What to predict, with what, and where to write it.
+
+    Attributes:
+        source: a folder, a list file or a COCO json.
+        output: the predictions file.
+        adapter: which model.
+        ttt: the settings that were given, by field name of :class:`TTTConfig`; None does not adapt.
+        preset: see :meth:`TTTConfig.resolve`.
+        ttt_source: source images for EATA's Fisher information: a folder, a list or a COCO json.
+        probe_images: of the probe, in place of the stream's first batch; needs the setting ``probe``.
+        load_state, save_state: files to go on from, and to write what was learned to; see :class:`TTTRun`.
+        tta: test-time augmentation.
+        wrap: write ``{schema_version, predictions, meta}``.
+        format: ``acclimate``, or ``coco`` results.
+        log_output: where to write the TTT log.
+        images_root, max_images: see :func:`load_dataset`.
+        corruption: what images are put through first.
+        batch_size: without TTT; None means the adapter's own.
+        strict: images that cannot be used are an error.
+        resume: go on from what an interrupted run of the same job left.
+        config: a string to repeat in ``meta.config``.
+    """
+
+    source: Path
+    output: Path
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    ttt: Mapping[str, Any] | None = None
+    preset: str | None = None
+    ttt_source: Path | None = None
+    probe_images: Path | None = None
+    load_state: Path | None = None
+    save_state: Path | None = None
+    tta: TTAConfig = field(default_factory=TTAConfig)
+    wrap: bool = False
+    format: Literal["acclimate", "coco"] = "acclimate"
+    log_output: Path | None = None
+    images_root: Path | None = None
+    max_images: int | None = None
+    corruption: CorruptionSpec | None = None
+    batch_size: int | None = None
+    strict: bool = False
+    resume: bool = False
+    config: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What an export wrote.
+
+    Attributes:
+        entries: the predictions.
+        meta: as with ``--wrap``.
+        report: of the adaptation, if there was one.
+        choice: how ``auto`` chose the method, where it was asked to.
+        skipped: why an image could not be used, by path.
+    """
+
+    entries: tuple[Entry, ...]
+    meta: dict[str, Any]
+    report: TTTReport | None
+    skipped: Mapping[str, str]
+    choice: Choice | None = None
+
+
+def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
+    """Predict every image of the job's source and write the predictions.
+
+    Args:
+        job: what to do.
+        progress: hears what is being done, how many images are done, and of how many.
+
+    Raises:
+        InputError: something that was given cannot be used; nothing is written then.
+    """
+    if job.format == "coco" and job.wrap:
+        raise ConfigError(
+            "--wrap adds acclimate's meta to predictions, and COCO results have no place for it; leave one out"
+        )
+    for target in (job.output, job.log_output, job.save_state):
+        if target is not None:
+            check_writable(target)
+    dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
+    reader = ImageReader(job.corruption)
+    adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
+    if job.format == "coco" and getattr(adapter, "is_classifier", False):
+        raise ConfigError("COCO results hold boxes, and this model is a classifier; use --format acclimate")
+    source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
+    config, choice = settings_for(
+        adapter, job.ttt, job.preset, dataset.records, source_records=source_records, goes_on=job.load_state is not None
+    )
+    work = _Work(job, adapter, config, source_records, progress)
+    with _Partial(job, dataset, config, restarts=not work.can_resume) as partial:
+        for batch in work.predict(dataset.records, done=partial.entries):
+            partial.add(batch)
+        entries = tuple(partial.entries)
+        _check_skipped(job, reader, entries)
+        meta = _meta(job, adapter, dataset, config, work, reader)
+        if choice is not None:
+            meta["ttt"]["choice"] = to_jsonable(dataclasses.replace(choice, config=None))
+            if config is None and job.save_state is not None:
+                meta["warnings"].append(f"auto adapted nothing, so no state was written to {job.save_state}")
+        _write(job, entries, meta)
+        partial.finished = True
+    return ExportResult(entries=entries, meta=meta, report=work.report, skipped=dict(reader.skipped), choice=choice)
+
+
+class _Work:
+    """Predictions batch by batch, adapted or not."""
+
+    def __init__(
+        self,
+        job: ExportJob,
+        adapter: Adapter,
+        config: TTTConfig | None,
+        source_records: Sequence[Record],
+        progress: Progress | None,
+    ) -> None:
+        self.job, self.adapter, self.config = job, adapter, config
+        self.source_records = source_records
+        self.progress = progress
+        self.report: TTTReport | None = None
+        self.augmenter: Augmenter | None = None
+        self.warnings: list[str] = []
+        if job.tta.enabled:
+            task = getattr(adapter, "task", None)
+            if task is None:
+                raise ConfigError(f"adapter {adapter.name!r} does not support --tta: it does not show its outputs")
+            self.augmenter = Augmenter(job.tta, task)
+        # An online model is what its whole stream made it, and which images tta mirrors follows from those before:
+        # both start again from the first image.
+        self.can_resume = not job.tta.enabled and (config is None or config.reset != "online")
+
+    def predict(self, records: Sequence[Record], *, done: Sequence[Entry]) -> Iterator[list[Entry]]:
+        start = self._start(records, done)
+        remaining = records[start:]
+        if self.job.resume and not self.can_resume:
+            self.warnings.append("resume: online runs and tta start again from the first image")
+        if start and self.config is not None:
+            self.warnings.append(f"resumed: the report of the adaptation leaves out the first {start} images")
+        total = len(records)
+        count = start
+        for batch in self._batches(records, remaining):
+            count += len(batch)
+            if self.progress is not None:
+                self.progress("predict", count, total)
+            yield batch
+
+    def _start(self, records: Sequence[Record], done: Sequence[Entry]) -> int:
+        """Return the position of the first batch that is not done."""
+        if not done:
+            return 0
+        finished = {entry["image_id"] for entry in done}
+        last = max(position for position, record in enumerate(records) if record.image_id in finished)
+        start = min(len(records), -(-(last + 1) // self._batch_size()) * self._batch_size())
+        if isinstance(reader := getattr(self.adapter, "reader", None), ImageReader):
+            # What was skipped before the interruption must be counted again.
+            reader.read_many([record for record in records[:start] if record.image_id not in finished])
+        return start
+
+    def _batch_size(self) -> int:
+        if self.config is None:
+            return self.job.batch_size or int(getattr(self.adapter, "batch_size", 8))
+        return 1 if self.config.reset == "sample" else self.config.batch_size
+
+    def _batches(self, records: Sequence[Record], remaining: Sequence[Record]) -> Iterator[list[Entry]]:
+        if self.config is None:
+            yield from self._plain(remaining)
+            return
+        adapter = cast(AdaptableAdapter, self.adapter)
+        with TTTRun(
+            adapter,
+            self.config,
+            source_records=self.source_records,
+            probe_records=() if self.job.probe_images is None else load_dataset(self.job.probe_images).records,
+            load_state=self.job.load_state,
+            save_state=self.job.save_state,
+        ) as run:
+            adapted = 0
+
+            def heard(images: int) -> None:
+                nonlocal adapted
+                adapted += images
+                if self.progress is not None:
+                    self.progress("adapt", adapted, len(records))
+
+            done = len(records) - len(remaining)
+            yield from run.predictions(records, augment=self.augmenter, done=done, on_batch=heard)
+            self.report = run.report()
+            if self.job.strict:
+                # Before the state is written: a run that is refused must leave nothing to go on from.
+                _refuse_skipped(adapter.reader)
+
+    def _plain(self, records: Sequence[Record]) -> Iterator[list[Entry]]:
+        size = self._batch_size()
+        if self.augmenter is None:
+            for part in chunks(records, size):
+                yield self.adapter.predict(part)
+            return
+        adapter = cast(AdaptableAdapter, self.adapter)
+        forward = plain_forward(adapter)
+        for batch in adapter.build_loader(records, batch_size=size):
+            yield adapter.entries(self.augmenter(batch.inputs, forward), batch)
+
+
+class _Partial:
+    """Entries of an unfinished run, on disk from the first batch on, so that ``--resume`` can go on."""
+
+    def __init__(self, job: ExportJob, dataset: Dataset, config: TTTConfig | None, *, restarts: bool) -> None:
+        self.path = job.output.with_name(f".{job.output.name}.partial.jsonl")
+        self.entries: list[Entry] = []
+        self.finished = False
+        self._file: IO[str] | None = None
+        self._resume = job.resume
+        described = {
+            "records": [(record.image, record.image_id) for record in dataset.records],
+            "categories": to_jsonable(dataset.categories),
+            "adapter": to_jsonable(job.adapter),
+            "weights": _stamp(job.adapter.checkpoint, job.adapter.model),
+            "ttt_source": str(job.ttt_source),
+            "load_state": _stamp(None if job.load_state is None else str(job.load_state)),
+            "probe_images": str(job.probe_images),
+            "ttt": to_jsonable(config),
+            "tta": to_jsonable(job.tta),
+            "corruption": str(job.corruption),
+            "batch_size": job.batch_size,
+        }
+        self._key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        self._restarts = restarts
+
+    def __enter__(self) -> _Partial:
+        if self._resume and self.path.exists():
+            self._load()
+        kept, self.entries = self.entries, []
+        if kept and not self._restarts:
+            self.add(kept)
+        return self
+
+    def add(self, batch: Sequence[Entry]) -> None:
+        # One line for a whole batch: a run that goes on in the middle of one would batch its images otherwise.
+        if self._file is None:
+            # Not before: what is refused before the first batch leaves nothing behind, not even a folder.
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise DataError(f"cannot write {self.path}: {error.strerror}") from error
+            self._file.write(json.dumps({"key": self._key}) + "\n")
+        self.entries.extend(batch)
+        self._file.write(json.dumps(list(batch), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        # Bad input leaves nothing behind; an interruption or a crash leaves what --resume goes on from.
+        refused = kind is not None and issubclass(kind, InputError) and self._file is not None
+        if self.finished or refused:
+            self.path.unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        if not lines:
+            return
+        try:
+            key = json.loads(lines[0])["key"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            key = None
+        if key != self._key:
+            raise DataError(
+                f"{self.path} is from a run with other images or settings; delete it, or leave out --resume"
+            )
+        for line in lines[1:]:
+            try:
+                self.entries.extend(json.loads(line))
+            except json.JSONDecodeError:
+                # The run was cut off inside its last line.
+                break
+        logger.info("resuming after %d images", len(self.entries))
+
+
+def _stamp(*paths: str | None) -> list[Any]:
+    """Return size and time of the files that hold the weights, so that overwritten weights are another job."""
+    files = []
+    for path in (Path(name) for name in paths if name):
+        files += sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _check_skipped(job: ExportJob, reader: ImageReader, entries: Sequence[Entry]) -> None:
+    if not reader.skipped:
+        return
+    if job.strict:
+        _refuse_skipped(reader)
+    first = next(iter(reader.skipped.values()))
+    if not entries:
+        raise DataError(f"none of the {len(reader.skipped)} images can be used; first: {first}")
+
+
+def _refuse_skipped(reader: ImageReader) -> None:
+    if reader.skipped:
+        first = next(iter(reader.skipped.values()))
+        raise DataError(f"{len(reader.skipped)} images cannot be used (--strict); first: {first}")
+
+
+def _write(job: ExportJob, entries: Sequence[Entry], meta: dict[str, Any]) -> None:
+    content: Any = list(entries)
+    if job.format == "coco":
+        content = to_coco(entries)
+    elif job.wrap:
+        content = wrapped(entries, meta)
+    if job.log_output is not None and (meta["ttt"]["enabled"] or "choice" in meta["ttt"]):
+        write_json(job.log_output, {"timestamp": meta["timestamp"], "output": str(job.output), "ttt": meta["ttt"]})
+    write_json(job.output, content)
+
+
+def _meta(
+    job: ExportJob,
+    adapter: Adapter,
+    dataset: Dataset,
+    config: TTTConfig | None,
+    work: _Work,
+    reader: ImageReader,
+) -> dict[str, Any]:
+    tta: dict[str, Any] = {**to_jsonable(job.tta), "warnings": [], "summary": None}
+    if work.augmenter is not None:
+        tta |= {"warnings": work.augmenter.warnings(), "summary": work.augmenter.summary()}
+    return {
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "adapter": adapter.name,
+        "config": job.config or job.adapter.model or "",
+        "checkpoint": job.adapter.checkpoint,
+        "images": len(dataset.records),
+        "skipped": dict(reader.skipped),
+        "corruption": None if job.corruption is None else str(job.corruption),
+        "warnings": [*getattr(adapter, "warnings", ()), *work.warnings],
+        "tta": tta,
+        "ttt": ttt_meta(config, work.report),
+    }
+
+
+def ttt_meta(config: TTTConfig | None, report: TTTReport | None) -> dict[str, Any]:
+    """Return the ``ttt`` block of meta and of the TTT log."""
+    if config is None or report is None:
+        return {"enabled": False}
+    own = ("mask_prob", "patch_size", "mask_value")
+    values = {f.name: to_jsonable(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in own}
+    reported = to_jsonable(report)
+    # The steps stand in step_metrics already.
+    reported["session"]["steps"] = None
+    return {
+        **values,
+        "mim": {name: to_jsonable(getattr(config, name)) for name in own} if config.method == "mim" else None,
+        "report": reported,
+    }

@@ -1,0 +1,416 @@
+"""Test-time training of an adapter's model: open a run, adapt, predict through it, report."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from acclimate.core import spectrum as spectra
+from acclimate.core.budget import Budget
+from acclimate.core.norm import batch_norms
+from acclimate.core.outputs import sample_count
+from acclimate.core.pacing import Pacing
+from acclimate.core.report import SessionReport, StepReport
+from acclimate.core.session import Session
+from acclimate.core.spectrum import PowerSpectrum
+from acclimate.core.task import Classification, Task
+from acclimate.errors import ConfigError, DataError, SessionError, TTTNotSupportedError
+from acclimate.methods.eata import fisher_information
+from acclimate.methods.spectrum import in_unit_range
+from acclimate.vision.data.records import Record
+from acclimate.vision.models.adapter import AdaptableAdapter, Entry, ImageBatch, require_ttt
+from acclimate.vision.run.config import WITHOUT_GRADIENT, TTTConfig
+from acclimate.vision.run.construct import make_guards, make_method, paper_note
+from acclimate.vision.run.step_warnings import NOT_LEFT_BEHIND, step_warnings
+
+logger = logging.getLogger(__name__)
+
+Predictor = Callable[[Any], Any]
+
+# Statistics of fewer images are mostly those of the images, not of the stream: see benchmarks/bn_strength.
+_FEW_IMAGES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TTTReport:
+    """What a run did, for ``meta.ttt.report`` and the TTT log.
+
+    Attributes:
+        losses: of every step, in order; None where there was none.
+        mask_ratio: the probability of hiding a patch (mim), else None.
+        updated_param_count: elements that were selected; ``changed_param_count``: those that differ from the source.
+        warnings: whatever differs from what was asked or from the paper.
+        stopped_early, stop_reason: whether a budget ended the adaptation.
+        batches: batches that were adapted on.
+        step_metrics: one entry for each step.
+        session: the whole report of the session; after a ``sample`` run, of all its images.
+    """
+
+    losses: tuple[float | None, ...]
+    mask_ratio: float | None
+    updated_param_count: int
+    changed_param_count: int
+    warnings: tuple[str, ...]
+    stopped_early: bool
+    stop_reason: str | None
+    batches: int
+    step_metrics: tuple[StepReport, ...]
+    session: SessionReport
+
+
+class TTTRun:
+    """A model under test-time training, from opening to closing.
+
+    Inside the ``with`` block the model is selected, and predictions go through the session, so that a teacher or
+    mixed statistics predict. On exit the model is put back, weights included, unless ``keep_weights`` is true.
+
+    Args:
+        adapter: with ``get_model`` and ``build_loader``.
+        config: how to adapt.
+        source_records: unlabelled source images, for EATA's Fisher information and for what spectrum holds a stream
+            against.
+        keep_weights: leave the adapted weights (a teacher's, where one predicts) in the model on exit.
+        probe_records: images of the probe, at most a batch of them; in place of the stream's first batch.
+        load_state: go on from the state in this file; ``save_state``: write the state there on exit. Either is a
+            safetensors file, see :meth:`acclimate.core.Session.save_state`.
+        on_report: called with the session's report on exit.
+
+    Raises:
+        TTTNotSupportedError: the adapter or the model cannot be adapted.
+        EmptySelectionError: nothing in the model matches what was asked to move.
+        CheckpointError: the state cannot be read, is another model's or method's, or cannot be written.
+        ConfigError: a state is given with reset ``sample``, which keeps none.
+    """
+
+    def __init__(
+        self,
+        adapter: AdaptableAdapter,
+        config: TTTConfig,
+        *,
+        source_records: Sequence[Record] = (),
+        keep_weights: bool = False,
+        probe_records: Sequence[Record] = (),
+        load_state: Path | None = None,
+        save_state: Path | None = None,
+        on_report: Callable[[SessionReport], None] | None = None,
+    ) -> None:
+        require_ttt(adapter)
+        if config.reset != "stream" and not callable(getattr(adapter, "entries", None)):
+            raise TTTNotSupportedError(
+                f"reset {config.reset!r} predicts batch by batch, and adapter {adapter.name!r} has no entries(outputs, "
+                "batch) to write them with; use reset 'stream'"
+            )
+        if (load_state or save_state) and config.reset == "sample":
+            raise ConfigError("reset 'sample' forgets after each image, so there is no state to load or save")
+        self.adapter = adapter
+        self.config = config
+        self._load_state, self._save_state = load_state, save_state
+        self._probe_records = probe_records
+        self.task: Task = getattr(adapter, "task", None) or Classification(pixel_range=None)
+        self.keep_weights = keep_weights
+        self._source_records = source_records
+        self._on_report = on_report
+        self._session: Session | None = None
+        self._batches = 0
+        self._changed_param_count = 0
+        self._smallest_batch = 0
+        self._stack = ExitStack()
+        self._warnings: list[str] = []
+
+    def __enter__(self) -> Self:
+        model = self.adapter.get_model()
+        method = make_method(self.config, fisher=self._fisher(model), source=self._source_spectrum())
+        self._session = self._stack.enter_context(
+            Session(
+                model,
+                method,
+                task=self.task,
+                guards=make_guards(self.config),
+                budget=Budget(max_seconds=self.config.max_seconds),
+                seed=self.config.seed,
+                pacing=Pacing() if self.config.paced else None,
+                restore=not self.keep_weights,
+                on_report=self._on_report,
+            )
+        )
+        if self._probe_records:
+            self._session.set_probe(self._given_probe())
+        if self._load_state is not None:
+            try:
+                self._session.load_state(self._load_state)
+            except BaseException:
+                self._stack.close()
+                raise
+            self._warnings.append(
+                f"goes on from the state in {self._load_state}, after {self._session.report().steps_before} steps"
+            )
+        self._note_what_differs()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            if self._save_state is not None and exc_info[0] is None:
+                self.session.save_state(self._save_state)
+            if self.keep_weights and exc_info[0] is None:
+                self.session.selection.write(self.session.prediction_weights())
+        finally:
+            self._stack.close()
+            self._session = None
+
+    @property
+    def session(self) -> Session:
+        """The open session."""
+        if self._session is None:
+            raise SessionError("this run is not open: use it inside 'with TTTRun(...) as run:'")
+        return self._session
+
+    def predictions(
+        self,
+        records: Sequence[Record],
+        *,
+        augment: Callable[[Any, Predictor], Any] | None = None,
+        done: int = 0,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Iterator[list[Entry]]:
+        """Yield the entries of each batch, adapting as ``config.reset`` says.
+
+        Args:
+            records: the whole stream.
+            augment: test-time augmentation, see :meth:`predict`.
+            done: how many records were predicted before, in a run that this one goes on from. An online run cannot go
+                on, so it must be 0 there.
+            on_batch: see :meth:`adapt`.
+        """
+        remaining = records[done:]
+        if self.config.reset == "online":
+            yield from self.online(remaining, augment=augment)
+        elif self.config.reset == "sample":
+            yield from self.sample(remaining, augment=augment, done=done)
+        else:
+            self.adapt(records, on_batch=on_batch)
+            yield from self.predict(remaining, augment=augment)
+
+    def adapt(self, records: Sequence[Record], *, on_batch: Callable[[int], None] | None = None) -> None:
+        """Adapt on the records in order, up to ``max_batches``; ``on_batch`` hears the number of images done."""
+        for batch in itertools.islice(self._loader(records), self.config.max_batches):
+            inputs = inputs_of(batch)
+            self._see(inputs)
+            self._open_probe(inputs)
+            report = self.session.adapt(inputs, steps=self.config.steps)
+            if report.verdict == "refused":
+                break
+            self._batches += 1
+            if on_batch is not None:
+                on_batch(len(batch.records) if isinstance(batch, ImageBatch) else report.samples)
+
+    def predict(
+        self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
+    ) -> Iterator[list[Entry]]:
+        """Yield the entries of each batch, predicted as the method predicts.
+
+        Args:
+            records: what to predict.
+            augment: test-time augmentation: returns outputs for inputs and a predictor.
+        """
+        if not callable(getattr(self.adapter, "entries", None)):
+            # An adapter that insists on predicting by itself calls the model: let it predict as the method does.
+            with self.session.installed():
+                yield self.adapter.predict(records)
+            return
+        for batch in self._loader(records):
+            outputs = self._outputs(batch.inputs, augment)
+            yield self.adapter.entries(outputs, batch)
+
+    def online(
+        self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
+    ) -> Iterator[list[Entry]]:
+        """Yield the entries of each batch, from the same pass that adapts; after ``max_batches`` only predict."""
+        limit = self.config.max_batches
+        for batch in self._loader(records):
+            self._see(batch.inputs)
+            if limit is not None and self._batches >= limit:
+                outputs = self._outputs(batch.inputs, augment)
+            else:
+                self._open_probe(batch.inputs)
+                outputs, report = self.session.adapt_and_predict(batch.inputs, steps=self.config.steps)
+                self._batches += report.verdict != "refused"
+                if augment is not None:
+                    outputs = augment(batch.inputs, _first_from(outputs, self.session.predict))
+            yield self.adapter.entries(outputs, batch)
+
+    def sample(
+        self,
+        records: Sequence[Record],
+        *,
+        augment: Callable[[Any, Predictor], Any] | None = None,
+        done: int = 0,
+    ) -> Iterator[list[Entry]]:
+        """Yield the entry of each image: adapt to it alone, predict it, and go back to the source.
+
+        ``done`` images went before, in a run that this one goes on from: they count towards ``max_batches``.
+        """
+        limit = self.config.max_batches
+        # One loader for each record: an image that cannot be used must not shift which ones are adapted to.
+        for position, record in enumerate(records, start=done):
+            for batch in self.adapter.build_loader([record], batch_size=1):
+                yield self._sampled(batch, adapts=limit is None or position < limit, augment=augment)
+
+    def _sampled(
+        self, batch: ImageBatch, *, adapts: bool, augment: Callable[[Any, Predictor], Any] | None
+    ) -> list[Entry]:
+        self.session.reset()
+        self._see(batch.inputs)
+        if adapts:
+            report = self.session.adapt(batch.inputs, steps=self.config.steps)
+            self._batches += report.verdict != "refused"
+            self._changed_param_count = max(self._changed_param_count, self.session.changed_param_count)
+        return self.adapter.entries(self._outputs(batch.inputs, augment), batch)
+
+    def report(self) -> TTTReport:
+        """Return what was done so far."""
+        session = self.session.report()
+        few = []
+        if self._uses_batch_statistics() and 0 < self._smallest_batch < _FEW_IMAGES:
+            few.append(
+                f"BatchNorm took the statistics of as few as {self._smallest_batch} images, which can be worse than no "
+                "adaptation: use larger batches, bn, or --ttt-option batch_statistics=false"
+            )
+        return TTTReport(
+            losses=tuple(session.losses),
+            mask_ratio=self.config.mask_prob if self.config.method == "mim" else None,
+            updated_param_count=session.updated_param_count,
+            changed_param_count=max(session.changed_param_count, self._changed_param_count),
+            warnings=tuple(dict.fromkeys((*self._warnings, *few, *session.notes, *step_warnings(session)))),
+            stopped_early=session.stopped_early,
+            stop_reason=session.stop_reason,
+            batches=self._batches,
+            step_metrics=session.steps,
+            session=session,
+        )
+
+    def warn_about_what_stays_behind(self) -> None:
+        """Note what predicted inside the run and will not predict after it."""
+        if self.config.lora_rank is not None:
+            self._warnings.append("the low-rank weights are detached after the run; predict inside TTTRun to have them")
+        what = NOT_LEFT_BEHIND.get(self.config.method)
+        if what is None and self._uses_batch_statistics():
+            what = "batch statistics"
+        if what is not None:
+            self._warnings.append(
+                f"{self.config.method} adapts with {what}, which adapter.predict() does not use; "
+                "predict inside TTTRun to have them"
+            )
+
+    def _uses_batch_statistics(self) -> bool:
+        return getattr(self.session.method, "batch_statistics", False) and bool(batch_norms(self.session.model))
+
+    def _see(self, inputs: Any) -> None:
+        count = sample_count(inputs)
+        self._smallest_batch = min(self._smallest_batch or count, count)
+
+    def _outputs(self, inputs: Any, augment: Callable[[Any, Predictor], Any] | None) -> Any:
+        return self.session.predict(inputs) if augment is None else augment(inputs, self.session.predict)
+
+    def _loader(self, records: Sequence[Record]) -> Iterable[ImageBatch]:
+        return self.adapter.build_loader(records, batch_size=self.config.batch_size)
+
+    def _open_probe(self, inputs: Any) -> None:
+        if self.config.probe and self.session.probe is None:
+            self.session.set_probe(inputs)
+
+    def _given_probe(self) -> Any:
+        with self.adapter.reader.without_corruption():
+            for batch in self._loader(self._probe_records):
+                return inputs_of(batch)
+        raise DataError("none of the probe images can be used")
+
+    def _fisher(self, model: nn.Module) -> Mapping[str, Tensor] | None:
+        if self.config.method != "eata" or not self._source_records:
+            return None
+        batches = (inputs_of(batch) for batch in self._loader(self._source_records))
+        with self.adapter.reader.without_corruption():
+            return fisher_information(model, batches, method=make_method(self.config), task=self.task)
+
+    def _source_spectrum(self) -> PowerSpectrum | None:
+        if self.config.method not in ("spectrum", "blend", "align"):
+            return None
+        if not self._source_records:
+            return getattr(self.adapter, "source_spectrum", None)
+        batches = (inputs_of(batch) for batch in self.adapter.build_loader(self._source_records, batch_size=32))
+        with self.adapter.reader.without_corruption():
+            return spectra.measure(in_unit_range(self.task.images(inputs), self.task) for inputs in batches)
+
+    def _note_what_differs(self) -> None:
+        config = self.config
+        if config.preset is not None:
+            unused = {"lr", "update_filter"} if config.method in WITHOUT_GRADIENT else set()
+            unused |= {"batch_size"} if config.reset == "sample" else set()
+            filled = ", ".join(f"{name} {getattr(config, name)}" for name in config.filled if name not in unused)
+            self._warnings.append(f"preset {config.preset!r} filled in what was not given: {filled or 'nothing'}")
+        if (note := paper_note(config)) is not None:
+            self._warnings.append(note)
+        if config.method in WITHOUT_GRADIENT:
+            self._warnings.append(f"{config.method} has no gradient: steps, lr and update filter have no effect")
+        if config.max_batches is not None:
+            self._warnings.append(f"adapts on the first {config.max_batches} batches only (max_batches)")
+        if config.reset == "sample" and config.batch_size != 1 and "batch_size" not in config.filled:
+            self._warnings.append(
+                f"reset 'sample' adapts to one image at a time; batch size {config.batch_size} is not used"
+            )
+
+
+def run_ttt(
+    adapter: AdaptableAdapter,
+    records: Sequence[Record],
+    config: TTTConfig,
+    *,
+    source_records: Sequence[Record] = (),
+) -> TTTReport:
+    """Adapt an adapter's model to the records, before prediction, and leave the adapted weights in it.
+
+    Flags and modes of the model are as before. A method that needs more than weights to predict (batch or mixed
+    statistics) cannot leave that behind: predict inside :class:`TTTRun`, as ``acclimate export`` does. The report
+    warns where that is so.
+
+    Raises:
+        ConfigError: the configuration is not enabled, or asks for ``sample`` or ``online``, which predict as they go.
+        TTTNotSupportedError: the adapter lacks ``get_model`` or ``build_loader``.
+    """
+    if not config.enabled:
+        raise ConfigError("run_ttt was called with enabled=False")
+    if config.reset != "stream":
+        raise ConfigError(f"run_ttt adapts before prediction; reset {config.reset!r} predicts as it goes: use TTTRun")
+    with TTTRun(adapter, config, source_records=source_records, keep_weights=True) as run:
+        run.adapt(records)
+        run.warn_about_what_stays_behind()
+        return run.report()
+
+
+def dry_run(
+    adapter: AdaptableAdapter, config: TTTConfig, *, source_records: Sequence[Record] = ()
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Return name and shape of each tensor that would move, without moving any."""
+    with TTTRun(adapter, config, source_records=source_records) as run:
+        return [(name, tuple(parameter.shape)) for name, parameter in run.session.selection.parameters.items()]
+
+
+def inputs_of(batch: Any) -> Any:
+    """Return a model's inputs from what a loader yields: an :class:`ImageBatch`, or the inputs themselves."""
+    return batch.inputs if isinstance(batch, ImageBatch) else batch
+
+
+def _first_from(outputs: Any, then: Predictor) -> Predictor:
+    """Return a predictor whose first answer is ``outputs``, already computed, and whose others come from ``then``."""
+    answers = [outputs]
+
+    def predict(inputs: Any) -> Any:
+        return answers.pop() if answers else then(inputs)
+
+    return predict

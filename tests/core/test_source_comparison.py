@@ -1,0 +1,280 @@
+"""The guard that asks the unadapted model, and the signals that it compares."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from acclimate.core import Classification, Session, Step, WorseThanSource
+from acclimate.core.signals import Certainty, SignalPair, Signals
+from acclimate.core.source_model import source_outputs
+from acclimate.errors import ConfigError
+from acclimate.methods import BatchNormStats, Blend, Cotta, Tent
+from acclimate.vision.models.detection import Detection
+from tests.networks import assert_identical, classifier, detector, images, tensors_of
+
+TASK = Classification()
+
+
+def signals(logits: Any) -> Signals:
+    logits = torch.as_tensor(logits, dtype=torch.float32)
+    return Signals.of(TASK, logits, samples=len(logits))
+
+
+def test_signals_of_a_classifier() -> None:
+    found = signals([[9.0, 0.0, 0.0], [9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 0.0]])
+    assert found.top_share == 0.75  # a tie goes to the first class
+    assert found.detections_per_image == 1
+    assert found.entropy_nats == pytest.approx(math.log(3) / 4, abs=0.01)
+    assert found.mean_score == pytest.approx((3 + 1 / 3) / 4, abs=0.001)
+    assert 2 < found.effective_classes < 3
+    assert found.to_dict()["top_share"] == 0.75
+
+
+def test_signals_add_up() -> None:
+    logits = torch.randn((12, 5), generator=torch.Generator().manual_seed(0))
+    parts, whole = Signals.total(signals(part) for part in logits.split(5)), signals(logits)
+    assert parts.decided == whole.decided
+    for name in ("entropy_nats", "mean_prediction_entropy_nats", "top_share", "mean_score"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-5)
+
+
+def test_an_image_without_detections_is_counted() -> None:
+    task = Detection(head="sigmoid")
+    outputs = {"logits": torch.full((2, 3, 4), -9.0), "pred_boxes": torch.rand(2, 3, 4)}
+    outputs["logits"][0, 0, 1] = 4.0
+    found = Signals.of(task, outputs, samples=2)
+    assert (found.decisions, found.detections_per_image) == (1, 0.5)
+    blind = Signals.of(task, {**outputs, "logits": torch.full((2, 3, 4), -9.0)}, samples=2)
+    assert SignalPair(blind, found).detection_ratio == 0
+    assert SignalPair(blind, found).agreement is None
+    assert (blind.entropy_nats, blind.effective_classes, blind.top_share) == (0.0, 1.0, 0.0)
+
+
+def test_the_degradation_score_grows_with_entropy_and_with_lost_energy_and_less_where_the_source_is_lost() -> None:
+    sure = signals(torch.eye(5).repeat(20, 1) * 8)
+    unsure = signals(torch.eye(5).repeat(20, 1) * 3)
+    weak = signals(torch.eye(5).repeat(20, 1) * 8 - 6)
+    assert Certainty().degradation_score(SignalPair(sure, sure)) == 0
+    assert Certainty().degradation_score(SignalPair(unsure, sure)) > 1
+    assert Certainty().degradation_score(SignalPair(sure, unsure)) < 0
+    # Softmax cannot tell them apart; energy can.
+    assert SignalPair(weak, sure).entropy_rise == pytest.approx(0, abs=1e-6)
+    assert Certainty().degradation_score(SignalPair(weak, sure)) > 1
+    elsewhere = signals(torch.eye(5).roll(1, 1).repeat(20, 1) * 3)
+    assert SignalPair(elsewhere, sure).agreement == 0
+    assert Certainty().degradation_score(SignalPair(elsewhere, sure)) < Certainty().degradation_score(
+        SignalPair(unsure, sure)
+    )
+
+
+def test_few_decisions_must_differ_more() -> None:
+    assert Certainty().allowed(1) > Certainty().allowed(64) > Certainty().entropy_rise
+
+
+@pytest.mark.parametrize(
+    "method", [Tent(lr=0.05), Cotta(view_count=1, lr=0.05), BatchNormStats(), Blend(mirrored=False)]
+)
+def test_the_unadapted_model_is_asked_without_a_copy_and_without_a_trace(method: Any) -> None:
+    model, batch = classifier(), images(32)
+    with torch.no_grad():
+        expected = model(batch)
+    with Session(model, method, guards=()) as session:
+        for seed in range(3):
+            session.adapt(images(32, seed=seed))
+        before, adapted = tensors_of(model), session.predict(batch)
+        assert not torch.allclose(adapted, expected, atol=1e-3)
+        torch.testing.assert_close(session.predict_as_source(batch), expected)
+        assert_identical(model, before)
+        assert torch.equal(session.predict(batch), adapted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsure:
+    """Learns nothing and says less of every batch than the model does."""
+
+    inner: BatchNormStats = BatchNormStats()
+    scale: float = 0.0
+    name = "unsure"
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.inner, attribute)
+
+    def step(self, model: Any, batch: Any, state: Any, **kwargs: Any) -> Step:
+        step = self.inner.step(model, batch, state, **kwargs)
+        return dataclasses.replace(step, outputs=step.outputs * self.scale)
+
+
+def confident() -> torch.nn.Module:
+    model = classifier()
+    with torch.no_grad():
+        model[5].weight.mul_(40)
+    return model
+
+
+def test_the_unadapted_model_predicts_where_it_is_surer_and_until_it_is_not() -> None:
+    model, batch = confident(), images(64)
+    with torch.no_grad():
+        expected = model(batch)
+    with Session(model, Unsure()) as session:
+        outputs, report = session.adapt_and_predict(batch)
+        assert report.verdict == "rolled_back"
+        assert "less sure than the unadapted model" in (report.reason or "")
+        assert report.signals is not None
+        assert report.signals["entropy_nats"] == pytest.approx(math.log(5))
+        torch.testing.assert_close(outputs, expected)
+        # Not only this batch: whatever is predicted before it is trusted again, also from outside.
+        torch.testing.assert_close(session.predict(batch), expected)
+        with session.installed(), torch.no_grad():
+            torch.testing.assert_close(model(batch), expected)
+        for _ in range(3):
+            report = session.adapt(batch)
+        assert report.verdict == "reset"
+        session.method = BatchNormStats()
+        assert session.adapt(batch).verdict == "kept"
+        assert not torch.allclose(session.predict(batch), expected)
+        assert session.report().source_seconds > 0
+
+
+def test_a_stream_that_goes_well_is_seldom_checked() -> None:
+    guard = WorseThanSource(first_images=64, every_images=128)
+    asked = []
+    with Session(confident(), Unsure(scale=1.1), guards=(guard,)) as session:
+        for _ in range(12):
+            before = session.report().source_seconds
+            session.adapt(images(16))
+            asked.append(session.report().source_seconds > before)
+    assert asked == [True] * 4 + [False] * 7 + [True]
+
+
+def test_growing_less_sure_is_looked_into_at_once() -> None:
+    guard = WorseThanSource(first_images=16, every_images=10_000)
+    with Session(confident(), Unsure(scale=1.1), guards=(guard,)) as session:
+        assert [session.adapt(images(32)).verdict for _ in range(4)] == ["kept"] * 4
+        session.method = Unsure(scale=0.05)
+        assert session.adapt(images(32)).verdict == "rolled_back"
+
+
+def test_one_class_in_earnest_is_no_collapse_and_collapse_is() -> None:
+    task = Classification()
+    one_class, mixed = signals(torch.tensor([[9.0, 0, 0, 0]]).repeat(64, 1)), signals(torch.eye(4).repeat(16, 1) * 9)
+    assert SignalPair(one_class, one_class).variety_ratio == 1
+    assert SignalPair(one_class, mixed).variety_ratio < WorseThanSource().min_variety
+    assert task.aligned
+
+    class OneClass(Unsure):
+        def step(self, model: Any, batch: Any, state: Any, **kwargs: Any) -> Step:
+            step = self.inner.step(model, batch, state, **kwargs)
+            outputs = torch.zeros_like(step.outputs)
+            outputs[:, 0] = 50.0
+            return dataclasses.replace(step, outputs=outputs)
+
+    varied = classifier()
+    with torch.no_grad():
+        varied[5].weight.mul_(400)
+        varied[5].bias.zero_()
+    with Session(varied, OneClass(), guards=(WorseThanSource(variety_window=64, min_variety=0.5),)) as session:
+        report = session.adapt(images(64, seed=5) * torch.rand(64, 3, 1, 1, generator=torch.Generator().manual_seed(2)))
+        assert "decisions are spread over 1.0 classes" in (report.reason or "")
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_a_detector_that_goes_blind_is_rejected(size: int) -> None:
+    model, task = detector(), Detection(head="sigmoid", min_foreground=0.3)
+    with torch.no_grad():
+        model.classes.bias.fill_(0.5)
+
+    class Blind(Unsure):
+        def step(self, model: Any, batch: Any, state: Any, **kwargs: Any) -> Step:
+            step = self.inner.step(model, batch, state, **kwargs)
+            return dataclasses.replace(step, outputs={**step.outputs, "logits": step.outputs["logits"] - 50})
+
+    with Session(model, Blind(), task=task) as session:
+        for _ in range(8 // size):
+            outputs, report = session.adapt_and_predict(images(size, side=32))
+        assert report.reason == "scores sum to 0% of the unadapted model's, which predicts instead"
+        assert float(outputs["logits"].max()) > 0
+
+
+def test_a_poisoned_image_does_not_spoil_the_others() -> None:
+    model, batch = classifier(), images(16)
+    batch[3] = float("nan")
+    fine = torch.arange(16) != 3
+    with torch.no_grad():
+        expected = model(batch)
+    with Session(model, Tent()) as session:
+        outputs, report = session.adapt_and_predict(batch)
+        assert "non-finite" in (report.reason or "")
+        torch.testing.assert_close(outputs[fine], expected[fine])
+        torch.testing.assert_close(session.predict(batch)[fine], expected[fine])
+
+
+def test_a_buffer_that_is_used_again_is_looked_at_again() -> None:
+    model, buffer = confident(), images(64)
+    with torch.no_grad():
+        expected = model(images(64, seed=7))
+    with Session(model, Unsure()) as session:
+        session.adapt_and_predict(buffer)
+        buffer.copy_(images(64, seed=7))
+        torch.testing.assert_close(session.predict(buffer), expected)
+
+
+def test_source_statistics_end_with_the_block() -> None:
+    model, batch = classifier(), images(32)
+    with Session(model, BatchNormStats(source_strength=0), guards=()) as session:
+        adapted = session.predict(batch)
+        source_outputs(model, batch, {}, task=TASK)
+        assert torch.equal(session.predict(batch), adapted)
+
+
+def test_limits_are_checked() -> None:
+    with pytest.raises(ConfigError, match="window must be positive"):
+        WorseThanSource(window=0)
+    with pytest.raises(ConfigError, match="min_variety must lie in"):
+        WorseThanSource(min_variety=1.0)
+
+
+def test_two_clear_failures_in_a_row_begin_a_sticky_fallback() -> None:
+    batch = images(64)
+    with Session(confident(), Unsure()) as session:
+        for _ in range(2):
+            session.adapt(batch)
+        assert session.source_comparison.sticky_fallback
+        # Somewhat less sure would do on another stream; here it takes three comparisons that go well.
+        session.method = Unsure(scale=0.9)
+        assert session.adapt(batch).verdict in ("rolled_back", "reset")
+        session.method = Unsure(scale=1.5)
+        assert [session.adapt(batch).verdict for _ in range(3)] == ["kept"] * 3
+        assert not session.source_comparison.sticky_fallback
+        session.method = Unsure(scale=0.9)
+        assert session.adapt(batch).verdict == "kept"
+
+
+def test_a_guard_that_raises_leaves_no_half_of_a_step() -> None:
+    model, batch = classifier(), images(16)
+    before = tensors_of(model)
+
+    def broken(evidence: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with Session(model, Tent(lr=0.05), guards=(broken,)) as session:
+        state = session.state
+        with pytest.raises(RuntimeError, match="out of memory"):
+            session.adapt(batch)
+        assert_identical(model, before)
+        assert session.state is state
+        assert session.report().steps == ()
+
+
+def test_after_a_reset_old_outputs_judge_nobody() -> None:
+    with Session(confident(), Unsure()) as session:
+        verdicts = [session.adapt(images(1, seed=seed)).verdict for seed in range(5)]
+        assert "reset" in verdicts
+        session.method = Unsure(scale=1.2)
+        later = [session.adapt(images(1, seed=seed)).verdict for seed in range(12)]
+    assert later.count("reset") <= 1
+    assert later[-1] == "kept"
