@@ -28,6 +28,7 @@ from acclimate.core.guards import Rejection
 from acclimate.core.outputs import all_finite, detach, map_tensors, nbytes, sample_count
 from acclimate.errors import ConfigError, SessionError
 from acclimate.methods import BatchNormStats, Cotta, Sar, Tent
+from acclimate.registry import MethodInfo
 from tests.networks import assert_identical, classifier, images, tensors_of
 
 
@@ -84,7 +85,7 @@ class OneClass:
     """Returns outputs of one class and moves nothing; for guards that look at decisions."""
 
     inner: Tent = Tent(lr=1e-6)
-    name = "one_class"
+    info = MethodInfo(name="one_class")
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.inner, attribute)

@@ -14,6 +14,7 @@ from acclimate.core.signals import Certainty, SignalPair, Signals
 from acclimate.core.source_model import source_outputs
 from acclimate.errors import ConfigError
 from acclimate.methods import BatchNormStats, Blend, Cotta, Tent
+from acclimate.registry import MethodInfo
 from acclimate.vision.models.detection import Detection
 from tests.networks import assert_identical, classifier, detector, images, tensors_of
 
@@ -99,7 +100,7 @@ class Unsure:
 
     inner: BatchNormStats = BatchNormStats()
     scale: float = 0.0
-    name = "unsure"
+    info = MethodInfo(name="unsure")
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.inner, attribute)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 import torch
 
@@ -22,6 +22,7 @@ from acclimate.core.signals import Certainty, SignalPair, Signals
 from acclimate.core.source_model import SourceComparison
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
+from acclimate.registry import GuardInfo
 
 Remedy = Literal["rollback", "reset", "source"]
 """``rollback``: undo the step. ``reset``: go back to the source weights. ``source``: undo the step, and let the
@@ -135,6 +136,13 @@ class Guard(Protocol):
 class NonFinite:
     """Fires on NaN or infinity in the loss, in the outputs, or in the updated weights."""
 
+    info: ClassVar[GuardInfo] = GuardInfo(
+        name="non_finite",
+        title="NaN or infinity in the loss, in the outputs, or in the updated weights",
+        on_by_default=True,
+        codes=("non_finite_loss", "non_finite_outputs", "non_finite_weights"),
+    )
+
     def __call__(self, evidence: Evidence) -> Rejection | None:
         """Judge one step."""
         loss = evidence.step.loss
@@ -151,6 +159,15 @@ class NonFinite:
 @dataclass(frozen=True, slots=True)
 class MaxUpdate:
     """Fires when one step moved the weights by more than ``limit`` times the norm of the source weights."""
+
+    info: ClassVar[GuardInfo] = GuardInfo(
+        name="max_update",
+        title="a step that moves the weights by more than VALUE times their norm",
+        value="limit",
+        on_by_default=True,
+        setting="max_update",
+        codes=("update_too_large",),
+    )
 
     limit: float = 0.1
 
@@ -170,6 +187,15 @@ class MaxUpdate:
 @dataclass(frozen=True, slots=True)
 class MaxDrift:
     """Resets to the source when the weights are further than ``limit`` times their norm from it."""
+
+    info: ClassVar[GuardInfo] = GuardInfo(
+        name="max_drift",
+        title="weights further than VALUE times their norm from the source",
+        value="limit",
+        on_by_default=True,
+        setting="max_drift",
+        codes=("drift_too_large",),
+    )
 
     limit: float = 0.5
 
@@ -191,6 +217,15 @@ class MaxDrift:
 class ProbeLoss:
     """Fires when the mean entropy on the probe batch rises by more than ``max_increase_nats`` in one step."""
 
+    info: ClassVar[GuardInfo] = GuardInfo(
+        name="probe_loss",
+        title="an entropy on the probe batch that rises by more than VALUE nats in a step",
+        value="max_increase_nats",
+        setting="probe",
+        needs_probe=True,
+        codes=("probe_entropy_rose",),
+    )
+
     max_increase_nats: float = 0.1
 
     def __call__(self, evidence: Evidence) -> Rejection | None:
@@ -206,6 +241,14 @@ class ProbeLoss:
 @dataclass(frozen=True, slots=True)
 class ProbeAgreement:
     """Resets to the source when less than ``min_share`` of the probe batch is still decided as the source decides."""
+
+    info: ClassVar[GuardInfo] = GuardInfo(
+        name="probe_agreement",
+        title="less than VALUE of the probe batch decided as the source model decides",
+        value="min_share",
+        needs_probe=True,
+        codes=("probe_agreement_low",),
+    )
 
     min_share: float = 0.5
 
@@ -225,6 +268,14 @@ class Collapse:
 
     A stream can be of one class in earnest, so this is off by default: give a share that yours never reaches.
     """
+
+    info: ClassVar[GuardInfo] = GuardInfo(
+        name="collapse",
+        title="one class taking more than VALUE of recent decisions",
+        value="max_share",
+        setting="collapse_share",
+        codes=("one_class",),
+    )
 
     max_share: float = 0.9
     window: int = 256
@@ -273,6 +324,14 @@ class WorseThanSource:
         every_images: and about a batch after so many more; also when the model grows less sure by itself, and again
             after a comparison that used up half of what is allowed.
     """
+
+    info: ClassVar[GuardInfo] = GuardInfo(
+        name="worse_than_source",
+        title="outputs that look worse than the unadapted model's, which then predicts",
+        on_by_default=True,
+        costs_prediction=True,
+        codes=("less_certain_than_source", "fewer_classes_than_source", "lower_scores_than_source"),
+    )
 
     certainty: Certainty = Certainty()
     repeated_factor: float = 0.7

@@ -6,18 +6,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from acclimate.core.report import to_jsonable
+from acclimate.core.source_images import SourceImages
 from acclimate.core.task import Task
+from acclimate.registry import MethodInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The tensors of a model that a method may move.
+    """The trainable parameters of a model, and its buffers.
 
     Attributes:
         parameters: by name; all of them, and only they, require a gradient inside the selection.
@@ -68,12 +70,16 @@ class Step:
 
 
 class Method(Protocol):
-    """One way to adapt a model. Implementations are frozen dataclasses of their own hyper-parameters."""
+    """One way to adapt a model. Implementations are frozen dataclasses of their own hyper-parameters.
 
-    name: ClassVar[str]
+    What only some methods need is asked through protocols of its own: :class:`UsesSourceImages`,
+    :class:`PredictsWithOtherWeights`, :class:`Installable`, :class:`HasStateTypes`.
+    """
+
+    info: ClassVar[MethodInfo]
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what may move; leaving the block puts flags and modes back (not the weights)."""
+        """Select the trainable parameters; leaving the block puts flags and modes back (not the weights)."""
         ...
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
@@ -95,7 +101,7 @@ class Method(Protocol):
         optimizer: Any,
         rng: torch.Generator,
     ) -> Step:
-        """Learn from ``batch``: move the selected tensors and return what was done.
+        """Learn from ``batch``: update the selected tensors and return what was done.
 
         ``optimizer`` is what :meth:`optimizer` returned, and ``rng`` lives on the model's device.
         """
@@ -108,6 +114,40 @@ class Method(Protocol):
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
         """Return what the report should say about how this method treats ``model`` and ``task``."""
         ...
+
+
+@runtime_checkable
+class PredictsWithOtherWeights(Protocol):
+    """A method that predicts with weights other than the model's own, such as a teacher's."""
+
+    def prediction_weights(self, state: Any) -> Mapping[str, Tensor]:
+        """Return the weights that predict, by parameter name."""
+        ...
+
+
+@runtime_checkable
+class Installable(Protocol):
+    """A method that changes what the model is given or returns, and can do so for code that calls the model itself."""
+
+    def installed(self, model: nn.Module, state: Any, *, task: Task) -> AbstractContextManager[None]:
+        """Inside the block, calling ``model`` predicts as the method does."""
+        ...
+
+
+@runtime_checkable
+class UsesSourceImages(Protocol):
+    """A method that takes something from unlabelled source images before it begins."""
+
+    def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
+        """Return the method with what ``source`` shows; itself where it shows nothing."""
+        ...
+
+
+@runtime_checkable
+class HasStateTypes(Protocol):
+    """A method whose state is made of dataclasses: files may hold these, and no others."""
+
+    state_types: ClassVar[tuple[type, ...]]
 
 
 def settings_of(method: Method) -> dict[str, Any]:

@@ -100,7 +100,9 @@ class SessionReport:
     def from_json(cls, text: str) -> SessionReport:
         """Return the report that :meth:`to_json` wrote."""
         values = json.loads(text)
-        values["steps"] = tuple(StepReport(**step) for step in values["steps"])
+        # Written before 0.2 a step without learning was called rested.
+        steps = [{**s, "verdict": "paused" if s["verdict"] == "rested" else s["verdict"]} for s in values["steps"]]
+        values["steps"] = tuple(StepReport(**step) for step in steps)
         values["notes"] = tuple(values["notes"])
         return cls(**values)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Final, Literal, get_args
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from acclimate.core import lora, norm
 from acclimate.core.method import Selection
 from acclimate.errors import ConfigError, EmptySelectionError
+from acclimate.registry import FILTER_KINDS, FilterKind
 
-FilterKind = Literal["all", "norm_only", "adapter_only", "lora_only", "lora_norm_only"]
-FILTER_KINDS: Final[tuple[str, ...]] = get_args(FilterKind)
 LAST_BLOCKS: Final = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.*")
 """The last blocks of ResNet-50 and ViT, by the names that the official code of SAR and DeYO freezes."""
 

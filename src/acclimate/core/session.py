@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -17,7 +17,7 @@ from acclimate.core import guards as guarding
 from acclimate.core import layout, norm
 from acclimate.core.budget import Budget
 from acclimate.core.determinism import device_of, generator, seeded
-from acclimate.core.method import Method, Selection, Step, settings_of
+from acclimate.core.method import Installable, Method, PredictsWithOtherWeights, Selection, Step, settings_of
 from acclimate.core.outputs import all_finite, nbytes, sample_count
 from acclimate.core.pacing import Pace, Pacing
 from acclimate.core.probe import Probe
@@ -118,7 +118,7 @@ class Session:
 
     @property
     def selection(self) -> Selection:
-        """What may move."""
+        """The trainable parameters, and the buffers."""
         self._open()
         return self._selection
 
@@ -220,10 +220,11 @@ class Session:
         """
         weights = self.prediction_weights()
         saved = {name: self._selection.parameters[name].detach().clone() for name in weights}
-        around = norm.source_statistics() if self._comparison.falling_back else nullcontext()
-        installing = getattr(self.method, "installed", None)
-        if installing is not None and not self._comparison.falling_back:
-            around = installing(self.model, self._state, task=self.task)
+        around: AbstractContextManager[None] = nullcontext()
+        if self._comparison.falling_back:
+            around = norm.source_statistics()
+        elif isinstance(self.method, Installable):
+            around = self.method.installed(self.model, self._state, task=self.task)
         try:
             self._selection.write(weights)
             with around:
@@ -247,7 +248,7 @@ class Session:
             method_state=self._state,
             optimizer=self._optimizer,
             rng=self._rng,
-            memory=(self._comparison.state_dict(), None if self._pace is None else self._pace.state_dict()),
+            stream=(self._comparison.state_dict(), None if self._pace is None else self._pace.state_dict()),
         ).write(path)
 
     def load_state(self, path: Path) -> None:
@@ -264,8 +265,8 @@ class Session:
         self._selection.write(saved.weights)
         self._state = saved.method_state
         saved.put_back(self._optimizer, self._rng)
-        watched, paced = saved.memory
-        self._comparison.load_state_dict(watched)
+        compared, paced = saved.stream
+        self._comparison.load_state_dict(compared)
         if self._pace is not None and paced is not None:
             self._pace.load_state_dict(paced)
         self._before.capture()
@@ -278,7 +279,7 @@ class Session:
         self._open()
         steps = tuple(self._steps)
         return SessionReport(
-            method=self.method.name,
+            method=self.method.info.name,
             settings=settings_of(self.method),
             seed=self.seed,
             steps=steps,
@@ -383,7 +384,7 @@ class Session:
             return "skipped", "nothing_to_learn", "nothing in this batch was worth learning from"
         if step.reset:
             self._to_source()
-            return "recovered", "method_asked", f"{self.method.name} asked to start again from the source weights"
+            return "recovered", "method_asked", f"{self.method.info.name} asked to start again from the source weights"
         self._state = step.state
         if evidence.probe_loss_after is not None:
             self._probe.loss = evidence.probe_loss_after
@@ -404,7 +405,7 @@ class Session:
             samples=sample_count(batch),
             batch=batch,
             source=self._comparison,
-            certainty_allowance=getattr(self.method, "certainty_allowance", 1.0),
+            certainty_allowance=self.method.info.certainty_allowance,
         )
 
     def _to_source(self) -> None:
@@ -417,8 +418,9 @@ class Session:
         self._open()
         if self._comparison.falling_back:
             return self._source_weights
-        weights_of = getattr(self.method, "prediction_weights", None)
-        return {} if weights_of is None else weights_of(self._state)
+        if isinstance(self.method, PredictsWithOtherWeights):
+            return self.method.prediction_weights(self._state)
+        return {}
 
     def _relative(self, distance: float) -> float:
         return distance / self._source_norm if self._source_norm > 0 else distance

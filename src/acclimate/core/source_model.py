@@ -135,7 +135,7 @@ class SourceComparison:
             "falling_back": self.falling_back,
             "sticky_fallback": self.sticky_fallback,
             "consecutive_failures": self.consecutive_failures,
-            "judgements": tuple(self._failures),
+            "failures": tuple(self._failures),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -143,7 +143,7 @@ class SourceComparison:
         self.reset()
         self.falling_back, self.sticky_fallback = state["falling_back"], state["sticky_fallback"]
         self.consecutive_failures = state["consecutive_failures"]
-        self._failures.extend(state["judgements"])
+        self._failures.extend(state["failures"])
 
     def record(self, adapted: Signals, *, falling_back: bool) -> None:
         """Note how a batch was judged, whether or not the unadapted model was asked about it."""

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from acclimate.core.method import Method, Selection, settings_of
+from acclimate.core.method import HasStateTypes, Method, Selection, settings_of
 from acclimate.core.outputs import map_tensors
 from acclimate.core.report import SessionReport, to_jsonable
 from acclimate.errors import CheckpointError, first_line
+from acclimate.registry import METHODS
 
-FORMAT: Final = "acclimate session state 1"
+FORMAT: Final = "acclimate session state 2"
+_FORMAT_1: Final = "acclimate session state 1"
+"""Named the classes of a method's state by their Python paths; of these only the last part is looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,18 +35,20 @@ class SavedState:
     """What a file holds.
 
     Attributes:
-        method, settings: of the session that was saved.
+        method, settings: of the session that was saved; ``method_version``: of the method's state, see
+            :class:`acclimate.registry.MethodInfo`.
         source_sha256: of the source model's weights and buffers: a state is of one model.
         weights: the selected parameters by name.
-        method_state: the method's state, as it was.
+        method_state: the method's state, as it was. None where the file is of a method that is not installed.
         optimizer: its ``state_dict``, or None.
         rng: the state of the session's generator.
         optimizer_name: of its class.
-        memory: what guards and pacing know of the stream.
+        stream: what the comparison with the unadapted model, and pacing, know of the stream.
         report: of the session.
     """
 
     method: str
+    method_version: int
     settings: Mapping[str, Any]
     source_sha256: str
     weights: Mapping[str, Tensor]
@@ -52,7 +56,7 @@ class SavedState:
     optimizer: Any
     optimizer_name: str
     rng: Tensor
-    memory: Any
+    stream: Any
     report: SessionReport
 
     @classmethod
@@ -66,11 +70,12 @@ class SavedState:
         method_state: Any,
         optimizer: torch.optim.Optimizer | None,
         rng: torch.Generator,
-        memory: Any,
+        stream: Any,
     ) -> SavedState:
         """Return the state of a session; ``source`` is every weight and buffer of the unadapted model."""
         return cls(
-            method=method.name,
+            method=method.info.name,
+            method_version=method.info.state_version,
             settings=settings_of(method),
             source_sha256=fingerprint(source),
             weights=weights,
@@ -78,7 +83,7 @@ class SavedState:
             optimizer=None if optimizer is None else optimizer.state_dict(),
             optimizer_name=type(optimizer).__name__,
             rng=rng.get_state(),
-            memory=memory,
+            stream=stream,
             report=report,
         )
 
@@ -92,12 +97,13 @@ class SavedState:
         described = {
             "format": FORMAT,
             "method": self.method,
+            "method_version": str(self.method_version),
             "settings": json.dumps(self.settings),
             "source_sha256": self.source_sha256,
             "method_state": json.dumps(_described(self.method_state, "state", tensors)),
             "optimizer": json.dumps(_described(self.optimizer, "optimizer", tensors)),
             "optimizer_name": self.optimizer_name,
-            "memory": json.dumps(_described(self.memory, "memory", tensors)),
+            "stream": json.dumps(_described(self.stream, "stream", tensors)),
         }
         tensors["rng"] = self.rng
         # A long report would not fit into the header.
@@ -113,8 +119,12 @@ class SavedState:
             raise CheckpointError(f"state file {path} cannot be written: {reason}") from error
 
     @classmethod
-    def read(cls, path: Path) -> SavedState:
+    def read(cls, path: Path, *, method: Method | None = None) -> SavedState:
         """Read a file.
+
+        Args:
+            path: of the file.
+            method: that goes on from it; None takes the registered method of the name in the file.
 
         Raises:
             CheckpointError: there is none, or it is no session's state.
@@ -127,21 +137,25 @@ class SavedState:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"state file {path} cannot be read: {first_line(error)}") from error
-        if described.get("format") != FORMAT:
+        if described.get("format") not in (FORMAT, _FORMAT_1):
             raise CheckpointError(
                 f"{path} is no state that acclimate saved (its format is {described.get('format')!r}); "
                 "give a file that --ttt-save-state wrote"
             )
+        name = described["method"]
+        types = _state_types(name) if method is None else _types_of(method)
+        state = json.loads(described["method_state"])
         return cls(
-            method=described["method"],
+            method=name,
+            method_version=int(described.get("method_version", 1)),
             settings=json.loads(described["settings"]),
             source_sha256=described["source_sha256"],
             weights={name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")},
-            method_state=_restored(json.loads(described["method_state"]), tensors),
+            method_state=None if types is None else _restored(state, tensors, types),
             optimizer=_restored(json.loads(described["optimizer"]), tensors),
             optimizer_name=described["optimizer_name"],
             rng=tensors["rng"],
-            memory=_restored(json.loads(described["memory"]), tensors),
+            stream=_stream_of(_restored(json.loads(described.get("stream") or described["memory"]), tensors)),
             report=SessionReport.from_json(bytes(tensors["report"].tolist()).decode()),
         )
 
@@ -152,7 +166,7 @@ class SavedState:
             return map_tensors(lambda tensor: tensor.to(device), tree)
 
         return dataclasses.replace(
-            self, weights=moved(self.weights), method_state=moved(self.method_state), memory=moved(self.memory)
+            self, weights=moved(self.weights), method_state=moved(self.method_state), stream=moved(self.stream)
         )
 
     def put_back(self, optimizer: torch.optim.Optimizer | None, rng: torch.Generator) -> None:
@@ -182,13 +196,19 @@ def read_fitting(
     Raises:
         CheckpointError: the file is no state, or of another model, method, optimizer or selection.
     """
-    saved = SavedState.read(path)
-    if saved.method != method.name:
-        raise CheckpointError(f"{path} is a state of {saved.method}, and this session's method is {method.name}")
+    name, version = method.info.name, method.info.state_version
+    saved = SavedState.read(path, method=method)
+    if saved.method != name:
+        raise CheckpointError(f"{path} is a state of {saved.method}, and this session's method is {name}")
+    if saved.method_version != version:
+        raise CheckpointError(
+            f"{path} holds version {saved.method_version} of the state of {name}, and here it has version {version}; "
+            "adapt anew, or use the version that saved it"
+        )
     other = saved.weights.keys() ^ selection.parameters.keys()
     if other:
         raise CheckpointError(
-            f"in {path} other weights may move ({len(saved.weights)}, here {len(selection.parameters)}; first "
+            f"in {path} other parameters are trainable ({len(saved.weights)}, here {len(selection.parameters)}; first "
             f"{min(other)}); load it with the filter and the low-rank settings that it was saved with"
         )
     if saved.source_sha256 != fingerprint(source):
@@ -268,35 +288,56 @@ def _described(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         cls = type(tree)
         fields = {f.name: _described(getattr(tree, f.name), prefix, tensors) for f in dataclasses.fields(tree)}
-        return {"class": f"{cls.__module__}:{cls.__qualname__}", "fields": fields}
+        return {"record": cls.__qualname__, "fields": fields}
     if tree is None or isinstance(tree, bool | int | float | str):
         return {"value": to_jsonable(tree)}
     raise CheckpointError(
         f"an object of type {type(tree).__name__} in a state cannot be saved; use tensors, numbers, text, or "
-        "dataclasses of them"
+        "dataclasses of them that the method lists as its state_types"
     )
 
 
-def _restored(described: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _restored(described: Any, tensors: Mapping[str, Tensor], types: Mapping[str, type] | None = None) -> Any:
+    """Return what :func:`_described` described; ``types`` are the dataclasses that may be in it, by name."""
+    types = types or {}
     (kind, content), *rest = described.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "pairs":
-        return {key: _restored(value, tensors) for key, value in content}
+        return {key: _restored(value, tensors, types) for key, value in content}
     if kind in ("tuple", "list"):
-        return (tuple if kind == "tuple" else list)(_restored(value, tensors) for value in content)
-    if kind == "class":
-        fields = {name: _restored(value, tensors) for name, value in dict(rest)["fields"].items()}
-        return _dataclass(content)(**fields)
+        return (tuple if kind == "tuple" else list)(_restored(value, tensors, types) for value in content)
+    if kind in ("record", "class"):
+        fields = {name: _restored(value, tensors, types) for name, value in dict(rest)["fields"].items()}
+        name = content.rpartition(":")[2]
+        if name not in types:
+            # A file must not choose which code is called.
+            raise CheckpointError(
+                f"the state holds a record {name!r}, which is none of the method's state types "
+                f"({', '.join(types) or 'it has none'}); was the file changed?"
+            )
+        return types[name](**fields)
     return content
 
 
-def _dataclass(path: str) -> Any:
-    """Return a dataclass by module and name, from a module that is loaded: a file must not load code of its choice."""
-    module, _, name = path.partition(":")
-    found = getattr(sys.modules.get(module), name, None)
-    if found is None:
-        raise CheckpointError(f"the state was saved with {path}, which is not loaded here; import {module} first")
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise CheckpointError(f"the state names {path}, which is no dataclass; was the file changed?")
-    return found
+def _types_of(method: Method | type) -> dict[str, type]:
+    return {cls.__qualname__: cls for cls in method.state_types} if isinstance(method, HasStateTypes) else {}
+
+
+def _state_types(name: str) -> dict[str, type] | None:
+    """Return the state types of a registered method; None where no method of that name is installed."""
+    return _types_of(METHODS.load(name)) if name in METHODS.names() else None
+
+
+_RENAMED: Final = {
+    "distrusted": "falling_back",
+    "convinced": "sticky_fallback",
+    "trips_in_a_row": "consecutive_failures",
+    "judgements": "failures",
+}
+"""Keys of format 1."""
+
+
+def _stream_of(stream: Any) -> Any:
+    compared, paced = stream
+    return {_RENAMED.get(key, key): value for key, value in compared.items()}, paced

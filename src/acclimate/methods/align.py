@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,12 @@ from acclimate.core import layout, norm
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import TensorFilter, selecting
+from acclimate.core.source_images import SourceImages
+from acclimate.core.spectrum import Sums
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods.spectrum import SpectrumFilter, SpectrumState
+from acclimate.registry import MethodInfo, Paper, Preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +38,25 @@ class Align:
         lr: of Adam. Ours, tuned on ``benchmarks/pose_scenes``: from 5e-4 on clean images suffer.
         update: what may move; the paper moves every parameter.
         batch_statistics: normalise with the batch's statistics.
-        spectrum: filter images first (see :class:`~acclimate.methods.Spectrum`); None leaves them as they are.
+        spectrum: filter images first (see :class:`~acclimate.methods.SpectrumFilter`); None leaves them as they are.
 
     Raises:
         ConfigError: the rate is negative.
     """
 
-    name: ClassVar[str] = "align"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="align",
+        title="Align",
+        paper=Paper(authors="Mirza et al.", venue="CVPR", year=2023, arxiv="2211.12870"),
+        cost=5.1,
+        parameters_of_paper="all",
+        needs_one_of=("batch_norm",),
+        uses_source_images=True,
+        also_predicts_with="a filter",
+        presets=(Preset(name="align_safe", settings={"update_filter": "all", "lr": 2e-4, "max_drift": 0.2}),),
+        auto={"detector": ({},)},
+    )
+    state_types: ClassVar[tuple[type, ...]] = (SpectrumState, Sums)
 
     lr: float = 2e-4
     update: TensorFilter = TensorFilter(kind="all")
@@ -51,6 +66,11 @@ class Align:
     def __post_init__(self) -> None:
         if not self.lr >= 0:
             raise ConfigError(f"align: lr must not be negative, got {self.lr}")
+
+    def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
+        """Return the method with a filter towards the source images' spectrum, where it is known."""
+        spectrum = (self.spectrum or SpectrumFilter()).with_source(model, source, task=task)
+        return self if spectrum.source is None else replace(self, spectrum=spectrum)
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select what ``update`` names.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,13 @@ from acclimate.core.norm import Moments
 from acclimate.core.outputs import detach, map_tensors, sample_count
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, SignalPair
+from acclimate.core.source_images import SourceImages
+from acclimate.core.spectrum import Sums
 from acclimate.core.task import Task
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods.spectrum import SpectrumFilter, SpectrumState
+from acclimate.registry import MethodInfo, Preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,20 @@ class Blend:
         ConfigError: a field is out of range.
     """
 
-    name: ClassVar[str] = "blend"
-    certainty_allowance: ClassVar[float] = 2.0
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="blend",
+        title="Blend",
+        cost=2.2,
+        needs_gradient=False,
+        needs_one_of=("batch_norm", "source_images"),
+        uses_source_images=True,
+        also_predicts_with="a filter and statistics of the stream",
+        certainty_allowance=2.0,
+        presets=(Preset(name="blend_safe", settings={"update_filter": "norm_only"}),),
+        auto={"classifier": ({},)},
+        auto_reason="ahead on every kind of stream that was measured, and nothing speaks against it",
+    )
+    state_types: ClassVar[tuple[type, ...]] = (BlendState, SpectrumState, Sums)
 
     memory_weight: float = 0.5
     memory_images: int = 64
@@ -88,6 +103,11 @@ class Blend:
                 raise ConfigError(f"blend: {name} must be at least 1, got {getattr(self, name)}")
         if not self.diversity_exponent >= 0:
             raise ConfigError(f"blend: diversity_exponent must not be negative, got {self.diversity_exponent}")
+
+    def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
+        """Return the method with a filter towards the source images' spectrum, where it is known."""
+        spectrum = (self.spectrum or SpectrumFilter()).with_source(model, source, task=task)
+        return self if spectrum.source is None else replace(self, spectrum=spectrum)
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select nothing: no parameter moves.

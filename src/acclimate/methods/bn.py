@@ -16,6 +16,7 @@ from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import statistics_only
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
+from acclimate.registry import MethodInfo, Paper, Preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,18 @@ class BatchNormStats:
         ConfigError: the strength is negative.
     """
 
-    name: ClassVar[str] = "bn"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="bn",
+        title="Batch statistics",
+        paper=Paper(authors="Schneider et al.", venue="NeurIPS", year=2020, arxiv="2006.16971"),
+        cost=1.0,
+        needs_gradient=False,
+        needs_one_of=("batch_norm",),
+        also_predicts_with="batch statistics",
+        presets=(Preset(name="bn_safe", settings={"update_filter": "norm_only"}),),
+        safe_rank={"detector": 2},
+        auto={"detector": ({},)},
+    )
 
     source_strength: float | None = None
 

@@ -18,6 +18,7 @@ from acclimate.core.outputs import detach
 from acclimate.core.selection import LAST_BLOCKS, TensorFilter, selecting
 from acclimate.core.task import Task, logits_of, require_classifier
 from acclimate.errors import ConfigError
+from acclimate.registry import MethodInfo, Paper, Preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,15 @@ class Deyo:
         ConfigError: a margin is not positive, or there are fewer than two patches a side.
     """
 
-    name: ClassVar[str] = "deyo"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="deyo",
+        title="DeYO",
+        paper=Paper(authors="Lee et al.", venue="ICLR", year=2024, arxiv="2403.07366"),
+        cost=4.0,
+        parameters_of_paper="norm_only",
+        kinds=("classifier",),
+        presets=(Preset(name="deyo_safe", settings={"update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2}),),
+    )
 
     lr: float = 1e-3
     entropy_margin: float = 0.5
@@ -86,7 +95,7 @@ class Deyo:
         Raises:
             TTTNotSupportedError: the task is no classifier's.
         """
-        require_classifier(task, self.name)
+        require_classifier(task, self.info.name)
         outputs = task.forward(model, batch)
         logits = logits_of(outputs)
         nothing = Step(state, detach(outputs), None, 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,10 @@ from acclimate.core.losses import entropy_margin_nats, softmax_entropy, weighted
 from acclimate.core.method import Method, Selection, Step
 from acclimate.core.outputs import detach
 from acclimate.core.selection import TensorFilter, selecting
+from acclimate.core.source_images import SourceImages
 from acclimate.core.task import Classification, Task
 from acclimate.errors import ConfigError
+from acclimate.registry import MethodInfo, Paper, Preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,24 @@ class Eata:
         ConfigError: a margin is not positive or a weight is negative.
     """
 
-    name: ClassVar[str] = "eata"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="eata",
+        title="EATA",
+        paper=Paper(authors="Niu et al.", venue="ICML", year=2022, arxiv="2204.02610"),
+        cost=2.8,
+        parameters_of_paper="norm_only",
+        uses_source_images=True,
+        presets=(
+            Preset(
+                name="eata_safe",
+                settings={"update_filter": "norm_only", "lr": 5e-3, "max_drift": 0.2},
+                detector={"lr": 5e-4},
+            ),
+        ),
+        auto={"classifier": ({"lr": 5e-4}, {"lr": 5e-3})},
+        auto_last_resort=True,
+    )
+    state_types: ClassVar[tuple[type, ...]] = (EataState,)
 
     lr: float = 5e-3
     momentum: float = 0.9
@@ -70,6 +89,12 @@ class Eata:
         for name in ("fisher_weight", "anchor_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"eata: {name} must not be negative, got {getattr(self, name)}")
+
+    def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
+        """Return the method with the Fisher information of the source images (eq. 9)."""
+        if source.batches is None:
+            return self
+        return replace(self, fisher=fisher_information(model, source.batches(None), method=self, task=task))
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select what ``update`` names."""

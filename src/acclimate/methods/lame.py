@@ -17,6 +17,7 @@ from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import nothing_selected
 from acclimate.core.task import Task, correcting_logits, logits_of, require_classifier
 from acclimate.errors import ConfigError, TTTNotSupportedError
+from acclimate.registry import MethodInfo, Paper, Preset
 
 _CONVERGED: Final = 1e-8
 _SMALL: Final = 1e-10
@@ -40,7 +41,16 @@ class Lame:
         ConfigError: the affinity is unknown, or a number is below 1.
     """
 
-    name: ClassVar[str] = "lame"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="lame",
+        title="LAME",
+        paper=Paper(authors="Boudiaf et al.", venue="CVPR", year=2022, arxiv="2201.05718"),
+        cost=1.0,
+        kinds=("classifier",),
+        needs_gradient=False,
+        also_predicts_with="corrections of each batch",
+        presets=(Preset(name="lame_safe", settings={"update_filter": "norm_only"}),),
+    )
 
     affinity: Literal["rbf", "knn", "linear"] = "rbf"
     neighbours: int = 5
@@ -95,7 +105,7 @@ class Lame:
         Raises:
             TTTNotSupportedError: the task is no classifier's.
         """
-        require_classifier(task, self.name)
+        require_classifier(task, self.info.name)
         seen: list[Tensor] = []
 
         def remember(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -19,6 +19,7 @@ from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.source_model import FunctionalModel
 from acclimate.core.task import Task, logits_of, require_classifier
 from acclimate.errors import ConfigError
+from acclimate.registry import MethodInfo, Paper, Preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,18 @@ class Memo:
         ConfigError: there are fewer than two views, or the strength is negative.
     """
 
-    name: ClassVar[str] = "memo"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="memo",
+        title="MEMO",
+        paper=Paper(authors="Zhang et al.", venue="NeurIPS", year=2022, arxiv="2110.09506"),
+        cost=200.0,
+        parameters_of_paper="all",
+        kinds=("classifier",),
+        adapts_each_image=True,
+        also_predicts_with="a step for each image",
+        compared=False,
+        presets=(Preset(name="memo_safe", settings={"update_filter": "all", "lr": 5e-3}),),
+    )
 
     lr: float = 5e-3
     view_count: int = 32
@@ -99,7 +111,7 @@ class Memo:
         return ("memo: each image is adapted to by itself, on a copy; no weight of the model moves",)
 
     def _adapted(self, model: nn.Module, batch: Any, *, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        require_classifier(task, self.name)
+        require_classifier(task, self.info.name)
         weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         predictions, losses = [], []
         for image in task.images(batch).split(1):

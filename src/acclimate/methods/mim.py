@@ -22,6 +22,7 @@ from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.task import Task
 from acclimate.core.views import patch_mask
 from acclimate.errors import ConfigError, TTTNotSupportedError
+from acclimate.registry import MethodInfo, Paper, Preset
 
 
 @runtime_checkable
@@ -59,7 +60,21 @@ class Mim:
         ConfigError: a field is out of range.
     """
 
-    name: ClassVar[str] = "mim"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="mim",
+        title="Masked images",
+        paper=Paper(authors="Gandelsman et al.", venue="NeurIPS", year=2022, arxiv="2209.07522"),
+        cost=4.5,
+        presets=(
+            Preset(
+                name="mim_safe",
+                settings={"update_filter": "norm_only", "lr": 1e-4, "max_drift": 0.2},
+                detector={"lr": 1e-5},
+            ),
+        ),
+        own_settings={"mask_probability": "mask_prob", "patch_size": "patch_size", "mask_value": "mask_value"},
+    )
+    state_types: ClassVar[tuple[type, ...]] = (MimState,)
 
     lr: float = 1e-4
     mask_probability: float = 0.6

@@ -17,6 +17,7 @@ from acclimate.core.outputs import detach
 from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.task import Task, correcting_logits, logits_of
 from acclimate.errors import ConfigError
+from acclimate.registry import MethodInfo, Paper, Preset
 
 _SMALL: Final = 1e-5
 
@@ -51,7 +52,21 @@ class Roid:
         ConfigError: a momentum or the clip lies outside [0, 1], or the temperature is not positive.
     """
 
-    name: ClassVar[str] = "roid"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="roid",
+        title="ROID",
+        paper=Paper(authors="Marsden et al.", venue="WACV", year=2024, arxiv="2306.00650"),
+        cost=5.0,
+        parameters_of_paper="norm_only",
+        presets=(
+            Preset(
+                name="roid_safe",
+                settings={"update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
+                detector={"lr": 1e-4},
+            ),
+        ),
+    )
+    state_types: ClassVar[tuple[type, ...]] = (RoidState,)
 
     lr: float = 1e-3
     source_momentum: float = 0.99

@@ -21,6 +21,7 @@ from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.source_model import FunctionalModel
 from acclimate.core.task import Task, logits_of, require_classifier
 from acclimate.errors import ConfigError
+from acclimate.registry import MethodInfo, Paper, Preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,17 @@ class Rotta:
         ConfigError: a rate lies outside [0, 1], or a count is below 1.
     """
 
-    name: ClassVar[str] = "rotta"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="rotta",
+        title="RoTTA",
+        paper=Paper(authors="Yuan et al.", venue="CVPR", year=2023, arxiv="2303.13899"),
+        cost=5.4,
+        parameters_of_paper="norm_only",
+        kinds=("classifier",),
+        also_predicts_with="statistics of the stream",
+        presets=(Preset(name="rotta_safe", settings={"update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2}),),
+    )
+    state_types: ClassVar[tuple[type, ...]] = (RottaState, Remembered)
 
     lr: float = 1e-3
     capacity: int = 64
@@ -108,7 +119,7 @@ class Rotta:
         Raises:
             TTTNotSupportedError: the task is no classifier's.
         """
-        require_classifier(task, self.name)
+        require_classifier(task, self.info.name)
         with torch.no_grad():
             outputs = self.predict(model, layout.for_prediction(batch), state, task=task)
             logits = logits_of(outputs)

@@ -16,6 +16,7 @@ from acclimate.core.outputs import detach
 from acclimate.core.selection import LAST_BLOCKS, TensorFilter, selecting
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
+from acclimate.registry import MethodInfo, Paper, Preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,26 @@ class Sar:
         ConfigError: the base optimizer is unknown, or rho or the margin is not positive.
     """
 
-    name: ClassVar[str] = "sar"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="sar",
+        title="SAR",
+        paper=Paper(authors="Niu et al.", venue="ICLR", year=2023, arxiv="2302.12400"),
+        cost=5.7,
+        parameters_of_paper="norm_only",
+        presets=(
+            Preset(
+                name="sar_safe",
+                settings={
+                    "update_filter": "norm_only",
+                    "lr": 1e-3,
+                    "max_drift": 0.2,
+                    "method_options": {"base": "adam"},
+                },
+                detector={"lr": 1e-4},
+            ),
+        ),
+    )
+    state_types: ClassVar[tuple[type, ...]] = (SarState,)
 
     lr: float = 1e-3
     base: Literal["sgd", "adam"] = "sgd"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,14 @@ from acclimate.core import spectrum as spectra
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import nothing_selected
+from acclimate.core.source_images import SourceImages
 from acclimate.core.spectrum import PowerSpectrum, Sums
 from acclimate.core.task import Task
 from acclimate.core.views import bounds
 from acclimate.errors import ConfigError, TTTNotSupportedError
+from acclimate.registry import MethodInfo, Preset
+
+_SOURCE_BATCH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,21 @@ class SpectrumFilter:
         ConfigError: a field is out of range.
     """
 
-    name: ClassVar[str] = "spectrum"
-    certainty_allowance: ClassVar[float] = 2.0
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="spectrum",
+        title="Spectrum filter",
+        cost=1.2,
+        needs_gradient=False,
+        needs_one_of=("source_images",),
+        uses_source_images=True,
+        also_predicts_with="a filter and statistics of the stream",
+        unchanged_on_source=True,
+        certainty_allowance=2.0,
+        presets=(Preset(name="spectrum_safe", settings={"update_filter": "norm_only"}),),
+        safe_rank={"detector": 1},
+        auto={"detector": ({},)},
+    )
+    state_types: ClassVar[tuple[type, ...]] = (SpectrumState, Sums)
 
     source: PowerSpectrum | None = field(default=None, repr=False, compare=False)
     max_gain: float = 10.0
@@ -85,6 +102,13 @@ class SpectrumFilter:
             raise ConfigError(f"spectrum: memory_images must be at least 1, got {self.memory_images}")
         if not 0 <= self.batch_weight <= 1:
             raise ConfigError(f"spectrum: batch_weight must lie in [0, 1], got {self.batch_weight}")
+
+    def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
+        """Return the method with the spectrum of the source images, or with the one that came with the model."""
+        if source.batches is None:
+            return replace(self, source=source.spectrum)
+        images = (in_unit_range(task.images(inputs), task) for inputs in source.batches(_SOURCE_BATCH))
+        return replace(self, source=spectra.measure(images))
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select nothing: no parameter moves."""

@@ -15,6 +15,7 @@ from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach
 from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.task import Task
+from acclimate.registry import MethodInfo, Paper, Preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,26 @@ class Tent:
         batch_statistics: normalise with the batch's statistics, as the paper does.
     """
 
-    name: ClassVar[str] = "tent"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="tent",
+        title="Tent",
+        paper=Paper(authors="Wang et al.", venue="ICLR", year=2021, arxiv="2006.10726"),
+        cost=3.1,
+        parameters_of_paper="norm_only",
+        presets=(
+            Preset(
+                name="safe",
+                settings={"update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
+                detector={"lr": 1e-4},
+            ),
+            Preset(
+                name="adapter_only",
+                settings={"update_filter": "adapter_only", "lr": 1e-3, "lora_rank": 4, "max_drift": 0.2},
+                detector={"lr": 1e-4},
+            ),
+        ),
+        safe_rank={"classifier": 1, "detector": 3},
+    )
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)

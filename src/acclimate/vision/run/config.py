@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from acclimate.core.selection import FILTER_KINDS, FilterKind
 from acclimate.errors import ConfigError, TTTNotSupportedError
+from acclimate.registry import FILTER_KINDS, FilterKind
 
 MethodName = Literal[
     "tent", "mim", "cotta", "eata", "sar", "bn", "spectrum", "align", "blend", "roid", "deyo", "rotta", "memo", "lame"

@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from acclimate.core.report import SessionReport
-from acclimate.core.selection import FilterKind, TensorFilter
+from acclimate.core.selection import TensorFilter
 from acclimate.core.session import Session
 from acclimate.core.task import Task
 from acclimate.methods import Mim, Tent
+from acclimate.registry import FilterKind
 
 
 @dataclass(frozen=True, slots=True)
