@@ -12,12 +12,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "acclimate"
 # Package -> the packages it may import from.
 ALLOWED = {
     "errors": set(),
-    "core": {"errors", "core"},
-    "methods": {"errors", "core", "methods"},
-    "vision": {"errors", "core", "methods", "vision"},
-    "language": {"errors", "core", "methods", "language"},
+    "registry": {"errors"},
+    "core": {"errors", "registry", "core"},
+    "methods": {"errors", "registry", "core", "methods"},
+    "vision": {"errors", "registry", "core", "methods", "vision"},
+    "language": {"errors", "registry", "core", "methods", "language"},
     "monitoring": {"errors", "core", "monitoring"},
-    "cli": {"errors", "core", "methods", "vision", "language", "monitoring", "cli", ""},
+    "cli": {"errors", "registry", "core", "methods", "vision", "language", "monitoring", "cli", ""},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -16,8 +16,8 @@ import click
 from acclimate.cli.main import main
 from acclimate.core.report import to_jsonable
 from acclimate.monitoring import KPIS
-from acclimate.vision.run.config import PRESETS, preset_values
-from acclimate.vision.run.construct import METHODS
+from acclimate.registry import METHODS, presets
+from acclimate.vision.run.config import preset_values
 
 sys.path.insert(0, str(Path(__file__).parent))
 import guards_tables
@@ -57,6 +57,7 @@ def commands_page() -> str:
 def generated_pages() -> dict[Path, str]:
     """Return the content of every file that has generated parts, by path."""
     pages = {ROOT / "docs" / "commands.md": commands_page()}
+    pages[ROOT / "src" / "acclimate" / "methods" / "__init__.pyi"] = methods_stub()
     for path in (
         ROOT / "README.md",
         *sorted((ROOT / "benchmarks").rglob("*.md")),
@@ -67,6 +68,12 @@ def generated_pages() -> dict[Path, str]:
     return pages
 
 
+def methods_stub() -> str:
+    """Return the stub of ``acclimate.methods``, from which type checkers know its classes."""
+    targets = sorted(entry.target.removeprefix("acclimate.methods").split(":") for entry in METHODS.shipped().values())
+    return "".join(f"from {module} import {cls} as {cls}\n" for module, cls in targets)
+
+
 def presets_table() -> str:
     """Return the presets as a table."""
     lines = [
@@ -74,7 +81,7 @@ def presets_table() -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     shown = {"method", "update_filter", "lr", "batch_size"}
-    for name in PRESETS:
+    for name in presets():
         one, other = preset_values(name, "classifier"), preset_values(name, "detector")
         rates = f"{one['lr']:g} / {other['lr']:g}" if "lr" in one else "-"
         rest = ", ".join(f"{key} {value}" for key, value in one.items() if key not in shown)
@@ -85,10 +92,10 @@ def presets_table() -> str:
 
 def options_table(method: str) -> str:
     """Return the fields of a method as a table."""
-    flags = {"lr": "--ttt-lr", "mask_probability": "--ttt-mask-prob", "patch_size": "--ttt-patch-size"}
-    flags |= {"mask_value": "--ttt-mask-value"}
+    settings = METHODS.info(method).own_settings
+    flags = {"lr": "--ttt-lr"} | {name: f"--ttt-{setting.replace('_', '-')}" for name, setting in settings.items()}
     lines = ["| name | default | flag |", "| --- | --- | --- |"]
-    for field in dataclasses.fields(METHODS[method]):
+    for field in dataclasses.fields(METHODS.load(method)):
         if field.name not in ("update", "spectrum") and field.repr:
             flag = f"`{flags[field.name]}`" if field.name in flags else ""
             lines.append(f"| `{field.name}` | `{json.dumps(to_jsonable(field.default))}` | {flag} |")
@@ -215,7 +222,7 @@ def _with_tables(text: str) -> str:
         "gate": language_tables.gate_table,
         "adaptation": language_tables.adaptation_table,
         "patterns": language_tables.patterns_table,
-        **{f"options {name}": functools.partial(options_table, name) for name in METHODS},
+        **{f"options {name}": functools.partial(options_table, name) for name in METHODS.shipped()},
     }
 
     def replaced(match: re.Match[str]) -> str:

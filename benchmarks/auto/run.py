@@ -125,7 +125,7 @@ def experiments(adapter: Arrays, labels: Tensor, source: Sequence[Record]) -> It
             config = TTTConfig.resolve({**given, "method": method}, kind="classifier")
             found[method] = errors(adapter, records, config, source, truth, stream.batch_size)
         started = time.process_time()
-        choice = choose(adapter, {**given, "method": "auto"}, records, kind="classifier", source_records=source)
+        choice = choose(adapter, {**given, "method": "auto"}, records, source_records=source)
         trial_s = time.process_time() - started
         ours = errors(adapter, records, choice.config, source, truth, stream.batch_size)
         best = min(found, key=lambda method: percent(found[method]))

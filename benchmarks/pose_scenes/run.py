@@ -29,7 +29,7 @@ from acclimate.vision.data.records import Record, load_dataset
 from acclimate.vision.demos.pose_scenes.dataset import write_dataset
 from acclimate.vision.demos.pose_scenes.photos import load_photos
 from acclimate.vision.evaluation.evaluate import CocoScorer
-from acclimate.vision.models.adapter import AdaptableAdapter, Entry, ImageBatch, predict_in_batches
+from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, predict_in_batches
 from acclimate.vision.models.rtdetr_pose.adapter import RTDETRPoseAdapter
 from acclimate.vision.run.auto import AUTO, choose
 from acclimate.vision.run.config import TTTConfig
@@ -79,7 +79,7 @@ POLICIES = (
 class PreparedBatches:
     """An adapter whose images were read and corrupted once, for all settings."""
 
-    def __init__(self, adapter: AdaptableAdapter) -> None:
+    def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
         self.name, self.task, self.reader = adapter.name, adapter.task, adapter.reader
         self.source_spectrum = getattr(adapter, "source_spectrum", None)
@@ -132,7 +132,7 @@ def measure(adapter: PreparedBatches, scene: Scene, setting: Setting) -> dict[st
         given = {"reset": "online", "batch_size": BATCH, **setting.given}
         chosen = ""
         if given["method"] == AUTO:
-            choice = choose(adapter, given, scene.records, kind="detector")
+            choice = choose(adapter, given, scene.records)
             config, chosen = choice.config, choice.method
         else:
             config = TTTConfig.resolve(given, kind="detector")

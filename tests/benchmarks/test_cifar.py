@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from acclimate.methods import BatchNormStats, Eata, Sar, Tent, fisher_information
+from acclimate.methods import BatchNormStats, Eata, Sar, Tent
+from acclimate.methods.eata import fisher_information
 
 FOLDER = Path(os.environ.get("ACCLIMATE_DATA", "/nowhere")) / "cifar10"
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "cifar" / "run.py"

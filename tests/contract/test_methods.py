@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -10,48 +11,49 @@ import pytest
 import torch
 from torch import nn
 
+from acclimate import registry
 from acclimate.core import Budget, Classification, MaxUpdate, NonFinite, Session, Task, TensorFilter
+from acclimate.core.method import UsesSourceImages
 from acclimate.core.outputs import tensors
+from acclimate.core.source_images import SourceImages
 from acclimate.core.spectrum import measure
 from acclimate.errors import TTTNotSupportedError
-from acclimate.methods import (
-    Align,
-    BatchNormStats,
-    Blend,
-    Cotta,
-    Deyo,
-    Eata,
-    Lame,
-    Memo,
-    Mim,
-    Roid,
-    Rotta,
-    Sar,
-    SpectrumFilter,
-    Tent,
-)
 from acclimate.vision.models.detection import Detection
 from tests.networks import assert_identical, classifier, detector, images, tensors_of
 
 SMOOTH = torch.nn.functional.interpolate(images(32, side=4, seed=9), size=32, mode="bicubic").clamp(0, 1)
-METHODS: dict[str, Callable[..., Any]] = {
-    "tent": lambda **over: Tent(**{"lr": 1e-2, **over}),
-    "eata": lambda **over: Eata(**{"entropy_margin": 2.0, "redundancy_margin": 1.1, **over}),
-    "sar": lambda **over: Sar(**{"lr": 1e-2, "entropy_margin": 2.0, "reset_below_nats": 0.0, **over}),
-    "cotta": lambda **over: Cotta(**{"view_count": 2, "lr": 1e-2, **over}),
-    "mim": lambda **over: Mim(**{"lr": 1e-2, "patch_size": 4, **over}),
-    "bn": lambda **over: BatchNormStats(),
-    # Held against smooth images, the noise of the tests is far off, so that all of it is done.
-    "align": lambda **over: Align(**{"lr": 1e-2, "spectrum": SpectrumFilter(source=measure([SMOOTH])), **over}),
-    # From one side: what is installed in a model cannot call it twice.
-    "blend": lambda **over: Blend(**{"mirrored": False, "spectrum": SpectrumFilter(source=measure([SMOOTH])), **over}),
-    "spectrum": lambda **over: SpectrumFilter(source=measure([SMOOTH])),
-    "roid": lambda **over: Roid(**{"lr": 1e-2, **over}),
-    "deyo": lambda **over: Deyo(**{"lr": 1e-2, "entropy_margin": 2.0, "min_difference": -1.0, **over}),
-    "rotta": lambda **over: Rotta(**{"lr": 1e-2, "capacity": 8, "update_every": 8, **over}),
-    "memo": lambda **over: Memo(**{"view_count": 2, "lr": 1e-2, **over}),
-    "lame": lambda **over: Lame(),
+# Thresholds that networks with random weights pass, and sizes that keep the tests short.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "eata": {"lr": 5e-3, "entropy_margin": 2.0, "redundancy_margin": 1.1},
+    "sar": {"entropy_margin": 2.0, "reset_below_nats": 0.0},
+    "cotta": {"view_count": 2},
+    "mim": {"patch_size": 4},
+    # What is installed in a model cannot call it twice.
+    "blend": {"mirrored": False},
+    "deyo": {"entropy_margin": 2.0, "min_difference": -1.0},
+    "rotta": {"capacity": 8, "update_every": 8},
+    "memo": {"view_count": 2},
 }
+
+
+def maker(name: str) -> Callable[..., Any]:
+    """Return a function that makes a method for these tests; its arguments come first, then the settings above."""
+    cls = registry.METHODS.load(name)
+    rate = {"lr": 1e-2} if "lr" in {field.name for field in dataclasses.fields(cls)} else {}
+
+    def make(**over: Any) -> Any:
+        method = cls(**{**rate, **SETTINGS.get(name, {}), **over})
+        if isinstance(method, UsesSourceImages):
+            # Held against smooth images, the noise of the tests is far off, so that all of it is done.
+            source = SourceImages(spectrum=measure([SMOOTH]))
+            method = method.with_source(nn.Identity(), source, task=Classification())
+        return method
+
+    return make
+
+
+INFOS = {name: entry.info for name, entry in registry.METHODS.shipped().items() if entry.info is not None}
+METHODS: dict[str, Callable[..., Any]] = {name: maker(name) for name in INFOS}
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
     "classifier-bn": lambda: (classifier("bn"), images(), Classification()),
     "classifier-gn": lambda: (classifier("gn"), images(), Classification()),
@@ -72,17 +74,22 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
         Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0)),
     ),
 }
-CLASSIFIERS_ONLY = ("deyo", "rotta", "memo", "lame")
+CLASSIFIERS_ONLY = tuple(name for name, info in INFOS.items() if info.kinds == ("classifier",))
 CASES = [
     pytest.param(method, network, id=f"{method}-{network}")
-    for method in METHODS
+    for method, info in INFOS.items()
     for network in NETWORKS
-    if not (method in ("bn", "align") and not network.endswith("-bn"))
-    and not (method in CLASSIFIERS_ONLY and network.startswith("detector"))
+    if info.applies_to(
+        "detector" if network.startswith("detector") else "classifier",
+        batch_norm=network.endswith("-bn"),
+        source_images=True,
+    )
 ]
-LEARNING = [case for case in CASES if case.values[0] not in ("bn", "spectrum", "blend", "lame", "memo")]
-# memo adapts to every image anew, which a model that is called from outside cannot.
-INSTALLED = [case for case in CASES if case.values[0] != "memo"]
+LEARNING = [
+    case for case in CASES if INFOS[case.values[0]].needs_gradient and not INFOS[case.values[0]].adapts_each_image
+]
+# A method that adapts to every image anew cannot be installed in a model that is called from outside.
+INSTALLED = [case for case in CASES if not INFOS[case.values[0]].adapts_each_image]
 
 
 @pytest.mark.parametrize(("method", "network"), LEARNING)

@@ -10,7 +10,8 @@ import torch
 from acclimate.core import Classification, Session
 from acclimate.core.outputs import detach
 from acclimate.errors import ConfigError
-from acclimate.methods import BatchNormStats, Cotta, Eata, Mim, Sar, fisher_information
+from acclimate.methods import BatchNormStats, Cotta, Eata, Mim, Sar
+from acclimate.methods.eata import fisher_information
 from acclimate.vision.models.detection import Detection
 from tests.networks import Detector, classifier, images, tensors_of
 

@@ -63,7 +63,7 @@ def chosen(factory: str, folder: Path, given: dict[str, Any] | None = None, *, s
     adapter = TorchAdapter(f"{__name__}:{factory}")
     records = load_dataset(folder / "images").records
     settings = {"method": "auto", "reset": "online", **(given or {})}
-    return choose(adapter, settings, records, kind="classifier", source_records=records if source else ())
+    return choose(adapter, settings, records, source_records=records if source else ())
 
 
 def test_a_classifier_with_batch_norm_gets_blend_and_is_told_why(folder: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_makes_the_model_unsure_is_not_taken(folder: Path) -> None:
 def test_the_model_is_left_as_it_was(folder: Path) -> None:
     adapter = TorchAdapter(f"{__name__}:group_norm")
     before = {name: value.clone() for name, value in adapter.get_model().state_dict().items()}
-    choose(adapter, {"method": "auto"}, load_dataset(folder / "images").records, kind="classifier")
+    choose(adapter, {"method": "auto"}, load_dataset(folder / "images").records)
     assert all(torch.equal(value, before[name]) for name, value in adapter.get_model().state_dict().items())
 
 
@@ -123,7 +123,7 @@ def test_what_belongs_to_one_method_is_refused(folder: Path, given: dict[str, An
 
 def test_an_empty_stream_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="there are none"):
-        choose(TorchAdapter(f"{__name__}:batch_norm"), {"method": "auto"}, [], kind="classifier")
+        choose(TorchAdapter(f"{__name__}:batch_norm"), {"method": "auto"}, [])
 
 
 @pytest.mark.parametrize(("condition", "expected"), [("clean", {"spectrum"}), ("contrast:5", {"spectrum", "align"})])
@@ -131,7 +131,7 @@ def test_the_detector_that_ships_gets_what_its_camera_needs(tmp_path: Path, cond
     records = load_dataset(write_dataset(tmp_path / "plates", images=24, split="test", seed=1)).records
     reader = ImageReader(None if condition == "clean" else CorruptionSpec.parse(condition))
     adapter = RTDETRPoseAdapter(reader=reader, categories={})
-    choice = choose(adapter, {"method": "auto", "batch_size": 8}, records, kind="detector")
+    choice = choose(adapter, {"method": "auto", "batch_size": 8}, records)
     assert choice.method in expected
     assert [trial.method for trial in choice.trials] == ["none", "bn", "spectrum", "align"]
     by_name = {trial.method: trial for trial in choice.trials}
@@ -210,7 +210,7 @@ def test_compare_recommends(folder: Path) -> None:
 
 
 def test_a_candidate_that_gives_nan_is_not_taken() -> None:
-    broken = trial("eata", float("nan"), lr=5e-3, classes=float("nan"), doubt=float("nan"))
+    broken = trial("eata", float("nan"), lr=5e-3, classes=float("nan"), degradation_score=float("nan"))
     position, reasons = auto._best([trial("none", 1.0), trial("eata", 0.9, lr=5e-4), broken], "classifier")
     assert position == 1
     assert any("not finite" in reason for reason in reasons)
@@ -224,12 +224,11 @@ def test_a_mistake_of_the_users_is_no_reason_to_adapt_nothing(folder: Path) -> N
 def test_an_adapter_without_entries_can_be_tried(folder: Path) -> None:
     class Bare:
         def __init__(self, inner: TorchAdapter) -> None:
-            self.name, self.reader, self.task = inner.name, inner.reader, inner.task
             self.predict, self.get_model, self.build_loader = inner.predict, inner.get_model, inner.build_loader
 
     adapter: Any = Bare(TorchAdapter(f"{__name__}:batch_norm"))
     records = load_dataset(folder / "images").records
-    assert choose(adapter, {"method": "auto"}, records, kind="classifier").method == "blend"
+    assert choose(adapter, {"method": "auto"}, records).method == "blend"
 
 
 def test_what_was_asked_for_and_not_done_is_said(folder: Path) -> None:

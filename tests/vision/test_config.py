@@ -2,10 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from acclimate.core import Collapse, MaxDrift, MaxUpdate, NonFinite, ProbeLoss, WorseThanSource, default_guards
+from acclimate.core import (
+    Collapse,
+    MaxDrift,
+    MaxUpdate,
+    NonFinite,
+    ProbeAgreement,
+    ProbeLoss,
+    WorseThanSource,
+    default_guards,
+)
 from acclimate.errors import ConfigError
-from acclimate.vision.run.config import CLASSIFIERS_ONLY, METHOD_NAMES, METHOD_PRESETS, PRESETS, TTTConfig
-from acclimate.vision.run.construct import make_guards, make_method, option_names, parse_option
+from acclimate.registry import METHODS, presets
+from acclimate.vision.run.config import TTTConfig, own_preset
+from acclimate.vision.run.construct import make_guards, make_method, needs_probe, option_names, parse_option
 
 
 def test_the_plans_defaults() -> None:
@@ -16,18 +26,18 @@ def test_the_plans_defaults() -> None:
     assert TTTConfig.resolve({}, kind="detector", preset="none") == TTTConfig()
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS.names())
 def test_a_bare_method_takes_its_preset_and_says_so(method: str) -> None:
     config = TTTConfig.resolve({"method": method}, kind="classifier")
-    assert config.preset == METHOD_PRESETS[method]
+    assert config.preset == own_preset(method)
     assert config.batch_size == 64
-    assert make_method(config).name == method
+    assert make_method(config).info.name == method
 
 
-@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("preset", list(presets()))
 @pytest.mark.parametrize("kind", ["classifier", "detector"])
 def test_what_was_given_beats_every_preset(preset: str, kind: str) -> None:
-    if kind == "detector" and PRESETS[preset]["method"] in CLASSIFIERS_ONLY:
+    if kind == "detector" and kind not in METHODS.info(presets()[preset][0]).kinds:
         pytest.skip("for classifiers")
     given = {"lr": 0.5, "batch_size": 3, "update_filter": "all", "max_drift": 0.01}
     config = TTTConfig.resolve(given, kind=kind, preset=preset)  # type: ignore[arg-type]
@@ -119,3 +129,33 @@ def test_guards_are_those_of_a_session_and_what_was_asked_for() -> None:
     more = make_guards(TTTConfig(probe=True, collapse_share=0.8))
     assert {ProbeLoss, Collapse} <= set(map(type, more))
     assert make_guards(TTTConfig(guards=False)) == ()
+
+
+def test_guards_are_named_and_set() -> None:
+    guards = make_guards(TTTConfig(guard_values={"probe_agreement": "0.7", "max_update": False, "collapse": 0.9}))
+    assert {MaxDrift(0.5), ProbeAgreement(0.7), Collapse(0.9)} <= set(guards)
+    assert MaxUpdate not in set(map(type, guards))
+    # The one that may cost a prediction is asked last.
+    assert isinstance(guards[-1], WorseThanSource)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"magic": True}, "unknown guard 'magic'"),
+        ({"non_finite": "3"}, "non_finite takes no value"),
+        ({"max_update": "much"}, "cannot be set to 'much'"),
+        ({"max_update": "-1"}, "must be positive"),
+    ],
+)
+def test_bad_guards(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_guards(TTTConfig(guard_values=values))
+
+
+def test_a_guard_that_needs_a_probe_gets_one() -> None:
+    assert needs_probe(TTTConfig(guard_values={"probe_agreement": True}))
+    assert needs_probe(TTTConfig(probe=True))
+    assert not needs_probe(TTTConfig())
+    with pytest.raises(ConfigError, match="reset 'sample'"):
+        TTTConfig(guard_values={"probe_agreement": True}, reset="sample")

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from acclimate.errors import ConfigError, DataError, EmptySelectionError, InputError, TTTNotSupportedError
+from acclimate.registry import METHODS, presets
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
 from acclimate.vision.data.predictions import atomic, read_predictions, to_coco
 from acclimate.vision.data.records import load_dataset
 from acclimate.vision.models.loading import AdapterOptions
 from acclimate.vision.models.torch_adapter import TorchAdapter
-from acclimate.vision.run.config import CLASSIFIERS_ONLY, METHOD_NAMES, PRESETS, TTTConfig
+from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.export import ExportJob, ExportResult, export
 from acclimate.vision.run.tta import TTAConfig
 from acclimate.vision.run.ttt import TTTRun, dry_run, run_ttt
@@ -64,7 +65,7 @@ def test_without_ttt_it_is_the_adapters_own_prediction_and_nothing_else_is_writt
 
 @pytest.mark.parametrize("model", ["classifier", "detector"])
 @pytest.mark.parametrize("policy", ["stream", "sample", "online"])
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS.names())
 def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, policy: str, method: str) -> None:
     options: dict[str, Any] = {
         "cotta": {"view_count": 2},
@@ -74,7 +75,7 @@ def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, p
         "rotta": {"update_every": 1},
         "memo": {"view_count": 2},
     }
-    if model == "detector" and method in CLASSIFIERS_ONLY:
+    if model not in METHODS.info(method).kinds:
         pytest.skip("for classifiers")
     given = {
         "method": method,
@@ -130,13 +131,13 @@ def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, p
     assert again.entries == result.entries
 
 
-@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("preset", list(presets()))
 @pytest.mark.parametrize("model", ["classifier", "detector"])
 def test_presets_work_out_of_the_box(folder: Path, preset: str, model: str) -> None:
-    method = PRESETS[preset]["method"]
+    method = presets()[preset][0]
     # It needs source images, and says so before any work (tests/cli/test_pose_scenes_commands.py).
     source = folder / "images" if method == "spectrum" else None
-    if model == "detector" and method in CLASSIFIERS_ONLY:
+    if model not in METHODS.info(method).kinds:
         for given in ({"method": method}, {}):
             with pytest.raises(TTTNotSupportedError, match=f"{method} is for classifiers"):
                 export(job(folder, model, ttt=given, preset=preset))
@@ -378,7 +379,7 @@ def test_bn_without_batch_norm_says_what_to_use(folder: Path) -> None:
 def test_a_filter_that_is_not_the_papers_is_reported(folder: Path) -> None:
     result = export(job(folder, ttt={"update_filter": "all"}))
     assert result.report is not None
-    assert "tent with update filter 'all': the paper moves 'norm_only'" in result.report.warnings
+    assert "tent with update filter 'all': the paper updates 'norm_only'" in result.report.warnings
 
 
 def test_eata_takes_source_images_for_its_fisher_term(folder: Path) -> None:
@@ -511,7 +512,7 @@ def test_the_dummy_adapter_finds_nothing(folder: Path) -> None:
 
 
 def test_source_images_are_not_put_through_the_corruption(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from acclimate.vision.run import ttt
+    from acclimate.methods import eata
 
     write_images(folder / "source", 3, side=16, seed=3)
     given = {"method": "eata", "reset": "online"}
@@ -522,8 +523,8 @@ def test_source_images_are_not_put_through_the_corruption(folder: Path, monkeypa
         seen.append(batches[0])
         return original(model, batches, **kwargs)
 
-    original = ttt.fisher_information
-    monkeypatch.setattr(ttt, "fisher_information", watched)
+    original = eata.fisher_information
+    monkeypatch.setattr(eata, "fisher_information", watched)
     for corruption in (None, CorruptionSpec("contrast", 5)):
         export(job(folder, ttt=given, ttt_source=folder / "source", corruption=corruption))
     assert np.array_equal(*seen)

@@ -20,7 +20,7 @@ from acclimate.vision.data.records import load_dataset
 from acclimate.vision.demos.pose_scenes import CLASSES, PLATE_SIDE_M, make_scene
 from acclimate.vision.demos.pose_scenes.dataset import write_dataset
 from acclimate.vision.demos.pose_scenes.tensors import as_tensors
-from acclimate.vision.models.adapter import AdaptableAdapter
+from acclimate.vision.models.adapter import Adapter
 from acclimate.vision.models.detection import Detection
 from acclimate.vision.models.rtdetr_pose import (
     RTDETRPose,
@@ -219,7 +219,7 @@ def test_a_folder_that_is_none_and_weights_that_do_not_fit(folder: Path, tmp_pat
 def test_entries_carry_what_the_heads_say_and_what_it_means(folder: Path, plates: Path) -> None:
     dataset = load_dataset(plates)
     adapter = RTDETRPoseAdapter(str(folder), categories=dataset.categories, score_threshold=0.0)
-    assert isinstance(adapter, AdaptableAdapter)
+    assert isinstance(adapter, Adapter)
     (batch,) = adapter.build_loader(dataset.records, batch_size=8)
     truth = json.loads(plates.read_text())["images"]
     for given, image in zip(batch.inputs["intrinsics"], truth, strict=True):

@@ -28,7 +28,7 @@ def test_it_predicts(folder: Path, factory: str) -> None:
     entries = adapter.predict(records)
     assert [entry["image"] for entry in entries] == [record.image for record in records]
     assert all((entry["width"], entry["height"]) == (20, 20) for entry in entries)
-    if adapter.is_classifier:
+    if adapter.kind == "classifier":
         assert all(len(entry["classification"]["topk"]) == 5 for entry in entries)
         return
     for entry in entries:
@@ -110,4 +110,4 @@ def test_categories_need_names(folder: Path) -> None:
 def test_a_factory_may_import_from_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "a_neighbour.py").write_text("from tests.networks import classifier as network\n")
     monkeypatch.chdir(folder)
-    assert TorchAdapter(f"{FACTORIES}:sibling").is_classifier
+    assert TorchAdapter(f"{FACTORIES}:sibling").kind == "classifier"

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from acclimate.errors import CheckpointError, ConfigError, DataError, TTTNotSupportedError
+from acclimate.registry import METHODS
 from acclimate.vision.data.records import load_dataset
 from acclimate.vision.models.transformers_adapter import TransformersAdapter
-from acclimate.vision.run.config import CLASSIFIERS_ONLY, METHOD_NAMES, WITHOUT_GRADIENT, TTTConfig
+from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.ttt import TTTRun
 from tests.networks import assert_identical, tensors_of, write_images
 from tests.vision.tiny_transformers import CLASSIFIERS, DETECTORS, LABELS, save
@@ -69,17 +70,17 @@ def test_classifiers_rank_all_classes(folder: Path, family: str) -> None:
         assert sorted(entry) == ["classification", "height", "image", "image_id", "width"]
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS.names())
 @pytest.mark.parametrize("family", [*DETECTORS, *CLASSIFIERS])
 def test_every_method_runs_on_every_family_and_leaves_it_as_it_was(folder: Path, family: str, method: str) -> None:
     adapter = TransformersAdapter(str(folder / family))
     if method in ("bn", "align") and family in ("yolos", "vit"):
         pytest.skip("has no BatchNorm")
-    if method in CLASSIFIERS_ONLY and not adapter.is_classifier:
+    if adapter.kind not in METHODS.info(method).kinds:
         with pytest.raises(TTTNotSupportedError, match=f"{method} is for classifiers"):
             TTTConfig.resolve({"method": method}, kind="detector")
         return
-    if not adapter.is_classifier:
+    if adapter.kind == "detector":
         # Random weights score low: what is foreground for them is not for a trained detector.
         object.__setattr__(adapter.task, "min_foreground", 0.05)
         object.__setattr__(adapter.task, "match_iou", 0.1)
@@ -101,7 +102,7 @@ def test_every_method_runs_on_every_family_and_leaves_it_as_it_was(folder: Path,
             # Random weights are sure of nothing, with any statistics.
             "guards": False,
         },
-        kind="classifier" if adapter.is_classifier else "detector",
+        kind=adapter.kind,
     )
     source = load_dataset(folder / "images").records if method in ("spectrum", "blend") else ()
     with TTTRun(adapter, config, source_records=source) as run:
@@ -111,7 +112,7 @@ def test_every_method_runs_on_every_family_and_leaves_it_as_it_was(folder: Path,
     assert set(report.session.counts) <= {"kept", "recovered"}, report.session.steps
     if method == "memo":
         assert report.changed_param_count == 0
-    if method not in WITHOUT_GRADIENT:
+    if METHODS.info(method).needs_gradient:
         assert report.losses[0] is not None
         assert report.updated_param_count > 0
     assert_identical(adapter.get_model(), before)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from acclimate.cli import options, store_options
+from acclimate.cli.grouped_help import GroupedCommand
 from acclimate.cli.terminal import counts_in_words, reports_input_errors, set_up_logging, stdout
-from acclimate.vision.evaluation.compare import BASELINE, Comparison, ComparisonResult, compare
-from acclimate.vision.run.auto import as_flags
-from acclimate.vision.run.config import COMPARED
+
+if TYPE_CHECKING:
+    from acclimate.vision.evaluation.compare import ComparisonResult
 
 
-@click.command("compare", short_help="Run several methods over the same images and compare them.")
+@click.command(
+    "compare",
+    cls=GroupedCommand,
+    short_help="Run several methods over the same images and compare them.",
+    epilog=options.presets_epilog(),
+)
 @click.argument("images", type=options.existing_path())
 @click.option(
     "-o",
@@ -32,7 +38,9 @@ from acclimate.vision.run.config import COMPARED
     help="COCO annotations or class labels; without it, agreement is compared.",
 )
 @click.option(
-    "--methods", default=",".join((BASELINE, *COMPARED)), show_default=True, help="Which, with commas between."
+    "--methods",
+    metavar="NAME,NAME,...",
+    help=f"Which, with commas between.  [default: none, {options.compared_methods()}, and those of plug-ins]",
 )
 @click.option("--recommend", is_flag=True, help="Say which method suits this model and stream best, and why.")
 @options.model_options
@@ -47,13 +55,15 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
 
     Every method runs with its own preset, online unless --ttt-reset says otherwise; what is given wins for all.
     """  # fmt: skip
+    from acclimate.vision.evaluation.compare import Comparison, compare
+
     set_up_logging(values["verbose"])
     options.refuse_what_has_no_effect(context)
     comparison = Comparison(
         source=values["images"],
         output=values["output"],
         ground_truth=values["ground_truth"],
-        methods=tuple(name.strip() for name in values["methods"].split(",") if name.strip()),
+        methods=None if values["methods"] is None else tuple(options.listed(values["methods"])),
         adapter=options.adapter_options(values),
         given=options.given_ttt_settings(context),
         corruption=options.corruption(values),
@@ -69,6 +79,7 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
 
 def _record(values: dict[str, Any], result: ComparisonResult) -> None:
     from acclimate.monitoring import vision_request
+    from acclimate.vision.evaluation.compare import BASELINE
 
     session, actor = store_options.session(values), store_options.actor(values)
     records = [
@@ -91,6 +102,8 @@ def _record(values: dict[str, Any], result: ComparisonResult) -> None:
 
 def print_comparison(result: ComparisonResult, *, source: Path | None = None) -> None:
     """Print the table and where it was saved."""
+    from acclimate.vision.run.auto import as_flags
+
     console = stdout()
     table = Table(title=f"{result.images} images", title_justify="left")
     for heading in ("method", result.metric, "change", "95 % interval", "CPU s", "cost", "steps"):

@@ -5,28 +5,33 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from acclimate.cli import options, store_options
+from acclimate.cli.grouped_help import GroupedCommand, grouped
 from acclimate.cli.terminal import counts_in_words, progress_bar, reports_input_errors, set_up_logging
 from acclimate.errors import ConfigError
-from acclimate.vision.data.images import ImageReader
-from acclimate.vision.data.records import load_dataset
-from acclimate.vision.models.adapter import AdaptableAdapter
-from acclimate.vision.models.loading import make_adapter
-from acclimate.vision.run.export import ExportJob, ExportResult, export
-from acclimate.vision.run.settings import settings_for
-from acclimate.vision.run.tta import TTAConfig
-from acclimate.vision.run.ttt import dry_run
+
+if TYPE_CHECKING:
+    from acclimate.vision.run.export import ExportJob, ExportResult
 
 _NEED_TTT: Final = (
     "ttt_log_out", "ttt_dry_run", "ttt_preset", "ttt_source", "ttt_load_state", "ttt_save_state", "ttt_probe_images",
 )  # fmt: skip
 
 
-@click.command("export", short_help="Predict images, adapted or not, and write the predictions.")
+_data, _tta = grouped("Images"), grouped("Test-time augmentation")
+_method, _guards = grouped("Method"), grouped("Guards")
+
+
+@click.command(
+    "export",
+    cls=GroupedCommand,
+    short_help="Predict images, adapted or not, and write the predictions.",
+    epilog=options.presets_epilog(),
+)
 @click.argument("images", type=options.existing_path())
 @click.option(
     "-o",
@@ -45,29 +50,27 @@ _NEED_TTT: Final = (
     help="acclimate's entries, or COCO results.",
 )
 @click.option("--wrap", is_flag=True, help="Write {schema_version, predictions, meta}.")
-@click.option("--config", metavar="TEXT", help="Repeated in meta.config.")
+@click.option("--tag", metavar="TEXT", help="Any text, repeated in meta.config.")
 @options.model_options
 @options.data_options
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time, without --ttt.")
-@click.option("--strict", is_flag=True, help="Images that cannot be used are an error.")
-@click.option("--resume", is_flag=True, help="Go on from what an interrupted run left.")
-@click.option("--tta", is_flag=True, help="Predict some images mirrored too, and merge.")
-@click.option("--tta-seed", type=int, help="Which images are mirrored.")
-@click.option("--tta-flip-prob", type=float, default=0.5, show_default=True, help="Share of images that are mirrored.")
-@click.option("--tta-norm-only", is_flag=True, help="Merge only the (normalised) boxes, not the scores.")
-@click.option("--ttt", is_flag=True, help="Adapt the model to these images.")
+@_data("--batch-size", type=click.IntRange(min=1), help="Images at a time, without --ttt.")
+@_data("--strict", is_flag=True, help="Images that cannot be used are an error.")
+@_data("--resume", is_flag=True, help="Continue from what an interrupted run left.")
+@_tta("--tta", is_flag=True, help="Predict some images mirrored too, and merge.")
+@_tta("--tta-seed", type=int, help="Which images are mirrored.")
+@_tta("--tta-flip-prob", type=float, default=0.5, show_default=True, help="Share of images that are mirrored.")
+@_tta("--tta-norm-only", is_flag=True, help="Merge only the (normalised) boxes, not the scores.")
+@_method("--ttt", is_flag=True, help="Adapt the model to these images.")
 @options.method_option
 @options.preset_option
 @options.ttt_options
-@click.option("--ttt-log-out", type=options.existing_path(), help="Write the TTT log (JSON).")
-@click.option(
-    "--ttt-probe-images", type=options.existing_path(), help="Images of the probe, in place of the first batch."
-)
-@click.option("--ttt-load-state", type=options.existing_path(), help="Go on from what --ttt-save-state wrote.")
-@click.option(
+@_method("--ttt-log-out", type=options.existing_path(), help="Write the TTT log (JSON).")
+@_guards("--ttt-probe-images", type=options.existing_path(), help="Images of the probe, in place of the first batch.")
+@_method("--ttt-load-state", type=options.existing_path(), help="Continue from what --ttt-save-state wrote.")
+@_method(
     "--ttt-save-state", type=options.existing_path(), help="Write what was learned, to go on from later (safetensors)."
 )
-@click.option("--ttt-dry-run", is_flag=True, help="List the tensors that would move, and stop.")
+@_method("--ttt-dry-run", is_flag=True, help="List the trainable parameters, and stop.")
 @store_options.recording
 @click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
 @click.pass_context
@@ -78,6 +81,9 @@ def export_command(context: click.Context, /, **values: Any) -> None:
     With --ttt the model is adapted to the images first, or while predicting (--ttt-reset). A preset fills in the
     settings of TTT that are not given, and the output says so.
     """  # fmt: skip
+    from acclimate.vision.run.export import ExportJob, export
+    from acclimate.vision.run.tta import TTAConfig
+
     set_up_logging(values["verbose"])
     given = options.given_ttt_settings(context)
     if values["ttt_probe_images"] is not None:
@@ -116,7 +122,7 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         batch_size=values["batch_size"],
         strict=values["strict"],
         resume=values["resume"],
-        config=values["config"],
+        config=values["tag"],
     )
     if values["ttt_dry_run"]:
         _print_dry_run(job)
@@ -147,6 +153,12 @@ def _record(values: dict[str, Any], result: ExportResult, seconds: float) -> Non
 
 
 def _print_dry_run(job: ExportJob) -> None:
+    from acclimate.vision.data.images import ImageReader
+    from acclimate.vision.data.records import load_dataset
+    from acclimate.vision.models.loading import make_adapter
+    from acclimate.vision.run.settings import settings_for
+    from acclimate.vision.run.ttt import dry_run
+
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
     adapter = make_adapter(job.adapter, reader=ImageReader(job.corruption), categories=dataset.categories)
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
@@ -156,14 +168,13 @@ def _print_dry_run(job: ExportJob) -> None:
     for reason in () if choice is None else choice.reasons:
         click.echo(f"auto: {reason}", err=True)
     if config is None:
-        click.echo("none: nothing would move")
+        click.echo("none: nothing would be updated")
         return
-    adaptable: AdaptableAdapter = adapter  # type: ignore[assignment]
-    moved = dry_run(adaptable, config, source_records=source_records)
+    moved = dry_run(adapter, config, source_records=source_records)
     for name, shape in moved:
         click.echo(f"{name}  {'x'.join(map(str, shape)) or 'scalar'}")
     elements = sum(math.prod(shape) for _, shape in moved)
-    click.echo(f"{config.method}: {len(moved)} tensors with {elements} elements would move; nothing was changed")
+    click.echo(f"{config.method}: {len(moved)} tensors with {elements} elements are trainable; nothing was changed")
 
 
 def _print_summary(job: ExportJob, result: ExportResult) -> None:

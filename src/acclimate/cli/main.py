@@ -21,6 +21,11 @@ _COMMANDS: Final = {
         "pose_scenes_command",
         "Write scenes with known boxes and poses, as COCO.",
     ),
+    "list": (
+        "acclimate.cli.list_command",
+        "list_group",
+        "Show which methods, adapters, guards and presets there are.",
+    ),
     "state": ("acclimate.cli.state", "state_group", "Look at what a run has learned and saved."),
     "ask": ("acclimate.cli.ask", "ask_command", "Answer a prompt, adapted to the examples in it where that helps."),
     "prime": ("acclimate.cli.prime", "prime_command", "Train an adapter on examples once, for reuse."),

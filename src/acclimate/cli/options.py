@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from acclimate.core.selection import FILTER_KINDS
+from acclimate import registry
+from acclimate.cli.grouped_help import grouped
 from acclimate.errors import ConfigError
-from acclimate.vision.data.images import CorruptionSpec
-from acclimate.vision.models.loading import ADAPTERS, AdapterOptions
-from acclimate.vision.run.auto import AUTO
-from acclimate.vision.run.config import METHOD_NAMES, PRESETS, RESET_POLICIES, USE_SOURCE, WITHOUT_GRADIENT
+from acclimate.vision.models.loading import AdapterOptions
+from acclimate.vision.run.config import AUTO, RESET_POLICIES
+
+if TYPE_CHECKING:
+    from acclimate.vision.data.images import CorruptionSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -52,26 +54,29 @@ def existing_path(**kwargs: Any) -> click.Path:
     return click.Path(path_type=Path, **kwargs)
 
 
+_model, _data = grouped("Model"), grouped("Images")
+_method, _training = grouped("Method"), grouped("Learning")
+_guards, _low_rank = grouped("Guards"), grouped("Low-rank weights")
+
+
 def model_options(command: Command) -> Command:
     """Add the options that choose and load a model."""
     return _apply(
         command,
-        click.option(
+        _model(
             "--adapter",
-            type=click.Choice(ADAPTERS),
+            type=click.Choice(registry.ADAPTERS.names()),
             default="transformers",
             show_default=True,
             help="What loads and runs the model.",
         ),
-        click.option(
+        _model(
             "--model", metavar="NAME", help="A folder or hub name (transformers), or package.module:factory (torch)."
         ),
-        click.option("--checkpoint", metavar="FILE", help="Weights for the torch adapter, as safetensors."),
-        click.option(
-            "--trust-pickle", is_flag=True, help="Allow weights that are not safetensors; loading them runs code."
-        ),
-        click.option("--device", default="cpu", show_default=True, help="Where to run: cpu, cuda, cuda:1, ..."),
-        click.option(
+        _model("--checkpoint", metavar="FILE", help="Weights for the torch adapter, as safetensors."),
+        _model("--trust-pickle", is_flag=True, help="Allow weights that are not safetensors; loading them runs code."),
+        _model("--device", default="cpu", show_default=True, help="Where to run: cpu, cuda, cuda:1, ..."),
+        _model(
             "--score-threshold",
             type=click.FloatRange(0, 1),
             default=0.05,
@@ -85,9 +90,9 @@ def data_options(command: Command) -> Command:
     """Add the options that say what is predicted."""
     return _apply(
         command,
-        click.option("--images-root", type=existing_path(), help="Where the paths of a list or COCO file start."),
-        click.option("--max-images", type=click.IntRange(min=1), help="Only the first so many images."),
-        click.option(
+        _data("--images-root", type=existing_path(), help="Where the paths of a list or COCO file start."),
+        _data("--max-images", type=click.IntRange(min=1), help="Only the first so many images."),
+        _data(
             "--corrupt",
             metavar="NAME[:SEVERITY]",
             help="Put every image through a corruption first (see acclimate corrupt --list).",
@@ -97,88 +102,76 @@ def data_options(command: Command) -> Command:
 
 def ttt_options(command: Command) -> Command:
     """Add the options of test-time training. A preset fills in what is not given."""
-    preset = "a preset may say otherwise"
+    preset = "[default: the preset's, see below]"
+    source = ", ".join(name for name, info in _shipped_methods().items() if info.uses_source_images)
     return _apply(
         command,
-        click.option("--ttt-steps", type=int, default=1, help=f"Steps on each batch.  [default: 1; {preset}]"),
-        click.option("--ttt-lr", type=float, default=1e-4, help=f"Learning rate.  [default: 0.0001; {preset}]"),
-        click.option("--ttt-batch-size", type=int, default=1, help=f"Images in a batch.  [default: 1; {preset}]"),
-        click.option("--ttt-max-batches", type=int, help="Adapt on at most so many batches."),
-        click.option(
-            "--ttt-update-filter",
-            type=click.Choice(FILTER_KINDS),
-            default="all",
-            help=f"Which parameters may move.  [default: all; {preset}]",
-        ),
-        click.option("--ttt-include", multiple=True, metavar="PATTERN", help="Only parameters that match; repeatable."),
-        click.option(
-            "--ttt-exclude", multiple=True, metavar="PATTERN", help="Never parameters that match; repeatable."
-        ),
-        click.option(
-            "--ttt-mask-prob", type=float, default=0.6, show_default=True, help="mim: probability of hiding a patch."
-        ),
-        click.option(
-            "--ttt-patch-size", type=int, default=16, show_default=True, help="mim: side of a patch in pixels."
-        ),
-        click.option(
-            "--ttt-mask-value", type=float, default=0.0, show_default=True, help="mim: value of hidden pixels."
-        ),
-        click.option(
-            "--ttt-reset",
-            type=click.Choice(RESET_POLICIES),
-            default="stream",
-            help="stream: adapt, then predict all; sample: each image alone; online: both in one pass.",
-        ),
-        click.option(
-            "--ttt-seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random."
-        ),
-        click.option(
+        _method(
             "--ttt-option",
             "ttt_options",
             multiple=True,
             metavar="NAME=VALUE",
-            help="A field of the method (see docs/methods); repeatable.",
+            help="A field of the method (see its page in docs/methods); repeatable.",
         ),
-        click.option(
-            "--ttt-source", type=existing_path(), help=f"Unlabelled source images, for {', '.join(USE_SOURCE)}."
+        _method("--ttt-source", type=existing_path(), help=f"Unlabelled source images, for {source}."),
+        _method(
+            "--ttt-reset",
+            type=click.Choice(RESET_POLICIES),
+            default="stream",
+            help="stream: adapt, then predict all; sample: each image alone; online: both in one pass.  "
+            "[default: stream; compare: online]",
         ),
-        click.option(
+        _method("--ttt-batch-size", type=int, default=1, help=f"Images in a batch.  {preset}"),
+        _method("--ttt-max-batches", type=int, help="Adapt on at most so many batches.  [default: all]"),
+        _method("--ttt-max-seconds", type=float, help="Stop adapting after so many seconds.  [default: never]"),
+        _method(
+            "--ttt-seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Of everything random.",
+        ),
+        _training("--ttt-steps", type=int, default=1, show_default=True, help="Steps on each batch."),
+        _training("--ttt-lr", type=float, default=1e-4, help=f"Learning rate.  {preset}"),
+        _training(
+            "--ttt-update-filter",
+            type=click.Choice(registry.FILTER_KINDS),
+            default="all",
+            help=f"Which parameters are trainable.  {preset}",
+        ),
+        _training("--ttt-include", multiple=True, metavar="PATTERN", help="Only parameters that match; repeatable."),
+        _training("--ttt-exclude", multiple=True, metavar="PATTERN", help="Never parameters that match; repeatable."),
+        _training(
+            "--ttt-paced/--no-ttt-paced",
+            default=False,
+            show_default=True,
+            help="Learn only while the stream is new or changes; predict between.",
+        ),
+        _training(
+            "--ttt-mask-prob", type=float, default=0.6, show_default=True, help="mim: probability of hiding a patch."
+        ),
+        _training("--ttt-patch-size", type=int, default=16, show_default=True, help="mim: side of a patch in pixels."),
+        _training("--ttt-mask-value", type=float, default=0.0, show_default=True, help="mim: value of hidden pixels."),
+        _guards(
             "--ttt-guards/--no-ttt-guards",
             default=True,
             show_default=True,
-            help="Judge every step; roll back what is bad.",
+            help="Check every step, and undo those that make the model worse.",
         ),
-        click.option(
-            "--ttt-max-update",
-            type=float,
-            default=0.1,
-            help=f"Largest step relative to the weights' norm.  [default: 0.1; {preset}]",
+        _guards(
+            "--ttt-guard",
+            "ttt_guard",
+            multiple=True,
+            metavar="NAME[=VALUE]",
+            help="Add a guard, or set its limit; NAME=off leaves it out; repeatable (see acclimate list guards).",
         ),
-        click.option(
-            "--ttt-max-drift",
-            type=float,
-            default=0.5,
-            help=f"Largest distance from the source.  [default: 0.5; {preset}]",
-        ),
-        click.option(
-            "--ttt-collapse-share",
-            type=float,
-            help="Reset when one class takes more than this share of the last 256 decisions.",
-        ),
-        click.option(
-            "--ttt-probe/--no-ttt-probe",
-            default=False,
-            help="Compare the entropy on the first batch around every step.",
-        ),
-        click.option(
-            "--ttt-paced/--no-ttt-paced",
-            default=False,
-            help="Learn only while the stream is new or changes; predict between.",
-        ),
-        click.option("--ttt-max-seconds", type=float, help="Stop adapting after so many seconds."),
-        click.option("--lora-rank", type=int, help="Attach low-rank weights of this rank for the run."),
-        click.option("--lora-alpha", type=float, help="Their scale times the rank.  [default: the rank]"),
-        click.option(
+        _guards("--ttt-max-update", type=float, default=0.1, show_default=True, help="Short for max_update=VALUE."),
+        _guards("--ttt-max-drift", type=float, default=0.5, help=f"Short for max_drift=VALUE.  {preset}"),
+        _guards("--ttt-collapse-share", type=float, help="Short for collapse=VALUE.  [default: off]"),
+        _guards("--ttt-probe/--no-ttt-probe", default=False, show_default=True, help="Short for probe_loss."),
+        _low_rank("--lora-rank", type=int, help="Attach low-rank weights of this rank for the run.  [default: none]"),
+        _low_rank("--lora-alpha", type=float, help="Their scale times the rank.  [default: the rank]"),
+        _low_rank(
             "--lora-targets",
             multiple=True,
             metavar="PATTERN",
@@ -189,11 +182,13 @@ def ttt_options(command: Command) -> Command:
 
 def preset_option(command: Command) -> Command:
     """Add the option that names a preset."""
-    names = ", ".join(PRESETS)
+    names = ", ".join(preset.name for info in _shipped_methods().values() for preset in info.presets)
     return _apply(
         command,
-        click.option(
-            "--ttt-preset", metavar="NAME", help=f"{names}, or none for the bare defaults.  [default: the method's own]"
+        _method(
+            "--ttt-preset",
+            metavar="NAME",
+            help=f"{names}, or none for the integration plan's defaults.  [default: the method's own]",
         ),
     )
 
@@ -202,14 +197,57 @@ def method_option(command: Command) -> Command:
     """Add the option that names the method."""
     return _apply(
         command,
-        click.option(
+        _method(
             "--ttt-method",
-            type=click.Choice((*METHOD_NAMES, AUTO)),
-            default="tent",
-            show_default=True,
-            help="What to do with a batch; auto finds out what suits model and stream, and says why.",
+            type=click.Choice((*registry.METHODS.names(), AUTO)),
+            help=f"How to adapt; auto tries what suits model and stream, and says why.  [default: {_safe_methods()}]",
         ),
     )
+
+
+def presets_epilog() -> str:
+    """Return what methods fill in that is not given, as the end of a help page."""
+    lines = ["method    learning rate: classifier, detector   trainable      other"]
+    for name, info in _shipped_methods().items():
+        for preset in info.presets[:1]:
+            rates = "no gradient"
+            if info.needs_gradient:
+                rate = preset.settings["lr"]
+                rates = f"{rate:g}"
+                rates += f", {preset.detector.get('lr', rate):g}" if "detector" in info.kinds else ", -"
+            shown = ("lr", "update_filter", "method_options")
+            rest = [f"{key} {value}" for key, value in preset.settings.items() if key not in shown]
+            rest += [f"{key} {value}" for key, value in preset.settings.get("method_options", {}).items()]
+            trainable = preset.settings["update_filter"] if info.needs_gradient else "-"
+            lines.append(f"{name:<9} {rates:<35} {trainable:<14} {', '.join(rest)}".rstrip())
+    return "What the preset of a method fills in (batch size 64 on a classifier, 8 on a detector):\n\n\b\n" + "\n".join(
+        lines
+    )
+
+
+def _shipped_methods() -> dict[str, registry.MethodInfo]:
+    """Return the methods that come with this package: for a page of help no plug-in is imported."""
+    return {name: entry.info for name, entry in registry.METHODS.shipped().items() if entry.info is not None}
+
+
+def compared_methods() -> str:
+    """Return the methods that ``acclimate compare`` runs unless told otherwise."""
+    return ", ".join(name for name, info in _shipped_methods().items() if info.compared)
+
+
+def listed(text: str) -> list[str]:
+    """Return the parts of a text with commas between."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _safe_methods() -> str:
+    found = []
+    for kind in registry.KINDS:
+        ranked = sorted(
+            (info.safe_rank[kind], name) for name, info in _shipped_methods().items() if kind in info.safe_rank
+        )
+        found.append(f"{kind}: {', else '.join(name for _, name in ranked)}")
+    return "; ".join(found)
 
 
 def adapter_options(values: dict[str, Any]) -> AdapterOptions:
@@ -226,6 +264,8 @@ def adapter_options(values: dict[str, Any]) -> AdapterOptions:
 
 def corruption(values: dict[str, Any]) -> CorruptionSpec | None:
     """Return the corruption that the options name, if any."""
+    from acclimate.vision.data.images import CorruptionSpec
+
     return CorruptionSpec.parse(values["corrupt"]) if values.get("corrupt") else None
 
 
@@ -245,24 +285,55 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
     needs(not values["images"].is_dir(), "a list or a COCO file as IMAGES", "images_root")
     method = values.get("ttt_method")
     needs(values.get("lora_rank") is not None, "--lora-rank", "lora_alpha", "lora_targets")
-    needs(
-        values.get("ttt_guards", True), "guards", "ttt_max_update", "ttt_max_drift", "ttt_collapse_share", "ttt_probe"
-    )
-    if method is not None:
-        needs(method == "mim", "--ttt-method mim", "ttt_mask_prob", "ttt_patch_size", "ttt_mask_value")
-        needs(method in (*USE_SOURCE, AUTO), f"--ttt-method {', '.join((*USE_SOURCE, AUTO))}", "ttt_source")
-        gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank", "ttt_paced")
-        needs(method not in WITHOUT_GRADIENT, f"a method that learns ({method} has no gradient)", *gradient)
-        needs(
-            method != "memo",
-            "a method that learns from the stream (memo takes each image alone)",
-            "ttt_steps",
-            "ttt_paced",
-        )
+    guards = ("ttt_guard", "ttt_max_update", "ttt_max_drift", "ttt_collapse_share", "ttt_probe")
+    needs(values.get("ttt_guards", True), "guards", *guards)
+    _refuse_guards_twice(context)
+    if "ttt_method" in values:
+        info = None if method in (None, AUTO) else registry.METHODS.info(method)
+        for name, other in _shipped_methods().items():
+            flags = [parameter for parameter, field in TTT_FIELDS.items() if field in other.own_settings.values()]
+            has_them = info is not None and set(other.own_settings) <= set(info.own_settings)
+            needs(has_them, f"--ttt-method {name}", *flags)
+        if info is not None:
+            _refuse_for_method(info, needs)
+    if "tta" in values:
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")
         if values["ttt"] and _typed(context, "batch_size"):
             raise ConfigError("--batch-size has no effect with --ttt; use --ttt-batch-size")
     needs(values.get("adapter") != "dummy", "a model: the dummy adapter has none", "model", "checkpoint")
+
+
+def _refuse_for_method(info: registry.MethodInfo, needs: Callable[..., None]) -> None:
+    method = info.name
+    sourced = [name for name, other in registry.METHODS.infos().items() if other.uses_source_images]
+    needs(info.uses_source_images, f"--ttt-method {', '.join((*sourced, AUTO))}", "ttt_source")
+    gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank", "ttt_paced")
+    needs(info.needs_gradient, f"a method that learns ({method} has no gradient)", *gradient)
+    needs(
+        not info.adapts_each_image,
+        f"a method that learns from the stream ({method} takes each image alone)",
+        "ttt_steps",
+        "ttt_paced",
+    )
+
+
+def _refuse_guards_twice(context: click.Context) -> None:
+    named = _guard_values(context)
+    for name, entry in registry.GUARDS.shipped().items():
+        flag = None if entry.info is None or entry.info.setting is None else f"ttt_{entry.info.setting}"
+        if name in named and flag is not None and _typed(context, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')} and --ttt-guard {name} set the same guard; leave one out")
+
+
+def _guard_values(context: click.Context) -> dict[str, Any]:
+    """Return the guards that were named, with text, True or False as values."""
+    found: dict[str, Any] = {}
+    for text in context.params.get("ttt_guard", ()):
+        name, separator, value = (part.strip() for part in text.partition("="))
+        if name in found:
+            raise ConfigError(f"--ttt-guard {name} is given twice; leave one out")
+        found[name] = {"": True, "on": True, "off": False}.get(value, value) if separator else True
+    return found
 
 
 def given_ttt_settings(context: click.Context) -> dict[str, Any]:
@@ -272,6 +343,8 @@ def given_ttt_settings(context: click.Context) -> dict[str, Any]:
     for name, separator, _ in pairs:
         if not separator:
             raise ConfigError(f"--ttt-option takes NAME=VALUE, got {name!r}")
+    if guards := _guard_values(context):
+        given["guard_values"] = guards
     if pairs:
         given["method_options"] = {name.strip(): value.strip() for name, _, value in pairs}
     return given

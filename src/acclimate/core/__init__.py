@@ -1,46 +1,7 @@
 """The engine: torch only, knows no task."""
 
-from acclimate.core.budget import Budget
-from acclimate.core.guards import (
-    Collapse,
-    MaxDrift,
-    MaxUpdate,
-    NonFinite,
-    ProbeAgreement,
-    ProbeLoss,
-    WorseThanSource,
-    default_guards,
-)
-from acclimate.core.method import Method, Selection, Step
-from acclimate.core.pacing import Pacing
-from acclimate.core.report import SessionReport, StepReport
-from acclimate.core.selection import TensorFilter
-from acclimate.core.session import Session
-from acclimate.core.signals import Certainty, Signals
-from acclimate.core.task import Classification, Decisions, Task, View
+import lazy_loader
 
-__all__ = [
-    "Budget",
-    "Certainty",
-    "Classification",
-    "Collapse",
-    "Decisions",
-    "MaxDrift",
-    "MaxUpdate",
-    "Method",
-    "NonFinite",
-    "Pacing",
-    "ProbeAgreement",
-    "ProbeLoss",
-    "Selection",
-    "Session",
-    "SessionReport",
-    "Signals",
-    "Step",
-    "StepReport",
-    "Task",
-    "TensorFilter",
-    "View",
-    "WorseThanSource",
-    "default_guards",
-]
+# Names are imported when they are first used: commands that need no torch must not wait for it. Which names there are
+# says the stub beside this file, for this line and for type checkers alike.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

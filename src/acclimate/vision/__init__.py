@@ -1,22 +1,7 @@
 """The vision door: unlabelled images in, adapted predictions out."""
 
-from acclimate.vision.data.records import Record, load_dataset
-from acclimate.vision.run.config import PRESETS, TTTConfig
-from acclimate.vision.run.export import ExportJob, export
-from acclimate.vision.run.runners import TentRunner, TTTMIMResult, run_ttt_mim
-from acclimate.vision.run.ttt import TTTReport, TTTRun, run_ttt
+import lazy_loader
 
-__all__ = [
-    "PRESETS",
-    "ExportJob",
-    "Record",
-    "TTTConfig",
-    "TTTMIMResult",
-    "TTTReport",
-    "TTTRun",
-    "TentRunner",
-    "export",
-    "load_dataset",
-    "run_ttt",
-    "run_ttt_mim",
-]
+# Names are imported when they are first used: commands that need no torch must not wait for it. Which names there are
+# says the stub beside this file, for this line and for type checkers alike.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

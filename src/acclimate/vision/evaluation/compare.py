@@ -15,18 +15,18 @@ from torch import nn
 
 from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError, DataError, InputError, TTTNotSupportedError, first_line
+from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
 from acclimate.vision.data.predictions import check_writable, write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
 from acclimate.vision.evaluation.evaluate import Interval, Score, Scorer, difference, is_coco, load_labels, make_scorer
 from acclimate.vision.evaluation.pictures import before_and_after
-from acclimate.vision.models.adapter import AdaptableAdapter, Entry, ImageBatch, predict_in_batches, require_ttt
+from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, predict_in_batches, require_ttt
 from acclimate.vision.models.loading import AdapterOptions, make_adapter
 from acclimate.vision.run.auto import Choice, as_flags, choose
-from acclimate.vision.run.config import COMPARED, METHOD_NAMES, TTTConfig
+from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.construct import make_method, option_names
 from acclimate.vision.run.export import ttt_meta
-from acclimate.vision.run.settings import kind_of
 from acclimate.vision.run.ttt import TTTReport, TTTRun
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Comparison:
         source: a folder, a list file or a COCO json.
         ground_truth: COCO annotations or class labels; without it only cost and agreement with no TTT are compared.
         output: a folder for ``comparison.json``, ``comparison.png`` and the predictions.
-        methods: which; ``none`` is always run.
+        methods: which; ``none`` is always run. None takes every method that is compared by default.
         adapter: which model.
         given: TTT settings that were given, for all methods; a method option goes to the methods that have it.
         corruption: what images are put through first.
@@ -56,7 +56,7 @@ class Comparison:
     source: Path
     output: Path
     ground_truth: Path | None = None
-    methods: tuple[str, ...] = (BASELINE, *COMPARED)
+    methods: tuple[str, ...] | None = None
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     given: Mapping[str, Any] = field(default_factory=dict)
     corruption: CorruptionSpec | None = None
@@ -66,14 +66,22 @@ class Comparison:
     recommend: bool = False
 
     def __post_init__(self) -> None:
-        if not any(method != BASELINE for method in self.methods):
-            raise ConfigError(f"name at least one method besides none: {', '.join(METHOD_NAMES)}")
-        for method in self.methods:
-            if method not in (BASELINE, *METHOD_NAMES):
-                raise ConfigError(f"unknown method {method!r}; choose from none, {', '.join(METHOD_NAMES)}")
+        known = METHODS.names()
+        if not self.compared:
+            raise ConfigError(f"name at least one method besides none: {', '.join(known)}")
+        for method in self.compared:
+            if method not in known:
+                raise ConfigError(f"unknown method {method!r}; choose from none, {', '.join(known)}")
         for name in self.given.get("method_options", {}):
-            if not any(name in option_names(method) for method in self.methods if method != BASELINE):
-                raise ConfigError(f"none of the methods {', '.join(self.methods)} has an option {name!r}")
+            if not any(name in option_names(method) for method in self.compared):
+                raise ConfigError(f"none of the methods {', '.join(self.compared)} has an option {name!r}")
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The methods besides ``none``, each once."""
+        if self.methods is None:
+            return tuple(name for name, info in METHODS.infos().items() if info.compared)
+        return tuple(dict.fromkeys(method for method in self.methods if method != BASELINE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,17 +145,15 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
         load_labels(comparison.ground_truth)
     dataset = load_dataset(comparison.source, images_root=comparison.images_root, max_images=comparison.max_images)
     reader = ImageReader(comparison.corruption)
-    made = make_adapter(comparison.adapter, reader=reader, categories=dataset.categories)
-    require_ttt(made)
-    adapter: AdaptableAdapter = made  # type: ignore[assignment]
+    adapter = make_adapter(comparison.adapter, reader=reader, categories=dataset.categories)
+    require_ttt(adapter)
     source_records = () if comparison.ttt_source is None else load_dataset(comparison.ttt_source).records
-    kind = kind_of(made)
-    methods = [BASELINE, *(method for method in dict.fromkeys(comparison.methods) if method != BASELINE)]
+    methods = [BASELINE, *comparison.compared]
     errors: dict[str, str] = {}
     configs: dict[str, TTTConfig] = {}
     for method in methods[1:]:
         try:
-            configs[method] = TTTConfig.resolve(_settings(comparison, method), kind=kind)
+            configs[method] = TTTConfig.resolve(_settings(comparison, method), kind=adapter.kind)
         except TTTNotSupportedError as error:
             errors[method] = str(error)
     batch_size = max((config.batch_size for config in configs.values()), default=1)
@@ -201,7 +207,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     recommended = None
     if comparison.recommend:
         given = {"reset": "online", **comparison.given, "method_options": {}}
-        recommended = choose(adapter, given, dataset.records, kind=kind, source_records=source_records)
+        recommended = choose(adapter, given, dataset.records, source_records=source_records)
     table = comparison.output / "comparison.json"
     content = _content(comparison, dataset, reader, scorer, rows, configs, reports)
     if recommended is not None:
@@ -233,10 +239,12 @@ def _settings(comparison: Comparison, method: str) -> dict[str, Any]:
 class _Clocked:
     """An adapter that counts the CPU seconds of reading and preparing images apart."""
 
-    def __init__(self, adapter: AdaptableAdapter) -> None:
+    def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
-        self.name, self.task, self.reader = adapter.name, adapter.task, adapter.reader
-        self.source_spectrum = getattr(adapter, "source_spectrum", None)
+        self.info, self.kind, self.task, self.reader = adapter.info, adapter.kind, adapter.task, adapter.reader
+        self.batch_size, self.warnings = adapter.batch_size, adapter.warnings
+        self.source_spectrum = adapter.source_spectrum
+        self.ttt_refusal, self.calls_model_itself = adapter.ttt_refusal, adapter.calls_model_itself
         self.aside_seconds = 0.0
 
     def predict(self, records: Sequence[Record]) -> list[Entry]:

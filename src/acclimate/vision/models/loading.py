@@ -1,18 +1,17 @@
-"""The adapters that ship, by name."""
+"""From the options of a command to a loaded adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING
 
 from acclimate.errors import ConfigError
-from acclimate.vision.data.images import ImageReader
-from acclimate.vision.models.adapter import Adapter
-from acclimate.vision.models.dummy_adapter import DummyAdapter
-from acclimate.vision.models.torch_adapter import TorchAdapter
+from acclimate.registry import ADAPTERS
 
-ADAPTERS: Final = ("transformers", "torch", "rtdetr_pose", "dummy")
+if TYPE_CHECKING:
+    from acclimate.vision.data.images import ImageReader
+    from acclimate.vision.models.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +19,7 @@ class AdapterOptions:
     """How to make an adapter.
 
     Attributes:
-        adapter: one of :data:`ADAPTERS`.
+        adapter: a name in :data:`acclimate.registry.ADAPTERS`.
         model: a local folder or hub name (transformers), ``package.module:factory`` (torch), or a local folder, by
             default the model that comes with the package (rtdetr_pose).
         checkpoint: weights for the torch adapter.
@@ -38,50 +37,20 @@ class AdapterOptions:
 
 
 def make_adapter(options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Adapter:
-    """Return a loaded adapter.
+    """Return a loaded adapter; of a plug-in, completed where it has only what the integration plan asks for.
 
     Raises:
         ConfigError: the adapter is unknown, or it needs a model and none is named.
     """
-    if options.adapter == "dummy":
-        return DummyAdapter()
-    if options.adapter not in ADAPTERS:
-        raise ConfigError(f"unknown adapter {options.adapter!r}; choose one of {', '.join(ADAPTERS)}")
-    if options.adapter != "torch" and options.checkpoint:
+    info = ADAPTERS.info(options.adapter)
+    if options.checkpoint and not info.takes_checkpoint:
         raise ConfigError(
             f"--checkpoint is for the adapter torch; the adapter {options.adapter} loads --model as a whole"
         )
-    if options.adapter == "rtdetr_pose":
-        from acclimate.vision.models.rtdetr_pose.adapter import SHIPPED, RTDETRPoseAdapter
+    if info.model is not None and not options.model and info.default_model is None:
+        raise ConfigError(f"adapter {options.adapter!r} needs --model ({info.model})")
+    made = ADAPTERS.load(options.adapter).from_options(options, reader=reader, categories=categories)
+    # Imported here, so that the options above can be read without torch.
+    from acclimate.vision.models.adapter import as_adapter
 
-        return RTDETRPoseAdapter(
-            options.model or SHIPPED,
-            reader=reader,
-            categories=categories,
-            device=options.device,
-            score_threshold=options.score_threshold,
-        )
-    if not options.model:
-        what = "a folder or hub name" if options.adapter == "transformers" else "package.module:factory"
-        raise ConfigError(f"adapter {options.adapter!r} needs --model ({what})")
-    if options.adapter == "transformers":
-        # Imported here: it takes longer than all the rest of a command that does not need it.
-        from acclimate.vision.models.transformers_adapter import TransformersAdapter
-
-        return TransformersAdapter(
-            options.model,
-            reader=reader,
-            categories=categories,
-            device=options.device,
-            score_threshold=options.score_threshold,
-            trust_pickle=options.trust_pickle,
-        )
-    return TorchAdapter(
-        options.model,
-        checkpoint=options.checkpoint,
-        trust_pickle=options.trust_pickle,
-        reader=reader,
-        categories=categories,
-        device=options.device,
-        score_threshold=options.score_threshold,
-    )
+    return as_adapter(made)

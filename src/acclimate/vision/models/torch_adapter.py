@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acclimate.core.determinism import parse_device
+from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
 from acclimate.errors import CheckpointError, ConfigError, DataError, first_line
+from acclimate.registry import KINDS, AdapterInfo, Kind
 from acclimate.vision.data import boxes as box_ops
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.labels import LabelMap
@@ -36,6 +38,7 @@ from acclimate.vision.data.predictions import classification_entries, detection_
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.models.detection import Detection
+from acclimate.vision.models.loading import AdapterOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ class TorchModel:
     """
 
     module: nn.Module
-    kind: Literal["classifier", "detector"] = "classifier"
+    kind: Kind = "classifier"
     head: Literal["sigmoid", "softmax"] = "sigmoid"
     image_size: tuple[int, int] | None = None
     mean: tuple[float, float, float] | None = None
@@ -63,8 +66,8 @@ class TorchModel:
     flips: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in ("classifier", "detector"):
-            raise ConfigError(f"kind must be classifier or detector, got {self.kind!r}")
+        if self.kind not in KINDS:
+            raise ConfigError(f"kind must be {' or '.join(KINDS)}, got {self.kind!r}")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("give mean and std together, or neither")
 
@@ -83,7 +86,13 @@ class TorchAdapter:
         CheckpointError: the checkpoint cannot be loaded, or may not be.
     """
 
-    name = "torch"
+    info: ClassVar[AdapterInfo] = AdapterInfo(
+        name="torch",
+        title="Any torch module that a function returns",
+        model="package.module:factory",
+        takes_checkpoint=True,
+    )
+    calls_model_itself = False
 
     def __init__(
         self,
@@ -110,7 +119,9 @@ class TorchAdapter:
         if checkpoint is not None:
             load_checkpoint(made.module, Path(checkpoint), trust_pickle=trust_pickle)
         made.module.to(self._device).eval()
-        self.is_classifier = made.kind == "classifier"
+        self.kind: Kind = made.kind
+        self.source_spectrum: PowerSpectrum | None = None
+        self.ttt_refusal: str | None = None
         self.labels = LabelMap.by_name(dict(enumerate(made.class_names)), categories or {})
         self.warnings: tuple[str, ...] = self.labels.warnings
         pixel_range: PixelRange = (0.0, 1.0)
@@ -118,8 +129,21 @@ class TorchAdapter:
             pixel_range = normalised_range(made.mean, made.std)
         self.task: Task = (
             Classification(pixel_range=pixel_range, flips=made.flips)
-            if self.is_classifier
+            if made.kind == "classifier"
             else Detection(head=made.head, pixel_range=pixel_range, flips=made.flips)
+        )
+
+    @classmethod
+    def from_options(cls, options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Self:
+        """Return the adapter of the model that ``options`` name."""
+        return cls(
+            str(options.model),
+            checkpoint=options.checkpoint,
+            reader=reader,
+            categories=categories,
+            device=options.device,
+            score_threshold=options.score_threshold,
+            trust_pickle=options.trust_pickle,
         )
 
     def get_model(self) -> nn.Module:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from safetensors import SafetensorError
@@ -23,15 +23,18 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from acclimate.core.determinism import parse_device
+from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
 from acclimate.errors import CheckpointError, ConfigError, first_line
+from acclimate.registry import AdapterInfo, Kind
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.labels import LabelMap
 from acclimate.vision.data.predictions import classification_entries, detection_entries
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.models.detection import Detection, Head
+from acclimate.vision.models.loading import AdapterOptions
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,12 @@ class TransformersAdapter:
         CheckpointError: the weights are a pickle and ``trust_pickle`` is false.
     """
 
-    name = "transformers"
+    info: ClassVar[AdapterInfo] = AdapterInfo(
+        name="transformers",
+        title="Object detectors and image classifiers of transformers",
+        model="a folder or hub name",
+    )
+    calls_model_itself = False
 
     def __init__(
         self,
@@ -82,6 +90,7 @@ class TransformersAdapter:
         trust_pickle: bool = False,
     ) -> None:
         self.ttt_refusal: str | None = None
+        self.source_spectrum: PowerSpectrum | None = None
         self.reader = ImageReader() if reader is None else reader
         self.score_threshold = score_threshold
         self.batch_size = batch_size
@@ -112,6 +121,18 @@ class TransformersAdapter:
             self.warnings += (f"{len(unexpected)} tensors of the checkpoint are not used (first: {unexpected[0]})",)
         self.task: Task = self._task()
 
+    @classmethod
+    def from_options(cls, options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Self:
+        """Return the adapter of the model that ``options`` name."""
+        return cls(
+            str(options.model),
+            reader=reader,
+            categories=categories,
+            device=options.device,
+            score_threshold=options.score_threshold,
+            trust_pickle=options.trust_pickle,
+        )
+
     def get_model(self) -> nn.Module:
         """Return the model."""
         return self._model
@@ -129,12 +150,14 @@ class TransformersAdapter:
                 inputs["pixel_mask"] = encoded["pixel_mask"].to(self._device)
             sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
             yield ImageBatch(
-                inputs["pixel_values"] if self.is_classifier else inputs, tuple(record for record, _ in usable), sizes
+                inputs["pixel_values"] if self.kind == "classifier" else inputs,
+                tuple(record for record, _ in usable),
+                sizes,
             )
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
         """Return entries through the processor's own post-processing."""
-        if self.is_classifier:
+        if self.kind == "classifier":
             return classification_entries(logits_of(outputs), batch, labels=self.labels)
         found = self._processor.post_process_object_detection(
             SimpleNamespace(logits=outputs["logits"].detach(), pred_boxes=outputs["pred_boxes"].detach()),
@@ -152,11 +175,11 @@ class TransformersAdapter:
     def _auto_class(self, config: Any) -> Any:
         architecture = (config.architectures or [""])[0]
         if architecture in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values():
-            self.is_classifier = False
+            self.kind: Kind = "detector"
             return AutoModelForObjectDetection
         names = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
         if architecture in {name for entry in names for name in ([entry] if isinstance(entry, str) else entry)}:
-            self.is_classifier = True
+            self.kind = "classifier"
             return AutoModelForImageClassification
         raise ConfigError(
             f"{architecture or config.model_type} is neither an object detector nor an image classifier of transformers"
@@ -164,11 +187,12 @@ class TransformersAdapter:
 
     def _task(self) -> Task:
         pixel_range = self._pixel_range()
-        if self.is_classifier:
+        if self.kind == "classifier":
             return Classification(pixel_range=pixel_range)
         if self._family not in _HEADS:
             self.ttt_refusal = (
-                f"it is not known what the outputs of {self._family!r} mean; known detectors are {', '.join(_HEADS)}"
+                f"this model cannot be adapted: it is not known what the outputs of {self._family!r} mean; known "
+                f"detectors are {', '.join(_HEADS)}"
             )
         return Detection(head=_HEADS.get(self._family, "sigmoid"), pixel_range=pixel_range)
 

@@ -21,15 +21,16 @@ from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import all_finite
 from acclimate.core.signals import Certainty, SignalPair, Signals
 from acclimate.errors import ConfigError, DataError, EmptySelectionError, TTTNotSupportedError
+from acclimate.registry import METHODS, Kind
 from acclimate.vision.data.records import Record
-from acclimate.vision.models.adapter import AdaptableAdapter, require_ttt
-from acclimate.vision.run.config import WITHOUT_GRADIENT, Kind, TTTConfig
-from acclimate.vision.run.construct import METHODS
-from acclimate.vision.run.ttt import TTTRun, inputs_of
+from acclimate.vision.models.adapter import Adapter, as_adapter, require_ttt
+from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.ttt import TTTRun
 
 logger = logging.getLogger(__name__)
 
-AUTO: Final = "auto"
+UNADAPTED: Final = "none"
+"""The name that the unadapted model has among the trials."""
 TRIAL_IMAGES: Final = {"classifier": 256, "detector": 64}
 """How many of the stream's first images each candidate is tried on."""
 
@@ -46,8 +47,8 @@ class Trial:
     Attributes:
         method: its name; ``none`` is the unadapted model. ``lr``: its learning rate, None for a method without.
         entropy_nats, effective_classes, detections_per_image, mean_score: of its decisions.
-        doubt: how much speaks against it beside the unadapted model, as a fraction of what this method is allowed; see
-            :class:`acclimate.core.Certainty`.
+        degradation_score: how much speaks against it beside the unadapted model, as a fraction of what this method is
+            allowed; see :class:`acclimate.core.Certainty`.
         refused: why it cannot be used here, else None.
     """
 
@@ -57,7 +58,7 @@ class Trial:
     effective_classes: float = 0.0
     detections_per_image: float = 0.0
     mean_score: float = 0.0
-    doubt: float = 0.0
+    degradation_score: float = 0.0
     refused: str | None = None
 
 
@@ -79,11 +80,10 @@ class Choice:
 
 
 def choose(
-    adapter: AdaptableAdapter,
+    adapter: Adapter,
     given: Mapping[str, Any],
     records: Sequence[Record],
     *,
-    kind: Kind,
     source_records: Sequence[Record] = (),
 ) -> Choice:
     """Choose method, update filter and learning rate for a model and a stream.
@@ -92,14 +92,15 @@ def choose(
         adapter: with the model.
         given: settings that the user gave; they hold for every candidate. ``method`` is ``auto``.
         records: the stream; its first images are looked at.
-        kind: of the model.
         source_records: unlabelled source images, where there are any.
 
     Raises:
         ConfigError: the stream is empty, a setting was given that only one method has, or reset is ``sample``.
         DataError: none of the first images can be used.
     """
+    adapter = as_adapter(adapter)
     require_ttt(adapter)
+    kind = adapter.kind
     if not records:
         raise ConfigError("auto looks at the stream's first images, and there are none")
     if given.get("method_options"):
@@ -111,7 +112,7 @@ def choose(
             "the method"
         )
     rest = {name: value for name, value in given.items() if name != "method"}
-    candidates, reasons = _candidates(adapter, kind, knows_source=bool(source_records))
+    candidates, reasons = _candidates(adapter, knows_source=bool(source_records))
     first = records[: TRIAL_IMAGES[kind]]
     trials: list[Trial] = []
     configs: list[TTTConfig | None] = []
@@ -127,10 +128,10 @@ def choose(
             trials.append(Trial(method=config.method, refused=str(error)))
             configs.append(None)
             continue
-        if not any(trial.method == "none" for trial in trials):
-            trials.append(_trial("none", None, SignalPair(both.source, both.source)))
+        if not any(trial.method == UNADAPTED for trial in trials):
+            trials.append(_trial(UNADAPTED, None, SignalPair(both.source, both.source)))
             configs.append(None)
-        lr = None if config.method in WITHOUT_GRADIENT else config.lr
+        lr = config.lr if METHODS.info(config.method).needs_gradient else None
         trials.append(_trial(config.method, lr, both))
         configs.append(config)
     position, why = _best(trials, kind)
@@ -138,40 +139,41 @@ def choose(
     for trial in trials:
         if trial.refused is not None:
             reasons.append(f"{trial.method} cannot be used here: {trial.refused}")
-    method = trials[position].method if position is not None else "none"
+    method = trials[position].method if position is not None else UNADAPTED
     taken = configs[position] if position is not None else None
     logger.info("auto chose %s: %s", method, "; ".join(reasons))
     return Choice(method=method, config=taken, reasons=tuple(reasons), trials=tuple(trials))
 
 
-def _candidates(adapter: AdaptableAdapter, kind: Kind, *, knows_source: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return what could be done with a model that is made so, cheapest first, and what of it is worth saying."""
-    layers = len(batch_norms(adapter.get_model()))
-    source = knows_source or getattr(adapter, "source_spectrum", None) is not None
+def _candidates(adapter: Adapter, *, knows_source: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the settings to try on a model that is made so, cheapest method first, and what is worth saying of it."""
+    kind, layers = adapter.kind, len(batch_norms(adapter.get_model()))
+    source = knows_source or adapter.source_spectrum is not None
     reasons = [
         f"the model is a {kind} with " + (f"{layers} BatchNorm layers" if layers else "no BatchNorm"),
         "source images are known" if source else "no source images are known (--ttt-source), so none are filtered",
     ]
-    if kind == "detector":
-        found = [{"method": "bn"}] if layers else []
-        found += [{"method": "spectrum"}] if source else []
-        found += [{"method": "align"}] if layers else []
-        return found, reasons
-    if layers or source:
-        return [{"method": "blend"}], reasons
-    reasons.append("without statistics to mix and images to filter only learning is left: eata, at two rates")
-    return [{"method": "eata", "lr": 5e-4}, {"method": "eata", "lr": 5e-3}], reasons
+    fitting = [
+        (name, info)
+        for name, info in METHODS.infos().items()
+        if kind in info.auto and info.applies_to(kind, batch_norm=layers > 0, source_images=source)
+    ]
+    chosen = [pair for pair in fitting if not pair[1].auto_last_resort]
+    if not chosen:
+        chosen = fitting
+        reasons.append("without statistics to mix and images to filter, only methods that learn are left")
+    return [{"method": name, **settings} for name, info in chosen for settings in info.auto[kind]], reasons
 
 
 def _try(
-    adapter: AdaptableAdapter, config: TTTConfig, records: Sequence[Record], source_records: Sequence[Record]
+    adapter: Adapter, config: TTTConfig, records: Sequence[Record], source_records: Sequence[Record]
 ) -> SignalPair:
     """Return how adapted and unadapted model did on the first images, online, with no guard between."""
     free = dataclasses.replace(config, guards=False, collapse_share=None, probe=False, reset="stream")
     pairs = []
     with TTTRun(adapter, free, source_records=source_records) as run:
         for batch in itertools.islice(adapter.build_loader(records, batch_size=free.batch_size), free.max_batches):
-            inputs = inputs_of(batch)
+            inputs = batch.inputs
             source = run.session.predict_as_source(inputs)
             if not all_finite(source):
                 # A poisoned image says nothing about a method, and without guards it would end the trial.
@@ -185,7 +187,7 @@ def _try(
 
 def _trial(method: str, lr: float | None, both: SignalPair) -> Trial:
     adapted = both.adapted
-    allowed = getattr(METHODS.get(method), "certainty_allowance", 1.0)
+    allowed = 1.0 if method == UNADAPTED else METHODS.info(method).certainty_allowance
     return Trial(
         method=method,
         lr=lr,
@@ -193,22 +195,22 @@ def _trial(method: str, lr: float | None, both: SignalPair) -> Trial:
         effective_classes=adapted.effective_classes,
         detections_per_image=adapted.detections_per_image,
         mean_score=adapted.mean_score,
-        doubt=Certainty().degradation_score(both) / allowed,
+        degradation_score=Certainty().degradation_score(both) / allowed,
     )
 
 
 def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
     """Return the position of the candidate to take, None for none, and why."""
-    plain = next((trial for trial in trials if trial.method == "none"), None)
+    plain = next((trial for trial in trials if trial.method == UNADAPTED), None)
     if plain is None:
         return None, ["no candidate can be used on this model: nothing is adapted"]
     standing, reasons = [], []
     for position, trial in enumerate(trials):
-        if trial.refused is not None or trial.method == "none":
+        if trial.refused is not None or trial.method == UNADAPTED:
             continue
         collapsed = trial.effective_classes < _LEAST_VARIETY * plain.effective_classes
         finite = math.isfinite(trial.entropy_nats)
-        if collapsed or not finite or not trial.doubt <= 1:
+        if collapsed or not finite or not trial.degradation_score <= 1:
             rate = "" if trial.lr is None else f" at lr {trial.lr:g}"
             what = (
                 "gives outputs that are not finite"
@@ -226,11 +228,9 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
     if kind == "classifier":
         position = standing[-1]
         chosen = trials[position]
-        reasons.append(
-            "blend: ahead on every kind of stream that was measured, and nothing speaks against it"
-            if chosen.method == "blend"
-            else f"{chosen.method}: nothing speaks against it, at lr {chosen.lr:g}"
-        )
+        rate = "" if chosen.lr is None else f", at lr {chosen.lr:g}"
+        known = METHODS.info(chosen.method).auto_reason
+        reasons.append(f"{chosen.method}: {known or 'nothing speaks against it'}{rate}")
         return position, reasons
     # The unadapted model competes too: where it is as sure as any, there is nothing to do. But what finds next to
     # nothing has next to nothing to be unsure of.
@@ -240,10 +240,15 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
     of = {place: plain if place is None else trials[place] for place in rivals}
     surest = min(of.values(), key=lambda trial: trial.entropy_nats)
     equals = [place for place in rivals if of[place].entropy_nats <= surest.entropy_nats * (1 + _SAME_ENTROPY)]
-    # Of equals: spectrum, which does nothing to a stream that is as the source was, until it changes; then nothing at
-    # all; then the cheapest.
+    # Of equals: a method that leaves a stream alone which is as the source was, until it changes; then the unadapted
+    # model; then the cheapest.
     chosen_place = min(
-        equals, key=lambda place: (of[place].method != "spectrum", place is not None, -1 if place is None else place)
+        equals,
+        key=lambda place: (
+            place is None or not METHODS.info(of[place].method).unchanged_on_source,
+            place is not None,
+            -1 if place is None else place,
+        ),
     )
     listed = ", ".join(f"{t.method} {t.entropy_nats:.2f}" for t in trials if t.refused is None)
     reasons.append(
@@ -257,7 +262,7 @@ def as_flags(choice: Choice, *, source: Path | None = None) -> str:
     if choice.config is None:
         return "(without --ttt)"
     flags = ["--ttt", "--ttt-method", choice.method]
-    if choice.method not in WITHOUT_GRADIENT:
+    if METHODS.info(choice.method).needs_gradient:
         flags += ["--ttt-update-filter", choice.config.update_filter, "--ttt-lr", f"{choice.config.lr:g}"]
     if choice.config.reset != "stream":
         flags += ["--ttt-reset", choice.config.reset]

@@ -1,39 +1,29 @@
-"""The settings of test-time training in vision, the plan's defaults, and presets."""
+"""The settings of test-time training in vision: the integration plan's defaults, and presets."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
+from acclimate import registry
 from acclimate.errors import ConfigError, TTTNotSupportedError
-from acclimate.registry import FILTER_KINDS, FilterKind
+from acclimate.registry import FILTER_KINDS, FilterKind, Kind
 
-MethodName = Literal[
-    "tent", "mim", "cotta", "eata", "sar", "bn", "spectrum", "align", "blend", "roid", "deyo", "rotta", "memo", "lame"
-]
-METHOD_NAMES: Final = (
-    "bn", "spectrum", "blend", "lame", "tent", "eata", "sar", "deyo", "roid", "mim", "rotta", "align", "cotta", "memo",
-)  # fmt: skip
 ResetPolicy = Literal["stream", "sample", "online"]
-COMPARED: Final = tuple(name for name in METHOD_NAMES if name != "memo")
-"""What is compared unless said otherwise: memo takes a hundred predictions and more for each image."""
-WITHOUT_GRADIENT: Final = ("bn", "spectrum", "blend", "lame")
-"""Methods that move no weight: steps, learning rate and update filter mean nothing to them."""
-USE_SOURCE: Final = ("eata", "spectrum", "blend", "align")
-"""Methods that look at source images where they are given."""
-CLASSIFIERS_ONLY: Final = ("lame", "deyo", "rotta", "memo")
-"""Methods that compare an image's predictions over several passes, or with its neighbours'."""
-RESET_POLICIES: Final = ("stream", "sample", "online")
-Kind = Literal["classifier", "detector"]
+RESET_POLICIES: Final[tuple[ResetPolicy, ...]] = get_args(ResetPolicy)
+AUTO: Final = "auto"
+"""In place of a method: find out which suits the model and the stream."""
+DEFAULT_METHOD: Final = "tent"
+"""Of the integration plan; see :func:`safe_method` for what ``--ttt`` alone runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TTTConfig:
     """Everything that says how a model is adapted to a set of images.
 
-    The defaults are those of the integration plan. They are not tuned: see :data:`PRESETS` and :meth:`resolve`.
+    The defaults are those of the integration plan. They are not tuned: presets are, see :meth:`resolve`.
 
     Attributes:
         enabled: adapt at all.
@@ -42,7 +32,7 @@ class TTTConfig:
         lr: learning rate.
         batch_size: images in a batch.
         max_batches: adapt on at most so many batches; None means all.
-        update_filter: which parameters may move.
+        update_filter: which parameters are trainable.
         include, exclude: name patterns that narrow the filter.
         reset: ``stream``: adapt first, then predict everything; ``sample``: adapt to one image, predict it, go
             back; ``online``: predict and adapt batch by batch in one pass.
@@ -50,7 +40,9 @@ class TTTConfig:
         mask_prob, patch_size, mask_value: of mim.
         lora_rank, lora_alpha, lora_targets: attach low-rank weights for the length of the run.
         method_options: further fields of the method, by name.
-        guards: judge every step; False turns all guards off.
+        guards: check every step; False turns all guards off.
+        guard_values: further guards, or other limits, by the guard's name: a number, True for the guard's own
+            default, False to leave the guard out. See :data:`acclimate.registry.GUARDS`.
         max_update: largest step, relative to the weights' norm.
         max_drift: largest distance from the source, relative to the weights' norm.
         collapse_share: reset when one class takes more than this share of recent decisions; None never does.
@@ -64,7 +56,7 @@ class TTTConfig:
     """
 
     enabled: bool = True
-    method: MethodName = "tent"
+    method: str = DEFAULT_METHOD
     steps: int = 1
     lr: float = 1e-4
     batch_size: int = 1
@@ -82,6 +74,7 @@ class TTTConfig:
     lora_targets: tuple[str, ...] = ()
     method_options: Mapping[str, Any] = field(default_factory=dict)
     guards: bool = True
+    guard_values: Mapping[str, Any] = field(default_factory=dict)
     max_update: float = 0.1
     max_drift: float = 0.5
     collapse_share: float | None = None
@@ -92,7 +85,7 @@ class TTTConfig:
     filled: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, METHOD_NAMES)
+        _one_of("method", self.method, registry.METHODS.names())
         _one_of("reset", self.reset, RESET_POLICIES)
         _one_of("update_filter", self.update_filter, FILTER_KINDS)
         for name, lowest in (("steps", 1), ("batch_size", 1), ("patch_size", 1), ("max_batches", 1), ("lora_rank", 1)):
@@ -109,19 +102,25 @@ class TTTConfig:
             raise ConfigError("probe keeps the stream's first batch, and reset 'sample' takes each image by itself")
         if self.paced and self.reset == "sample":
             raise ConfigError("paced looks at how the stream goes on, and reset 'sample' takes each image by itself")
+        for name, value in self.guard_values.items():
+            _one_of("guard", name, registry.GUARDS.names())
+            if value is not False and self.reset == "sample" and registry.GUARDS.info(name).needs_probe:
+                raise ConfigError(
+                    f"the guard {name} keeps the stream's first batch, and reset 'sample' takes each image by itself"
+                )
         if not 0 < self.mask_prob < 1:
             raise ConfigError(f"mask_prob must lie between 0 and 1, got {self.mask_prob}")
 
     @classmethod
     def resolve(
-        cls, given: Mapping[str, Any], *, kind: Kind, preset: str | None = None, safe_method: MethodName = "tent"
+        cls, given: Mapping[str, Any], *, kind: Kind, preset: str | None = None, safe_method: str = DEFAULT_METHOD
     ) -> TTTConfig:
         """Return the settings ``given``, with the rest from a preset.
 
         Args:
             given: settings that the user gave, by field name; they win over everything.
             kind: of the model: presets differ.
-            preset: its name; None takes the method's own, ``none`` takes no preset but the plan's defaults.
+            preset: its name; None takes the method's own, ``none`` takes no preset but the defaults here.
             safe_method: of the preset ``safe`` where no method is given; see :func:`safe_method`.
 
         Raises:
@@ -132,18 +131,20 @@ class TTTConfig:
         if unknown:
             raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}")
         if preset is None:
-            preset = METHOD_PRESETS[_one_of("method", given.get("method", "tent"), METHOD_NAMES)]
+            method = given.get("method", DEFAULT_METHOD)
+            preset = own_preset(_one_of("method", method, registry.METHODS.names()))
         if preset == "none":
-            _refuse_on_detectors(given.get("method", "tent"), kind)
-            return cls(**given)
-        own = METHOD_PRESETS[safe_method] if preset == "safe" and "method" not in given else preset
+            config = cls(**given)
+            _refuse_other_kinds(config.method, kind)
+            return config
+        own = own_preset(safe_method) if preset == "safe" and "method" not in given else preset
         values = preset_values(own, kind)
         method = given.get("method", values["method"])
         if method != values["method"]:
             raise ConfigError(
                 f"preset {preset!r} is for method {values['method']!r}, not {method!r}; leave one of them out"
             )
-        _refuse_on_detectors(method, kind)
+        _refuse_other_kinds(method, kind)
         options = {**values.pop("method_options", {}), **given.get("method_options", {})}
         config = cls(**{**values, **given, "method_options": options})
         # Not constructor arguments: a preset that is only named would change nothing.
@@ -153,79 +154,52 @@ class TTTConfig:
         return config
 
 
-PRESETS: Final[dict[str, dict[str, Any]]] = {
-    "safe": {"method": "tent", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
-    "adapter_only": {"method": "tent", "update_filter": "adapter_only", "lr": 1e-3, "lora_rank": 4, "max_drift": 0.2},
-    "mim_safe": {"method": "mim", "update_filter": "norm_only", "lr": 1e-4, "max_drift": 0.2},
-    "cotta_safe": {"method": "cotta", "update_filter": "all", "lr": 1e-3, "max_drift": 0.2},
-    "eata_safe": {"method": "eata", "update_filter": "norm_only", "lr": 5e-3, "max_drift": 0.2},
-    "sar_safe": {
-        "method": "sar", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2, "method_options": {"base": "adam"},
-    },
-    "bn_safe": {"method": "bn", "update_filter": "norm_only"},
-    "spectrum_safe": {"method": "spectrum", "update_filter": "norm_only"},
-    "blend_safe": {"method": "blend", "update_filter": "norm_only"},
-    "align_safe": {"method": "align", "update_filter": "all", "lr": 2e-4, "max_drift": 0.2},
-    "lame_safe": {"method": "lame", "update_filter": "norm_only"},
-    "deyo_safe": {"method": "deyo", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
-    "roid_safe": {"method": "roid", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
-    "rotta_safe": {"method": "rotta", "update_filter": "norm_only", "lr": 1e-3, "max_drift": 0.2},
-    "memo_safe": {"method": "memo", "update_filter": "all", "lr": 5e-3},
-}  # fmt: skip
-"""Settings that work out of the box, each for one method; :func:`preset_values` completes them for the model's kind."""
-
-METHOD_PRESETS: Final[dict[str, str]] = {
-    "tent": "safe",
-    "mim": "mim_safe",
-    "cotta": "cotta_safe",
-    "eata": "eata_safe",
-    "sar": "sar_safe",
-    "bn": "bn_safe",
-    "spectrum": "spectrum_safe",
-    "blend": "blend_safe",
-    "align": "align_safe",
-    "lame": "lame_safe",
-    "deyo": "deyo_safe",
-    "roid": "roid_safe",
-    "rotta": "rotta_safe",
-    "memo": "memo_safe",
-}
+_BATCH_SIZE: Final[Mapping[Kind, int]] = {"classifier": 64, "detector": 8}
 
 
-def safe_method(kind: Kind, *, knows_source: bool, has_batch_norm: bool) -> MethodName:
-    """Return the method of the preset ``safe`` for a model.
+def safe_method(kind: Kind, *, knows_source: bool, has_batch_norm: bool) -> str:
+    """Return the method that ``--ttt`` without a method runs, which is also that of the preset ``safe``.
 
     Entropy on a detector's outputs helps nowhere that it was measured (``benchmarks/pose_scenes``), so detectors get
-    what does: ``spectrum`` where source images are known, else ``bn``, else Tent at a tenth of its rate.
+    what does: the first in the order of ``safe_rank`` that the model and the data allow.
     """
-    if kind == "classifier":
-        return "tent"
-    return "spectrum" if knows_source else "bn" if has_batch_norm else "tent"
-
-
-_BATCH_SIZE: Final[dict[Kind, int]] = {"classifier": 64, "detector": 8}
-# Entropy on a detector's outputs collapses at a classifier's rates: 1e-3 took a small RT-DETR from 82 to 36 mAP.
-_DETECTOR_LR_FACTOR: Final = 0.1
+    fitting = [
+        (info.safe_rank[kind], name)
+        for name, info in registry.METHODS.infos().items()
+        if kind in info.safe_rank and info.applies_to(kind, batch_norm=has_batch_norm, source_images=knows_source)
+    ]
+    return min(fitting)[1]
 
 
 def preset_values(name: str, kind: Kind) -> dict[str, Any]:
-    """Return the settings of a preset for a kind of model.
+    """Return the settings of a preset for a kind of model, ``method`` and ``batch_size`` among them.
 
     Raises:
         ConfigError: there is no such preset.
     """
-    values = dict(PRESETS[_one_of("preset", name, tuple(PRESETS))])
-    values["batch_size"] = _BATCH_SIZE[kind]
-    # Alignment asks nothing of the outputs, and its rate was found on a detector.
-    if kind == "detector" and "lr" in values and name != "align_safe":
-        values["lr"] = values["lr"] * _DETECTOR_LR_FACTOR
-    return values
+    known = registry.presets()
+    method, preset = known[_one_of("preset", name, tuple(known))]
+    values = {"method": method, **preset.settings, "batch_size": _BATCH_SIZE[kind]}
+    return values if kind == "classifier" else {**values, **preset.detector}
 
 
-def _refuse_on_detectors(method: str, kind: Kind) -> None:
-    if kind == "detector" and method in CLASSIFIERS_ONLY:
+def own_preset(method: str) -> str:
+    """Return the preset that a method takes unless another is named; ``none`` where it has no preset."""
+    presets = registry.METHODS.info(method).presets
+    return presets[0].name if presets else "none"
+
+
+def methods_for(kind: Kind) -> tuple[str, ...]:
+    """Return the methods that work on a kind of model."""
+    return tuple(name for name, info in registry.METHODS.infos().items() if kind in info.kinds)
+
+
+def _refuse_other_kinds(method: str, kind: Kind) -> None:
+    kinds = registry.METHODS.info(method).kinds
+    if kind not in kinds:
         raise TTTNotSupportedError(
-            f"{method} is for classifiers, and this model is a detector; use spectrum, align, bn, mim or cotta"
+            f"{method} is for {' and '.join(f'{k}s' for k in kinds)}, and this model is a {kind}; use one of "
+            f"{', '.join(methods_for(kind))}"
         )
 
 

@@ -1,98 +1,36 @@
-"""From settings to a method: which class, and which of its fields."""
+"""From the settings of a run to its method and guards."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
 from typing import Any, Final
 
-from torch import Tensor
-
-from acclimate.core.guards import Collapse, Guard, MaxDrift, MaxUpdate, NonFinite, ProbeLoss, WorseThanSource
+from acclimate.core.guards import Guard
 from acclimate.core.method import Method
 from acclimate.core.selection import TensorFilter
-from acclimate.core.spectrum import PowerSpectrum
 from acclimate.errors import ConfigError
-from acclimate.methods import (
-    Align,
-    BatchNormStats,
-    Blend,
-    Cotta,
-    Deyo,
-    Eata,
-    Lame,
-    Memo,
-    Mim,
-    Roid,
-    Rotta,
-    Sar,
-    SpectrumFilter,
-    Tent,
-)
-from acclimate.vision.run.config import WITHOUT_GRADIENT, TTTConfig
+from acclimate.registry import GUARDS, METHODS, GuardInfo
+from acclimate.vision.run.config import TTTConfig
 
-METHODS: Final[dict[str, Any]] = {
-    "tent": Tent,
-    "mim": Mim,
-    "cotta": Cotta,
-    "eata": Eata,
-    "sar": Sar,
-    "bn": BatchNormStats,
-    "spectrum": SpectrumFilter,
-    "blend": Blend,
-    "align": Align,
-    "lame": Lame,
-    "deyo": Deyo,
-    "roid": Roid,
-    "rotta": Rotta,
-    "memo": Memo,
-}
-
-# What each paper moves; anything else is allowed and reported.
-PAPER_FILTERS: Final[dict[str, str]] = {
-    "tent": "norm_only",
-    "eata": "norm_only",
-    "sar": "norm_only",
-    "deyo": "norm_only",
-    "roid": "norm_only",
-    "rotta": "norm_only",
-    "cotta": "all",
-    "align": "all",
-    "memo": "all",
-}
-# Set through flags of their own.
-_NOT_OPTIONS: Final = frozenset(
-    {"update", "fisher", "source", "spectrum", "lr", "mask_probability", "patch_size", "mask_value"}
-)
+_OF_SOURCE_IMAGES: Final = frozenset({"fisher", "source", "spectrum"})
+"""Fields of methods that come from source images, see :class:`acclimate.core.method.UsesSourceImages`."""
 
 
-def make_method(
-    config: TTTConfig, *, fisher: Mapping[str, Tensor] | None = None, source: PowerSpectrum | None = None
-) -> Method:
-    """Return the method that ``config`` describes.
+def make_method(config: TTTConfig) -> Method:
+    """Return the method that ``config`` describes, before it has seen source images.
 
     Raises:
-        ConfigError: a method option is unknown or has the wrong type.
+        ConfigError: a method option is unknown or has the wrong type, or the method is a plug-in that cannot be loaded.
     """
-    cls = METHODS[config.method]
+    cls, info = METHODS.load(config.method), METHODS.info(config.method)
     values = {name: parse_option(config.method, name, value) for name, value in config.method_options.items()}
-    if config.method not in WITHOUT_GRADIENT:
-        values["lr"] = config.lr
-        values["update"] = tensor_filter(config)
-    if config.method == "mim":
-        values |= {
-            "mask_probability": config.mask_prob,
-            "patch_size": config.patch_size,
-            "mask_value": config.mask_value,
-        }
-    if config.method == "eata" and fisher is not None:
-        values["fisher"] = fisher
-    if config.method == "spectrum":
-        values["source"] = source
-    if config.method in ("align", "blend") and source is not None:
-        values["spectrum"] = SpectrumFilter(source=source)
+    if info.needs_gradient:
+        own = {field.name for field in dataclasses.fields(cls)}
+        values |= {"lr": config.lr} if "lr" in own else {}
+        values |= {"update": tensor_filter(config)} if "update" in own else {}
+    values |= {name: getattr(config, setting) for name, setting in info.own_settings.items()}
     return typing.cast(Method, cls(**values))
 
 
@@ -110,21 +48,65 @@ def tensor_filter(config: TTTConfig) -> TensorFilter:
 
 
 def make_guards(config: TTTConfig) -> tuple[Guard, ...]:
-    """Return the guards that ``config`` describes; none if they are turned off."""
+    """Return the guards that ``config`` describes; none if they are turned off.
+
+    Raises:
+        ConfigError: a value is out of a guard's range, is given to one that takes none, or contradicts a short form; or
+            a guard is a plug-in that cannot be loaded.
+    """
     if not config.guards:
         return ()
-    guards: list[Guard] = [NonFinite(), MaxUpdate(config.max_update), MaxDrift(config.max_drift)]
-    if config.probe:
-        guards.append(ProbeLoss())
-    if config.collapse_share is not None:
-        guards.append(Collapse(config.collapse_share))
-    # The last, because it may cost a prediction.
-    return (*guards, WorseThanSource())
+    made = [
+        (info.costs_prediction, guard)
+        for name, info in _guard_infos(config).items()
+        if (guard := _guard(name, info, config)) is not None
+    ]
+    # Those that may cost a prediction are asked last, when no cheaper one has fired.
+    return tuple(guard for _, guard in sorted(made, key=lambda pair: pair[0]))
+
+
+def needs_probe(config: TTTConfig) -> bool:
+    """Say whether a guard looks at a probe batch."""
+    return config.guards and any(
+        info.needs_probe and _value(name, info, config) is not False for name, info in _guard_infos(config).items()
+    )
+
+
+def _guard_infos(config: TTTConfig) -> dict[str, GuardInfo]:
+    """Return what the guards are like that may be wanted; plug-ins only where they are named."""
+    named = {name: GUARDS.info(name) for name in config.guard_values}
+    return {name: entry.info for name, entry in GUARDS.shipped().items() if entry.info is not None} | named
+
+
+def _value(name: str, info: GuardInfo, config: TTTConfig) -> Any:
+    """Return what a guard is set to: a number, True for its default, False where it is left out."""
+    if name in config.guard_values:
+        return config.guard_values[name]
+    given = None if info.setting is None else getattr(config, info.setting)
+    return info.on_by_default if given is None else given
+
+
+def _guard(name: str, info: GuardInfo, config: TTTConfig) -> Guard | None:
+    value = _value(name, info, config)
+    if value is False:
+        return None
+    cls = GUARDS.load(name)
+    if value is True:
+        return typing.cast(Guard, cls())
+    if info.value is None:
+        raise ConfigError(f"the guard {name} takes no value, got {value!r}; write --ttt-guard {name}")
+    wanted = typing.get_type_hints(cls)[info.value]
+    try:
+        parsed = _converted(value, wanted) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ConfigError(f"the guard {name} cannot be set to {value!r}: {error}") from error
+    return typing.cast(Guard, cls(**{info.value: parsed}))
 
 
 def option_names(method: str) -> tuple[str, ...]:
     """Return the names of the fields of ``method`` that have no flag of their own."""
-    return tuple(f.name for f in dataclasses.fields(METHODS[method]) if f.name not in _NOT_OPTIONS)
+    flagged = {"lr", "update", *METHODS.info(method).own_settings, *_OF_SOURCE_IMAGES}
+    return tuple(field.name for field in dataclasses.fields(METHODS.load(method)) if field.name not in flagged)
 
 
 def parse_option(method: str, name: str, value: Any) -> Any:
@@ -137,7 +119,7 @@ def parse_option(method: str, name: str, value: Any) -> Any:
         raise ConfigError(f"{method} has no option {name!r}; it has {', '.join(option_names(method)) or 'none'}")
     if not isinstance(value, str):
         return value
-    wanted = typing.get_type_hints(METHODS[method])[name]
+    wanted = typing.get_type_hints(METHODS.load(method))[name]
     try:
         return _converted(value, wanted)
     except ValueError as error:
@@ -167,8 +149,8 @@ def _converted(text: str, wanted: Any) -> Any:
 
 
 def paper_note(config: TTTConfig) -> str | None:
-    """Return a warning if what may move is not the paper's choice, else None."""
-    usual = PAPER_FILTERS.get(config.method)
+    """Return a warning if the trainable parameters are not the paper's choice, else None."""
+    usual = METHODS.info(config.method).parameters_of_paper
     if usual is None or usual == config.update_filter:
         return None
-    return f"{config.method} with update filter {config.update_filter!r}: the paper moves {usual!r}"
+    return f"{config.method} with update filter {config.update_filter!r}: the paper updates {usual!r}"

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 
 from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError, DataError, InputError
+from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
 from acclimate.vision.data.predictions import check_writable, to_coco, wrapped, write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
-from acclimate.vision.models.adapter import AdaptableAdapter, Adapter, Entry, chunks, plain_forward
+from acclimate.vision.models.adapter import Adapter, Entry, chunks, plain_forward
 from acclimate.vision.models.loading import AdapterOptions, make_adapter
 from acclimate.vision.run.auto import Choice
 from acclimate.vision.run.config import TTTConfig
@@ -116,7 +117,7 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
     reader = ImageReader(job.corruption)
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
-    if job.format == "coco" and getattr(adapter, "is_classifier", False):
+    if job.format == "coco" and adapter.kind == "classifier":
         raise ConfigError("COCO results hold boxes, and this model is a classifier; use --format acclimate")
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
     config, choice = settings_for(
@@ -156,10 +157,9 @@ class _Work:
         self.augmenter: Augmenter | None = None
         self.warnings: list[str] = []
         if job.tta.enabled:
-            task = getattr(adapter, "task", None)
-            if task is None:
-                raise ConfigError(f"adapter {adapter.name!r} does not support --tta: it does not show its outputs")
-            self.augmenter = Augmenter(job.tta, task)
+            if adapter.calls_model_itself:
+                raise ConfigError(f"adapter {adapter.info.name!r} does not support --tta: it does not show its outputs")
+            self.augmenter = Augmenter(job.tta, adapter.task)
         # An online model is what its whole stream made it, and which images tta mirrors follows from those before:
         # both start again from the first image.
         self.can_resume = not job.tta.enabled and (config is None or config.reset != "online")
@@ -186,21 +186,20 @@ class _Work:
         finished = {entry["image_id"] for entry in done}
         last = max(position for position, record in enumerate(records) if record.image_id in finished)
         start = min(len(records), -(-(last + 1) // self._batch_size()) * self._batch_size())
-        if isinstance(reader := getattr(self.adapter, "reader", None), ImageReader):
-            # What was skipped before the interruption must be counted again.
-            reader.read_many([record for record in records[:start] if record.image_id not in finished])
+        # What was skipped before the interruption must be counted again.
+        self.adapter.reader.read_many([record for record in records[:start] if record.image_id not in finished])
         return start
 
     def _batch_size(self) -> int:
         if self.config is None:
-            return self.job.batch_size or int(getattr(self.adapter, "batch_size", 8))
+            return self.job.batch_size or self.adapter.batch_size
         return 1 if self.config.reset == "sample" else self.config.batch_size
 
     def _batches(self, records: Sequence[Record], remaining: Sequence[Record]) -> Iterator[list[Entry]]:
         if self.config is None:
             yield from self._plain(remaining)
             return
-        adapter = cast(AdaptableAdapter, self.adapter)
+        adapter = self.adapter
         with TTTRun(
             adapter,
             self.config,
@@ -230,7 +229,7 @@ class _Work:
             for part in chunks(records, size):
                 yield self.adapter.predict(part)
             return
-        adapter = cast(AdaptableAdapter, self.adapter)
+        adapter = self.adapter
         forward = plain_forward(adapter)
         for batch in adapter.build_loader(records, batch_size=size):
             yield adapter.entries(self.augmenter(batch.inputs, forward), batch)
@@ -360,13 +359,13 @@ def _meta(
         tta |= {"warnings": work.augmenter.warnings(), "summary": work.augmenter.summary()}
     return {
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-        "adapter": adapter.name,
+        "adapter": adapter.info.name,
         "config": job.config or job.adapter.model or "",
         "checkpoint": job.adapter.checkpoint,
         "images": len(dataset.records),
         "skipped": dict(reader.skipped),
         "corruption": None if job.corruption is None else str(job.corruption),
-        "warnings": [*getattr(adapter, "warnings", ()), *work.warnings],
+        "warnings": [*adapter.warnings, *work.warnings],
         "tta": tta,
         "ttt": ttt_meta(config, work.report),
     }
@@ -376,13 +375,15 @@ def ttt_meta(config: TTTConfig | None, report: TTTReport | None) -> dict[str, An
     """Return the ``ttt`` block of meta and of the TTT log."""
     if config is None or report is None:
         return {"enabled": False}
+    # The integration plan has the settings of mim in a block of their own.
     own = ("mask_prob", "patch_size", "mask_value")
+    used = METHODS.info(config.method).own_settings.values()
     values = {f.name: to_jsonable(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in own}
     reported = to_jsonable(report)
     # The steps stand in step_metrics already.
     reported["session"]["steps"] = None
     return {
         **values,
-        "mim": {name: to_jsonable(getattr(config, name)) for name in own} if config.method == "mim" else None,
+        "mim": {name: to_jsonable(getattr(config, name)) for name in own} if used else None,
         "report": reported,
     }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from acclimate.core.norm import batch_norms
 from acclimate.errors import ConfigError
+from acclimate.registry import METHODS
 from acclimate.vision.data.records import Record
-from acclimate.vision.models.adapter import AdaptableAdapter, Adapter, require_ttt
-from acclimate.vision.run.auto import AUTO, Choice, choose
-from acclimate.vision.run.config import Kind, TTTConfig, safe_method
+from acclimate.vision.models.adapter import Adapter, require_ttt
+from acclimate.vision.run.auto import Choice, choose
+from acclimate.vision.run.config import AUTO, TTTConfig, safe_method
 
 
 def settings_for(
@@ -38,31 +39,32 @@ def settings_for(
     if given is None:
         return None, None
     if given.get("method") != AUTO:
-        return resolve_config(adapter, given, preset), None
+        return resolve_config(adapter, given, preset, source_records=source_records), None
     if preset is not None or goes_on:
         raise ConfigError("a preset or a saved state is of one method; name it, or leave them out with auto")
-    choice = choose(
-        cast(AdaptableAdapter, adapter), given, records, kind=kind_of(adapter), source_records=source_records
-    )
+    choice = choose(adapter, given, records, source_records=source_records)
     return choice.config, choice
 
 
-def resolve_config(adapter: Adapter, given: Mapping[str, Any], preset: str | None) -> TTTConfig:
+def resolve_config(
+    adapter: Adapter, given: Mapping[str, Any], preset: str | None, *, source_records: Sequence[Record] = ()
+) -> TTTConfig:
     """Return the settings for an adapter's kind of model.
 
     Raises:
         TTTNotSupportedError: the adapter cannot be adapted.
+        ConfigError: source images are given and the method takes nothing from them.
     """
     require_ttt(adapter)
-    kind = kind_of(adapter)
     chosen = safe_method(
-        kind,
-        knows_source=getattr(adapter, "source_spectrum", None) is not None,
-        has_batch_norm=bool(batch_norms(cast(AdaptableAdapter, adapter).get_model())),
+        adapter.kind,
+        knows_source=adapter.source_spectrum is not None or bool(source_records),
+        has_batch_norm=bool(batch_norms(adapter.get_model())),
     )
-    return TTTConfig.resolve(given, kind=kind, preset=preset, safe_method=chosen)
-
-
-def kind_of(adapter: Adapter) -> Kind:
-    """Say whether an adapter's model is a classifier or a detector."""
-    return "classifier" if getattr(adapter, "is_classifier", False) else "detector"
+    config = TTTConfig.resolve(given, kind=adapter.kind, preset=preset, safe_method=chosen)
+    if source_records and not METHODS.info(config.method).uses_source_images:
+        users = ", ".join(name for name, info in METHODS.infos().items() if info.uses_source_images)
+        raise ConfigError(
+            f"source images (--ttt-source) have no effect with {config.method}; leave them out, or use {users} or auto"
+        )
+    return config

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 from acclimate.core.report import SessionReport
+from acclimate.registry import GUARDS
 
-NOT_LEFT_BEHIND: Final = {
-    "bn": "batch statistics",
-    "spectrum": "a filter and statistics of the stream",
-    "blend": "a filter and statistics of the stream",
-    "align": "a filter",
-    "rotta": "statistics of the stream",
-    "lame": "corrections of each batch",
-    "memo": "a step for each image",
-}
-"""What methods predict with besides weights."""
+_FALLBACKS: Final = frozenset(
+    code
+    for entry in GUARDS.shipped().values()
+    if entry.info and entry.info.costs_prediction
+    for code in entry.info.codes
+)
+"""Codes with which the unadapted model predicts instead."""
 
 
 def step_warnings(session: SessionReport) -> list[str]:
@@ -32,15 +30,18 @@ def step_warnings(session: SessionReport) -> list[str]:
                 f"{len(steps)} of {len(session.steps)} steps were {words}; first, step {steps[0].index}: "
                 f"{steps[0].reason}"
             )
-    fallbacks = sum("predicts instead" in (step.reason or "") for step in session.steps)
+    fallbacks = sum(step.code in _FALLBACKS for step in session.steps)
     if fallbacks:
         found.append(
             f"{fallbacks} of {len(session.steps)} batches were predicted by the unadapted model, which was surer of "
-            "them: the stream may be of one class, in small batches, or not what the model is for; blend bears more"
+            "them: the stream may be of one class, in small batches, or not what the model is for; blend tolerates more"
         )
     count = len(session.steps)
     if session.counts.get("recovered", 0) > count / 2:
-        found.append("sar recovered on most steps: for few classes or a low loss, lower reset_below_nats")
+        found.append(
+            f"{session.method} recovered on most steps: for few classes or a low loss, lower its threshold (of sar, "
+            "reset_below_nats)"
+        )
     if count / 2 < session.counts.get("skipped", 0) < count:
         found.append(f"{session.counts['skipped']} of {count} batches were skipped: little was worth learning from")
     if session.steps and all(step.verdict == "skipped" for step in session.steps):

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import nn
 
-from acclimate.core import spectrum as spectra
 from acclimate.core.budget import Budget
+from acclimate.core.method import Method, UsesSourceImages, settings_of
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import sample_count
 from acclimate.core.pacing import Pacing
 from acclimate.core.report import SessionReport, StepReport
 from acclimate.core.session import Session
-from acclimate.core.spectrum import PowerSpectrum
-from acclimate.core.task import Classification, Task
+from acclimate.core.source_images import SourceImages
+from acclimate.core.task import Task
 from acclimate.errors import ConfigError, DataError, SessionError, TTTNotSupportedError
-from acclimate.methods.eata import fisher_information
-from acclimate.methods.spectrum import in_unit_range
+from acclimate.registry import METHODS
 from acclimate.vision.data.records import Record
-from acclimate.vision.models.adapter import AdaptableAdapter, Entry, ImageBatch, require_ttt
-from acclimate.vision.run.config import WITHOUT_GRADIENT, TTTConfig
-from acclimate.vision.run.construct import make_guards, make_method, paper_note
-from acclimate.vision.run.step_warnings import NOT_LEFT_BEHIND, step_warnings
+from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, as_adapter, require_ttt
+from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.construct import make_guards, make_method, needs_probe, paper_note
+from acclimate.vision.run.step_warnings import step_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class TTTRun:
 
     def __init__(
         self,
-        adapter: AdaptableAdapter,
+        adapter: Adapter,
         config: TTTConfig,
         *,
         source_records: Sequence[Record] = (),
@@ -101,19 +100,21 @@ class TTTRun:
         save_state: Path | None = None,
         on_report: Callable[[SessionReport], None] | None = None,
     ) -> None:
+        adapter = as_adapter(adapter)
         require_ttt(adapter)
-        if config.reset != "stream" and not callable(getattr(adapter, "entries", None)):
+        if config.reset != "stream" and adapter.calls_model_itself:
             raise TTTNotSupportedError(
-                f"reset {config.reset!r} predicts batch by batch, and adapter {adapter.name!r} has no entries(outputs, "
-                "batch) to write them with; use reset 'stream'"
+                f"reset {config.reset!r} predicts batch by batch, and adapter {adapter.info.name!r} has no "
+                "entries(outputs, batch) to write them with; use reset 'stream'"
             )
         if (load_state or save_state) and config.reset == "sample":
             raise ConfigError("reset 'sample' forgets after each image, so there is no state to load or save")
         self.adapter = adapter
         self.config = config
+        self.info = METHODS.info(config.method)
         self._load_state, self._save_state = load_state, save_state
         self._probe_records = probe_records
-        self.task: Task = getattr(adapter, "task", None) or Classification(pixel_range=None)
+        self.task: Task = adapter.task
         self.keep_weights = keep_weights
         self._source_records = source_records
         self._on_report = on_report
@@ -126,7 +127,7 @@ class TTTRun:
 
     def __enter__(self) -> Self:
         model = self.adapter.get_model()
-        method = make_method(self.config, fisher=self._fisher(model), source=self._source_spectrum())
+        method = self._with_source(make_method(self.config), model)
         self._session = self._stack.enter_context(
             Session(
                 model,
@@ -200,7 +201,7 @@ class TTTRun:
     def adapt(self, records: Sequence[Record], *, on_batch: Callable[[int], None] | None = None) -> None:
         """Adapt on the records in order, up to ``max_batches``; ``on_batch`` hears the number of images done."""
         for batch in itertools.islice(self._loader(records), self.config.max_batches):
-            inputs = inputs_of(batch)
+            inputs = batch.inputs
             self._see(inputs)
             self._open_probe(inputs)
             report = self.session.adapt(inputs, steps=self.config.steps)
@@ -208,7 +209,7 @@ class TTTRun:
                 break
             self._batches += 1
             if on_batch is not None:
-                on_batch(len(batch.records) if isinstance(batch, ImageBatch) else report.samples)
+                on_batch(len(batch.records) or report.samples)
 
     def predict(
         self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
@@ -219,7 +220,7 @@ class TTTRun:
             records: what to predict.
             augment: test-time augmentation: returns outputs for inputs and a predictor.
         """
-        if not callable(getattr(self.adapter, "entries", None)):
+        if self.adapter.calls_model_itself:
             # An adapter that insists on predicting by itself calls the model: let it predict as the method does.
             with self.session.installed():
                 yield self.adapter.predict(records)
@@ -284,7 +285,7 @@ class TTTRun:
             )
         return TTTReport(
             losses=tuple(session.losses),
-            mask_ratio=self.config.mask_prob if self.config.method == "mim" else None,
+            mask_ratio=self.config.mask_prob if "mask_prob" in self.info.own_settings.values() else None,
             updated_param_count=session.updated_param_count,
             changed_param_count=max(session.changed_param_count, self._changed_param_count),
             warnings=tuple(dict.fromkeys((*self._warnings, *few, *session.notes, *step_warnings(session)))),
@@ -299,7 +300,7 @@ class TTTRun:
         """Note what predicted inside the run and will not predict after it."""
         if self.config.lora_rank is not None:
             self._warnings.append("the low-rank weights are detached after the run; predict inside TTTRun to have them")
-        what = NOT_LEFT_BEHIND.get(self.config.method)
+        what = self.info.also_predicts_with
         if what is None and self._uses_batch_statistics():
             what = "batch statistics"
         if what is not None:
@@ -309,7 +310,9 @@ class TTTRun:
             )
 
     def _uses_batch_statistics(self) -> bool:
-        return getattr(self.session.method, "batch_statistics", False) and bool(batch_norms(self.session.model))
+        return dict(settings_of(self.session.method)).get("batch_statistics", False) and bool(
+            batch_norms(self.session.model)
+        )
 
     def _see(self, inputs: Any) -> None:
         count = sample_count(inputs)
@@ -322,41 +325,37 @@ class TTTRun:
         return self.adapter.build_loader(records, batch_size=self.config.batch_size)
 
     def _open_probe(self, inputs: Any) -> None:
-        if self.config.probe and self.session.probe is None:
+        if needs_probe(self.config) and self.session.probe is None:
             self.session.set_probe(inputs)
 
     def _given_probe(self) -> Any:
         with self.adapter.reader.without_corruption():
             for batch in self._loader(self._probe_records):
-                return inputs_of(batch)
+                return batch.inputs
         raise DataError("none of the probe images can be used")
 
-    def _fisher(self, model: nn.Module) -> Mapping[str, Tensor] | None:
-        if self.config.method != "eata" or not self._source_records:
-            return None
-        batches = (inputs_of(batch) for batch in self._loader(self._source_records))
+    def _with_source(self, method: Method, model: nn.Module) -> Method:
+        """Return the method with what it takes from source images, which no corruption is put over."""
+        if not isinstance(method, UsesSourceImages):
+            return method
         with self.adapter.reader.without_corruption():
-            return fisher_information(model, batches, method=make_method(self.config), task=self.task)
+            source = SourceImages(self._source_batches if self._source_records else None, self.adapter.source_spectrum)
+            return method.with_source(model, source, task=self.task)
 
-    def _source_spectrum(self) -> PowerSpectrum | None:
-        if self.config.method not in ("spectrum", "blend", "align"):
-            return None
-        if not self._source_records:
-            return getattr(self.adapter, "source_spectrum", None)
-        batches = (inputs_of(batch) for batch in self.adapter.build_loader(self._source_records, batch_size=32))
-        with self.adapter.reader.without_corruption():
-            return spectra.measure(in_unit_range(self.task.images(inputs), self.task) for inputs in batches)
+    def _source_batches(self, size: int | None) -> Iterator[Any]:
+        loader = self.adapter.build_loader(self._source_records, batch_size=size or self.config.batch_size)
+        return (batch.inputs for batch in loader)
 
     def _note_what_differs(self) -> None:
         config = self.config
         if config.preset is not None:
-            unused = {"lr", "update_filter"} if config.method in WITHOUT_GRADIENT else set()
+            unused = set() if self.info.needs_gradient else {"lr", "update_filter"}
             unused |= {"batch_size"} if config.reset == "sample" else set()
             filled = ", ".join(f"{name} {getattr(config, name)}" for name in config.filled if name not in unused)
             self._warnings.append(f"preset {config.preset!r} filled in what was not given: {filled or 'nothing'}")
         if (note := paper_note(config)) is not None:
             self._warnings.append(note)
-        if config.method in WITHOUT_GRADIENT:
+        if not self.info.needs_gradient:
             self._warnings.append(f"{config.method} has no gradient: steps, lr and update filter have no effect")
         if config.max_batches is not None:
             self._warnings.append(f"adapts on the first {config.max_batches} batches only (max_batches)")
@@ -367,7 +366,7 @@ class TTTRun:
 
 
 def run_ttt(
-    adapter: AdaptableAdapter,
+    adapter: Adapter,
     records: Sequence[Record],
     config: TTTConfig,
     *,
@@ -394,16 +393,11 @@ def run_ttt(
 
 
 def dry_run(
-    adapter: AdaptableAdapter, config: TTTConfig, *, source_records: Sequence[Record] = ()
+    adapter: Adapter, config: TTTConfig, *, source_records: Sequence[Record] = ()
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return name and shape of each tensor that would move, without moving any."""
     with TTTRun(adapter, config, source_records=source_records) as run:
         return [(name, tuple(parameter.shape)) for name, parameter in run.session.selection.parameters.items()]
-
-
-def inputs_of(batch: Any) -> Any:
-    """Return a model's inputs from what a loader yields: an :class:`ImageBatch`, or the inputs themselves."""
-    return batch.inputs if isinstance(batch, ImageBatch) else batch
 
 
 def _first_from(outputs: Any, then: Predictor) -> Predictor:

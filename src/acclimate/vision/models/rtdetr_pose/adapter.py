@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from acclimate.core.determinism import parse_device
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import Task
 from acclimate.errors import CheckpointError, ConfigError, first_line
+from acclimate.registry import AdapterInfo, Kind
 from acclimate.vision.data import boxes as box_ops
 from acclimate.vision.data.corruptions import Uint8Image
 from acclimate.vision.data.images import ImageReader
@@ -26,6 +27,7 @@ from acclimate.vision.data.predictions import detection_entries
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.models.detection import Detection
+from acclimate.vision.models.loading import AdapterOptions
 from acclimate.vision.models.rtdetr_pose.configuration import RTDETRPoseConfig
 from acclimate.vision.models.rtdetr_pose.model import RTDETRPose
 from acclimate.vision.models.rtdetr_pose.pose import decode_pose
@@ -52,7 +54,13 @@ class RTDETRPoseAdapter:
         CheckpointError: the weights cannot be loaded or do not fit the configuration.
     """
 
-    name = "rtdetr_pose"
+    info: ClassVar[AdapterInfo] = AdapterInfo(
+        name="rtdetr_pose",
+        title="RT-DETR with pose heads",
+        model="a folder that save_pretrained wrote",
+        default_model="pose_scenes",
+    )
+    calls_model_itself = False
 
     def __init__(
         self,
@@ -74,8 +82,21 @@ class RTDETRPoseAdapter:
         self.warnings: tuple[str, ...] = self.labels.warnings
         # Digits do not survive mirroring, nor does a pose.
         self.task: Task = Detection(head="sigmoid", pixel_range=(0.0, 1.0), flips=False, extra_outputs=POSE_OUTPUTS)
+        self.kind: Kind = "detector"
+        self.ttt_refusal: str | None = None
         self.source_spectrum = load_source_spectrum(model)
         self.image_side: int = self._model.config.image_side
+
+    @classmethod
+    def from_options(cls, options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Self:
+        """Return the adapter of the model that ``options`` name."""
+        return cls(
+            options.model or SHIPPED,
+            reader=reader,
+            categories=categories,
+            device=options.device,
+            score_threshold=options.score_threshold,
+        )
 
     def get_model(self) -> nn.Module:
         """Return the model."""

@@ -1,0 +1,14 @@
+from .align import Align as Align
+from .blend import Blend as Blend
+from .bn import BatchNormStats as BatchNormStats
+from .cotta import Cotta as Cotta
+from .deyo import Deyo as Deyo
+from .eata import Eata as Eata
+from .lame import Lame as Lame
+from .memo import Memo as Memo
+from .mim import Mim as Mim
+from .roid import Roid as Roid
+from .rotta import Rotta as Rotta
+from .sar import Sar as Sar
+from .spectrum import SpectrumFilter as SpectrumFilter
+from .tent import Tent as Tent

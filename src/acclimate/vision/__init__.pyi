@@ -1,0 +1,11 @@
+from .data.records import Record as Record
+from .data.records import load_dataset as load_dataset
+from .run.config import TTTConfig as TTTConfig
+from .run.export import ExportJob as ExportJob
+from .run.export import export as export
+from .run.runners import TentRunner as TentRunner
+from .run.runners import TTTMIMResult as TTTMIMResult
+from .run.runners import run_ttt_mim as run_ttt_mim
+from .run.ttt import TTTReport as TTTReport
+from .run.ttt import TTTRun as TTTRun
+from .run.ttt import run_ttt as run_ttt

@@ -1,0 +1,3 @@
+"""A module that cannot be imported."""
+
+raise ImportError("it needs a library that is not there")
