@@ -12,7 +12,7 @@ from .methods.sar import Sar as Sar
 from .methods.spectrum import SpectrumFilter as SpectrumFilter
 from .methods.tent import Tent as Tent
 from .vision.run.config import TTTConfig as TTTConfig
+from .vision.run.runners import run_ttt as run_ttt
 from .vision.run.ttt import TTTRun as TTTRun
-from .vision.run.ttt import run_ttt as run_ttt
 
 __version__: str

@@ -20,8 +20,9 @@ from acclimate.vision.models.loading import AdapterOptions
 from acclimate.vision.models.torch_adapter import TorchAdapter
 from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.export import ExportJob, ExportResult, export
+from acclimate.vision.run.runners import dry_run, run_ttt
 from acclimate.vision.run.tta import TTAConfig
-from acclimate.vision.run.ttt import TTTRun, dry_run, run_ttt
+from acclimate.vision.run.ttt import TTTRun
 from tests.networks import assert_identical, tensors_of, write_images
 
 FACTORIES = "tests.vision.factories"

@@ -156,8 +156,8 @@ def _print_dry_run(job: ExportJob) -> None:
     from acclimate.vision.data.images import ImageReader
     from acclimate.vision.data.records import load_dataset
     from acclimate.vision.models.loading import make_adapter
+    from acclimate.vision.run.runners import dry_run
     from acclimate.vision.run.settings import settings_for
-    from acclimate.vision.run.ttt import dry_run
 
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
     adapter = make_adapter(job.adapter, reader=ImageReader(job.corruption), categories=dataset.categories)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from acclimate.core.spectrum import PowerSpectrum
+
+FROM_SOURCE_IMAGES: Final[Mapping[str, bool]] = {"from_source_images": True}
+"""Metadata of a method's dataclass field that is filled from source images, and so is no option of the user's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from acclimate.core import layout, norm
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import TensorFilter, selecting
-from acclimate.core.source_images import SourceImages
+from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.spectrum import Sums
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError, EmptySelectionError
@@ -61,7 +61,7 @@ class Align:
     lr: float = 2e-4
     update: TensorFilter = TensorFilter(kind="all")
     batch_statistics: bool = True
-    spectrum: SpectrumFilter | None = field(default=None)
+    spectrum: SpectrumFilter | None = field(default=None, metadata=FROM_SOURCE_IMAGES)
 
     def __post_init__(self) -> None:
         if not self.lr >= 0:

@@ -21,7 +21,7 @@ from acclimate.core.norm import Moments
 from acclimate.core.outputs import detach, map_tensors, sample_count
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, SignalPair
-from acclimate.core.source_images import SourceImages
+from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.spectrum import Sums
 from acclimate.core.task import Task
 from acclimate.core.views import with_content
@@ -93,7 +93,7 @@ class Blend:
     diversity_window: int = 64
     mirrored: bool = True
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
-    spectrum: SpectrumFilter | None = field(default=None)
+    spectrum: SpectrumFilter | None = field(default=None, metadata=FROM_SOURCE_IMAGES)
 
     def __post_init__(self) -> None:
         if not 0 <= self.memory_weight <= 1:

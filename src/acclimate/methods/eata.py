@@ -15,7 +15,7 @@ from acclimate.core.losses import entropy_margin_nats, softmax_entropy, weighted
 from acclimate.core.method import Method, Selection, Step
 from acclimate.core.outputs import detach
 from acclimate.core.selection import TensorFilter, selecting
-from acclimate.core.source_images import SourceImages
+from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.task import Classification, Task
 from acclimate.errors import ConfigError
 from acclimate.registry import MethodInfo, Paper, Preset
@@ -76,7 +76,7 @@ class Eata:
     entropy_margin: float = 0.4
     redundancy_margin: float = 0.4
     probability_momentum: float = 0.9
-    fisher: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    fisher: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False, metadata=FROM_SOURCE_IMAGES)
     fisher_weight: float = 1.0
     anchor_weight: float = 0.1
     update: TensorFilter = TensorFilter()

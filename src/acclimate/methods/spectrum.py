@@ -21,7 +21,7 @@ from acclimate.core import spectrum as spectra
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, sample_count
 from acclimate.core.selection import nothing_selected
-from acclimate.core.source_images import SourceImages
+from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.spectrum import PowerSpectrum, Sums
 from acclimate.core.task import Task
 from acclimate.core.views import bounds
@@ -78,7 +78,7 @@ class SpectrumFilter:
     )
     state_types: ClassVar[tuple[type, ...]] = (SpectrumState, Sums)
 
-    source: PowerSpectrum | None = field(default=None, repr=False, compare=False)
+    source: PowerSpectrum | None = field(default=None, repr=False, compare=False, metadata=FROM_SOURCE_IMAGES)
     max_gain: float = 10.0
     sharpening: float = 0.25
     spike_deviations: float = 6.0

@@ -1,4 +1,4 @@
-"""The vision door: unlabelled images in, adapted predictions out."""
+"""The vision pipeline: unlabelled images in, adapted predictions out."""
 
 import lazy_loader
 

@@ -5,7 +5,7 @@ from .run.export import ExportJob as ExportJob
 from .run.export import export as export
 from .run.runners import TentRunner as TentRunner
 from .run.runners import TTTMIMResult as TTTMIMResult
+from .run.runners import run_ttt as run_ttt
 from .run.runners import run_ttt_mim as run_ttt_mim
-from .run.ttt import TTTReport as TTTReport
 from .run.ttt import TTTRun as TTTRun
-from .run.ttt import run_ttt as run_ttt
+from .run.ttt_report import TTTReport as TTTReport

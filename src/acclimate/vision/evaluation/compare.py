@@ -27,7 +27,8 @@ from acclimate.vision.run.auto import Choice, as_flags, choose
 from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.construct import make_method, option_names
 from acclimate.vision.run.export import ttt_meta
-from acclimate.vision.run.ttt import TTTReport, TTTRun
+from acclimate.vision.run.ttt import TTTRun
+from acclimate.vision.run.ttt_report import TTTReport
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from typing import Any, Final
+from typing import Any
 
 from acclimate.core.guards import Guard
 from acclimate.core.method import Method
@@ -13,9 +13,6 @@ from acclimate.core.selection import TensorFilter
 from acclimate.errors import ConfigError
 from acclimate.registry import GUARDS, METHODS, GuardInfo
 from acclimate.vision.run.config import TTTConfig
-
-_OF_SOURCE_IMAGES: Final = frozenset({"fisher", "source", "spectrum"})
-"""Fields of methods that come from source images, see :class:`acclimate.core.method.UsesSourceImages`."""
 
 
 def make_method(config: TTTConfig) -> Method:
@@ -105,8 +102,12 @@ def _guard(name: str, info: GuardInfo, config: TTTConfig) -> Guard | None:
 
 def option_names(method: str) -> tuple[str, ...]:
     """Return the names of the fields of ``method`` that have no flag of their own."""
-    flagged = {"lr", "update", *METHODS.info(method).own_settings, *_OF_SOURCE_IMAGES}
-    return tuple(field.name for field in dataclasses.fields(METHODS.load(method)) if field.name not in flagged)
+    flagged = {"lr", "update", *METHODS.info(method).own_settings}
+    return tuple(
+        field.name
+        for field in dataclasses.fields(METHODS.load(method))
+        if field.name not in flagged and not field.metadata.get("from_source_images")
+    )
 
 
 def parse_option(method: str, name: str, value: Any) -> Any:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from acclimate.core.report import to_jsonable
-from acclimate.errors import ConfigError, DataError, InputError
+from acclimate.errors import ConfigError, DataError
 from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
 from acclimate.vision.data.predictions import check_writable, to_coco, wrapped, write_json
@@ -22,9 +20,11 @@ from acclimate.vision.models.adapter import Adapter, Entry, chunks, plain_forwar
 from acclimate.vision.models.loading import AdapterOptions, make_adapter
 from acclimate.vision.run.auto import Choice
 from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.resume import PartialResult, file_stamps
 from acclimate.vision.run.settings import settings_for
 from acclimate.vision.run.tta import Augmenter, TTAConfig
-from acclimate.vision.run.ttt import TTTReport, TTTRun
+from acclimate.vision.run.ttt import TTTRun
+from acclimate.vision.run.ttt_report import TTTReport
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         adapter, job.ttt, job.preset, dataset.records, source_records=source_records, goes_on=job.load_state is not None
     )
     work = _Work(job, adapter, config, source_records, progress)
-    with _Partial(job, dataset, config, restarts=not work.can_resume) as partial:
+    made_from = _made_from(job, dataset, config)
+    with PartialResult(job.output, made_from, resume=job.resume, restarts=not work.can_resume) as partial:
         for batch in work.predict(dataset.records, done=partial.entries):
             partial.add(batch)
         entries = tuple(partial.entries)
@@ -235,88 +236,21 @@ class _Work:
             yield adapter.entries(self.augmenter(batch.inputs, forward), batch)
 
 
-class _Partial:
-    """Entries of an unfinished run, on disk from the first batch on, so that ``--resume`` can go on."""
-
-    def __init__(self, job: ExportJob, dataset: Dataset, config: TTTConfig | None, *, restarts: bool) -> None:
-        self.path = job.output.with_name(f".{job.output.name}.partial.jsonl")
-        self.entries: list[Entry] = []
-        self.finished = False
-        self._file: IO[str] | None = None
-        self._resume = job.resume
-        described = {
-            "records": [(record.image, record.image_id) for record in dataset.records],
-            "categories": to_jsonable(dataset.categories),
-            "adapter": to_jsonable(job.adapter),
-            "weights": _stamp(job.adapter.checkpoint, job.adapter.model),
-            "ttt_source": str(job.ttt_source),
-            "load_state": _stamp(None if job.load_state is None else str(job.load_state)),
-            "probe_images": str(job.probe_images),
-            "ttt": to_jsonable(config),
-            "tta": to_jsonable(job.tta),
-            "corruption": str(job.corruption),
-            "batch_size": job.batch_size,
-        }
-        self._key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        self._restarts = restarts
-
-    def __enter__(self) -> _Partial:
-        if self._resume and self.path.exists():
-            self._load()
-        kept, self.entries = self.entries, []
-        if kept and not self._restarts:
-            self.add(kept)
-        return self
-
-    def add(self, batch: Sequence[Entry]) -> None:
-        # One line for a whole batch: a run that goes on in the middle of one would batch its images otherwise.
-        if self._file is None:
-            # Not before: what is refused before the first batch leaves nothing behind, not even a folder.
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("w", encoding="utf-8")
-            except OSError as error:
-                raise DataError(f"cannot write {self.path}: {error.strerror}") from error
-            self._file.write(json.dumps({"key": self._key}) + "\n")
-        self.entries.extend(batch)
-        self._file.write(json.dumps(list(batch), allow_nan=False) + "\n")
-        self._file.flush()
-
-    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        # Bad input leaves nothing behind; an interruption or a crash leaves what --resume goes on from.
-        refused = kind is not None and issubclass(kind, InputError) and self._file is not None
-        if self.finished or refused:
-            self.path.unlink(missing_ok=True)
-
-    def _load(self) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        if not lines:
-            return
-        try:
-            key = json.loads(lines[0])["key"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            key = None
-        if key != self._key:
-            raise DataError(
-                f"{self.path} is from a run with other images or settings; delete it, or leave out --resume"
-            )
-        for line in lines[1:]:
-            try:
-                self.entries.extend(json.loads(line))
-            except json.JSONDecodeError:
-                # The run was cut off inside its last line.
-                break
-        logger.info("resuming after %d images", len(self.entries))
-
-
-def _stamp(*paths: str | None) -> list[Any]:
-    """Return size and time of the files that hold the weights, so that overwritten weights are another job."""
-    files = []
-    for path in (Path(name) for name in paths if name):
-        files += sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+def _made_from(job: ExportJob, dataset: Dataset, config: TTTConfig | None) -> dict[str, Any]:
+    """Return everything that the entries of a job depend on."""
+    return {
+        "records": [(record.image, record.image_id) for record in dataset.records],
+        "categories": to_jsonable(dataset.categories),
+        "adapter": to_jsonable(job.adapter),
+        "weights": file_stamps(job.adapter.checkpoint, job.adapter.model),
+        "ttt_source": str(job.ttt_source),
+        "load_state": file_stamps(None if job.load_state is None else str(job.load_state)),
+        "probe_images": str(job.probe_images),
+        "ttt": to_jsonable(config),
+        "tta": to_jsonable(job.tta),
+        "corruption": str(job.corruption),
+        "batch_size": job.batch_size,
+    }
 
 
 def _check_skipped(job: ExportJob, reader: ImageReader, entries: Sequence[Entry]) -> None:

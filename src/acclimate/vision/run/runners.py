@@ -1,8 +1,8 @@
-"""The function names of the integration plan, over the session: for a model and batches, without an adapter."""
+"""The functions that the vision integration plan names: for an adapter and records, or for a model and batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,49 @@ from acclimate.core.report import SessionReport
 from acclimate.core.selection import TensorFilter
 from acclimate.core.session import Session
 from acclimate.core.task import Task
+from acclimate.errors import ConfigError
 from acclimate.methods import Mim, Tent
 from acclimate.registry import FilterKind
+from acclimate.vision.data.records import Record
+from acclimate.vision.models.adapter import Adapter
+from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.ttt import TTTRun
+from acclimate.vision.run.ttt_report import TTTReport
+
+
+def run_ttt(
+    adapter: Adapter,
+    records: Sequence[Record],
+    config: TTTConfig,
+    *,
+    source_records: Sequence[Record] = (),
+) -> TTTReport:
+    """Adapt an adapter's model to the records, before prediction, and leave the adapted weights in it.
+
+    Flags and modes of the model are as before. A method that needs more than weights to predict (batch or mixed
+    statistics) cannot leave that behind: predict inside :class:`TTTRun`, as ``acclimate export`` does. The report
+    warns where that is so.
+
+    Raises:
+        ConfigError: the configuration is not enabled, or asks for ``sample`` or ``online``, which predict as they go.
+        TTTNotSupportedError: the adapter lacks ``get_model`` or ``build_loader``.
+    """
+    if not config.enabled:
+        raise ConfigError("run_ttt was called with enabled=False")
+    if config.reset != "stream":
+        raise ConfigError(f"run_ttt adapts before prediction; reset {config.reset!r} predicts as it goes: use TTTRun")
+    with TTTRun(adapter, config, source_records=source_records, keep_weights=True) as run:
+        run.adapt(records)
+        run.warn_about_what_stays_behind()
+        return run.report()
+
+
+def dry_run(
+    adapter: Adapter, config: TTTConfig, *, source_records: Sequence[Record] = ()
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Return name and shape of each tensor that would move, without moving any."""
+    with TTTRun(adapter, config, source_records=source_records) as run:
+        return [(name, tuple(parameter.shape)) for name, parameter in run.session.selection.parameters.items()]
 
 
 @dataclass(frozen=True, slots=True)

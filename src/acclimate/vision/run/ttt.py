@@ -1,4 +1,4 @@
-"""Test-time training of an adapter's model: open a run, adapt, predict through it, report."""
+"""Test-time training of an adapter's model: open a run, adapt, predict through it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ from acclimate.core.method import Method, UsesSourceImages, settings_of
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import sample_count
 from acclimate.core.pacing import Pacing
-from acclimate.core.report import SessionReport, StepReport
+from acclimate.core.report import SessionReport
 from acclimate.core.session import Session
 from acclimate.core.source_images import SourceImages
 from acclimate.core.task import Task
@@ -26,42 +25,19 @@ from acclimate.registry import METHODS
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, as_adapter, require_ttt
 from acclimate.vision.run.config import TTTConfig
-from acclimate.vision.run.construct import make_guards, make_method, needs_probe, paper_note
-from acclimate.vision.run.step_warnings import step_warnings
+from acclimate.vision.run.construct import make_guards, make_method, needs_probe
+from acclimate.vision.run.ttt_report import (
+    FEW_IMAGES,
+    TTTReport,
+    differences,
+    few_images_warning,
+    not_left_behind,
+    step_warnings,
+)
 
 logger = logging.getLogger(__name__)
 
 Predictor = Callable[[Any], Any]
-
-# Statistics of fewer images are mostly those of the images, not of the stream: see benchmarks/bn_strength.
-_FEW_IMAGES = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TTTReport:
-    """What a run did, for ``meta.ttt.report`` and the TTT log.
-
-    Attributes:
-        losses: of every step, in order; None where there was none.
-        mask_ratio: the probability of hiding a patch (mim), else None.
-        updated_param_count: elements that were selected; ``changed_param_count``: those that differ from the source.
-        warnings: whatever differs from what was asked or from the paper.
-        stopped_early, stop_reason: whether a budget ended the adaptation.
-        batches: batches that were adapted on.
-        step_metrics: one entry for each step.
-        session: the whole report of the session; after a ``sample`` run, of all its images.
-    """
-
-    losses: tuple[float | None, ...]
-    mask_ratio: float | None
-    updated_param_count: int
-    changed_param_count: int
-    warnings: tuple[str, ...]
-    stopped_early: bool
-    stop_reason: str | None
-    batches: int
-    step_metrics: tuple[StepReport, ...]
-    session: SessionReport
 
 
 class TTTRun:
@@ -152,7 +128,7 @@ class TTTRun:
             self._warnings.append(
                 f"goes on from the state in {self._load_state}, after {self._session.report().steps_before} steps"
             )
-        self._note_what_differs()
+        self._warnings += differences(self.config, self.info)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -277,18 +253,15 @@ class TTTRun:
     def report(self) -> TTTReport:
         """Return what was done so far."""
         session = self.session.report()
-        few = []
-        if self._uses_batch_statistics() and 0 < self._smallest_batch < _FEW_IMAGES:
-            few.append(
-                f"BatchNorm took the statistics of as few as {self._smallest_batch} images, which can be worse than no "
-                "adaptation: use larger batches, bn, or --ttt-option batch_statistics=false"
-            )
+        warnings = list(self._warnings)
+        if self._uses_batch_statistics() and 0 < self._smallest_batch < FEW_IMAGES:
+            warnings.append(few_images_warning(self._smallest_batch))
         return TTTReport(
             losses=tuple(session.losses),
             mask_ratio=self.config.mask_prob if "mask_prob" in self.info.own_settings.values() else None,
             updated_param_count=session.updated_param_count,
             changed_param_count=max(session.changed_param_count, self._changed_param_count),
-            warnings=tuple(dict.fromkeys((*self._warnings, *few, *session.notes, *step_warnings(session)))),
+            warnings=tuple(dict.fromkeys((*warnings, *session.notes, *step_warnings(session)))),
             stopped_early=session.stopped_early,
             stop_reason=session.stop_reason,
             batches=self._batches,
@@ -298,21 +271,11 @@ class TTTRun:
 
     def warn_about_what_stays_behind(self) -> None:
         """Note what predicted inside the run and will not predict after it."""
-        if self.config.lora_rank is not None:
-            self._warnings.append("the low-rank weights are detached after the run; predict inside TTTRun to have them")
-        what = self.info.also_predicts_with
-        if what is None and self._uses_batch_statistics():
-            what = "batch statistics"
-        if what is not None:
-            self._warnings.append(
-                f"{self.config.method} adapts with {what}, which adapter.predict() does not use; "
-                "predict inside TTTRun to have them"
-            )
+        self._warnings += not_left_behind(self.config, self.info, batch_statistics=self._uses_batch_statistics())
 
     def _uses_batch_statistics(self) -> bool:
-        return dict(settings_of(self.session.method)).get("batch_statistics", False) and bool(
-            batch_norms(self.session.model)
-        )
+        settings = settings_of(self.session.method)
+        return bool(settings.get("batch_statistics", False) and batch_norms(self.session.model))
 
     def _see(self, inputs: Any) -> None:
         count = sample_count(inputs)
@@ -345,59 +308,6 @@ class TTTRun:
     def _source_batches(self, size: int | None) -> Iterator[Any]:
         loader = self.adapter.build_loader(self._source_records, batch_size=size or self.config.batch_size)
         return (batch.inputs for batch in loader)
-
-    def _note_what_differs(self) -> None:
-        config = self.config
-        if config.preset is not None:
-            unused = set() if self.info.needs_gradient else {"lr", "update_filter"}
-            unused |= {"batch_size"} if config.reset == "sample" else set()
-            filled = ", ".join(f"{name} {getattr(config, name)}" for name in config.filled if name not in unused)
-            self._warnings.append(f"preset {config.preset!r} filled in what was not given: {filled or 'nothing'}")
-        if (note := paper_note(config)) is not None:
-            self._warnings.append(note)
-        if not self.info.needs_gradient:
-            self._warnings.append(f"{config.method} has no gradient: steps, lr and update filter have no effect")
-        if config.max_batches is not None:
-            self._warnings.append(f"adapts on the first {config.max_batches} batches only (max_batches)")
-        if config.reset == "sample" and config.batch_size != 1 and "batch_size" not in config.filled:
-            self._warnings.append(
-                f"reset 'sample' adapts to one image at a time; batch size {config.batch_size} is not used"
-            )
-
-
-def run_ttt(
-    adapter: Adapter,
-    records: Sequence[Record],
-    config: TTTConfig,
-    *,
-    source_records: Sequence[Record] = (),
-) -> TTTReport:
-    """Adapt an adapter's model to the records, before prediction, and leave the adapted weights in it.
-
-    Flags and modes of the model are as before. A method that needs more than weights to predict (batch or mixed
-    statistics) cannot leave that behind: predict inside :class:`TTTRun`, as ``acclimate export`` does. The report
-    warns where that is so.
-
-    Raises:
-        ConfigError: the configuration is not enabled, or asks for ``sample`` or ``online``, which predict as they go.
-        TTTNotSupportedError: the adapter lacks ``get_model`` or ``build_loader``.
-    """
-    if not config.enabled:
-        raise ConfigError("run_ttt was called with enabled=False")
-    if config.reset != "stream":
-        raise ConfigError(f"run_ttt adapts before prediction; reset {config.reset!r} predicts as it goes: use TTTRun")
-    with TTTRun(adapter, config, source_records=source_records, keep_weights=True) as run:
-        run.adapt(records)
-        run.warn_about_what_stays_behind()
-        return run.report()
-
-
-def dry_run(
-    adapter: Adapter, config: TTTConfig, *, source_records: Sequence[Record] = ()
-) -> list[tuple[str, tuple[int, ...]]]:
-    """Return name and shape of each tensor that would move, without moving any."""
-    with TTTRun(adapter, config, source_records=source_records) as run:
-        return [(name, tuple(parameter.shape)) for name, parameter in run.session.selection.parameters.items()]
 
 
 def _first_from(outputs: Any, then: Predictor) -> Predictor:
