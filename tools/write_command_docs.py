@@ -41,7 +41,7 @@ AUTHORS = {
 }
 
 # Methods that nobody else has.
-OURS = ("tent, paced", "eata, paced", "spectrum", "blend, one side", "blend")
+OURS = ("tent, paced", "eata, paced", "spectrum", "blend, without flip averaging", "blend")
 
 # Forward and backward of the normalisation parameters without an update, against plain prediction, in the same run.
 AUTHORS_BARE = 2.16

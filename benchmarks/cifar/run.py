@@ -83,7 +83,7 @@ STREAMS = (
 )
 # Twenty repetitions take long, and an image takes memo a hundred predictions.
 ONLY_ON: dict[str, tuple[str, ...]] = {"memo": ("batch_4", "batch_1")}
-ON_CYCLES = ("none", "tent", "eata", "blend", "blend, one side")
+ON_CYCLES = ("none", "tent", "eata", "blend", "blend, without flip averaging")
 
 
 @dataclass
@@ -226,7 +226,7 @@ def experiments(
         "bn, half and half": BatchNormStats(),
         "spectrum": spectrum,
         "blend": Blend(spectrum=spectrum),
-        "blend, one side": Blend(spectrum=spectrum, mirrored=False),
+        "blend, without flip averaging": Blend(spectrum=spectrum, flip_averaging=False),
         "tent": tent,
         "eata": eata,
         "sar": sar,

@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cotta": {"view_count": 2},
     "mim": {"patch_size": 4},
     # What is installed in a model cannot call it twice.
-    "blend": {"mirrored": False},
+    "blend": {"flip_averaging": False},
     "deyo": {"entropy_margin": 2.0, "min_difference": -1.0},
     "rotta": {"capacity": 8, "update_every": 8},
     "memo": {"view_count": 2},

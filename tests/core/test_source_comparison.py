@@ -78,7 +78,7 @@ def test_few_decisions_must_differ_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [Tent(lr=0.05), Cotta(view_count=1, lr=0.05), BatchNormStats(), Blend(mirrored=False)]
+    "method", [Tent(lr=0.05), Cotta(view_count=1, lr=0.05), BatchNormStats(), Blend(flip_averaging=False)]
 )
 def test_the_unadapted_model_is_asked_without_a_copy_and_without_a_trace(method: Any) -> None:
     model, batch = classifier(), images(32)

@@ -145,7 +145,7 @@ def test_black_and_constant_images(data: Digits) -> None:
     assert guarded.error < none.error - 5, "the dark frames are set aside, and the others still gain"
 
 
-@pytest.mark.parametrize("method", [Tent(lr=1e-3), Eata(), Blend(mirrored=False)], ids=["tent", "eata", "blend"])
+@pytest.mark.parametrize("method", [Tent(lr=1e-3), Eata(), Blend(flip_averaging=False)], ids=["tent", "eata", "blend"])
 def test_one_class_only(data: Digits, method: Any) -> None:
     for label in (0, 4, 8):
         stream = data.batches(data.clean, label=label) * 10

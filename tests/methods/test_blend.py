@@ -35,7 +35,7 @@ def network() -> tuple[nn.Module, Recorded]:
 def test_the_memory_is_that_of_all_images_in_their_weights() -> None:
     model, layer = network()
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
-    method = Blend(memory_images=24, mirrored=False, diversity_exponent=0.0)
+    method = Blend(memory_images=24, flip_averaging=False, diversity_exponent=0.0)
     with Session(model, method, guards=()) as session:
         for seed, count in ((1, 8), (2, 1), (3, 40)):
             batch = images(count, seed=seed)
@@ -53,7 +53,7 @@ def test_the_memory_is_that_of_all_images_in_their_weights() -> None:
 
 def test_predicting_uses_the_memory_and_leaves_it() -> None:
     model, layer = network()
-    with Session(model, Blend(mirrored=False), guards=()) as session:
+    with Session(model, Blend(flip_averaging=False), guards=()) as session:
         session.adapt(images(16))
         used = layer.used
         session.predict(images(16, seed=9))
@@ -61,7 +61,7 @@ def test_predicting_uses_the_memory_and_leaves_it() -> None:
 
 
 def test_one_sided_decisions_slow_the_memory_down() -> None:
-    method = Blend(mirrored=False)
+    method = Blend(flip_averaging=False)
     even, single = torch.full((4,), 0.25), torch.tensor([0.97, 0.01, 0.01, 0.01])
     assert method.diversity(BlendState()) == 1
     assert method.diversity(BlendState(classes=even, decisions=64.0)) == pytest.approx(1)
@@ -96,7 +96,7 @@ def test_recent_decisions_are_a_window() -> None:
 
 def test_the_mirrored_view_counts_half() -> None:
     model, batch = classifier("bn"), images()
-    with Session(model, Blend(mirrored=False), guards=()) as session:
+    with Session(model, Blend(flip_averaging=False), guards=()) as session:
         session.adapt(batch)
         one, other = session.predict(batch), session.predict(batch.flip(-1))
     with Session(model, Blend()) as session:
@@ -110,7 +110,7 @@ def test_what_does_not_survive_mirroring_is_seen_from_one_side() -> None:
     with Session(model, Blend(), task=Classification(flips=False)) as session:
         found, _ = session.adapt_and_predict(batch)
         assert any("does not survive mirroring" in note for note in session.report().notes)
-    with Session(model, Blend(mirrored=False), guards=()) as session:
+    with Session(model, Blend(flip_averaging=False), guards=()) as session:
         expected, _ = session.adapt_and_predict(batch)
     assert torch.equal(found, expected)
 
@@ -144,7 +144,7 @@ def test_bad_fields_are_refused(field: str, value: float) -> None:
 def test_frames_of_one_colour_are_predicted_and_not_remembered() -> None:
     model, _ = network()
     batch = torch.cat([images(6), torch.zeros(3, 3, 16, 16), torch.full((1, 3, 16, 16), 0.5)])
-    with Session(model, Blend(mirrored=False), guards=()) as session:
+    with Session(model, Blend(flip_averaging=False), guards=()) as session:
         session.adapt(images(6))
         expected = session.state
         session.reset()

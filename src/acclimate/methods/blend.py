@@ -49,7 +49,7 @@ class BlendState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blend:
-    """Normalise with the source's statistics and a memory of the stream's, on filtered images, seen from both sides.
+    """Normalise with the source's statistics and a memory of the stream's, on filtered images, with flip averaging.
 
     The memory starts as the source's and moves by ``n / (n + memory_images)`` with a batch of n, so it serves batches
     of one as well as of hundreds. A stream that shows one class after the other would fill it with the class of the
@@ -63,7 +63,8 @@ class Blend:
         diversity_window: over how many recent decisions.
         certainty: how a first batch that is too one-sided to learn statistics from is told: by them the model would be
             less sure of it.
-        mirrored: average the prediction with that on the mirrored image, where the task allows it, at twice the cost.
+        flip_averaging: average the prediction with that on the flipped image, where the task allows it, at twice the
+            cost.
         spectrum: filter images first; None leaves them as they are.
 
     All were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, under corruptions and severities that are not reported.
@@ -91,7 +92,7 @@ class Blend:
     memory_images: int = 64
     diversity_exponent: float = 4.0
     diversity_window: int = 64
-    mirrored: bool = True
+    flip_averaging: bool = True
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
     spectrum: SpectrumFilter | None = field(default=None, metadata=FROM_SOURCE_IMAGES)
 
@@ -162,20 +163,20 @@ class Blend:
             with norm.remembered(model, state.memory, memory_weight=self.memory_weight, rate=rate) as memory:
                 outputs = task.forward(model, batch)
             state = self._with_decisions(replace(state, memory=memory), task.decisions(outputs).class_probabilities())
-            outputs = self._from_both_sides(model, batch, outputs, state, task=task)
+            outputs = self._flip_averaged(model, batch, outputs, state, task=task)
         return Step(state, detach(outputs), None, count)
 
     def predict(self, model: nn.Module, inputs: Any, state: BlendState, *, task: Task) -> Any:
-        """Return the outputs under filter and blended statistics, averaged over both sides."""
+        """Return the outputs under filter and blended statistics, with flip averaging."""
         if self.spectrum is not None:
             inputs = layout.for_prediction(self.spectrum.cleaned(inputs, state.seen, task=task))
         with self._blended(model, state):
             outputs = task.forward(model, inputs)
-        return self._from_both_sides(model, inputs, outputs, state, task=task)
+        return self._flip_averaged(model, inputs, outputs, state, task=task)
 
     @contextmanager
     def installed(self, model: nn.Module, state: BlendState, *, task: Task) -> Iterator[None]:
-        """Inside the block, whatever calls ``model`` has its images filtered and statistics blended, from one side."""
+        """Inside the block, whatever calls ``model`` gets filtered images and blended statistics; flips are not averaged."""
         with ExitStack() as stack:
             if self.spectrum is not None:
                 stack.enter_context(self.spectrum.filtering(model, state.seen, task=task))
@@ -187,8 +188,8 @@ class Blend:
         found = [] if self.spectrum is None else list(self.spectrum.notes(model, task))
         if self.spectrum is None:
             found.append("blend: no source images are known, so images are not filtered (see --ttt-source)")
-        if self.mirrored and not getattr(task, "flips", True):
-            found.append("blend: what this model looks at does not survive mirroring, so it is seen from one side")
+        if self.flip_averaging and not getattr(task, "flips", True):
+            found.append("blend: what this model looks at does not survive mirroring, so flips are not averaged")
         return tuple(found)
 
     def diversity(self, state: BlendState) -> float:
@@ -227,8 +228,8 @@ class Blend:
         count = len(newest) + kept
         return replace(state, classes=total / count, decisions=count)
 
-    def _from_both_sides(self, model: nn.Module, batch: Any, outputs: Any, state: BlendState, *, task: Task) -> Any:
-        view = task.mirrored(batch) if self.mirrored else None
+    def _flip_averaged(self, model: nn.Module, batch: Any, outputs: Any, state: BlendState, *, task: Task) -> Any:
+        view = task.mirrored(batch) if self.flip_averaging else None
         if view is None:
             return outputs
         with self._blended(model, state):
