@@ -176,7 +176,7 @@ class Blend:
 
     @contextmanager
     def installed(self, model: nn.Module, state: BlendState, *, task: Task) -> Iterator[None]:
-        """Inside the block, whatever calls ``model`` gets filtered images and blended statistics; flips are not averaged."""
+        """Filter images and blend statistics for whatever calls ``model`` inside the block; flips are not averaged."""
         with ExitStack() as stack:
             if self.spectrum is not None:
                 stack.enter_context(self.spectrum.filtering(model, state.seen, task=task))
