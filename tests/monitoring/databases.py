@@ -56,7 +56,7 @@ def postgresql(folder: Path) -> Iterator[str]:
 
 
 def request(status: str = "adapted", *, days_ago: float = 0.0, **values: Any) -> RequestRecord:
-    """A request of the language door."""
+    """A request to the language pipeline."""
     given: dict[str, Any] = {"session_id": "session", "method": "ttt" if status == "adapted" else "icl"}
     if status == "adapted":
         given |= {"confidence": 0.9, "adaptation_time": 1.0, "training_steps": 8, "convergence_score": 0.9, "rank": 16}
@@ -64,8 +64,8 @@ def request(status: str = "adapted", *, days_ago: float = 0.0, **values: Any) ->
         given |= {"pattern": "io_pairs", "examples_count": 6, "memory_bytes": 20 * 2**20}
     if status in ("declined", "fallback"):
         given["reason"] = "no_held_out_gain" if status == "declined" else "timeout"
-    moment = datetime.now(UTC) - timedelta(days=days_ago)
-    return RequestRecord(door="language", status=status, timestamp=moment, **{**given, **values})  # type: ignore[arg-type]
+    given["timestamp"] = datetime.now(UTC) - timedelta(days=days_ago)
+    return RequestRecord(pipeline="language", status=status, **{**given, **values})  # type: ignore[arg-type]
 
 
 def fill(store: Store, count: int, status: str = "adapted", **values: Any) -> list[str]:

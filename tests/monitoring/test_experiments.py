@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from acclimate.errors import ConfigError, StoreError
 from acclimate.monitoring import Arm, Experiment, Outcome, Store
-from acclimate.monitoring.experiments import create, every, get, report, stop
+from acclimate.monitoring.experiments import create, get, list_experiments, report, stop
 from acclimate.monitoring.sequential import (
     assignment_mismatch,
     confidence_sequence,
@@ -122,7 +122,7 @@ def test_an_experiment_from_beginning_to_end(store: Store) -> None:
         quality = float(rng.random() < (0.85 if better else 0.5))
         record(store, "e", arm.name, quality, request_id=f"r{number}", response_time=2.0 if better else 0.5)
     found = report(store, "e")
-    assert found.verdict == "TTT is better than ICL"
+    assert (found.conclusion, found.verdict) == ("better", "TTT is better than ICL")
     assert found.effect.low is not None
     assert 0 < found.effect.low < 0.35 < (found.effect.high or 0)
     assert found.seconds.effect == pytest.approx(1.5)
@@ -136,7 +136,7 @@ def test_an_experiment_from_beginning_to_end(store: Store) -> None:
         create(store, Experiment(name="e"))
     with pytest.raises(StoreError, match="there is no experiment 'f'; there are: e"):
         get(store, "f")
-    assert [e.name for e in every(store)] == ["e"]
+    assert [e.name for e in list_experiments(store)] == ["e"]
 
 
 def test_requests_answered_both_ways_are_compared_as_pairs(sqlite_store: Store) -> None:
@@ -160,7 +160,7 @@ def test_a_fixed_design_says_nothing_before_its_horizon_and_then_uses_just_that(
     early = report(sqlite_store, "f")
     assert early.effect.p_value is None
     assert early.effect.low is None
-    assert early.verdict == "too early: 39 of 40 judged requests"
+    assert (early.conclusion, early.verdict) == ("too_early", "too early: 39 of 40 judged requests")
     record(sqlite_store, "f", "TTT", 0.5)
     at = report(sqlite_store, "f")
     assert at.effect.significant
@@ -194,7 +194,9 @@ def test_arms_whose_sizes_cannot_be_chance_are_told_before_anything_else(sqlite_
     create(sqlite_store, Experiment(name="m"))
     for number in range(200):
         record(sqlite_store, "m", "ICL" if number < 150 else "TTT", 0.5)
-    assert report(sqlite_store, "m").verdict.startswith("the arms' sizes cannot be chance")
+    found = report(sqlite_store, "m")
+    assert found.conclusion == "mismatch"
+    assert found.verdict.startswith("the arms' sizes cannot be chance")
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,11 @@ def counts(store: Store) -> dict[str, int]:
 def some(store: Store) -> None:
     fill(store, 5, days_ago=40)
     fill(store, 3, days_ago=10)
-    run = VisionRun(images=1, steps=1, kept=1, skipped=0, guard_trips=0, resets=0)
+    run = VisionRun(images=1, steps=1, kept=1, skipped=0, guard_rejections=0, resets=0)
     old = fill(store, 1, days_ago=50)[0]
     with store.writing() as connection:
         connection.execute(sa.insert(schema.vision_runs).values(request_id=old, **{k: getattr(run, k) for k in
-            ("images", "steps", "kept", "skipped", "guard_trips", "resets")}))  # fmt: skip
+            ("images", "steps", "kept", "skipped", "guard_rejections", "resets")}))  # fmt: skip
     store.put(Outcome(test_id="t", session_id="s", method="TTT"))
 
 
@@ -147,8 +147,8 @@ def busy(store: Store) -> Store:
         fill(store, 6, days_ago=days, confidence=0.7 + 0.04 * days, adaptation_time=0.5 + days / 4)
     fill(store, 40, "declined", reason="low_confidence", confidence=0.3)
     fill(store, 4, "fallback")
-    run = VisionRun(images=90, steps=10, kept=7, skipped=2, guard_trips=1, resets=0, cost_ratio=2.5, gain=0.1)
-    store.record(RequestRecord(door="vision", status="adapted", session_id="v", vision=run))
+    run = VisionRun(images=90, steps=10, kept=7, skipped=2, guard_rejections=1, resets=0, cost_ratio=2.5, gain=0.1)
+    store.record(RequestRecord(pipeline="vision", status="adapted", session_id="v", vision=run))
     create(store, Experiment(name="<script>".strip("<>")))
     store.put(Outcome(test_id="script", session_id="s", method="TTT", response_quality=1.0))
     return store

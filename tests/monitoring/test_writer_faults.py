@@ -120,7 +120,7 @@ def test_a_file_that_stays_locked_costs_rows_that_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("acclimate.monitoring.database.BUSY_TIMEOUT_S", 0.1)
-    with Store(tmp_path / "m.db", patience_s=0.3) as store:
+    with Store(tmp_path / "m.db", retry_timeout_s=0.3) as store:
         fill(store, 1)
         store.flush()
         blocker = sqlite3.connect(tmp_path / "m.db", isolation_level=None)
@@ -173,7 +173,7 @@ def test_closing_under_a_lock_counts_every_row(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("acclimate.monitoring.database.BUSY_TIMEOUT_S", 0.2)
-    store = Store(tmp_path / "m.db", patience_s=0.5)
+    store = Store(tmp_path / "m.db", retry_timeout_s=0.5)
     fill(store, 1)
     store.flush()
     blocker = sqlite3.connect(tmp_path / "m.db", isolation_level=None)
@@ -190,7 +190,7 @@ def test_closing_under_a_lock_counts_every_row(
 
 
 def test_a_full_disk_costs_rows_that_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Store(tmp_path / "m.db", patience_s=0.2) as store:
+    with Store(tmp_path / "m.db", retry_timeout_s=0.2) as store:
         fill(store, 1)
         store.flush()
         # SQLite's own limit gives the error of a full disk.
