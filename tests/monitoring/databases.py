@@ -50,7 +50,7 @@ def postgresql(folder: Path) -> Iterator[str]:
     try:
         yield f"postgresql://tester@127.0.0.1:{port}/postgres"
     finally:
-        # A server that is gone already is what is wanted.
+        # It is no error if the server has stopped already.
         stop = [*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop"]
         subprocess.run(stop, capture_output=True, cwd="/", check=False)
 

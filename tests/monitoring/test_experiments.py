@@ -1,4 +1,4 @@
-"""Experiments: stable assignment, no peeking problem, effects that are found, and nothing found where nothing is."""
+"""Experiments: stable assignment, results valid at every look, effects that are found, and no false ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALPHA = 0.05
 
 
 def false_positives(draw: Any, share: float, *, runs: int, requests: int) -> float:
-    """The share of A/A experiments in which some look, of all looks, says that there is a difference."""
+    """The share of A/A experiments in which the test finds a difference at any look."""
     rng = np.random.default_rng(7)
     found = 0
     for _ in range(runs):
@@ -46,7 +46,7 @@ def test_aa_experiments_looked_at_after_every_request_are_wrong_in_at_most_one_o
 
 
 def test_a_t_test_looked_at_as_often_would_not_hold() -> None:
-    """What the sequential test is for: the usual one, looked at after every ten requests, finds what is not there."""
+    """Why a sequential test is needed: a t test looked at every ten requests finds differences that are not there."""
     rng = np.random.default_rng(3)
     wrong = 0
     for _ in range(100):
@@ -153,7 +153,7 @@ def test_requests_answered_both_ways_are_compared_as_pairs(sqlite_store: Store) 
     assert found.verdict == "TTT is better than ICL"
 
 
-def test_a_fixed_design_says_nothing_before_its_horizon_and_then_uses_just_that(sqlite_store: Store) -> None:
+def test_a_fixed_design_has_no_result_before_its_horizon_and_then_uses_only_that(sqlite_store: Store) -> None:
     create(sqlite_store, Experiment(name="f", design="fixed", horizon=40))
     for number in range(39):
         record(sqlite_store, "f", ("ICL", "TTT")[number % 2], 0.4 + 0.1 * (number % 2) + 0.01 * (number % 5))

@@ -28,7 +28,7 @@ _LOCK: Final = 7_411_280
 FaultCode = Literal["changed", "missing_before", "broken_chain"]
 _FAULTS: Final[Mapping[FaultCode, str]] = {
     "changed": "was changed after it was written",
-    "missing_before": "entries before it are missing, and no retention tells of them",
+    "missing_before": "entries before it are missing, and no retention entry accounts for them",
     "broken_chain": "does not follow the entry before it",
 }
 

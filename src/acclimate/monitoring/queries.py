@@ -1,4 +1,4 @@
-"""The queries that measure the standard indicators; each says of which rows its value is made."""
+"""The queries that measure the standard indicators."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class RequestRecord:
         details: further plain values, kept in ``metadata``.
         settings: of the adaptation, for the audit log.
         actor: who asked, for the audit log; hash it if it should not be read there.
-        content: prompt, examples and answer; stored only where the store was told to.
+        content: prompt, examples and answer; stored only where the store keeps content.
         vision: the numbers of a vision run.
 
     Raises:

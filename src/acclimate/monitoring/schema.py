@@ -101,7 +101,7 @@ requests: Final = Table(
     Column("user_feedback", Float),
     Column("writer_id", Text),
     Column("sequence", _BIG),
-    # Prompt, examples and answer; only where the store was told to keep them.
+    # Prompt, examples and answer; only where the store keeps content.
     Column("content", Text),
     Index("idx_requests_timestamp", "timestamp"),
     Index("idx_requests_session", "session_id"),
