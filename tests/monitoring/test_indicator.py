@@ -98,7 +98,7 @@ def test_a_new_indicator_is_in_health_alerts_reports_trends_suggestions_and_the_
         assert shown in page
     assert page.count("<svg") == 1 + sum(kpi.histogram is not None for kpi in kpis) == 4
     # The limits in its chart are its bounds.
-    for mark in ("Tenths of a second of a request", "target to", "alert above"):
+    for mark in ("Tenths of a second of a request", "target at most", "alert above"):
         assert mark in page
 
     assert [s.code for s in suggest(store, DAY, kpis=kpis)] == ["fewer_examples"]

@@ -176,8 +176,8 @@ class Kpi:
     def marks(self) -> dict[str, float]:
         """The bounds by their name, for charts."""
         bounds = {
-            "target from": self.target_low if self.direction != "lower" else None,
-            "target to": self.target_high if self.direction != "higher" else None,
+            "target at least": self.target_low if self.direction != "lower" else None,
+            "target at most": self.target_high if self.direction != "higher" else None,
             "alert below": self.alert_below,
             "alert above": self.alert_above,
         }

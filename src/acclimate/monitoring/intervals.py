@@ -31,7 +31,7 @@ class Estimate:
 def proportion(successes: int, count: int, *, level: float = 0.95) -> Estimate:
     """Return a share with Wilson's score interval (Wilson 1927), which is valid for small counts and near 0 and 1."""
     # scipy.stats.binomtest(...).proportion_ci(method="wilson") gives the same numbers (a test compares them), but
-    # with scipy.stats imported `acclimate health` takes 1.1 CPU seconds instead of 0.6, of which scipy.special takes 0.2.
+    # with scipy.stats `acclimate health` takes 1.1 CPU seconds instead of 0.6, of which scipy.special takes 0.2.
     from scipy.special import ndtri
 
     z = float(ndtri(0.5 + level / 2))

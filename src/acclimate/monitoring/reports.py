@@ -201,9 +201,15 @@ def _row(measured: Measurement) -> str:
 
 
 def _histogram(measured: Measurement, title: str) -> str:
-    p95 = quantile(measured.values, 0.95)
-    marks = measured.kpi.marks if p95 is None else {**measured.kpi.marks, "95th percentile": p95}
-    return charts.histogram(measured.values, title, measured.kpi.unit.name, marks=marks)
+    unit, marks = measured.kpi.unit, dict(measured.kpi.marks)
+    if (p95 := quantile(measured.values, 0.95)) is not None:
+        marks["95th percentile"] = p95
+    return charts.histogram(
+        [unit.scale * value for value in measured.values],
+        title,
+        unit.suffix.strip() or unit.name,
+        marks={name: unit.scale * value for name, value in marks.items()},
+    )
 
 
 def _interval(measured: Measurement) -> str:

@@ -1,8 +1,8 @@
 """Finds modules below ``sam`` that no other finder has found.
 
 A host may have a package ``sam`` of its own, so this one is not installed under that name: a finder at the end of
-``sys.meta_path`` provides those of its modules that the host does not have. It is loaded at every start of Python, so it
-imports only what it needs.
+``sys.meta_path`` provides those of its modules that the host does not have. It is loaded at every start of Python, so
+it imports only what it needs.
 """
 
 from __future__ import annotations
