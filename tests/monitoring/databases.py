@@ -24,6 +24,13 @@ def postgresql_binaries() -> Path | None:
     return folders[-1] if folders else None
 
 
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def postgresql(folder: Path) -> Iterator[str]:
     """Start a server in ``folder`` and yield the URL of its database."""
@@ -39,14 +46,19 @@ def postgresql(folder: Path) -> Iterator[str]:
             if not parent.stat().st_mode & 0o001:
                 parent.chmod(parent.stat().st_mode | 0o011)
         as_user = ["runuser", "-u", "postgres", "--"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    run = {"check": True, "capture_output": True, "cwd": "/"}
-    subprocess.run([*as_user, str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "tester"], **run)  # type: ignore[call-overload]
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-    log = ["-l", str(data / "log")]
-    subprocess.run([*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-w", "-o", options, *log, "start"], **run)  # type: ignore[call-overload]
+    run = {"capture_output": True, "cwd": "/", "text": True}
+    made = subprocess.run([*as_user, str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "tester"], **run)  # type: ignore[call-overload]
+    assert made.returncode == 0, made.stderr
+    control, log = [*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-w", "-t", "600"], data / "log"
+    for _ in range(5):
+        port = free_port()
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        # Another process may take the port before the server does; then another one is tried.
+        started = subprocess.run([*control, "-o", options, "-l", str(log), "start"], **run)  # type: ignore[call-overload]
+        if started.returncode == 0:
+            break
+    else:
+        raise RuntimeError(f"PostgreSQL did not start: {started.stderr}\n{log.read_text()}")
     try:
         yield f"postgresql://tester@127.0.0.1:{port}/postgres"
     finally:

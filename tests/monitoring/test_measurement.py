@@ -81,6 +81,18 @@ def test_only_the_window_counts(sqlite_store: Store) -> None:
         Window.last(days=0)
 
 
+def test_a_window_is_divided_at_midnight() -> None:
+    window = Window(since=datetime(2026, 11, 1, 18, tzinfo=UTC), until=datetime(2026, 11, 3, 6, tzinfo=UTC))
+    days = dict(window.by_day())
+    assert list(days) == ["2026-11-01", "2026-11-02", "2026-11-03"]
+    assert days["2026-11-01"].since == window.since
+    assert days["2026-11-03"].until == window.until
+    parts = list(days.values())
+    assert [part.until for part in parts[:-1]] == [part.since for part in parts[1:]]
+    assert parts[1].since == datetime(2026, 11, 2, tzinfo=UTC)
+    assert list(Window.last(hours=1).by_day())[-1][1].until is None
+
+
 def test_too_few_observations_say_so_and_do_not_alert(sqlite_store: Store) -> None:
     fill(sqlite_store, 19, "fallback")
     found = measure(sqlite_store, Window.last(days=1))

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection
 
 from acclimate.monitoring.indicator import Kpi, Measurement
 from acclimate.monitoring.kpis import KPIS
-from acclimate.monitoring.schema import ttt_metrics
+from acclimate.monitoring.schema import requests, ttt_ab_tests, ttt_metrics
 from acclimate.monitoring.store import Store
 from acclimate.monitoring.window import Window
 
@@ -105,12 +105,19 @@ def indicators_by_day(store: Store, window: Window, *, kpis: Sequence[Kpi] = KPI
     """Return every indicator on every day (UTC) of ``window`` on which it was observed, by name and ISO date."""
     found: dict[str, dict[str, Measurement]] = {kpi.name: {} for kpi in kpis}
     with store.reading() as connection:
+        days = set(connection.execute(_days_with_rows(window)).scalars())
         for date, day in window.by_day():
-            for kpi in kpis:
+            for kpi in kpis if date in days else ():
                 measured = kpi.measure(connection, day)
                 if measured.estimate is not None:
                     found[kpi.name][date] = measured
     return found
+
+
+def _days_with_rows(window: Window) -> sa.CompoundSelect[Any]:
+    # Times are UTC, so that the first ten characters are the day's ISO date.
+    times = (table.c.timestamp for table in (requests, ttt_metrics, ttt_ab_tests))
+    return sa.union(*(sa.select(sa.func.substr(time, 1, 10)).where(window.of(time)) for time in times))
 
 
 def trend(successes: Sequence[bool]) -> Trend:
