@@ -22,7 +22,7 @@ def postgresql_server() -> Iterator[str]:
             pytest.fail("PostgreSQL is not installed, and CI must test it")
         pytest.skip("PostgreSQL is not installed: initdb was not found")
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    # Not below pytest's folder: every start of pytest takes the right to enter it from other users, such as the server's.
+    # Not below pytest's folder, which every start of pytest closes to other users, such as the server's.
     with tempfile.TemporaryDirectory(prefix="acclimate-postgresql-") as folder, postgresql(Path(folder)) as url:
         yield url
 
