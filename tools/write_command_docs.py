@@ -15,7 +15,7 @@ import click
 
 from acclimate.cli.main import main
 from acclimate.core.report import to_jsonable
-from acclimate.monitoring import KPIS
+from acclimate.monitoring import KPIS, kpis_table
 from acclimate.registry import METHODS, presets
 from acclimate.vision.run.config import preset_values
 
@@ -99,13 +99,6 @@ def options_table(method: str) -> str:
         if field.name not in ("update", "spectrum") and field.repr:
             flag = f"`{flags[field.name]}`" if field.name in flags else ""
             lines.append(f"| `{field.name}` | `{json.dumps(to_jsonable(field.default))}` | {flag} |")
-    return "\n".join(lines)
-
-
-def kpis_table() -> str:
-    """Return the indicators with what they measure."""
-    lines = ["| indicator | target | alert | what is measured |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{kpi.name}` | {kpi.target} | {kpi.alert_threshold} | {kpi.measures} |" for kpi in KPIS]
     return "\n".join(lines)
 
 
@@ -198,7 +191,7 @@ def _cifar_runs() -> list[dict[str, Any]]:
 def _with_tables(text: str) -> str:
     tables: dict[str, Callable[[], str]] = {
         "presets": presets_table,
-        "kpis": kpis_table,
+        "kpis": functools.partial(kpis_table, KPIS),
         "monitoring": monitoring_table,
         "cifar": cifar_table,
         "bn strength": bn_strength_table,

@@ -24,7 +24,7 @@ from acclimate.monitoring.insert import insert
 def record() -> RequestRecord:
     """Return a row as a request leaves it."""
     return RequestRecord(
-        door="language", status="adapted", session_id="s", model="spark", method="ttt", pattern="io_pairs",
+        pipeline="language", status="adapted", session_id="s", model="spark", method="ttt", pattern="io_pairs",
         confidence=0.9, seconds=1.0, memory_bytes=2**20, rank=8, examples_count=6, training_steps=16,
         adaptation_time=0.5, convergence_score=0.9,
     )  # fmt: skip

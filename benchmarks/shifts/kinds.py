@@ -178,7 +178,7 @@ def packet_loss(images: Images, rng: np.random.Generator) -> Images:
 def fog(images: Images, rng: np.random.Generator) -> Images:
     shape = images.shape[1:3]
     return np.stack(
-        [_bytes((image * 0.45 + 0.55 * (0.6 + 0.4 * _smooth_field(rng, shape, 3)[..., None]))) for image in _unit(images)]
+        [_bytes(image * 0.45 + 0.55 * (0.6 + 0.4 * _smooth_field(rng, shape, 3)[..., None])) for image in _unit(images)]
     )
 
 

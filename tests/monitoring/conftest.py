@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -15,13 +16,14 @@ from tests.monitoring.databases import postgresql, postgresql_binaries
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql_server() -> Iterator[str]:
     if postgresql_binaries() is None:
         if os.environ.get("CI"):
             pytest.fail("PostgreSQL is not installed, and CI must test it")
         pytest.skip("PostgreSQL is not installed: initdb was not found")
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    with postgresql(tmp_path_factory.mktemp("postgresql")) as url:
+    # Not below pytest's folder, which every start of pytest closes to other users, such as the server's.
+    with tempfile.TemporaryDirectory(prefix="acclimate-postgresql-") as folder, postgresql(Path(folder)) as url:
         yield url
 
 

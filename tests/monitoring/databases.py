@@ -24,6 +24,13 @@ def postgresql_binaries() -> Path | None:
     return folders[-1] if folders else None
 
 
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def postgresql(folder: Path) -> Iterator[str]:
     """Start a server in ``folder`` and yield the URL of its database."""
@@ -39,24 +46,29 @@ def postgresql(folder: Path) -> Iterator[str]:
             if not parent.stat().st_mode & 0o001:
                 parent.chmod(parent.stat().st_mode | 0o011)
         as_user = ["runuser", "-u", "postgres", "--"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    run = {"check": True, "capture_output": True, "cwd": "/"}
-    subprocess.run([*as_user, str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "tester"], **run)  # type: ignore[call-overload]
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-    log = ["-l", str(data / "log")]
-    subprocess.run([*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-w", "-o", options, *log, "start"], **run)  # type: ignore[call-overload]
+    run = {"capture_output": True, "cwd": "/", "text": True}
+    made = subprocess.run([*as_user, str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "tester"], **run)  # type: ignore[call-overload]
+    assert made.returncode == 0, made.stderr
+    control, log = [*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-w", "-t", "600"], data / "log"
+    for _ in range(5):
+        port = free_port()
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        # Another process may take the port before the server does; then another one is tried.
+        started = subprocess.run([*control, "-o", options, "-l", str(log), "start"], **run)  # type: ignore[call-overload]
+        if started.returncode == 0:
+            break
+    else:
+        raise RuntimeError(f"PostgreSQL did not start: {started.stderr}\n{log.read_text()}")
     try:
         yield f"postgresql://tester@127.0.0.1:{port}/postgres"
     finally:
-        # A server that is gone already is what is wanted.
+        # It is no error if the server has stopped already.
         stop = [*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop"]
         subprocess.run(stop, capture_output=True, cwd="/", check=False)
 
 
 def request(status: str = "adapted", *, days_ago: float = 0.0, **values: Any) -> RequestRecord:
-    """A request of the language door."""
+    """A request to the language pipeline."""
     given: dict[str, Any] = {"session_id": "session", "method": "ttt" if status == "adapted" else "icl"}
     if status == "adapted":
         given |= {"confidence": 0.9, "adaptation_time": 1.0, "training_steps": 8, "convergence_score": 0.9, "rank": 16}
@@ -64,8 +76,8 @@ def request(status: str = "adapted", *, days_ago: float = 0.0, **values: Any) ->
         given |= {"pattern": "io_pairs", "examples_count": 6, "memory_bytes": 20 * 2**20}
     if status in ("declined", "fallback"):
         given["reason"] = "no_held_out_gain" if status == "declined" else "timeout"
-    moment = datetime.now(UTC) - timedelta(days=days_ago)
-    return RequestRecord(door="language", status=status, timestamp=moment, **{**given, **values})  # type: ignore[arg-type]
+    given["timestamp"] = datetime.now(UTC) - timedelta(days=days_ago)
+    return RequestRecord(pipeline="language", status=status, **{**given, **values})  # type: ignore[arg-type]
 
 
 def fill(store: Store, count: int, status: str = "adapted", **values: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Each symptom of the troubleshooting section: found in data that has it, with numbers that are right; else silence."""
+"""Each symptom of the troubleshooting section is found in data that has it, with correct numbers, and not elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acclimate.monitoring import Outcome, Store, Window, suggest
-from acclimate.monitoring.advice import Attempt, fallback_threshold
+from acclimate.monitoring.advice_rules import fallback_threshold
+from acclimate.monitoring.attempts import Attempt
 from tests.monitoring.databases import fill, request
 
 WEEK = Window.last(days=7)

@@ -1,4 +1,4 @@
-"""Experiments: stable assignment, no peeking problem, effects that are found, and nothing found where nothing is."""
+"""Experiments: stable assignment, results valid at every look, effects that are found, and no false ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from acclimate.errors import ConfigError, StoreError
 from acclimate.monitoring import Arm, Experiment, Outcome, Store
-from acclimate.monitoring.experiments import create, every, get, report, stop
+from acclimate.monitoring.experiments import create, get, list_experiments, report, stop
 from acclimate.monitoring.sequential import (
     assignment_mismatch,
     confidence_sequence,
@@ -24,7 +24,7 @@ ALPHA = 0.05
 
 
 def false_positives(draw: Any, share: float, *, runs: int, requests: int) -> float:
-    """The share of A/A experiments in which some look, of all looks, says that there is a difference."""
+    """The share of A/A experiments in which the test finds a difference at any look."""
     rng = np.random.default_rng(7)
     found = 0
     for _ in range(runs):
@@ -46,7 +46,7 @@ def test_aa_experiments_looked_at_after_every_request_are_wrong_in_at_most_one_o
 
 
 def test_a_t_test_looked_at_as_often_would_not_hold() -> None:
-    """What the sequential test is for: the usual one, looked at after every ten requests, finds what is not there."""
+    """Why a sequential test is needed: a t test looked at every ten requests finds differences that are not there."""
     rng = np.random.default_rng(3)
     wrong = 0
     for _ in range(100):
@@ -122,7 +122,7 @@ def test_an_experiment_from_beginning_to_end(store: Store) -> None:
         quality = float(rng.random() < (0.85 if better else 0.5))
         record(store, "e", arm.name, quality, request_id=f"r{number}", response_time=2.0 if better else 0.5)
     found = report(store, "e")
-    assert found.verdict == "TTT is better than ICL"
+    assert (found.conclusion, found.verdict) == ("better", "TTT is better than ICL")
     assert found.effect.low is not None
     assert 0 < found.effect.low < 0.35 < (found.effect.high or 0)
     assert found.seconds.effect == pytest.approx(1.5)
@@ -136,7 +136,7 @@ def test_an_experiment_from_beginning_to_end(store: Store) -> None:
         create(store, Experiment(name="e"))
     with pytest.raises(StoreError, match="there is no experiment 'f'; there are: e"):
         get(store, "f")
-    assert [e.name for e in every(store)] == ["e"]
+    assert [e.name for e in list_experiments(store)] == ["e"]
 
 
 def test_requests_answered_both_ways_are_compared_as_pairs(sqlite_store: Store) -> None:
@@ -153,14 +153,14 @@ def test_requests_answered_both_ways_are_compared_as_pairs(sqlite_store: Store) 
     assert found.verdict == "TTT is better than ICL"
 
 
-def test_a_fixed_design_says_nothing_before_its_horizon_and_then_uses_just_that(sqlite_store: Store) -> None:
+def test_a_fixed_design_has_no_result_before_its_horizon_and_then_uses_only_that(sqlite_store: Store) -> None:
     create(sqlite_store, Experiment(name="f", design="fixed", horizon=40))
     for number in range(39):
         record(sqlite_store, "f", ("ICL", "TTT")[number % 2], 0.4 + 0.1 * (number % 2) + 0.01 * (number % 5))
     early = report(sqlite_store, "f")
     assert early.effect.p_value is None
     assert early.effect.low is None
-    assert early.verdict == "too early: 39 of 40 judged requests"
+    assert (early.conclusion, early.verdict) == ("too_early", "too early: 39 of 40 judged requests")
     record(sqlite_store, "f", "TTT", 0.5)
     at = report(sqlite_store, "f")
     assert at.effect.significant
@@ -194,7 +194,9 @@ def test_arms_whose_sizes_cannot_be_chance_are_told_before_anything_else(sqlite_
     create(sqlite_store, Experiment(name="m"))
     for number in range(200):
         record(sqlite_store, "m", "ICL" if number < 150 else "TTT", 0.5)
-    assert report(sqlite_store, "m").verdict.startswith("the arms' sizes cannot be chance")
+    found = report(sqlite_store, "m")
+    assert found.conclusion == "mismatch"
+    assert found.verdict.startswith("the arms' sizes cannot be chance")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Retention really deletes; the audit log shows what was changed; reports say what is in the store."""
+"""Retention deletes rows from the file; the audit log detects changes; reports show what is in the store."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def counts(store: Store) -> dict[str, int]:
 def some(store: Store) -> None:
     fill(store, 5, days_ago=40)
     fill(store, 3, days_ago=10)
-    run = VisionRun(images=1, steps=1, kept=1, skipped=0, guard_trips=0, resets=0)
+    run = VisionRun(images=1, steps=1, kept=1, skipped=0, guard_rejections=0, resets=0)
     old = fill(store, 1, days_ago=50)[0]
     with store.writing() as connection:
         connection.execute(sa.insert(schema.vision_runs).values(request_id=old, **{k: getattr(run, k) for k in
-            ("images", "steps", "kept", "skipped", "guard_trips", "resets")}))  # fmt: skip
+            ("images", "steps", "kept", "skipped", "guard_rejections", "resets")}))  # fmt: skip
     store.put(Outcome(test_id="t", session_id="s", method="TTT"))
 
 
@@ -112,12 +112,12 @@ def test_the_audit_log_shows_what_was_changed_around_it(tmp_path: Path) -> None:
     assert tampered("UPDATE audit_log SET outcome = 'declined' WHERE id = 3") == ["was changed after it was written"]
     assert tampered("DELETE FROM audit_log WHERE id = 3") == ["does not follow the entry before it"]
     assert tampered("DELETE FROM audit_log WHERE id <= 2") == [
-        "entries before it are missing, and no retention tells of them"
+        "entries before it are missing, and no retention entry accounts for them"
     ]
     assert tampered("UPDATE audit_log SET id = id") == []
 
 
-def test_retention_of_the_audit_log_leaves_a_chain_and_says_so(store: Store) -> None:
+def test_retention_of_the_audit_log_leaves_a_chain_and_an_entry(store: Store) -> None:
     fill(store, 4, days_ago=400)
     fill(store, 3, days_ago=1)
     assert maintain(store, keep_days=500, actor="the operator").removed["audit_log"] == 4
@@ -129,7 +129,7 @@ def test_retention_of_the_audit_log_leaves_a_chain_and_says_so(store: Store) -> 
     assert maintain(store, keep_days=500).removed["audit_log"] == 0
 
 
-def test_the_audit_log_tells_who_when_and_with_which_settings(store: Store) -> None:
+def test_an_audit_entry_has_actor_request_settings_and_outcome_and_no_content(store: Store) -> None:
     name = fill(store, 1, actor="ada", settings={"rank": 16}, model="spark", content={"prompt": "private"})[0]
     with store.reading() as connection:
         (entry,) = audit.entries(connection)
@@ -147,8 +147,8 @@ def busy(store: Store) -> Store:
         fill(store, 6, days_ago=days, confidence=0.7 + 0.04 * days, adaptation_time=0.5 + days / 4)
     fill(store, 40, "declined", reason="low_confidence", confidence=0.3)
     fill(store, 4, "fallback")
-    run = VisionRun(images=90, steps=10, kept=7, skipped=2, guard_trips=1, resets=0, cost_ratio=2.5, gain=0.1)
-    store.record(RequestRecord(door="vision", status="adapted", session_id="v", vision=run))
+    run = VisionRun(images=90, steps=10, kept=7, skipped=2, guard_rejections=1, resets=0, cost_ratio=2.5, gain=0.1)
+    store.record(RequestRecord(pipeline="vision", status="adapted", session_id="v", vision=run))
     create(store, Experiment(name="<script>".strip("<>")))
     store.put(Outcome(test_id="script", session_id="s", method="TTT", response_quality=1.0))
     return store

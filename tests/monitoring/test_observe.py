@@ -1,4 +1,4 @@
-"""What a vision run leaves in the store."""
+"""The record of a vision run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def ttt(**counts: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("block", "status", "reason"),
     [
-        (ttt(kept=3, rested=5), "adapted", None),
+        (ttt(kept=3, paused=5), "adapted", None),
         (ttt(rolled_back=3), "fallback", "guard"),
         (ttt(skipped=3), "declined", "nothing_to_learn_from"),
         ({"enabled": False}, "plain", None),
@@ -30,7 +30,7 @@ def test_what_became_of_a_run(block: dict[str, Any], status: str, reason: str | 
     assert record.vision.images == 8
 
 
-def test_a_batch_on_which_it_rested_is_no_step() -> None:
-    record = vision_request(images=8, model="m", session_id="s", ttt=ttt(kept=3, rested=5, refused=1))
+def test_batches_without_a_step_are_not_counted_as_steps() -> None:
+    record = vision_request(images=8, model="m", session_id="s", ttt=ttt(kept=3, paused=5, refused=1))
     assert record.vision is not None
     assert record.vision.steps == 3

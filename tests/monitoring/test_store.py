@@ -1,4 +1,4 @@
-"""Every store through the same checks: what is handed over arrives, once, whole, and can be read by others."""
+"""Every kind of database through the same checks: a queued record is written once, complete, and can be read back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -18,14 +19,16 @@ from acclimate.language.decision import gate
 from acclimate.monitoring import (
     Outcome,
     RequestRecord,
+    SessionSummary,
     Store,
-    TTTMetricsCollector,
-    TTTPerformanceMetric,
     VisionRun,
+    Window,
     audit,
     schema,
+    trends,
 )
 from acclimate.monitoring.database import database_url
+from acclimate.monitoring.export import export_metrics
 from acclimate.monitoring.records import DECLINED_REASONS
 from tests.monitoring.databases import fill, request
 
@@ -35,15 +38,17 @@ def count(store: Store, table: str) -> int:
         return int(connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar_one())
 
 
-def metric(**values: object) -> TTTPerformanceMetric:
-    given: dict[str, object] = {
-        "session_id": "s", "timestamp": datetime.now(UTC), "task_type": "io_pairs", "examples_count": 5,
-        "training_steps": 8, "adaptation_time": 1.5, "confidence_score": 0.8, "convergence_score": 0.9, "success": True,
-    }  # fmt: skip
-    return TTTPerformanceMetric(**{**given, **values})  # type: ignore[arg-type]
+def session(store: Store, name: str) -> SessionSummary:
+    with store.reading() as connection:
+        return trends.session_summary(connection, name)
 
 
-def test_the_tables_are_what_the_code_believes(store: Store) -> None:
+def performance(store: Store, *, days: float) -> dict[str, Any]:
+    with store.reading() as connection:
+        return trends.performance_trends(connection, Window.last(days=days))
+
+
+def test_the_tables_are_those_of_the_code(store: Store) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
@@ -103,24 +108,8 @@ def test_content_is_stored_only_where_the_operator_asks_for_it(database: str) ->
             assert not any("private" in json.dumps(entry) for entry in audit.entries(connection))
 
 
-def test_an_attempt_by_itself_is_a_request_too(store: Store) -> None:
-    collector = TTTMetricsCollector(store=store)
-    collector.record_ttt_attempt(metric(), {"host": "h"})
-    collector.record_ttt_attempt(metric(success=False, fallback_reason="low_confidence"))
-    collector.record_ttt_attempt(metric(success=False, fallback_reason="the disk was full"))
-    with store.reading() as connection:
-        statuses = connection.execute(sa.select(schema.requests.c.status)).scalars().all()
-    assert sorted(statuses) == ["adapted", "declined", "fallback"]
-    summary = collector.get_session_summary("s")
-    assert (summary.total_attempts, summary.successful_adaptations) == (3, 1)
-    assert summary.fallback_rate == pytest.approx(1 / 3)
-    assert summary.declined_rate == pytest.approx(1 / 3)
-    assert summary.average_confidence == pytest.approx(0.8)
-    assert summary.top_task_types == [("io_pairs", 3)]
-
-
 def test_a_session_that_is_not_there_is_unknown_not_zero(store: Store) -> None:
-    summary = TTTMetricsCollector(store=store).get_session_summary("nobody")
+    summary = session(store, "nobody")
     assert summary.total_attempts == 0
     assert summary.average_confidence is None
     assert summary.fallback_rate is None
@@ -133,17 +122,16 @@ def test_means_are_over_attempts_and_days_are_apart(store: Store) -> None:
         store.record(request(confidence=confidence, days_ago=2))
     store.record(request(confidence=0.2, pattern="analogical_reasoning"))
     store.record(request("declined"))
-    collector = TTTMetricsCollector(store=store)
-    trends = collector.get_performance_trends(days=7)
-    days = trends["daily_performance"]
+    found = performance(store, days=7)
+    days = found["daily_performance"]
     assert [row["total_attempts"] for row in days] == [3, 2]
     assert days[0]["avg_confidence"] == pytest.approx(0.9)
     assert days[1]["success_rate"] == 1.0
     assert days[1]["declined"] == 1
-    kinds = {row["task_type"]: row for row in trends["task_type_performance"]}
+    kinds = {row["task_type"]: row for row in found["task_type_performance"]}
     assert kinds["analogical_reasoning"]["avg_confidence"] == pytest.approx(0.2)
-    assert collector.get_session_summary("session").average_confidence == pytest.approx((3 * 0.9 + 0.2) / 4)
-    assert len(collector.get_performance_trends(days=1)["daily_performance"]) == 1
+    assert session(store, "session").average_confidence == pytest.approx((3 * 0.9 + 0.2) / 4)
+    assert len(performance(store, days=1)["daily_performance"]) == 1
 
 
 @pytest.mark.parametrize(("first", "last", "trend"), [(0, 40, "improving"), (40, 0, "declining"), (20, 20, "stable")])
@@ -157,7 +145,7 @@ def test_the_trend_is_computed(sqlite_store: Store, first: int, last: int, trend
         )
         for number, status in enumerate(mixed):
             sqlite_store.record(request(status, days_ago=1 - part / 2 - number / 1000))
-    assert TTTMetricsCollector(store=sqlite_store).get_performance_trends(7)["trend"] == trend
+    assert performance(sqlite_store, days=7)["trend"] == trend
 
 
 def test_feedback_reaches_the_request_its_attempt_and_its_experiments(store: Store) -> None:
@@ -174,23 +162,9 @@ def test_feedback_reaches_the_request_its_attempt_and_its_experiments(store: Sto
         store.add_feedback(name, 6)
 
 
-def test_two_methods_are_compared_as_the_guidelines_do(store: Store) -> None:
-    collector = TTTMetricsCollector(store=store)
-    for method, quality, seconds in (("TTT", 0.9, 2.0), ("TTT", 0.7, 3.0), ("ICL", 0.5, 1.0)):
-        collector.record_ab_test_result("t", "s", method, "io_pairs", 5, quality, seconds, metadata={"a": 1})
-    found = collector.get_ab_test_results("t")
-    assert found["TTT"]["count"] == 2
-    assert found["TTT"]["avg_quality"] == pytest.approx(0.8)
-    assert found["ICL"]["avg_satisfaction"] is None
-    assert found["comparison"]["quality_improvement_percent"] == pytest.approx(60.0)
-    assert found["comparison"]["time_overhead"] == pytest.approx(1.5)
-    assert found["comparison"]["satisfaction_delta"] is None
-    assert collector.get_ab_test_results("nothing") == {}
-
-
-def test_vision_runs_are_kept_with_their_numbers_and_are_no_attempts_of_the_language_door(store: Store) -> None:
-    run = VisionRun(images=90, steps=10, kept=7, skipped=2, guard_trips=1, resets=1, cost_ratio=2.5, gain=0.1)
-    store.record(RequestRecord(door="vision", status="adapted", session_id="v", vision=run))
+def test_vision_runs_are_kept_with_their_numbers_and_are_no_attempts_of_the_language_pipeline(store: Store) -> None:
+    run = VisionRun(images=90, steps=10, kept=7, skipped=2, guard_rejections=1, resets=1, cost_ratio=2.5, gain=0.1)
+    store.record(RequestRecord(pipeline="vision", status="adapted", session_id="v", vision=run))
     assert count(store, "vision_runs") == 1
     assert count(store, "ttt_metrics") == 0
     assert count(store, "audit_log") == 1
@@ -243,7 +217,7 @@ def test_metrics_are_exported(store: Store, tmp_path: Path, suffix: str) -> None
     fill(store, 3, content={"prompt": "private"})
     fill(store, 1, days_ago=40)
     path = tmp_path / "out" / f"metrics.{suffix}"
-    assert TTTMetricsCollector(store=store).export_metrics(path, days=30) == 3
+    assert export_metrics(store, path, Window.last(days=30), days=30) == 3
     if suffix == "json":
         content = json.loads(path.read_text())
         assert content["total_records"] == len(content["metrics"]) == len(content["requests"]) == 3
@@ -264,29 +238,36 @@ def test_metrics_are_exported(store: Store, tmp_path: Path, suffix: str) -> None
 
 def test_an_export_to_another_ending_is_refused(sqlite_store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must end in .json, .csv, .parquet, got '.xls'"):
-        TTTMetricsCollector(store=sqlite_store).export_metrics(tmp_path / "a.xls")
+        export_metrics(sqlite_store, tmp_path / "a.xls", Window.last(days=30), days=30)
+
+
+def test_the_reasons_of_decisions_are_those_of_the_language_pipeline() -> None:
+    assert DECLINED_REASONS == gate.DECLINED
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_scores_outside_their_range_are_refused(value: float) -> None:
-    if 0 <= value <= 1:
-        assert metric(confidence_score=value).confidence_score == value
-    else:
-        with pytest.raises(DataError, match="confidence_score must be between 0 and 1"):
-            metric(confidence_score=value)
+    for name in ("confidence", "convergence_score"):
+        if 0 <= value <= 1:
+            assert getattr(request(**{name: value}), name) == value
+        else:
+            with pytest.raises(DataError, match=f"{name} must be between 0 and 1"):
+                request(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["examples_count", "training_steps", "adaptation_time"])
+def test_counts_and_times_below_zero_are_refused(name: str) -> None:
+    with pytest.raises(DataError, match=f"{name} must be at least 0, got -1"):
+        request(**{name: -1})
 
 
 def test_local_times_are_stored_in_utc(sqlite_store: Store) -> None:
     moment = datetime.now()
-    TTTMetricsCollector(store=sqlite_store).record_ttt_attempt(metric(timestamp=moment))
+    sqlite_store.record(request(timestamp=moment))
     with sqlite_store.reading() as connection:
         stored = datetime.fromisoformat(connection.execute(sa.select(schema.ttt_metrics.c.timestamp)).scalar_one())
     assert stored.utcoffset() == timedelta(0)
     assert stored == moment.astimezone(UTC)
-
-
-def test_the_reasons_of_decisions_are_the_language_doors() -> None:
-    assert DECLINED_REASONS == gate.DECLINED
 
 
 def test_databases_that_are_not_supported_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""How the databases beside this file were made; each is kept as it was written, so run this only for a new version.
+"""Makes the databases beside this file. Each is kept as its version wrote it, so run this only for a new version.
 
-python tests/schema_dbs/make.py 0002
+PYTHONPATH=. python tests/schema_dbs/make.py 0003
 """
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import sys
 from contextlib import closing
@@ -12,8 +13,8 @@ from pathlib import Path
 
 from tests.monitoring.databases import fill
 
-from acclimate.monitoring import Store
-from acclimate.monitoring.database import database_url, make_engine, upgrade
+from acclimate.monitoring import RequestRecord, Store, VisionRun
+from acclimate.monitoring.schema import HEAD
 
 FOLDER = Path(__file__).parent
 #: The tables as the guidelines' own collector makes them.
@@ -42,23 +43,25 @@ INSERT INTO ttt_ab_tests (test_id, session_id, timestamp, method, response_quali
 def make(version: str) -> None:
     """Write the database of one version."""
     path = FOLDER / f"{version}.db"
+    if version not in (HEAD, "guidelines"):
+        sys.exit(f"only a database of the present version, {HEAD}, can be made, got {version!r}")
     path.unlink(missing_ok=True)
     if version == "guidelines":
         with closing(sqlite3.connect(path)) as connection:
             connection.executescript(GUIDELINES + ROWS)
         return
-    engine = make_engine(database_url(path))
-    upgrade(engine, version)
-    engine.dispose()
+    Store(path).close()
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(ROWS)
-    if version != "0001":
-        with Store(path) as store:
-            fill(store, 2)
-            fill(store, 1, "declined")
+    with Store(path) as store:
+        fill(store, 2)
+        fill(store, 1, "declined")
+        run = VisionRun(images=9, steps=8, kept=5, skipped=2, guard_rejections=1, resets=0, cost_ratio=2.0, gain=0.1)
+        store.record(RequestRecord(pipeline="vision", status="adapted", session_id="v", vision=run))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute("VACUUM")
+    shutil.rmtree(f"{path}.writers")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What experiments show: TTT against ICL by test, and effect with interval where a design was written down first."""
+"""Results of experiments: TTT against ICL by test, and the effect with its interval where a design was stored first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import argparse
 from sam.monitoring.ttt_metrics import get_ttt_metrics_collector
 
 from acclimate.monitoring import Window
-from acclimate.monitoring.experiments import every, recent_tests, report
+from acclimate.monitoring.experiments import list_experiments, recent_tests, report
 from acclimate.monitoring.reports import experiment_lines
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--week", action="store_true", help="only tests with results of the last seven days")
     given = parser.parse_args()
     collector = get_ttt_metrics_collector()
-    designed = {experiment.name for experiment in every(collector.store)}
+    designed = {experiment.name for experiment in list_experiments(collector.store)}
     tests = recent_tests(collector.store, Window.last(days=7 if given.week else 36500))
     for test_id in tests:
         if test_id in designed:

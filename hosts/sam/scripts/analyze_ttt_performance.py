@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How attempts to adapt are going, and with --suggest-optimizations what to change."""
+"""Attempts to adapt by day, and with --suggest-optimizations what to change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main() -> None:
         for suggestion in found:
             print("\n" + "\n".join(suggestion_lines(suggestion)))
         if not found:
-            print("nothing to change: no indicator is beyond its threshold, or there are too few observations to say")
+            print("nothing to change: no indicator is beyond its alert bound, or there are too few observations")
 
 
 if __name__ == "__main__":

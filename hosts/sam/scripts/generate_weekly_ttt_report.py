@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The report of the last week: prints it, and writes it as one HTML file with charts."""
+"""Print the report of the last week, and write it as one HTML file with charts."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ PLAIN = "Please remind me to buy milk, bread and 2.5 kg of apples."
 
 
 def require(condition: object) -> None:
-    """Raise where something that must hold does not; unlike assert, under ``python -O`` too."""
+    """Raise where a condition does not hold; unlike assert, under ``python -O`` too."""
     if not condition:
-        raise AssertionError("not as it should be")
+        raise AssertionError("the condition does not hold")
 
 
 class Checks:
-    """The checks, in order; each raises where something is wrong."""
+    """The checks, in order; each raises where it fails."""
 
     __test__ = False
 
@@ -30,7 +30,7 @@ class Checks:
         self.skill = self.collector = self.uif = None
 
     def skill_import(self) -> None:
-        """The skill can be imported and made, with the guidelines' settings."""
+        """The skill can be imported and made, with the settings of the deployment guidelines."""
         from sam.orchestration.skills.base import BaseSkillModule
         from sam.orchestration.skills.reasoning.test_time_adaptation import TestTimeAdaptationSkill
 
@@ -96,7 +96,7 @@ class Checks:
         self.collector.store.add_feedback(uif.intermediate_data["ttt_request_id"], 5)
         require(self.collector.get_session_summary("end to end").total_attempts == 1)
 
-    def every(self) -> list[Callable[[], None]]:
+    def in_order(self) -> list[Callable[[], None]]:
         """Return the checks in order."""
         return [
             self.skill_import, self.metrics, self.planner_detection, self.skill_execution, self.response_generation,
@@ -112,7 +112,7 @@ def main() -> int:
     passed = 0
     with tempfile.TemporaryDirectory() as folder:
         checks = Checks(given.model, Path(folder) / "metrics.db")
-        for number, check in enumerate(checks.every(), 1):
+        for number, check in enumerate(checks.in_order(), 1):
             name = check.__name__.replace("_", " ")
             try:
                 check()
@@ -123,8 +123,8 @@ def main() -> int:
                 print(f"✅ {number}. {name}")
         if checks.collector is not None:
             checks.collector.close()
-    print(f"Test Results: {passed}/{len(checks.every())} tests passed")
-    return 0 if passed == len(checks.every()) else 1
+    print(f"Test Results: {passed}/{len(checks.in_order())} tests passed")
+    return 0 if passed == len(checks.in_order()) else 1
 
 
 if __name__ == "__main__":

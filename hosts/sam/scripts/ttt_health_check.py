@@ -15,7 +15,7 @@ def run_health_check() -> bool:
     """Print every indicator and return whether none alerts."""
     health = check(get_ttt_metrics_collector().store, Window.last(days=1))
     for measured in health.measurements.values():
-        print(measured.stated)
+        print(measured.line_with_state)
     for line in health.alerts:
         print(f"ALERT {line}", file=sys.stderr)
     return not health.alerts

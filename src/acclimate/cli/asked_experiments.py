@@ -1,4 +1,4 @@
-"""``acclimate ask --experiment``: which arm answers, and how it did."""
+"""``acclimate ask --experiment``: assigns the request to an arm, and records the outcome of the arm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from acclimate.errors import ConfigError
 from acclimate.monitoring import Outcome, RequestRecord
 from acclimate.monitoring.experiments import Arm, get
 
-#: What an arm may set: options of the command, by name.
+#: Options of the command that an arm may set, by name.
 SETTINGS: Final = frozenset(
     {"policy", "environment", "votes", "steps", "rank", "learning_rate", "orderings", "share_adapted", "max_seconds"}
 )
@@ -22,7 +22,7 @@ _WHOLE: Final = frozenset({"votes", "steps", "rank", "orderings"})
 
 
 def check_settings(arm: Arm) -> None:
-    """Refuse settings that the command does not have, and values that its options would not take.
+    """Refuse settings that are no options of the command, and values that its options would refuse.
 
     Raises:
         ConfigError: there is one.
@@ -40,11 +40,10 @@ def check_settings(arm: Arm) -> None:
 
 
 def assigned(given: dict[str, Any], request_id: str) -> Arm:
-    """Return the arm of this request and put its settings into ``given``.
+    """Return the arm of this request, and overwrite the options in ``given`` with its settings.
 
     Raises:
-        ConfigError: the experiment was stopped, needs a user, or sets what the command does not have; or nothing is
-            recorded.
+        ConfigError: the experiment was stopped, needs a user, or sets an unknown option; or recording is off.
         StoreError: there is no such experiment.
     """
     if not given["record"]:
@@ -66,19 +65,19 @@ def assigned(given: dict[str, Any], request_id: str) -> Arm:
     check_settings(arm)
     given.update(arm.settings)
     if given["compare"]:
-        # Both ways are asked, so that the request is a pair whichever arm it has.
+        # Both arms answer, so that the request is a pair whichever arm it was assigned to.
         given["policy"] = "gate"
     return arm
 
 
 def outcomes(given: dict[str, Any], arm: Arm, record: RequestRecord, values: dict[str, Any]) -> list[Outcome]:
-    """Return how the arm did, and with ``--compare`` how both did, as a pair.
+    """Return the outcome of the arm, or with ``--compare`` those of both arms as a pair.
 
     Args:
         given: the command's options.
         arm: that answered.
         record: of the request.
-        values: the report.
+        values: plain values of the report.
     """
     same: dict[str, Any] = {
         "test_id": given["experiment"],

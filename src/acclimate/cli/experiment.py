@@ -1,4 +1,4 @@
-"""``acclimate experiment``: compare two ways of answering, honestly."""
+"""``acclimate experiment``: create, list, stop and report experiments with two arms."""
 
 from __future__ import annotations
 
@@ -9,49 +9,51 @@ import click
 
 from acclimate.cli import store_options
 from acclimate.cli.terminal import reports_input_errors
-from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError
 
 
-@click.group("experiment", short_help="Compare two ways of answering on real requests.")
+@click.group("experiment", short_help="Compare two ways of answering on live requests.")
 def experiment_group() -> None:
-    """Compare two ways of answering on real requests.
+    """Compare two ways of answering on live requests.
 
-    acclimate ask --experiment NAME gives every request (or user) its arm; quality comes from --expected, or from
-    acclimate feedback.
+    acclimate ask --experiment NAME assigns every request (or user) to an arm; the quality of an answer comes from
+    --expected, or from acclimate feedback.
     """
 
 
-@experiment_group.command("create", short_help="Write down an experiment before its first request.")
+@experiment_group.command("create", short_help="Store the design of an experiment.")
 @click.argument("name")
-@click.option("--control", default="ICL", show_default=True, help="Name of the first arm.")
-@click.option("--treatment", default="TTT", show_default=True, help="Name of the second arm.")
+@click.option("--control", default="ICL", show_default=True, help="Name of the control arm.")
+@click.option("--treatment", default="TTT", show_default=True, help="Name of the treatment arm.")
 @click.option(
-    "--control-setting", multiple=True, metavar="NAME=VALUE", help="Of the first arm.  [default: policy=never]"
+    "--control-setting", multiple=True, metavar="NAME=VALUE", help="Option for control.  [default: policy=never]"
 )
 @click.option(
-    "--treatment-setting", multiple=True, metavar="NAME=VALUE", help="Of the second arm.  [default: policy=gate]"
+    "--treatment-setting",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Option for treatment.  [default: policy=gate]",
 )
 @click.option(
     "--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.5, show_default=True,
-    help="Of requests that get the second arm.",
+    help="Share of requests that get the treatment arm.",
 )  # fmt: skip
 @click.option(
     "--assign-by",
     type=click.Choice(["request", "user"]),
     default="request",
     show_default=True,
-    help="What gets an arm.",
+    help="What is assigned to an arm.",
 )
 @click.option(
     "--design", type=click.Choice(["sequential", "fixed"]), default="sequential", show_default=True,
-    help="May be looked at at any time, or says nothing before its horizon.",
+    help="Valid whenever it is looked at, or a test at a fixed horizon.",
 )  # fmt: skip
-@click.option("--horizon", type=click.IntRange(4), help="Judged requests (users) of a fixed design.")
+@click.option("--horizon", type=click.IntRange(4), help="Number of judged requests (users) of a fixed design.")
 @store_options.database
 @reports_input_errors
 def create_command(name: str, **given: Any) -> None:
-    """Write down the experiment NAME."""
+    """Store the design of the experiment NAME, before its first request."""
     from acclimate.cli.asked_experiments import check_settings
     from acclimate.monitoring.experiments import Arm, Experiment, create
 
@@ -69,30 +71,30 @@ def create_command(name: str, **given: Any) -> None:
     click.echo(f"experiment {name}: {arms[0].name} against {arms[1].name}, {experiment.design}")
 
 
-@experiment_group.command("status", short_help="List experiments and where they stand.")
+@experiment_group.command("status", short_help="List experiments with their results so far.")
 @click.argument("name", required=False)
 @store_options.database
 @reports_input_errors
 def status_command(name: str | None, **given: Any) -> None:
-    """Say in a line where NAME, or every experiment, stands."""
+    """Show the result so far of NAME, or of every experiment, in one line each."""
     from acclimate.monitoring.experiments import get, list_experiments, report
 
     with store_options.opened(given) as store:
         experiments = [get(store, name)] if name else list_experiments(store)
         if not experiments:
-            click.echo("no experiments; acclimate experiment create makes one")
+            click.echo("no experiments; create one by acclimate experiment create")
         for experiment in experiments:
             found = report(store, experiment.name)
             state = "running" if experiment.stopped_at is None else "stopped"
             click.echo(f"{experiment.name}: {state}, {found.effect.count} judged; {found.verdict}")
 
 
-@experiment_group.command("stop", short_help="End an experiment; its outcomes are kept.")
+@experiment_group.command("stop", short_help="Stop an experiment; its outcomes are kept.")
 @click.argument("name")
 @store_options.database
 @reports_input_errors
 def stop_command(name: str, **given: Any) -> None:
-    """End the experiment NAME."""
+    """Stop the experiment NAME: no request is assigned to it any more."""
     from acclimate.monitoring.experiments import stop
 
     with store_options.opened(given) as store:
@@ -106,8 +108,9 @@ def stop_command(name: str, **given: Any) -> None:
 @store_options.database
 @reports_input_errors
 def report_command(name: str, *, as_json: bool, **given: Any) -> None:
-    """Report what the experiment NAME shows."""
+    """Report the result of the experiment NAME so far."""
     from acclimate.monitoring.experiments import report
+    from acclimate.monitoring.jsonable import to_jsonable
     from acclimate.monitoring.reports import experiment_lines
 
     with store_options.opened(given) as store:

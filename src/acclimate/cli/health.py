@@ -1,4 +1,4 @@
-"""``acclimate health``: whether every indicator is where it should be."""
+"""``acclimate health``: the indicators against their alert bounds, and alerts to those who are to get them."""
 
 from __future__ import annotations
 
@@ -21,37 +21,46 @@ if TYPE_CHECKING:
 
 @click.command("health", short_help="Check every indicator: exit 0 healthy, 1 alerts, 2 cannot tell.")
 @store_options.database
-@click.option("--hours", type=click.FloatRange(0, min_open=True), default=24.0, show_default=True, help="Looked back.")
+@click.option(
+    "--hours",
+    type=click.FloatRange(0, min_open=True),
+    default=24.0,
+    show_default=True,
+    help="Length of the window that ends now.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--watch", type=click.FloatRange(1), metavar="SECONDS", help="Check again and again; alert on changes.")
-@click.option("--webhook", help="Post alerts here; signed with $ACCLIMATE_WEBHOOK_SECRET where it is set.")
-@click.option("--email", multiple=True, metavar="ADDRESS", help="Mail alerts here; may be repeated.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    help="Check every SECONDS; alert when the set of alerting indicators changes.",
+)
+@click.option("--webhook", help="Post alerts to this URL; signed with $ACCLIMATE_WEBHOOK_SECRET where it is set.")
+@click.option("--email", multiple=True, metavar="ADDRESS", help="Mail alerts to this address; may be repeated.")
 @click.option("--smtp", default="localhost:25", show_default=True, metavar="HOST:PORT", help="The mail server.")
-@click.option("--smtp-user", help="Log in there; the password is in $ACCLIMATE_SMTP_PASSWORD.")
-@click.option("--smtp-starttls", is_flag=True, help="Encrypt the connection to it.")
-@click.option("--sender", default="acclimate@localhost", show_default=True, help="Of the mails.")
+@click.option("--smtp-user", help="User of the mail server; the password is in $ACCLIMATE_SMTP_PASSWORD.")
+@click.option("--smtp-starttls", is_flag=True, help="Encrypt the connection to the mail server.")
+@click.option("--sender", default="acclimate@localhost", show_default=True, help="Sender of the mails.")
 @click.option("--command", "program", help="Run this program with the alert as JSON on its standard input.")
 @reports_input_errors
 def health_command(**given: Any) -> None:
     """Check the key performance indicators.
 
-    An indicator alerts when its whole 95 % interval lies beyond its threshold. Alerts go to standard error, and to
-    the webhook, the addresses and the program that are given. Exit code 0: healthy; 1: alerts; 2: it cannot be told,
-    because the store cannot be read or nothing has enough observations.
+    An indicator alerts when its whole 95 % interval lies beyond its alert bound. Alerts go to standard error, and to
+    the webhook, the addresses and the program that are given. Exit code 0: healthy; 1: alerts; 2: cannot tell, because
+    the store cannot be read or no indicator has enough observations.
     """
     set_up_logging(verbose=False)
     channels = _channels(given)
-    told: list[str] | None = None
+    # The alerting indicators of the last alert that was delivered, or of the last check without any.
+    delivered: list[str] | None = None
     while True:
         health = _checked(given)
         if health is not None:
             _show(health, as_json=given["as_json"])
-        alerts = [] if health is None else health.alerts
-        names = [_name(line) for line in alerts]
-        delivered = names == told or not alerts or _tell(alerts, health, channels)
-        if health is not None:
-            # What did not arrive is told again.
-            told = names if delivered else None
+            unchanged = health.alerting == delivered
+            # An alert that a channel did not accept is repeated after the next check.
+            delivered = health.alerting if unchanged or not health.alerting or _alert(health, channels) else None
         if given["watch"] is None:
             raise SystemExit(2 if health is None else health.exit_code)
         time.sleep(given["watch"])
@@ -76,28 +85,24 @@ def _show(health: Health, *, as_json: bool) -> None:
         return
     click.echo(health.verdict)
     for measured in health.measurements.values():
-        click.echo(f"  {measured.stated}")
+        click.echo(f"  {measured.line_with_state}")
     for line in count_lines(health.counts):
         click.echo(f"  {line}")
     if health.lost_rows:
         click.echo(f"  note: {health.lost_rows} rows of metrics were lost")
 
 
-def _tell(alerts: list[str], health: Health | None, channels: list[Channel]) -> bool:
-    """Tell everybody; say whether it arrived everywhere."""
+def _alert(health: Health, channels: list[Channel]) -> bool:
+    """Send the alerts through every channel; return whether all of them accepted."""
     from acclimate.monitoring.alerts import Alert, deliver
 
-    for line in alerts:
+    for line in health.alerts:
         click.echo(f"ALERT {line}", err=True)
-    details = {} if health is None else health.to_dict()
-    failures = deliver(Alert(title=f"acclimate: {len(alerts)} alerts", lines=alerts, details=details), channels)
+    title = f"acclimate: {len(health.alerts)} alerts"
+    failures = deliver(Alert(title=title, lines=health.alerts, details=health.to_dict()), channels)
     for failure in failures:
         click.echo(f"Warning: {failure}", err=True)
     return not failures
-
-
-def _name(line: str) -> str:
-    return line.split(":", 1)[0]
 
 
 def _channels(given: dict[str, Any]) -> list[Channel]:

@@ -1,9 +1,8 @@
-"""``acclimate analyze``, ``report``, ``metrics``, ``feedback``, ``audit`` and ``maintain``: what the store holds."""
+"""``acclimate analyze``, ``report``, ``metrics``, ``feedback``, ``audit`` and ``maintain``: commands on the store."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +10,44 @@ import click
 
 from acclimate.cli import store_options
 from acclimate.cli.terminal import reports_input_errors
-from acclimate.core.report import to_jsonable
 from acclimate.errors import StoreError
 
 _DAYS = click.option(
-    "--days", type=click.FloatRange(0, min_open=True), default=7.0, show_default=True, help="Looked back."
+    "--days",
+    type=click.FloatRange(0, min_open=True),
+    default=7.0,
+    show_default=True,
+    help="Length of the window that ends now.",
 )
 
 
 @click.command("analyze", short_help="How attempts are going, and with --suggest what to change.")
 @click.option(
-    "--suggest", "with_suggestions", is_flag=True, help="Say what to change, from what evidence, to what effect."
+    "--suggest", "with_suggestions", is_flag=True, help="Suggest changes, with their evidence and expected effect."
 )
 @_DAYS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @store_options.database
 @reports_input_errors
 def analyze_command(*, with_suggestions: bool, days: float, as_json: bool, **given: Any) -> None:
-    """Show attempts by day and kind of task, their trend, and what to change."""
+    """Show attempts by day and by kind of task, every indicator by day, the trend of success, and suggestions."""
     from acclimate.monitoring import Window, suggest
+    from acclimate.monitoring.jsonable import to_jsonable
     from acclimate.monitoring.reports import suggestion_lines
-    from acclimate.monitoring.trends import performance_trends
+    from acclimate.monitoring.trends import indicators_by_day, performance_trends
 
     window = Window.last(days=days)
     with store_options.opened(given) as store:
         with store.reading() as connection:
             trends = performance_trends(connection, window)
+        indicators = indicators_by_day(store, window)
         suggestions = suggest(store, window) if with_suggestions else []
     if as_json:
-        click.echo(json.dumps({**trends, "suggestions": [asdict(s) for s in suggestions]}, indent=2))
+        by_day = {
+            name: {date: measured.estimate for date, measured in days.items()} for name, days in indicators.items()
+        }
+        values = {**trends, "indicators_by_day": by_day, "suggestions": suggestions}
+        click.echo(json.dumps(to_jsonable(values), indent=2))
         return
     for name, key in (("daily_performance", "date"), ("task_type_performance", "task_type")):
         for row in trends[name]:
@@ -47,9 +55,13 @@ def analyze_command(*, with_suggestions: bool, days: float, as_json: bool, **giv
                 f"{row[key] or 'unknown'}: {row['total_attempts']} attempts, {row['successful']} adapted, "
                 f"{row['declined']} declined, {row['fallback']} failed"
             )
+    for name, days_of in indicators.items():
+        shown = [f"{date} {m.kpi.unit.shown(m.estimate.value)}" for date, m in days_of.items() if m.estimate]
+        if shown:
+            click.echo(f"{name}: {', '.join(shown)}")
     click.echo(f"trend of success: {trends['trend']}")
     if with_suggestions and not suggestions:
-        click.echo("nothing to change: no indicator is beyond its threshold, or there are too few observations to say")
+        click.echo("nothing to change: no indicator is beyond its alert bound, or there are too few observations")
     for suggestion in suggestions:
         click.echo("\n" + "\n".join(suggestion_lines(suggestion)))
 
@@ -78,9 +90,9 @@ def report_command(period: Any, output: Path | None, **given: Any) -> None:
     click.echo(f"report: {output}", err=True)
 
 
-@click.group("metrics", short_help="Export what was recorded, or label it.")
+@click.group("metrics", short_help="Export recorded attempts, or label requests.")
 def metrics_group() -> None:
-    """Export what was recorded, or label it."""
+    """Export recorded attempts, or label requests."""
 
 
 @metrics_group.command("export", short_help="Write JSON, CSV or Parquet.")
@@ -98,38 +110,43 @@ def export_command(output: Path, days: float, **given: Any) -> None:
     click.echo(f"{count} attempts written to {output}", err=True)
 
 
-@metrics_group.command("label", short_help="Say which pattern a request really had.")
+@metrics_group.command("label", short_help="Record the true pattern of a request.")
 @click.argument("request_id")
 @click.argument("pattern")
 @store_options.database
 @reports_input_errors
 def label_command(request_id: str, pattern: str, **given: Any) -> None:
-    """Record that REQUEST_ID really had PATTERN (none: no pattern), from which detection's accuracy is measured."""
+    """Label REQUEST_ID with its true PATTERN (none: no pattern); the accuracy of detection is measured on labels."""
     from acclimate.monitoring.store import NO_PATTERN
 
     with store_options.opened(given) as store:
         store.label_pattern(request_id, None if pattern == NO_PATTERN else pattern)
 
 
-@click.command("feedback", short_help="Record what a user thought of an answer.")
+@click.command("feedback", short_help="Record a user's rating of an answer.")
 @click.argument("request_id")
 @click.argument("rating", type=click.FloatRange(1, 5))
 @store_options.database
 @reports_input_errors
 def feedback_command(request_id: str, rating: float, **given: Any) -> None:
-    """Record RATING, 1 (useless) to 5 (just right), for the answer of REQUEST_ID; it enters its experiments."""
+    """Record RATING, 1 (useless) to 5 (exactly right), for the answer of REQUEST_ID and its experiment outcomes."""
     with store_options.opened(given) as store:
         store.add_feedback(request_id, rating)
 
 
-@click.command("audit", short_help="Show the audit log, or check that nothing in it was changed.")
-@click.option("--verify", "verifies", is_flag=True, help="Check the chain of entries; exit code 1 where it is broken.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Entries shown, the newest first.")
+@click.command("audit", short_help="Show the audit log, or verify it.")
+@click.option(
+    "--verify", "verifies", is_flag=True, help="Verify the hash chain of entries; exit code 1 where it is broken."
+)
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Number of entries shown, the newest first."
+)
 @store_options.database
 @reports_input_errors
 def audit_command(*, verifies: bool, limit: int, **given: Any) -> None:
-    """Show who adapted what, when, with which settings, and what came of it."""
+    """Show who adapted what, when, with which settings, and with which outcome."""
     from acclimate.monitoring import audit
+    from acclimate.monitoring.jsonable import to_jsonable
 
     with store_options.opened(given) as store, store.reading() as connection:
         if verifies:
@@ -142,22 +159,26 @@ def audit_command(*, verifies: bool, limit: int, **given: Any) -> None:
             click.echo(json.dumps(to_jsonable(entry)))
 
 
-@click.command("maintain", short_help="Delete what is old, and give its space back.")
+@click.command("maintain", short_help="Delete old rows, and compact the database.")
 @click.option(
-    "--keep-days", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Of metrics."
+    "--keep-days",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Keep metrics for this long.",
 )
 @click.option(
     "--keep-audit-days",
     type=click.FloatRange(0, min_open=True),
     default=365.0,
     show_default=True,
-    help="Of the audit log.",
+    help="Keep the audit log for this long.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--dry-run", is_flag=True, help="Only show how many rows would be deleted.")
 @store_options.database
 @reports_input_errors
 def maintain_command(*, keep_days: float, keep_audit_days: float, dry_run: bool, **given: Any) -> None:
-    """Delete metrics older than --keep-days, and say what was deleted."""
+    """Delete metrics older than --keep-days, and show how many rows were deleted."""
     from acclimate.monitoring import maintain
 
     with store_options.opened(given) as store:

@@ -1,4 +1,4 @@
-"""The metrics store at the command line: which one, and what is recorded there."""
+"""Options that choose the metrics store, and the recording of a command's requests in it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,15 @@ def database(command: Command) -> Command:
 
 
 def recording(command: Command) -> Command:
-    """Add the options of commands that leave a row in the store."""
+    """Add the options of commands that write rows to the store."""
     for option in (
-        click.option("--user", help="Who asks, for the audit log.  [default: the system's user]"),
         click.option(
-            "--session", envvar="ACCLIMATE_SESSION", help="Groups requests in the metrics.  [default: a new one]"
+            "--user", help="Name of the user, for the audit log and experiments.  [default: the system's user]"
+        ),
+        click.option(
+            "--session",
+            envvar="ACCLIMATE_SESSION",
+            help="Name that groups requests in the metrics.  [default: a new one]",
         ),
         click.option("--record/--no-record", default=True, show_default=True, help="Write a row to the metrics store."),
         database,
@@ -44,7 +48,7 @@ def recording(command: Command) -> Command:
 
 
 def actor(given: dict[str, Any]) -> str:
-    """Return who asks."""
+    """Return the name of the user."""
     if given.get("user"):
         return str(given["user"])
     try:
@@ -54,13 +58,13 @@ def actor(given: dict[str, Any]) -> str:
 
 
 def session(given: dict[str, Any]) -> str:
-    """Return the session of this command."""
+    """Return the name of this command's session."""
     return str(given.get("session") or uuid4().hex)
 
 
 @contextmanager
 def opened(given: dict[str, Any], *, must_exist: bool = True, **settings: Any) -> Iterator[Store]:
-    """Open the store for a command that reads it, or maintains it."""
+    """Open the store for a command that reads or maintains it."""
     from acclimate.monitoring import Store
 
     with Store(given["db"], must_exist=must_exist, **settings) as store:
@@ -68,7 +72,7 @@ def opened(given: dict[str, Any], *, must_exist: bool = True, **settings: Any) -
 
 
 def record(given: dict[str, Any], *records: RequestRecord | Outcome, keep_content: bool = False) -> bool:
-    """Write rows to the store; where that fails the command goes on, and says so."""
+    """Write rows to the store and return whether all were written; a failure is a warning, not an error."""
     if not given["record"]:
         return False
     from acclimate.monitoring import Store

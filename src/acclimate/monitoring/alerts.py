@@ -1,4 +1,4 @@
-"""Ways in which an alert reaches somebody: a webhook, an e-mail, a command."""
+"""Alerts, and the channels that deliver them: a webhook, an e-mail, a command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would arrive as a GET without its body: better a failure that names the code."""
+    """Follows no redirect: a redirected POST would arrive as a GET without its body. It fails with its code instead."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
@@ -41,12 +41,12 @@ _OPENER: Final = urllib.request.build_opener(_NoRedirect)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """What is wrong.
+    """A message that indicators are beyond their bounds.
 
     Attributes:
-        title: in a few words.
+        title: a short summary.
         lines: one for each indicator.
-        details: plain values.
+        details: plain values for programs.
     """
 
     title: str
@@ -55,27 +55,27 @@ class Alert:
 
     @property
     def text(self) -> str:
-        """The alert for people."""
+        """The alert as the body of an e-mail."""
         return "\n".join((self.title, "", *self.lines, ""))
 
 
 class Channel(Protocol):
-    """A way to send alerts."""
+    """Sends alerts to a receiver."""
 
     @property
     def name(self) -> str:
-        """What the channel is, for messages."""
+        """Names the receiver in messages; without passwords or tokens."""
 
     def send(self, alert: Alert) -> None:
         """Send an alert.
 
         Raises:
-            DeliveryError: it did not arrive.
+            DeliveryError: the receiver did not accept it.
         """
 
 
 def deliver(alert: Alert, channels: Sequence[Channel]) -> list[str]:
-    """Send an alert through every channel and return what went wrong, one line each; it is logged too."""
+    """Send an alert through every channel; log and return one line for each that failed."""
     failures = []
     for channel in channels:
         try:
@@ -90,19 +90,19 @@ def deliver(alert: Alert, channels: Sequence[Channel]) -> list[str]:
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
-    """Return the signature of a webhook: HMAC-SHA256 of ``timestamp.body``; the receiver computes the same."""
+    """Return the signature of a webhook request: the HMAC-SHA256 of ``timestamp.body`` under the shared secret."""
     return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """Posts alerts as JSON; tries again with growing pauses where the receiver is busy or away.
+    """Posts alerts as JSON; retries with exponentially growing pauses where the receiver is busy or unreachable.
 
     Attributes:
         url: of the receiver.
-        secret: shared with the receiver; None does not sign.
-        tries: at the most.
-        first_pause_s: before the second try; it doubles.
+        secret: shared with the receiver; None sends no signature.
+        tries: at most.
+        first_pause_s: before the second try; every further pause is twice as long.
 
     Raises:
         ConfigError: the URL is not http or https.
@@ -123,7 +123,7 @@ class Webhook:
 
     @property
     def name(self) -> str:
-        """The receiver, without what its address may hold of secrets."""
+        """The host of the receiver; the rest of the URL may contain a token."""
         return f"webhook {urlsplit(self.url).hostname}"
 
     def send(self, alert: Alert) -> None:
@@ -162,8 +162,8 @@ class Email:
     Attributes:
         host, port: of the mail server.
         sender, recipients: addresses.
-        user, password: to log in with; None does not.
-        starttls: encrypt the connection before anything is said.
+        user, password: to log in with; None does not log in.
+        starttls: encrypt the connection before logging in.
     """
 
     host: str
@@ -183,7 +183,7 @@ class Email:
 
     @property
     def name(self) -> str:
-        """The server."""
+        """The mail server."""
         return f"mail server {self.host}:{self.port}"
 
     def send(self, alert: Alert) -> None:
@@ -208,7 +208,7 @@ class Command:
 
     Attributes:
         arguments: the program and its arguments; no shell is involved.
-        timeout_s: after which it is ended.
+        timeout_s: after which it is terminated.
     """
 
     arguments: Sequence[str]
@@ -227,7 +227,7 @@ class Command:
         """Run the program; see :class:`Channel`."""
         content = json.dumps({"title": alert.title, "alerts": list(alert.lines), "details": dict(alert.details)})
         try:
-            done = subprocess.run(  # noqa: S603  the operator's own program
+            done = subprocess.run(  # noqa: S603  the program that the caller named
                 list(self.arguments), input=content, text=True, capture_output=True, timeout=self.timeout_s, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:

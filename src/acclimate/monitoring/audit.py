@@ -1,7 +1,7 @@
-"""An append-only log of every adaptation: who, when, with which settings, what came of it. Never content.
+"""The audit log, append-only: who adapted what, when, with which settings, and with which outcome; never content.
 
-Each entry holds the hash of the one before it, so that an entry that was changed or taken out shows. The database
-refuses updates and deletions; retention alone removes the oldest entries, and says so in an entry of its own.
+Each entry holds the hash of the entry before it, so that a changed or removed entry is detected. The database refuses
+updates and deletions. Only retention removes entries, the oldest first, and appends an entry that records it.
 """
 
 from __future__ import annotations
@@ -10,32 +10,46 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from acclimate.monitoring.schema import audit_log, audit_retention, timestamp_of
 
-#: What the first entry says came before it.
+#: The ``previous_hash`` of the first entry.
 FIRST: Final = "0" * 64
+#: The action of the entry that retention appends.
 RETENTION: Final = "audit retention"
 _HASHED: Final = ("timestamp", "actor", "action", "subject", "settings", "outcome", "previous_hash")
-#: Key of PostgreSQL's advisory lock: one entry is appended at a time.
+#: Key of the PostgreSQL advisory lock under which one entry is appended at a time.
 _LOCK: Final = 7_411_280
+
+FaultCode = Literal["changed", "missing_before", "broken_chain"]
+_FAULTS: Final[Mapping[FaultCode, str]] = {
+    "changed": "was changed after it was written",
+    "missing_before": "entries before it are missing, and no retention entry accounts for them",
+    "broken_chain": "does not follow the entry before it",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An entry that is not what was written.
+    """A fault in the log.
 
     Attributes:
-        entry: its number.
-        what: is wrong.
+        entry: the number of the entry.
+        code: ``changed``: the entry does not match its own hash; ``missing_before``: the first entry refers to an
+            earlier one that no retention removed; ``broken_chain``: it does not refer to the entry before it.
     """
 
     entry: int
-    what: str
+    code: FaultCode
+
+    @property
+    def what(self) -> str:
+        """The fault in words."""
+        return _FAULTS[self.code]
 
 
 def append(
@@ -48,18 +62,18 @@ def append(
     subject: str | None = None,
     moment: str | None = None,
 ) -> None:
-    """Append an entry, inside the transaction of what it tells of.
+    """Append an entry, in the same transaction as the rows that it describes.
 
     Args:
-        connection: inside a transaction that writes.
-        actor: who.
+        connection: in a transaction that writes.
+        actor: who did it.
         action: what was done.
-        settings: plain values; give no text of requests.
-        outcome: what came of it.
+        settings: plain values; never text of requests.
+        outcome: its result.
         subject: the request it belongs to.
-        moment: when, as the store writes times.
+        moment: when, as the store writes times; None for now.
     """
-    _take_turns(connection)
+    _lock_log(connection)
     last = sa.select(audit_log.c.entry_hash).order_by(audit_log.c.id.desc()).limit(1)
     entry = {
         "timestamp": moment or timestamp_of(),
@@ -74,16 +88,16 @@ def append(
 
 
 def verify(connection: Connection) -> Iterator[Fault]:
-    """Yield every entry that was changed, and every place where entries are missing."""
+    """Yield every fault: entries that were changed, and places where entries are missing."""
     expected: str | None = None
     for row in connection.execute(sa.select(audit_log).order_by(audit_log.c.id)).mappings():
         entry = {name: row[name] for name in _HASHED}
         if _digest(entry) != row["entry_hash"]:
-            yield Fault(row["id"], "was changed after it was written")
+            yield Fault(row["id"], "changed")
         if expected is None and row["previous_hash"] != FIRST and not _was_retained(connection, row["previous_hash"]):
-            yield Fault(row["id"], "entries before it are missing, and no retention tells of them")
+            yield Fault(row["id"], "missing_before")
         if expected is not None and row["previous_hash"] != expected:
-            yield Fault(row["id"], "does not follow the entry before it")
+            yield Fault(row["id"], "broken_chain")
         expected = row["entry_hash"]
 
 
@@ -94,14 +108,14 @@ def entries(connection: Connection, *, limit: int = 50) -> list[dict[str, Any]]:
 
 
 def remove_before(connection: Connection, cutoff: str, *, actor: str) -> int:
-    """Remove the entries from before ``cutoff``, append one that says so, and return how many they were."""
-    _take_turns(connection)
+    """Remove the entries older than ``cutoff``, append one that records it, and return how many were removed."""
+    _lock_log(connection)
     oldest_kept = sa.select(sa.func.min(audit_log.c.id)).where(audit_log.c.timestamp >= cutoff)
     boundary = connection.execute(oldest_kept).scalar()
-    # Only a run from the beginning may go: what is left must stay a chain.
-    gone = sa.true() if boundary is None else audit_log.c.id < boundary
+    # Only a run of entries from the beginning is removed: the rest must stay a chain.
+    old = sa.true() if boundary is None else audit_log.c.id < boundary
     last = connection.execute(
-        sa.select(audit_log.c.entry_hash).where(gone).order_by(audit_log.c.id.desc()).limit(1)
+        sa.select(audit_log.c.entry_hash).where(old).order_by(audit_log.c.id.desc()).limit(1)
     ).scalar()
     if last is None:
         return 0
@@ -114,8 +128,8 @@ def remove_before(connection: Connection, cutoff: str, *, actor: str) -> int:
     return removed
 
 
-def _take_turns(connection: Connection) -> None:
-    # SQLite's transactions that write exclude each other anyway.
+def _lock_log(connection: Connection) -> None:
+    # In SQLite there is only one transaction that writes at any time.
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 

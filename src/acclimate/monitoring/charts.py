@@ -1,4 +1,4 @@
-"""Charts as SVG text, to stand inside a page."""
+"""Charts as SVG elements for HTML pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-#: Okabe and Ito's palette, which colour-blind people can tell apart.
+#: From the palette of Okabe and Ito, which colour-blind people can tell apart.
 COLOURS: Final[Mapping[str, str]] = {
     "adapted": "#009E73",
     "declined": "#56B4E9",
@@ -18,12 +18,12 @@ COLOURS: Final[Mapping[str, str]] = {
 
 
 def stacked_days(days: Sequence[str], counts: Mapping[str, Sequence[int]], title: str) -> str:
-    """Return bars by day, one colour for each status.
+    """Return stacked bars, one for each day, with one colour for each status.
 
     Args:
         days: ISO dates, in order.
         counts: by status, one for each day.
-        title: above it.
+        title: of the chart.
     """
     figure, axes = _figure(title)
     bottom = [0] * len(days)
@@ -40,19 +40,19 @@ def stacked_days(days: Sequence[str], counts: Mapping[str, Sequence[int]], title
 
 
 def histogram(values: Sequence[float], title: str, label: str, *, marks: Mapping[str, float] | None = None) -> str:
-    """Return how often values occur, with vertical lines at ``marks``.
+    """Return a histogram with vertical lines at ``marks``.
 
     Args:
-        values: to count; without any the chart says so.
-        title: above it.
-        label: under the axis.
-        marks: by their name.
+        values: to count; without any the chart reads "nothing recorded".
+        title: of the chart.
+        label: of the horizontal axis.
+        marks: positions of the lines, by their name.
     """
     figure, axes = _figure(title)
     if values:
         axes.hist(values, bins=min(30, max(5, len(values) // 4)), color="#0072B2")
         for number, (name, value) in enumerate((marks or {}).items()):
-            axes.axvline(value, color="#D55E00", linestyle=("-", "--", ":")[number % 3], label=name)
+            axes.axvline(value, color="#D55E00", linestyle=("-", "--", ":", "-.")[number % 4], label=name)
         if marks:
             axes.legend(frameon=False)
         axes.set_ylabel("requests")
@@ -80,10 +80,10 @@ def _svg(figure: Any) -> str:
     import matplotlib as mpl
 
     written = io.StringIO()
-    # Text stays text, and the same data gives the same file.
+    # Text stays text instead of outlines, and the same data gives the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "acclimate"}):
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<\?xml.*?<svg", "<svg", written.getvalue(), count=1, flags=re.DOTALL)
-    # Charts stand on one page, where every identifier may occur once.
+    # On a page with several charts every identifier may occur only once.
     own = hashlib.sha256(svg.encode()).hexdigest()[:8]
     return re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>c{own}-", svg)

@@ -1,4 +1,4 @@
-"""Where the store's tables are: SQLite by default, PostgreSQL by URL; opened, and brought up to date."""
+"""The database of the store: SQLite by default, PostgreSQL by URL; connections, transactions and upgrades."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from acclimate.monitoring.schema import HEAD
 DEFAULT_DATABASE: Final = Path("logs/ttt_metrics.db")
 DATABASE_VARIABLE: Final = "ACCLIMATE_DB_URL"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
-#: Key of PostgreSQL's advisory lock under which tables are made.
+#: Key of the PostgreSQL advisory lock under which tables are made.
 _MIGRATION_LOCK: Final = 7_411_279
+#: For how long SQLite waits for another connection's lock before it reports an error.
 BUSY_TIMEOUT_S: Final = 5.0
 
 
@@ -64,13 +65,13 @@ def make_engine(url: sa.URL) -> Engine:
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: Any) -> None:
-        # SQLAlchemy begins transactions itself, so that reads do not wait for a writer and writes lock at once.
+        # The listener below begins transactions: reads do not wait for a writer, and writes take their lock at once.
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
-        # A committed row survives a power cut, not only a crash of the process.
+        # A committed row survives a power failure, not only a crash of the process.
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
-        # Deleted rows are overwritten: what retention deletes is gone.
+        # Deleted rows are overwritten, so that they cannot be recovered from the file.
         connection.execute("PRAGMA secure_delete=ON")
 
     @sa.event.listens_for(engine, "begin")
@@ -89,7 +90,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def upgrade(engine: Engine, revision: str = HEAD) -> None:
-    """Bring the tables to ``revision``; a database of another reader of the guidelines' schema is taken over.
+    """Upgrade the tables to ``revision``; a database that has only the deployment guidelines' tables is taken over.
 
     Raises:
         StoreError: the database cannot be opened, or was written by a newer version.
@@ -98,7 +99,7 @@ def upgrade(engine: Engine, revision: str = HEAD) -> None:
         with engine.connect() as connection:
             if _revision(connection) == revision:
                 return
-        # One transaction for all: where two processes start together, the second finds the work done.
+        # One transaction for everything: of two processes that start together, the second finds the tables upgraded.
         with writing(engine) as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
@@ -114,7 +115,7 @@ def upgrade(engine: Engine, revision: str = HEAD) -> None:
 
 
 def reason_of(error: SQLAlchemyError) -> str:
-    """Return what the database driver said, in one line."""
+    """Return the first line of the database driver's message."""
     return first_line(error.orig) if isinstance(error, DBAPIError) and error.orig is not None else first_line(error)
 
 
@@ -126,7 +127,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _migrate(connection: Connection, revision: str, found: str | None) -> None:
-    # Imported here: most starts find the tables up to date.
+    # Imported here: it takes 0.4 CPU seconds, and most starts find the tables up to date.
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError

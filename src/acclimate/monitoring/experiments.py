@@ -1,4 +1,4 @@
-"""Experiments between two ways of answering: who gets which, and what came of it."""
+"""Experiments: two arms, an assignment of requests or users to them, and the comparison of their outcomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sqlalchemy import Connection
 
 from acclimate.errors import ConfigError, StoreError
 from acclimate.monitoring.intervals import Estimate, mean
-from acclimate.monitoring.measurement import Window
 from acclimate.monitoring.schema import experiments, timestamp_of, ttt_ab_tests
 from acclimate.monitoring.sequential import (
     Comparison,
@@ -24,21 +23,23 @@ from acclimate.monitoring.sequential import (
     weighted_differences,
 )
 from acclimate.monitoring.store import Store
+from acclimate.monitoring.window import Window
 
 Design = Literal["sequential", "fixed"]
 AssignedBy = Literal["request", "user"]
-#: Below this the counts of the arms cannot be chance.
+Conclusion = Literal["mismatch", "too_early", "no_difference", "no_difference_yet", "better", "worse"]
+#: Below this p value the counts of the arms are taken for a broken assignment.
 MISMATCH_LEVEL: Final = 0.001
 _NAME: Final = re.compile(r"[\w.-]{1,80}")
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way of answering.
+    """One arm of an experiment: a way of answering.
 
     Attributes:
-        name: as outcomes name it, such as ``ICL``.
-        weight: share of requests.
+        name: the ``method`` of its outcomes, such as ``ICL``.
+        weight: probability that a request or a user is assigned to it.
         settings: that the arm answers with, such as ``{"policy": "never"}``.
     """
 
@@ -49,14 +50,14 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """What was decided before the first request.
+    """The design of an experiment, fixed before the first request.
 
     Attributes:
         name: of the experiment, the ``test_id`` of its outcomes.
-        arms: control first.
-        assigned_by: every request by itself, or every user once.
-        design: ``sequential`` may be looked at at any time; ``fixed`` says nothing before its horizon.
-        horizon: requests (users) of a fixed design.
+        arms: the control and the treatment.
+        assigned_by: ``request`` assigns every request by itself, ``user`` all requests of a user together.
+        design: ``sequential`` has a valid result at any time; ``fixed`` has one at its horizon.
+        horizon: judged requests (users) of a fixed design.
         created_at, stopped_at: times, as the store writes them.
 
     Raises:
@@ -90,17 +91,17 @@ class Experiment:
             )
 
     def arm_for(self, unit: str) -> Arm:
-        """Return the arm of a request or user: always the same one, and independent between experiments."""
+        """Return the arm of a request or user: always the same one, and independent of other experiments."""
         digest = hashlib.sha256(f"{self.name}\0{self.created_at}\0{unit}".encode()).digest()
         share = int.from_bytes(digest[:8], "big") / 2**64
         return self.arms[0] if share < self.arms[0].weight else self.arms[1]
 
 
 def create(store: Store, experiment: Experiment) -> None:
-    """Write an experiment down.
+    """Store a new experiment.
 
     Raises:
-        ConfigError: there is one of that name.
+        ConfigError: there is one of that name already.
     """
     design = asdict(experiment)
     with store.writing() as connection:
@@ -114,7 +115,7 @@ def create(store: Store, experiment: Experiment) -> None:
 
 
 def stop(store: Store, name: str) -> Experiment:
-    """End an experiment: no request is assigned to it any more, and its outcomes are kept.
+    """Stop an experiment: no request is assigned to it any more; its outcomes are kept.
 
     Raises:
         StoreError: there is none of that name.
@@ -151,13 +152,13 @@ def list_experiments(store: Store) -> list[Experiment]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:
-    """How one arm did.
+    """The outcomes of one arm.
 
     Attributes:
         name: of the arm.
-        outcomes: requests with it; ``judged``: those whose quality is known.
-        quality: mean, 0 to 1.
-        seconds: mean of a request.
+        outcomes: how many; ``judged``: those whose quality is known.
+        quality: their mean quality, 0 to 1.
+        seconds: mean seconds of a request.
     """
 
     name: str
@@ -169,16 +170,18 @@ class ArmSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentReport:
-    """What an experiment shows so far.
+    """The result of an experiment so far.
 
     Attributes:
         experiment: its design.
-        arms: control first.
-        paired: whether requests were answered both ways.
-        effect: quality of the second arm less that of the first, with interval and p value where the design says so.
-        seconds: how much longer the second arm takes, with its 95 % interval.
-        mismatch: p value of the arms' counts; None with pairs.
-        verdict: in words.
+        arms: the control and the treatment.
+        paired: whether requests were answered by both arms.
+        effect: quality of the treatment less that of the control, with interval and p value once the design has them.
+        seconds: how much longer the treatment takes, with its 95 % interval.
+        mismatch: p value of the arms' counts under their weights; None for pairs.
+        conclusion: the code of the result: ``mismatch`` (the arms' sizes cannot be chance), ``too_early``,
+            ``no_difference``, ``no_difference_yet``, or that the treatment is ``better`` or ``worse``.
+        verdict: the same in words.
     """
 
     experiment: Experiment
@@ -187,13 +190,14 @@ class ExperimentReport:
     effect: Comparison
     seconds: Comparison
     mismatch: float | None
+    conclusion: Conclusion
     verdict: str
 
 
 def report(store: Store, name: str) -> ExperimentReport:
-    """Return what an experiment shows so far.
+    """Return the result of an experiment so far.
 
-    Quality is what was recorded; where it was not, a user's rating from 1 to 5 stands for it, as 0 to 1.
+    Quality is the recorded one; where there is none, a user's rating from 1 to 5 is taken for it, mapped to 0 to 1.
 
     Raises:
         StoreError: there is none of that name.
@@ -206,7 +210,7 @@ def report(store: Store, name: str) -> ExperimentReport:
     for row in rows:
         by_request.setdefault(row.request_id or f"row {row.number}", {})[row.method] = row
     pairs = [pair for pair in by_request.values() if len(pair) == 2]
-    # Some requests answered both ways among many that were not are no paired experiment.
+    # A few requests that both arms answered do not make a paired experiment.
     paired = 2 * len(pairs) > len(by_request)
     if paired:
         before, after = ([pair[arm] for pair in pairs] for arm in (control, treatment))
@@ -221,6 +225,7 @@ def report(store: Store, name: str) -> ExperimentReport:
         counts = [sum(row.method == arm for row in units) for arm in (control, treatment)]
         mismatch = assignment_mismatch(counts, [arm.weight for arm in experiment.arms])
     arms = (_summary(control, rows), _summary(treatment, rows))
+    conclusion = _conclusion(experiment, effect, mismatch)
     return ExperimentReport(
         experiment=experiment,
         arms=arms,
@@ -228,12 +233,13 @@ def report(store: Store, name: str) -> ExperimentReport:
         effect=effect,
         seconds=seconds,
         mismatch=mismatch,
-        verdict=_verdict(experiment, effect, mismatch),
+        conclusion=conclusion,
+        verdict=_in_words(conclusion, experiment, effect),
     )
 
 
-def two_methods(connection: Connection, test_id: str) -> dict[str, Any]:
-    """Return counts and means by method, and TTT against ICL under ``comparison``; None where nothing is known."""
+def means_by_method(connection: Connection, test_id: str) -> dict[str, dict[str, Any]]:
+    """Return the count and the means of outcomes by method; a mean of which nothing is known is None."""
     columns = ttt_ab_tests.c
     rows = connection.execute(
         sa.select(
@@ -246,22 +252,11 @@ def two_methods(connection: Connection, test_id: str) -> dict[str, Any]:
         .where(columns.test_id == test_id)
         .group_by(columns.method)
     ).mappings()
-    found: dict[str, Any] = {row["method"]: {k: v for k, v in row.items() if k != "method"} for row in rows}
-    if {"TTT", "ICL"} <= found.keys():
-        ttt, icl = found["TTT"], found["ICL"]
-        quality = _difference(ttt["avg_quality"], icl["avg_quality"])
-        found["comparison"] = {
-            "quality_improvement_percent": 100 * quality / icl["avg_quality"]
-            if quality is not None and icl["avg_quality"]
-            else None,
-            "time_overhead": _difference(ttt["avg_response_time"], icl["avg_response_time"]),
-            "satisfaction_delta": _difference(ttt["avg_satisfaction"], icl["avg_satisfaction"]),
-        }
-    return found
+    return {row["method"]: {key: value for key, value in row.items() if key != "method"} for row in rows}
 
 
 def recent_tests(store: Store, window: Window) -> list[str]:
-    """Return the names of tests with outcomes in ``window``, whether a design was written down for them or not."""
+    """Return the names of tests with outcomes in ``window``, with or without a stored design."""
     columns = ttt_ab_tests.c
     with store.reading() as connection:
         query = sa.select(columns.test_id).where(window.of(columns.timestamp)).distinct().order_by(columns.test_id)
@@ -290,7 +285,7 @@ def _outcomes(connection: Connection, name: str) -> list[_Row]:
 
 
 def _by_unit(rows: Sequence[_Row]) -> list[_Row]:
-    """Return one row for each user, with the mean over the user's requests, in the order they first came."""
+    """Return one row for each user with the mean over the user's requests, in the order of their first requests."""
     units: dict[tuple[str, str], list[_Row]] = {}
     for row in rows:
         units.setdefault((row.method, row.unit or f"row {row.number}"), []).append(row)
@@ -361,22 +356,28 @@ def _summary(name: str, rows: Sequence[_Row]) -> ArmSummary:
     )
 
 
-def _verdict(experiment: Experiment, effect: Comparison, mismatch: float | None) -> str:
-    control, treatment = (arm.name for arm in experiment.arms)
+def _conclusion(experiment: Experiment, effect: Comparison, mismatch: float | None) -> Conclusion:
     if mismatch is not None and mismatch < MISMATCH_LEVEL:
-        return "the arms' sizes cannot be chance: find out why before believing anything else"
+        return "mismatch"
     if effect.p_value is None:
-        needed = f" of {experiment.horizon}" if experiment.horizon else ""
-        return f"too early: {effect.count}{needed} judged requests"
-    if not effect.significant:
-        if experiment.design == "fixed":
-            return f"no difference was shown between {control} and {treatment}"
-        return f"no difference shown yet between {control} and {treatment}; it may go on"
-    return f"{treatment} is {'better' if effect.effect > 0 else 'worse'} than {control}"
+        return "too_early"
+    if effect.significant:
+        return "better" if effect.effect > 0 else "worse"
+    return "no_difference" if experiment.design == "fixed" else "no_difference_yet"
 
 
-def _difference(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+def _in_words(conclusion: Conclusion, experiment: Experiment, effect: Comparison) -> str:
+    control, treatment = (arm.name for arm in experiment.arms)
+    needed = f" of {experiment.horizon}" if experiment.horizon else ""
+    words: dict[Conclusion, str] = {
+        "mismatch": "the arms' sizes cannot be chance: find out why before believing anything else",
+        "too_early": f"too early: {effect.count}{needed} judged requests",
+        "no_difference": f"no difference was shown between {control} and {treatment}",
+        "no_difference_yet": f"no difference shown yet between {control} and {treatment}; it may go on",
+        "better": f"{treatment} is better than {control}",
+        "worse": f"{treatment} is worse than {control}",
+    }
+    return words[conclusion]
 
 
 def _from_row(row: Mapping[Any, Any]) -> Experiment:

@@ -1,4 +1,4 @@
-"""Metrics for other programs: JSON, CSV or Parquet."""
+"""Exports for other programs: JSON, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from acclimate.errors import ConfigError, StoreError
-from acclimate.monitoring.measurement import Window
 from acclimate.monitoring.schema import requests, ttt_ab_tests, ttt_metrics
 from acclimate.monitoring.store import Store
+from acclimate.monitoring.window import Window
 
 FORMATS: Final = (".json", ".csv", ".parquet")
 
@@ -22,13 +22,13 @@ def export_metrics(store: Store, path: Path, window: Window, *, days: float) -> 
     """Write what was recorded in ``window`` and return the number of attempts.
 
     JSON holds attempts (``metrics``), ``requests`` and ``ab_tests``, without stored content; CSV and Parquet hold the
-    attempts, with what is known of their requests.
+    attempts, joined with their requests.
 
     Args:
         store: to read.
         path: ends in ``.json``, ``.csv`` or ``.parquet``.
         window: of the rows.
-        days: its length, for the file.
+        days: the length of the window, written into the JSON file.
 
     Raises:
         ConfigError: the ending is another.

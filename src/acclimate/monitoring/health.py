@@ -1,26 +1,21 @@
-"""Whether the service is well: every indicator against its threshold, sampling error included."""
+"""The health check: every indicator against its alert bounds, sampling error included."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from acclimate.core.report import to_jsonable
-from acclimate.monitoring.collector import TTTMetricsCollector, get_ttt_metrics_collector
-from acclimate.monitoring.measurement import (
-    Counts,
-    Measurement,
-    VisionMeasurement,
-    Window,
-    count_requests,
-    measure,
-    measure_vision,
-)
+from acclimate.monitoring.attempts import Counts, count_requests
+from acclimate.monitoring.indicator import Kpi, Measurement
+from acclimate.monitoring.jsonable import to_jsonable
+from acclimate.monitoring.kpis import KPIS
+from acclimate.monitoring.measurement import VisionMeasurement, measure, measure_vision
 from acclimate.monitoring.schema import timestamp_of, writers
 from acclimate.monitoring.store import Store
+from acclimate.monitoring.window import Window
 
 Verdict = Literal["healthy", "alerts", "cannot tell"]
 EXIT_CODES: Final[Mapping[Verdict, int]] = {"healthy": 0, "alerts": 1, "cannot tell": 2}
@@ -31,11 +26,11 @@ class Health:
     """What a health check found.
 
     Attributes:
-        verdict: ``cannot tell`` where no indicator has enough data.
+        verdict: ``cannot tell`` where no indicator has enough observations.
         measurements: every indicator, by name.
         counts: language requests by status and reason.
-        vision: of vision runs.
-        lost_rows: rows of metrics in the window that were never written.
+        vision: the numbers of vision runs.
+        lost_rows: rows that processes of the window queued and never wrote.
     """
 
     verdict: Verdict
@@ -45,9 +40,14 @@ class Health:
     lost_rows: int
 
     @property
+    def alerting(self) -> list[str]:
+        """The names of the indicators beyond their alert bounds."""
+        return [name for name, measured in self.measurements.items() if measured.state == "alert"]
+
+    @property
     def alerts(self) -> list[str]:
-        """One line for each indicator beyond its threshold."""
-        return [m.line for m in self.measurements.values() if m.state == "alert"]
+        """One line for each indicator beyond its alert bounds."""
+        return [self.measurements[name].line for name in self.alerting]
 
     @property
     def exit_code(self) -> int:
@@ -61,38 +61,33 @@ class Health:
             "alerts": self.alerts,
             "lost_rows": self.lost_rows,
             "requests": to_jsonable(self.counts),
-            "kpis": {
-                name: {
-                    "state": m.state,
-                    "value": to_jsonable(m.estimate.value) if m.estimate else None,
-                    "interval": to_jsonable([m.estimate.low, m.estimate.high]) if m.estimate else None,
-                    "observations": m.estimate.count if m.estimate else 0,
-                    "target": m.kpi.target,
-                    "alert_threshold": m.kpi.alert_threshold,
-                    "measures": m.kpi.measures,
-                    **to_jsonable(dict(m.extra)),
-                }
-                for name, m in self.measurements.items()
-            },
+            "kpis": {name: _plain(measured) for name, measured in self.measurements.items()},
             "vision": to_jsonable(self.vision),
         }
 
 
-def check(store: Store, window: Window) -> Health:
-    """Return the health over ``window``."""
-    measurements = measure(store, window)
-    states = {m.state for m in measurements.values()}
+def check(store: Store, window: Window, *, kpis: Sequence[Kpi] = KPIS) -> Health:
+    """Return the health over ``window``.
+
+    Args:
+        store: to read.
+        window: of the rows.
+        kpis: the indicators that are checked.
+    """
+    measurements = measure(store, window, kpis=kpis)
+    states = {measured.state for measured in measurements.values()}
     verdict: Verdict = "healthy"
     if "alert" in states:
         verdict = "alerts"
-    elif states == {"not enough data"}:
+    elif states <= {"not enough data"}:
         verdict = "cannot tell"
     with store.reading() as connection:
-        begun = writers.c.started_at >= timestamp_of(window.since)
+        started = writers.c.started_at >= timestamp_of(window.since)
+        # A process that still runs has no end; "9" sorts after every timestamp.
         running = sa.func.coalesce(writers.c.stopped_at, "9") >= timestamp_of(window.since)
         counts = count_requests(connection, window)
         lost = connection.execute(
-            sa.select(sa.func.coalesce(sa.func.sum(writers.c.dropped + writers.c.lost), 0)).where(begun | running)
+            sa.select(sa.func.coalesce(sa.func.sum(writers.c.dropped + writers.c.lost), 0)).where(started | running)
         ).scalar_one()
     return Health(
         verdict=verdict,
@@ -103,6 +98,17 @@ def check(store: Store, window: Window) -> Health:
     )
 
 
-def run_health_check(collector: TTTMetricsCollector | None = None, *, days: float = 1) -> bool:
-    """Return whether no indicator alerts over the last days; the guidelines' monitor, without its gaps."""
-    return not check((collector or get_ttt_metrics_collector()).store, Window.last(days=days)).alerts
+def _plain(measured: Measurement) -> dict[str, Any]:
+    kpi, estimate = measured.kpi, measured.estimate
+    return {
+        "title": kpi.title,
+        "state": measured.state,
+        "value": to_jsonable(estimate.value) if estimate else None,
+        "interval": to_jsonable([estimate.low, estimate.high]) if estimate else None,
+        "observations": estimate.count if estimate else 0,
+        "unit": kpi.unit.name,
+        "target": kpi.target,
+        "alert_threshold": kpi.alert_threshold,
+        "measures": kpi.measures,
+        **to_jsonable(dict(measured.extra)),
+    }

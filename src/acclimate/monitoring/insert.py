@@ -1,40 +1,58 @@
-"""From records to rows: what is written for a request, an attempt by itself, and an outcome."""
+"""Writes records as rows: a request with its attempt, vision run and audit entry, and an outcome."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from acclimate.core.report import to_jsonable
 from acclimate.monitoring import audit
-from acclimate.monitoring.records import Outcome, RequestRecord, TTTPerformanceMetric
+from acclimate.monitoring.jsonable import to_jsonable
+from acclimate.monitoring.records import Outcome, RequestRecord
 from acclimate.monitoring.schema import requests, timestamp_of, ttt_ab_tests, ttt_metrics, vision_runs
 
-#: What can be handed to the store; an attempt comes with its metadata.
-Event = RequestRecord | Outcome | tuple[TTTPerformanceMetric, Mapping[str, Any]]
+#: What the store takes.
+Record = RequestRecord | Outcome
+
+#: Columns of ``requests`` that have the name of an attribute of the record.
+_REQUEST_COLUMNS: Final = (
+    "request_id",
+    "session_id",
+    "pipeline",
+    "model",
+    "method",
+    "status",
+    "reason",
+    "pattern",
+    "pattern_confidence",
+    "confidence",
+    "icl_confidence",
+    "seconds",
+    "memory_bytes",
+    "rank",
+    "environment",
+    "user_feedback",
+)
 
 
-def insert(connection: Connection, event: Event, *, writer_id: str, sequence: int, keep_content: bool) -> None:
-    """Write one event.
+def insert(connection: Connection, record: Record, *, writer_id: str, sequence: int, keep_content: bool) -> None:
+    """Write one record.
 
     Args:
         connection: inside a transaction that writes.
-        event: to write.
-        writer_id: of the process that handed it over.
-        sequence: its number there.
-        keep_content: store prompts, examples and answers where a record carries them.
+        record: to write.
+        writer_id: of the process that queued it.
+        sequence: its number in that process, from 1.
+        keep_content: store prompts, examples and answers where a record has them.
     """
-    if isinstance(event, Outcome):
-        _insert_outcome(connection, event)
-    elif isinstance(event, RequestRecord):
-        _insert_request(connection, event, writer_id, sequence, keep_content)
+    if isinstance(record, Outcome):
+        _insert_outcome(connection, record)
     else:
-        _insert_attempt(connection, *event, writer_id, sequence)
+        _insert_request(connection, record, writer_id, sequence, keep_content)
 
 
 def as_json(values: Mapping[str, Any]) -> str:
@@ -46,19 +64,7 @@ def _insert_request(
     connection: Connection, record: RequestRecord, writer_id: str, sequence: int, keep_content: bool
 ) -> None:
     moment = timestamp_of(record.timestamp)
-    same: tuple[str, ...] = (
-        "request_id",
-        "session_id",
-        "door",
-        "model",
-        "method",
-        "status",
-        "reason",
-        "pattern",
-        "pattern_confidence",
-    )
-    same += ("confidence", "icl_confidence", "seconds", "memory_bytes", "rank", "environment", "user_feedback")
-    values = {name: getattr(record, name) for name in same}
+    values = {name: getattr(record, name) for name in _REQUEST_COLUMNS}
     values |= {"timestamp": moment, "writer_id": writer_id, "sequence": sequence}
     if keep_content and record.content is not None:
         values["content"] = as_json(record.content)
@@ -68,12 +74,12 @@ def _insert_request(
         connection.execute(sa.insert(vision_runs).values(run))
     if not record.is_attempt:
         return
-    if record.door == "language":
+    if record.pipeline == "language":
         _insert_metrics(connection, record, moment)
     audit.append(
         connection,
         actor=record.actor,
-        action=f"{record.door} adaptation",
+        action=f"{record.pipeline} adaptation",
         subject=record.request_id,
         settings={"model": record.model, "method": record.method, **record.settings},
         outcome=record.status if record.reason is None else f"{record.status}: {record.reason}",
@@ -99,35 +105,6 @@ def _insert_metrics(connection: Connection, record: RequestRecord, moment: str) 
             metadata=as_json({"model": record.model, **record.details}),
             request_id=record.request_id,
         )
-    )
-
-
-def _insert_attempt(
-    connection: Connection, metric: TTTPerformanceMetric, metadata: Mapping[str, Any], writer_id: str, sequence: int
-) -> None:
-    # An attempt that comes by itself is a request too: rates need every one of them.
-    _insert_request(
-        connection,
-        RequestRecord(
-            door="language",
-            status=metric.status,
-            session_id=metric.session_id,
-            timestamp=metric.timestamp,
-            method="ttt" if metric.success else "icl",
-            reason=metric.fallback_reason,
-            pattern=metric.task_type,
-            confidence=metric.confidence_score,
-            examples_count=metric.examples_count,
-            training_steps=metric.training_steps,
-            adaptation_time=metric.adaptation_time,
-            convergence_score=metric.convergence_score,
-            accuracy_improvement=metric.accuracy_improvement,
-            user_feedback=metric.user_feedback,
-            details=metadata,
-        ),
-        writer_id,
-        sequence,
-        False,
     )
 
 

@@ -1,4 +1,4 @@
-"""How far a number may be off for having been measured on so few requests."""
+"""Estimates with 95 % confidence intervals: shares, means and relative gains of a limited number of requests."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95 % interval.
+    """A value with its 95 % confidence interval.
 
     Attributes:
         value: measured.
@@ -24,28 +23,38 @@ class Estimate:
     high: float
     count: int
 
+    def within(self, least: float, most: float) -> Estimate:
+        """Return the estimate with an interval that ends at the least and the greatest value that are possible."""
+        return Estimate(self.value, min(max(self.low, least), most), max(min(self.high, most), least), self.count)
+
 
 def proportion(successes: int, count: int, *, level: float = 0.95) -> Estimate:
-    """Return a share with Wilson's score interval (Wilson 1927), which holds for small counts and near 0 and 1."""
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    """Return a share with Wilson's score interval (Wilson 1927), which is valid for small counts and near 0 and 1."""
+    # scipy.stats.binomtest(...).proportion_ci(method="wilson") gives the same numbers (a test compares them), but
+    # with scipy.stats `acclimate health` takes 1.1 CPU seconds instead of 0.6, of which scipy.special takes 0.2.
+    from scipy.special import ndtri
+
+    z = float(ndtri(0.5 + level / 2))
     share = successes / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), count)
+    return Estimate(share, middle - half, middle + half, count).within(0.0, 1.0)
 
 
 def mean(values: Sequence[float], *, level: float = 0.95) -> Estimate:
-    """Return a mean with Student's t interval; of one value, the interval is everything."""
+    """Return a mean with Student's t interval, which is unbounded for a single value."""
+    from scipy.special import stdtrit
+
     array = np.asarray(values, dtype=float)
     value = float(array.mean())
     if len(array) < 2:
         return Estimate(value, float("-inf"), float("inf"), len(array))
-    half = float(stats.t.ppf(0.5 + level / 2, len(array) - 1)) * float(array.std(ddof=1)) / len(array) ** 0.5
+    half = float(stdtrit(len(array) - 1, 0.5 + level / 2)) * float(array.std(ddof=1)) / len(array) ** 0.5
     return Estimate(value, value - half, value + half, len(array))
 
 
 def relative_gain(after: Sequence[float], before: Sequence[float], *, level: float = 0.95) -> Estimate | None:
-    """Return mean(after) / mean(before) - 1 over pairs, with its delta-method interval; None where before is all 0.
+    """Return mean(after) / mean(before) - 1 over pairs, with its delta-method interval; None if mean(before) is 0.
 
     Args:
         after: values of requests.
@@ -57,11 +66,11 @@ def relative_gain(after: Sequence[float], before: Sequence[float], *, level: flo
     if base == 0:
         return None
     ratio = float(one.mean()) / base
-    # The ratio of means moves, to first order, by the mean of these.
+    # To first order, the error of the ratio of means is the mean of these.
     linear = mean(list((one - ratio * other) / base), level=level)
     return Estimate(ratio - 1, ratio - 1 + linear.low, ratio - 1 + linear.high, len(one))
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
-    """Return the value below which ``share`` of the values lie; None of nothing."""
+    """Return the value below which ``share`` of the values lie; None if there are no values."""
     return float(np.quantile(np.asarray(values, dtype=float), share)) if len(values) else None

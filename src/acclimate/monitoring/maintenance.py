@@ -1,4 +1,4 @@
-"""Retention: what is older than the operator wants to keep is deleted, and is gone from the file too."""
+"""Retention: rows older than a number of days are deleted, and the database file is compacted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sqlalchemy.exc import DBAPIError
 
 from acclimate.errors import ConfigError, StoreError, first_line
 from acclimate.monitoring import audit
-from acclimate.monitoring.measurement import LONGEST_DAYS
 from acclimate.monitoring.schema import (
     audit_log,
     experiments,
@@ -26,17 +25,18 @@ from acclimate.monitoring.schema import (
     writers,
 )
 from acclimate.monitoring.store import Store
+from acclimate.monitoring.window import LONGEST_DAYS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maintained:
-    """What maintenance did, or would do.
+    """What maintenance deleted, or would delete.
 
     Attributes:
-        cutoff: older rows go.
-        removed: rows, by table.
-        bytes_before, bytes_after: of the SQLite file with its log; None for another database.
-        dry_run: nothing was changed.
+        cutoff: rows older than this are deleted.
+        removed: deleted rows, by table.
+        bytes_before, bytes_after: size of the SQLite file with its write-ahead log; None for another database.
+        dry_run: whether nothing was changed.
     """
 
     cutoff: str
@@ -54,14 +54,14 @@ def maintain(
     dry_run: bool = False,
     actor: str = "maintenance",
 ) -> Maintained:
-    """Delete what is older than ``keep_days``, give the space back, and say what was done.
+    """Delete rows older than ``keep_days``, compact the database, and return what was deleted.
 
     Args:
         store: to maintain.
-        keep_days: of requests, attempts, outcomes of experiments and runs.
-        keep_audit_days: of the audit log, which is kept longer.
-        dry_run: only count.
-        actor: for the audit log.
+        keep_days: for requests, attempts, outcomes of stopped experiments, and vision runs.
+        keep_audit_days: for the audit log.
+        dry_run: only count the rows.
+        actor: who did it, for the audit log.
 
     Raises:
         ConfigError: a number of days is not above 0.
@@ -72,14 +72,14 @@ def maintain(
             raise ConfigError(f"{name} must be above 0 and at most {LONGEST_DAYS}, got {days:g}")
     cutoff, audit_cutoff = _before(keep_days), _before(keep_audit_days)
     old_requests = sa.select(requests.c.request_id).where(requests.c.timestamp < cutoff)
-    # What a running experiment has shown must not change under the eyes of who looks at it.
+    # The result of a running experiment must not change because outcomes are deleted.
     running = sa.select(experiments.c.name).where(experiments.c.stopped_at.is_(None))
     conditions = {
         ttt_metrics: ttt_metrics.c.timestamp < cutoff,
         ttt_ab_tests: (ttt_ab_tests.c.timestamp < cutoff) & ttt_ab_tests.c.test_id.not_in(running),
         vision_runs: vision_runs.c.request_id.in_(old_requests),
         requests: requests.c.timestamp < cutoff,
-        # A process that still writes keeps its row, however long ago it began.
+        # A process that still runs keeps its row, however long ago it started.
         writers: (writers.c.started_at < cutoff) & writers.c.stopped_at.is_not(None),
     }
     before = _bytes(store)
@@ -96,7 +96,7 @@ def maintain(
         for table, condition in conditions.items():
             removed[table.name] = connection.execute(sa.delete(table).where(condition)).rowcount
         removed[audit_log.name] = audit.remove_before(connection, audit_cutoff, actor=actor)
-    _give_space_back(store)
+    _compact(store)
     return Maintained(cutoff=cutoff, removed=removed, bytes_before=before, bytes_after=_bytes(store), dry_run=False)
 
 
@@ -104,18 +104,18 @@ def _before(days: float) -> str:
     return timestamp_of(datetime.now(UTC) - timedelta(days=days))
 
 
-def _give_space_back(store: Store) -> None:
+def _compact(store: Store) -> None:
     try:
         if _is_sqlite(store):
             with contextlib.closing(store.engine.raw_connection()) as connection:
-                # Deleted pages would stay readable in the log until it is written back and cut off.
+                # Deleted pages stay readable in the write-ahead log until it is checkpointed and truncated.
                 for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
                     connection.cursor().execute(statement)
         else:
             with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connected:
                 connected.exec_driver_sql("VACUUM")
     except (DBAPIError, sqlite3.Error) as error:
-        raise StoreError(f"rows were deleted, but the space could not be given back: {first_line(error)}") from error
+        raise StoreError(f"rows were deleted, but the database could not be compacted: {first_line(error)}") from error
 
 
 def _is_sqlite(store: Store) -> bool:

@@ -1,13 +1,17 @@
-"""From what the doors report to what is recorded; the doors themselves know nothing of the store."""
+"""Records made from the reports of the pipelines, which arrive as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from acclimate.monitoring.records import RequestRecord, VisionRun, new_request_id
+from acclimate.monitoring.records import RequestRecord, Status, VisionRun, new_request_id
 
 _TEXTS: Final = ("answer", "icl_answer", "ttt_answer")
+_DETAILS: Final = ("cached", "warm_start", "votes", "agreement", "calibrated")
+_VISION_SETTINGS: Final = ("lr", "batch_size", "steps", "update_filter", "reset", "seed")
+#: Verdicts of batches on which no step was made.
+_NO_STEP: Final = frozenset({"refused", "paused"})
 
 
 def language_request(
@@ -23,11 +27,11 @@ def language_request(
     """Return the record of an answered prompt.
 
     Args:
-        report: plain values of the language door's report, as its ``to_dict`` gives them.
+        report: plain values of the language pipeline's report, as its ``to_dict`` returns them.
         session_id: groups requests.
         request_id: names this one; None makes a name.
         actor: who asked, for the audit log.
-        environment: whose threshold the gate had.
+        environment: whose confidence threshold the gate had.
         settings: of the adaptation, for the audit log.
         content: prompt and examples; stored, with the answers, only where the store keeps content.
     """
@@ -35,7 +39,7 @@ def language_request(
     texts = None if content is None else {**content, **{name: report[name] for name in _TEXTS}}
     tried = report["status"] != "plain"
     return RequestRecord(
-        door="language",
+        pipeline="language",
         status=report["status"],
         session_id=session_id,
         request_id=request_id or new_request_id(),
@@ -54,7 +58,7 @@ def language_request(
         training_steps=meta["training_steps"] if tried else None,
         adaptation_time=meta["adaptation_time"] if tried else None,
         convergence_score=meta["convergence_score"] if meta["training_steps"] else None,
-        details={name: report[name] for name in ("cached", "warm_start", "votes", "agreement", "calibrated")}
+        details={name: report[name] for name in _DETAILS}
         | {"final_loss": meta["final_loss"], "early_stopped": meta["early_stopped"], "rank": meta["lora_rank"]},
         settings={"rank": meta["lora_rank"], "steps": meta["training_steps"], **(settings or {})},
         actor=actor,
@@ -80,44 +84,45 @@ def vision_request(
         images: predicted.
         model: its name.
         session_id: groups runs.
-        ttt: the ``ttt`` block of the run's meta.
+        ttt: the ``ttt`` object of the run's metadata.
         seconds: of the whole run.
         actor: who ran it, for the audit log.
-        cost_ratio: over plain prediction, where it was measured.
-        gain: of the metric against no adaptation with its interval, where there are labels.
-        metric: which.
+        cost_ratio: over prediction without adaptation, where it was measured.
+        gain: of the metric over no adaptation with its 95 % interval, where there are labels.
+        metric: its name.
     """
     enabled = bool(ttt.get("enabled"))
     report = ttt["report"] if enabled else {}
     counts = report["session"]["counts"] if enabled else {}
     kept = counts.get("kept", 0)
-    trips = counts.get("rolled_back", 0) + counts.get("reset", 0)
-    status, reason = "plain", None
-    if enabled:
-        status = "adapted" if kept else "fallback" if trips else "declined"
-        reason = None if kept else "guard" if trips else "nothing_to_learn_from"
+    rejections = counts.get("rolled_back", 0) + counts.get("reset", 0)
+    status: Status = "plain"
+    reason = None
+    if enabled and kept:
+        status = "adapted"
+    elif enabled:
+        status, reason = ("fallback", "guard") if rejections else ("declined", "nothing_to_learn_from")
     elif ttt.get("choice"):
-        # Asked to adapt, looked at what could be done, and found that nothing would help.
+        # Adaptation was asked for, and the automatic choice of a method found none that helps.
         status, reason = "declined", "nothing_helps"
     value, low, high = gain if gain is not None else (None, None, None)
-    own = ("lr", "batch_size", "steps", "update_filter", "reset", "seed")
     return RequestRecord(
-        door="vision",
-        status=status,  # type: ignore[arg-type]
+        pipeline="vision",
+        status=status,
         session_id=session_id,
         model=model,
         method=ttt.get("method") if enabled else None,
         reason=reason,
         seconds=seconds,
         memory_bytes=report["session"].get("held_bytes") if enabled else None,
-        settings={name: ttt.get(name) for name in own} if enabled else {},
+        settings={name: ttt.get(name) for name in _VISION_SETTINGS} if enabled else {},
         actor=actor,
         vision=VisionRun(
             images=images,
-            steps=sum(count for verdict, count in counts.items() if verdict not in ("refused", "paused")),
+            steps=sum(count for verdict, count in counts.items() if verdict not in _NO_STEP),
             kept=kept,
             skipped=counts.get("skipped", 0),
-            guard_trips=trips,
+            guard_rejections=rejections,
             resets=counts.get("reset", 0) + counts.get("recovered", 0),
             cost_ratio=cost_ratio,
             gain=value,

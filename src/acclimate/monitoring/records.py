@@ -1,4 +1,4 @@
-"""What is recorded, as plain values: a request, an attempt to adapt, a vision run, the outcome of an experiment."""
+"""What is recorded, as plain values: a request, a vision run, the outcome of an experiment arm."""
 
 from __future__ import annotations
 
@@ -11,96 +11,57 @@ from uuid import uuid4
 
 from acclimate.errors import DataError
 
-Door = Literal["language", "vision"]
+Pipeline = Literal["language", "vision"]
 Status = Literal["adapted", "declined", "fallback", "plain"]
 STATUSES: Final = ("adapted", "declined", "fallback", "plain")
-#: Reasons of a decision; any other reason for not adapting is a failure. The language door has the same list.
+#: Reason codes of a decision not to adapt; any other reason is a failure. The same as the language pipeline's.
 DECLINED_REASONS: Final = frozenset(
     {"insufficient_examples", "contradictory_examples", "low_confidence", "no_held_out_gain"}
 )
 
 
 def new_request_id() -> str:
-    """Return a name for a request that no other has."""
+    """Return a new unique name for a request."""
     return uuid4().hex
-
-
-@dataclass(frozen=True, slots=True)
-class TTTPerformanceMetric:
-    """One attempt to adapt, in the words of the deployment guidelines.
-
-    Attributes:
-        session_id: groups attempts.
-        timestamp: of the attempt; without a zone it is local time.
-        task_type: the kind of pattern, or a name of one's own.
-        examples_count, training_steps: of the adaptation.
-        adaptation_time: seconds for gate and training.
-        confidence_score: 0 to 1; None where there is none.
-        convergence_score: 0 to 1.
-        success: the adapted model answered.
-        fallback_reason: why it did not.
-        user_feedback: 1 to 5.
-        accuracy_improvement: over in-context learning, as a share.
-
-    Raises:
-        DataError: a score is not between 0 and 1, feedback not between 1 and 5, or a count or a time negative.
-    """
-
-    session_id: str
-    timestamp: datetime
-    task_type: str | None
-    examples_count: int | None
-    training_steps: int | None
-    adaptation_time: float | None
-    confidence_score: float | None
-    convergence_score: float | None
-    success: bool
-    fallback_reason: str | None = None
-    user_feedback: float | None = None
-    accuracy_improvement: float | None = None
-
-    def __post_init__(self) -> None:
-        check_range("confidence_score", self.confidence_score, 0, 1)
-        check_range("convergence_score", self.convergence_score, 0, 1)
-        check_range("user_feedback", self.user_feedback, 1, 5)
-        for name in ("examples_count", "training_steps", "adaptation_time"):
-            check_range(name, getattr(self, name), 0, math.inf)
-
-    @property
-    def status(self) -> Status:
-        """Adapted, declined or fallback, as the reason says."""
-        if self.success:
-            return "adapted"
-        return "declined" if self.fallback_reason in DECLINED_REASONS else "fallback"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
-    """One request through either door, adapted or not.
+    """One request to either pipeline, adapted or not.
 
     Attributes:
-        door: ``language`` or ``vision``.
-        status: ``adapted``; ``declined`` and ``fallback`` with their ``reason``; ``plain`` where nothing was to adapt.
+        pipeline: ``language`` or ``vision``.
+        status: ``adapted``; ``declined`` (it was decided not to adapt); ``fallback`` (adapting failed); ``plain``
+            (there was nothing to adapt to).
         session_id: groups requests.
         request_id: names this one, for feedback.
-        timestamp: when it was answered.
+        timestamp: when it was answered; without a zone it is local time.
         model: its name.
         method: ``ttt`` or ``icl``; a vision method's name, or None.
-        pattern, pattern_confidence: what was detected.
+        reason: the code of a declined or a fallback request.
+        pattern, pattern_confidence: the detected kind of pattern in the prompt, and how sure the detector is.
         confidence, icl_confidence: probabilities that the adapted and the unadapted model are right.
         seconds: the whole request.
         memory_bytes: beyond the loaded model.
         rank: of the low-rank weights.
-        environment: whose threshold the gate had.
-        examples_count, training_steps, adaptation_time, convergence_score, accuracy_improvement: of the attempt.
+        environment: whose confidence threshold the gate had.
+        examples_count, training_steps: of the attempt.
+        adaptation_time: seconds for gate and training.
+        convergence_score: by which share the training loss came down, 0 to 1.
+        accuracy_improvement: over in-context learning, as a share.
+        user_feedback: 1 to 5.
         details: further plain values, kept in ``metadata``.
         settings: of the adaptation, for the audit log.
         actor: who asked, for the audit log; hash it if it should not be read there.
-        content: prompt, examples and answer; stored only where the store was told to.
-        vision: of a vision run.
+        content: prompt, examples and answer; stored only where the store keeps content.
+        vision: the numbers of a vision run.
+
+    Raises:
+        DataError: the status is unknown, a score is not between 0 and 1, feedback not between 1 and 5, or a count or a
+            time is negative.
     """
 
-    door: Door
+    pipeline: Pipeline
     status: Status
     session_id: str
     request_id: str = field(default_factory=new_request_id)
@@ -132,7 +93,10 @@ class RequestRecord:
         if self.status not in STATUSES:
             raise DataError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
         check_range("confidence", self.confidence, 0, 1)
+        check_range("convergence_score", self.convergence_score, 0, 1)
         check_range("user_feedback", self.user_feedback, 1, 5)
+        for name in ("examples_count", "training_steps", "adaptation_time"):
+            check_range(name, getattr(self, name), 0, math.inf)
 
     @property
     def is_attempt(self) -> bool:
@@ -147,23 +111,23 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionRun:
-    """What a vision run did.
+    """The numbers of a vision run.
 
     Attributes:
         images: predicted.
         steps, kept, skipped: of the adaptation.
-        guard_trips: steps that a guard took back.
+        guard_rejections: steps that a guard undid.
         resets: to the source weights, by a guard or by the method.
-        cost_ratio: CPU seconds over those of plain prediction, where both were measured.
-        gain: of the metric against no adaptation, where there are labels, with its 95 % interval.
-        metric: which.
+        cost_ratio: CPU seconds over those of prediction without adaptation, where both were measured.
+        gain, gain_low, gain_high: of the metric over no adaptation with its 95 % interval, where there are labels.
+        metric: its name.
     """
 
     images: int
     steps: int
     kept: int
     skipped: int
-    guard_trips: int
+    guard_rejections: int
     resets: int
     cost_ratio: float | None = None
     gain: float | None = None
@@ -174,19 +138,19 @@ class VisionRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one arm of an experiment did on one request.
+    """The outcome of one experiment arm on one request.
 
     Attributes:
         test_id: of the experiment.
         session_id: groups requests.
         method: of the arm, such as ``TTT`` or ``ICL``.
         task_type, examples_count: of the request.
-        response_quality: 0 to 1; None where it is not known (yet).
+        response_quality: 0 to 1; None where it is not known, or not yet.
         response_time: seconds.
         user_satisfaction: 1 to 5.
         metadata: further plain values.
         request_id: two outcomes of one request are a pair.
-        unit: what was assigned, a user or a request.
+        unit: the user or the request that the arm was assigned to.
         timestamp: of the answer.
 
     Raises:

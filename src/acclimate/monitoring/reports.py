@@ -1,4 +1,4 @@
-"""Daily and weekly reports: one HTML file that needs nothing else, or text."""
+"""Daily and weekly reports, as text or as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Final, Literal
 import sqlalchemy as sa
 
 from acclimate.monitoring import charts
-from acclimate.monitoring.advice import Suggestion, suggest
+from acclimate.monitoring.advice import suggest
+from acclimate.monitoring.attempts import Counts
 from acclimate.monitoring.experiments import ExperimentReport, list_experiments, report
 from acclimate.monitoring.health import Health, check
+from acclimate.monitoring.indicator import Kpi, Measurement, Suggestion
 from acclimate.monitoring.intervals import quantile
-from acclimate.monitoring.measurement import Counts, Measurement, Window
+from acclimate.monitoring.kpis import KPIS
 from acclimate.monitoring.records import STATUSES
-from acclimate.monitoring.schema import requests, ttt_metrics
+from acclimate.monitoring.schema import requests
 from acclimate.monitoring.store import Store
+from acclimate.monitoring.window import Window
 
 Period = Literal["daily", "weekly"]
 PERIOD_DAYS: Final[Mapping[Period, int]] = {"daily": 1, "weekly": 7}
@@ -26,16 +29,15 @@ PERIOD_DAYS: Final[Mapping[Period, int]] = {"daily": 1, "weekly": 7}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What happened in a period.
+    """What was recorded in a period.
 
     Attributes:
-        title: with the period.
-        made_at: when.
-        health: every indicator.
-        days: ISO dates (UTC), in order; ``by_day``: requests of each, by status.
-        confidences, adaptation_seconds: one for each adaptation.
+        title: names the period.
+        made_at: when the report was made.
+        health: every indicator, with the observations that histograms are drawn from.
+        days: ISO dates (UTC), in order; ``by_day``: requests of each day, by status.
         suggestions: what to change.
-        experiments: what they show so far.
+        experiments: results so far of those that run.
     """
 
     title: str
@@ -43,14 +45,18 @@ class Report:
     health: Health
     days: Sequence[str]
     by_day: Mapping[str, Sequence[int]]
-    confidences: Sequence[float]
-    adaptation_seconds: Sequence[float]
     suggestions: Sequence[Suggestion]
     experiments: Sequence[ExperimentReport]
 
 
-def make_report(store: Store, period: Period) -> Report:
-    """Return the report of the last day or week."""
+def make_report(store: Store, period: Period, *, kpis: Sequence[Kpi] = KPIS) -> Report:
+    """Return the report of the last day or week.
+
+    Args:
+        store: to read.
+        period: ``daily`` or ``weekly``.
+        kpis: the indicators that are reported.
+    """
     window = Window.last(days=PERIOD_DAYS[period])
     day = sa.func.substr(requests.c.timestamp, 1, 10)
     with store.reading() as connection:
@@ -59,30 +65,16 @@ def make_report(store: Store, period: Period) -> Report:
             .where(window.of(requests.c.timestamp))
             .group_by(day, requests.c.status)
         ).all()
-        adapted = connection.execute(
-            sa.select(requests.c.confidence).where(
-                window.of(requests.c.timestamp), requests.c.confidence.is_not(None), requests.c.status == "adapted"
-            )
-        ).scalars()
-        confidences = list(adapted)
-        ran = connection.execute(
-            sa.select(ttt_metrics.c.adaptation_time).where(
-                window.of(ttt_metrics.c.timestamp), ttt_metrics.c.adaptation_time > 0
-            )
-        ).scalars()
-        seconds = list(ran)
     today = datetime.now(UTC).date()
     days = [(today - timedelta(days=back)).isoformat() for back in range(PERIOD_DAYS[period], -1, -1)]
     found = {(date, status): count for date, status, count in rows}
     return Report(
         title=f"{period.capitalize()} report, {days[0]} to {days[-1]}",
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        health=check(store, window),
+        health=check(store, window, kpis=kpis),
         days=days,
         by_day={status: [found.get((date, status), 0) for date in days] for status in STATUSES},
-        confidences=confidences,
-        adaptation_seconds=seconds,
-        suggestions=suggest(store, window),
+        suggestions=suggest(store, window, kpis=kpis),
         experiments=[report(store, e.name) for e in list_experiments(store) if e.stopped_at is None],
     )
 
@@ -90,7 +82,7 @@ def make_report(store: Store, period: Period) -> Report:
 def as_text(made: Report) -> str:
     """Return a report as plain text."""
     lines = [made.title, "=" * len(made.title), "", f"health: {made.health.verdict}", ""]
-    lines += [f"  {measured.stated}" for measured in made.health.measurements.values()]
+    lines += [f"  {measured.line_with_state}" for measured in made.health.measurements.values()]
     if made.health.lost_rows:
         lines.append(f"  note: {made.health.lost_rows} rows of metrics were lost")
     lines += ["", f"language requests: {made.health.counts.total}"]
@@ -117,10 +109,10 @@ def suggestion_lines(suggestion: Suggestion) -> list[str]:
 
 
 def experiment_lines(found: ExperimentReport) -> list[str]:
-    """Return what an experiment shows, in a few lines."""
+    """Return the result of an experiment in a few lines."""
     experiment, effect, seconds = found.experiment, found.effect, found.seconds
     state = "running" if experiment.stopped_at is None else f"stopped at {experiment.stopped_at}"
-    how = f"{experiment.design}, {'both ways' if found.paired else f'one arm for each {experiment.assigned_by}'}"
+    how = f"{experiment.design}, {'pairs' if found.paired else f'one arm for each {experiment.assigned_by}'}"
     lines = [f"experiment {experiment.name} ({how}, {state})"]
     for arm in found.arms:
         quality = "-" if arm.quality is None else f"{arm.quality.value:.3f}"
@@ -137,26 +129,10 @@ def experiment_lines(found: ExperimentReport) -> list[str]:
 
 
 def as_html(made: Report) -> str:
-    """Return a report as one HTML file with its charts inside."""
-    rows = "".join(
-        f'<tr class="{html.escape(m.state.replace(" ", "-"))}"><td>{html.escape(name)}</td>'
-        f"<td>{html.escape(m.kpi.shown(m.estimate.value)) if m.estimate else '-'}</td>"
-        f"<td>{_interval(m)}</td><td>{m.estimate.count if m.estimate else 0}</td>"
-        f"<td>{html.escape(m.kpi.target)}</td><td>{html.escape(m.kpi.alert_threshold)}</td>"
-        f'<td class="state">{html.escape(m.state)}</td></tr>'
-        for name, m in made.health.measurements.items()
-    )
-    p95 = quantile(made.adaptation_seconds, 0.95)
-    pictures = [
-        charts.stacked_days(made.days, made.by_day, "Requests by day"),
-        charts.histogram(made.confidences, "Confidence of adapted answers", "confidence", marks={"alert below": 0.75}),
-        charts.histogram(
-            made.adaptation_seconds,
-            "Seconds for gate and training",
-            "seconds",
-            marks=None if p95 is None else {"95th percentile": p95, "target": 2.0},
-        ),
-    ]
+    """Return a report as one HTML page that contains its charts and loads nothing."""
+    measurements = made.health.measurements.values()
+    pictures = [charts.stacked_days(made.days, made.by_day, "Requests by day")]
+    pictures += [_histogram(measured, title) for measured in measurements if (title := measured.kpi.histogram)]
     sections = [f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in count_lines(made.health.counts))}</ul>"]
     if made.health.vision.runs:
         cells = "".join(
@@ -174,7 +150,7 @@ def as_html(made: Report) -> str:
         made_at=html.escape(made.made_at),
         verdict=html.escape(made.health.verdict),
         verdict_class=made.health.verdict.replace(" ", "-"),
-        rows=rows,
+        rows="".join(map(_row, measurements)),
         pictures="".join(f"<figure>{picture}</figure>" for picture in pictures),
         total=made.health.counts.total,
         sections="".join(sections),
@@ -182,7 +158,7 @@ def as_html(made: Report) -> str:
 
 
 def count_lines(counts: Counts) -> list[str]:
-    """Return how requests ended, one line for each status, with the reasons."""
+    """Return how requests ended, one line for each status, with the reason codes."""
     lines = []
     for status in STATUSES:
         reasons = counts.by_reason.get(status, {})
@@ -197,21 +173,50 @@ def _vision_rows(health: Health) -> list[tuple[str, str]]:
         ("images", str(vision.images)),
         ("steps kept, of all", f"{vision.kept} of {vision.steps}"),
         ("steps skipped", str(vision.skipped)),
-        ("guard trips", str(vision.guard_trips)),
+        ("steps rejected by a guard", str(vision.guard_rejections)),
         ("resets", str(vision.resets)),
     ]
     if vision.cost_ratio is not None:
-        rows.append(("cost over plain prediction, mean", f"{vision.cost_ratio.value:.2f}"))
+        rows.append(("cost over prediction without adaptation, mean", f"{vision.cost_ratio.value:.2f}"))
     if vision.gain is not None:
         rows.append(("gain where labels exist, mean", f"{100 * vision.gain.value:+.2f} points"))
     return rows
 
 
+def _row(measured: Measurement) -> str:
+    """Return the table row of an indicator; what it measures is shown when the pointer is on its name."""
+    kpi, estimate, state = measured.kpi, measured.estimate, html.escape(measured.state)
+    cells = [
+        html.escape(kpi.unit.shown(estimate.value)) if estimate else "-",
+        _interval(measured),
+        str(estimate.count if estimate else 0),
+        html.escape(kpi.target),
+        html.escape(kpi.alert_threshold),
+    ]
+    return (
+        f'<tr class="{state.replace(" ", "-")}"><td title="{html.escape(kpi.measures)}">{html.escape(kpi.title)}'
+        f"<br><code>{html.escape(kpi.name)}</code></td>"
+        f'{"".join(f"<td>{cell}</td>" for cell in cells)}<td class="state">{state}</td></tr>'
+    )
+
+
+def _histogram(measured: Measurement, title: str) -> str:
+    unit, marks = measured.kpi.unit, dict(measured.kpi.marks)
+    if (p95 := quantile(measured.values, 0.95)) is not None:
+        marks["95th percentile"] = p95
+    return charts.histogram(
+        [unit.scale * value for value in measured.values],
+        title,
+        unit.suffix.strip() or unit.name,
+        marks={name: unit.scale * value for name, value in marks.items()},
+    )
+
+
 def _interval(measured: Measurement) -> str:
-    estimate, kpi = measured.estimate, measured.kpi
+    estimate, unit = measured.estimate, measured.kpi.unit
     if estimate is None or estimate.count < 2:
         return "-"
-    return html.escape(f"{kpi.shown(estimate.low)} to {kpi.shown(estimate.high)}")
+    return html.escape(f"{unit.shown(estimate.low)} to {unit.shown(estimate.high)}")
 
 
 def _block(heading: str, lines: Sequence[str]) -> str:

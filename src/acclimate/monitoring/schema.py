@@ -1,8 +1,8 @@
 """The tables of the metrics store.
 
-``ttt_metrics`` and ``ttt_ab_tests`` have the columns of the deployment guidelines, so that other readers of that schema
-work, and a ``request_id`` more. Everything else is ours: one row in ``requests`` for every request, adapted or not, so
-that rates have a denominator.
+``ttt_metrics`` and ``ttt_ab_tests`` have the names and columns that the deployment guidelines give, so that other
+programs for that schema can read and write them; ``request_id`` and ``unit`` are added. The other tables are this
+package's own: ``requests`` has one row for every request, adapted or not, so that rates have a denominator.
 
 Times are ISO 8601 in UTC with microseconds: they sort as text, and SQLite and PostgreSQL read them alike.
 """
@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 #: The newest migration.
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 
 metadata: Final = MetaData()
 _BIG: Final = BigInteger().with_variant(Integer, "sqlite")
@@ -83,7 +83,7 @@ requests: Final = Table(
     Column("request_id", Text, primary_key=True),
     Column("session_id", Text, nullable=False),
     Column("timestamp", Text, nullable=False),
-    Column("door", Text, nullable=False),
+    Column("pipeline", Text, nullable=False),
     Column("model", Text),
     Column("method", Text),
     # adapted, declined (it was decided not to adapt), fallback (adapting failed), plain (nothing to adapt to).
@@ -101,7 +101,7 @@ requests: Final = Table(
     Column("user_feedback", Float),
     Column("writer_id", Text),
     Column("sequence", _BIG),
-    # Prompt, examples and answer: only where the operator asked for it.
+    # Prompt, examples and answer; only where the store keeps content.
     Column("content", Text),
     Index("idx_requests_timestamp", "timestamp"),
     Index("idx_requests_session", "session_id"),
@@ -115,7 +115,7 @@ vision_runs: Final = Table(
     Column("steps", Integer, nullable=False),
     Column("kept", Integer, nullable=False),
     Column("skipped", Integer, nullable=False),
-    Column("guard_trips", Integer, nullable=False),
+    Column("guard_rejections", Integer, nullable=False),
     Column("resets", Integer, nullable=False),
     Column("cost_ratio", Float),
     Column("gain", Float),
@@ -130,7 +130,7 @@ experiments: Final = Table(
     Column("name", Text, primary_key=True),
     Column("created_at", Text, nullable=False),
     Column("stopped_at", Text),
-    # JSON: everything that was decided before the first request.
+    # JSON: arms, assignment, design and horizon, fixed before the first request.
     Column("design", Text, nullable=False),
 )
 
@@ -149,7 +149,7 @@ audit_log: Final = Table(
     sqlite_autoincrement=True,
 )
 
-# Holds a row only inside the transaction in which retention removes the oldest entries.
+# Has a row only inside the transaction in which retention removes the oldest entries.
 audit_retention: Final = Table("audit_retention", metadata, Column("allowed", Integer, nullable=False))
 
 writers: Final = Table(
@@ -160,12 +160,12 @@ writers: Final = Table(
     Column("stopped_at", Text),
     Column("written", Integer, nullable=False, default=0),
     Column("dropped", Integer, nullable=False, default=0),
-    # Handed over and never written, found by the next start after the process died.
+    # Queued and never written, counted by the next process to open the store after this one died.
     Column("lost", Integer, nullable=False, default=0),
 )
 
 
 def timestamp_of(moment: datetime | None = None) -> str:
-    """Return a moment (now by default) as the store writes it; a moment without a zone is taken as local time."""
+    """Return a time (now by default) as the store writes it; a time without a zone is taken as local time."""
     moment = moment or datetime.now(UTC)
     return moment.astimezone(UTC).isoformat(timespec="microseconds")

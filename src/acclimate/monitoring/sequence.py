@@ -1,8 +1,8 @@
-"""How many rows were handed over, kept where ``kill -9`` cannot take it.
+"""Counters of queued rows that survive ``kill -9``.
 
-Rows wait in memory until they are written. Their count lies in a small file that is mapped into memory: to count one is
-to write eight bytes, and what was written to the mapping is in the kernel's hands when the process dies. The next start
-compares it with what arrived in the database.
+Rows are queued in memory until they are written. Their number is kept in a small memory-mapped file: counting a row is
+writing eight bytes, and the kernel keeps what was written to the mapping when the process dies. The next process that
+opens the store compares the number with the rows in the database, and so knows how many were lost.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SUFFIX: Final = ".rows"
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What a process that did not stop cleanly had counted.
+    """The counters of a process that did not stop cleanly.
 
     Attributes:
         writer_id: of that process.
-        assigned: rows handed over.
-        dropped: of these, rows that were given up and said so.
+        assigned: rows that it queued.
+        dropped: of these, rows that it gave up and reported as lost.
         path: of its file.
     """
 
@@ -41,7 +41,7 @@ class SequenceFile:
     """The counters of one process; one thread at a time may change them.
 
     Args:
-        folder: for the files of all processes of one store; it is made.
+        folder: for the files of all processes of one store; it is created.
         writer_id: names this process.
 
     Raises:
@@ -53,38 +53,39 @@ class SequenceFile:
         self.path = folder / f"{writer_id}{_SUFFIX}"
         beginning = self.path.with_suffix(".new")
         self._file = beginning.open("x+b")
-        # Held until the process ends, however it ends: who can take it knows that the process is gone.
+        # The lock is held until the process ends, however it ends: another process that gets it knows that this one
+        # is gone.
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._file.write(_FORMAT.pack(0, 0))
         self._file.flush()
-        # It gets the name that others look for when it is locked.
+        # Only a locked file gets the name that other processes look for.
         beginning.rename(self.path)
         self._map = mmap.mmap(self._file.fileno(), _FORMAT.size)
         self.assigned = self.dropped = 0
 
     def next(self) -> int:
-        """Count a row that is handed over and return its number, from 1."""
+        """Count a queued row and return its number, from 1."""
         self.assigned += 1
         _FORMAT.pack_into(self._map, 0, self.assigned, self.dropped)
         return self.assigned
 
     def give_up(self, rows: int = 1) -> None:
-        """Count rows that will not be written and were reported."""
+        """Count rows that will not be written and were reported as lost."""
         self.dropped += rows
         _FORMAT.pack_into(self._map, 0, self.assigned, self.dropped)
 
     def close(self) -> None:
-        """Remove the file: everything is accounted for."""
+        """Remove the file: every row was written or reported as lost."""
         self._map.close()
         self.path.unlink(missing_ok=True)
         self._file.close()
 
 
 def leftovers(folder: Path) -> Iterator[Leftover]:
-    """Yield what processes that are gone left behind; each is yielded to one caller only, and its file removed after.
+    """Yield the counters of processes that are gone; each is yielded to one caller only, and its file is then removed.
 
     Args:
-        folder: of the files.
+        folder: of the files of all processes of one store.
     """
     for path in sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else ():
         try:

@@ -1,10 +1,13 @@
-"""A test of a difference that may be looked at as often as one likes, and the fixed-horizon test to set beside it.
+"""A sequential test of a difference, valid however often it is looked at, and the fixed-horizon test beside it.
 
-The sequential test bets against "the mean is m" (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random
-variables by betting", arXiv 2010.09686): a capital that can only grow by luck where m is true, so that by Ville's
-inequality the chance that it ever reaches 1/alpha is at most alpha, whatever is looked at and whenever one stops. It
-needs no normal approximation, only that outcomes are bounded, so it holds for rare outcomes and uneven arms too. Arms
-are compared by augmented inverse-probability weighting: each request gives one number whose expectation is the
+The sequential test is the one of Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by
+betting" (arXiv 2010.09686). For every candidate mean m it computes a test martingale: a nonnegative process that starts
+at 1 and whose expectation stays at most 1 where m is the mean. By Ville's inequality the probability that it ever
+reaches 1/alpha is then at most alpha, so p values and intervals are valid at all times at once, whenever one looks and
+whenever one stops. The test assumes no normal distribution, only that outcomes are bounded, so it is valid for rare
+outcomes and uneven arms too.
+
+Arms are compared by augmented inverse-probability weighting: each request gives one number whose expectation is the
 difference of the arms, whatever their running means were (as in Waudby-Smith et al. 2022, arXiv 2210.10768).
 """
 
@@ -16,28 +19,28 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Array = NDArray[np.float64]
 ALPHA: Final = 0.05
-#: Observations after which each of the bets does best; their capitals are averaged, which keeps the guarantee.
+#: Numbers of observations for which the multipliers (lambda in the paper) are chosen. The mean of their martingales is
+#: a martingale too.
 TUNED_FOR: Final = (200, 1000, 5000)
-#: Share of the capital that one observation may cost at the most (c of the paper's equation 26).
-LARGEST_BET: Final = 0.5
-#: Halvings in which an end of the interval is found.
-_HALVINGS: Final = 24
-#: What an arm is taken for before it has been seen; any value is valid, since assignment is random.
+#: Greatest share of the martingale that one observation may take away (c in the paper's equation 26).
+TRUNCATION: Final = 0.5
+#: Steps of the bisection that finds an end of the interval.
+_BISECTIONS: Final = 24
+#: Assumed mean of an arm before its first outcome; the test is valid for any value, since assignment is random.
 _FIRST_GUESS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a test says of a difference.
+    """The result of a test of a difference.
 
     Attributes:
         effect: the difference of means.
-        low, high: its 95 % interval; None where the test does not say yet.
-        p_value: of no difference; None where the test does not say yet.
+        low, high: its 95 % interval; None before the test has a result.
+        p_value: under no difference; None before the test has a result.
         count: observations.
     """
 
@@ -49,48 +52,48 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """Whether no difference is excluded at 5 %."""
+        """Whether "no difference" is rejected at 5 %."""
         return self.p_value is not None and self.p_value <= ALPHA
 
 
 def sequential_p_value(values: Sequence[float] | Array, *, bound: float, alpha: float = ALPHA) -> float:
-    """Return the smallest p value of "the mean is 0" over all looks so far, which holds at all of them.
+    """Return the smallest p value of "the mean is 0" over all observations so far, valid at each of them.
 
     Args:
         values: one for each observation, from ``-bound`` to ``bound``.
         bound: of the values.
-        alpha: one less the confidence that bets are made for.
+        alpha: the level that the multipliers are chosen for.
     """
     array = np.asarray(values, dtype=float)
-    return float(min(1.0, np.exp(-_log_capital(array, _bets(array, bound, alpha), 0.0, bound).max())))
+    return float(min(1.0, np.exp(-_log_martingale(array, _multipliers(array, bound, alpha), 0.0, bound).max())))
 
 
 def confidence_sequence(values: Sequence[float] | Array, *, bound: float, alpha: float = ALPHA) -> Comparison:
-    """Return what the sequential test says of the mean of ``values``, in their order, after all of them.
+    """Return the sequential test of the mean of ``values``, in their order, after the last of them.
 
     Args:
         values: one for each observation, from ``-bound`` to ``bound``.
         bound: of the values.
-        alpha: one less the confidence.
+        alpha: one minus the confidence level of the interval.
     """
     array = np.asarray(values, dtype=float)
     count = len(array)
     if not count:
         return Comparison(float("nan"), None, None, None, 0)
-    bets = _bets(array, bound, alpha)
+    multipliers = _multipliers(array, bound, alpha)
     effect = float(array.mean())
 
     def excluded(mean: float) -> bool:
-        # An interval that ever excluded a mean goes on excluding it.
-        return bool(_log_capital(array, bets, mean, bound).max() >= -np.log(alpha))
+        # The running intersection of intervals is valid too: a mean that was excluded once stays excluded.
+        return bool(_log_martingale(array, multipliers, mean, bound).max() >= -np.log(alpha))
 
     low, high = _end(excluded, effect, -bound), _end(excluded, effect, bound)
     return Comparison(effect, low, high, sequential_p_value(array, bound=bound, alpha=alpha), count)
 
 
 def _end(excluded: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Return where, between the mean and a bound, means begin to be excluded."""
-    for _ in range(_HALVINGS):
+    """Return the first excluded mean on the way from ``inside`` to ``outside``."""
+    for _ in range(_BISECTIONS):
         middle = (inside + outside) / 2
         if excluded(middle):
             outside = middle
@@ -99,24 +102,24 @@ def _end(excluded: Callable[[float], bool], inside: float, outside: float) -> fl
     return outside
 
 
-def _bets(array: Array, bound: float, alpha: float) -> Array:
-    """Return ``(tunings, n)`` bets, each from what came before its observation."""
+def _multipliers(array: Array, bound: float, alpha: float) -> Array:
+    """Return ``(len(TUNED_FOR), n)`` multipliers, each computed from earlier observations only."""
     times, prior = np.arange(1, len(array) + 1), bound * bound / 4
     means = np.cumsum(array) / (times + 1)
     variances = (np.cumsum((array - means) ** 2) + prior) / (times + 1)
     before = np.concatenate([[prior], variances[:-1]])
-    bets: Array = np.stack([np.sqrt(2 * np.log(2 / alpha) / (before * tuned)) for tuned in TUNED_FOR])
-    return bets
+    multipliers: Array = np.stack([np.sqrt(2 * np.log(2 / alpha) / (before * tuned)) for tuned in TUNED_FOR])
+    return multipliers
 
 
-def _log_capital(array: Array, bets: Array, mean: float, bound: float) -> Array:
-    """Return the logarithm of the capital after each observation, betting on both sides of ``mean``."""
-    # At a bound itself nothing can be lost on one side; any bet is as safe there.
+def _log_martingale(array: Array, multipliers: Array, mean: float, bound: float) -> Array:
+    """Return the logarithm of the two-sided martingale for ``mean`` after each observation."""
+    # At the bound itself one side cannot decrease, whatever the multiplier; this avoids a division by zero.
     least = 1e-12 * bound
-    above = np.log1p(np.minimum(bets, LARGEST_BET / max(mean + bound, least)) * (array - mean)).cumsum(1)
-    below = np.log1p(-np.minimum(bets, LARGEST_BET / max(bound - mean, least)) * (array - mean)).cumsum(1)
-    capital: Array = np.logaddexp.reduce(np.concatenate([above, below])) - np.log(2 * len(bets))
-    return capital
+    above = np.log1p(np.minimum(multipliers, TRUNCATION / max(mean + bound, least)) * (array - mean)).cumsum(1)
+    below = np.log1p(-np.minimum(multipliers, TRUNCATION / max(bound - mean, least)) * (array - mean)).cumsum(1)
+    martingale: Array = np.logaddexp.reduce(np.concatenate([above, below])) - np.log(2 * len(multipliers))
+    return martingale
 
 
 def weighted_differences(values: Sequence[float], treated: Sequence[bool], probability: float) -> Array:
@@ -159,8 +162,11 @@ def fixed_horizon(control: Sequence[float], treatment: Sequence[float], *, paire
     effect = float(after.mean() - before.mean())
     spread = np.ptp(after - before if paired else np.concatenate([before - before.mean(), after - after.mean()]))
     if spread <= 1e-9 * max(np.abs(before).max(), np.abs(after).max()):
-        # Without any spread there is nothing to test with.
+        # Without any spread the t statistic is undefined.
         return Comparison(effect, effect, effect, 1.0 if effect == 0 else 0.0, count)
+    # Imported here: it takes 0.7 CPU seconds, and only experiments need it.
+    from scipy import stats
+
     found = stats.ttest_rel(after, before) if paired else stats.ttest_ind(after, before, equal_var=False)
     low, high = found.confidence_interval(1 - ALPHA)
     return Comparison(effect, float(low), float(high), float(found.pvalue), count)
@@ -168,7 +174,9 @@ def fixed_horizon(control: Sequence[float], treatment: Sequence[float], *, paire
 
 def assignment_mismatch(counts: Sequence[int], weights: Sequence[float]) -> float:
     """Return the p value of the arms' counts under their weights (chi-square); a tiny one means broken assignment."""
+    from scipy.stats import chisquare
+
     total = sum(counts)
     if not total:
         return 1.0
-    return float(stats.chisquare(counts, [total * w for w in weights]).pvalue)
+    return float(chisquare(counts, [total * w for w in weights]).pvalue)

@@ -1,4 +1,4 @@
-"""The metrics store: opened once, written by one thread, read after everything handed over has arrived."""
+"""The metrics store: records are queued and written by one thread; reads come after what was queued before them."""
 
 from __future__ import annotations
 
@@ -19,35 +19,40 @@ from sqlalchemy.exc import DBAPIError
 
 from acclimate.errors import DataError, StoreError
 from acclimate.monitoring.database import database_url, make_engine, reason_of, upgrade, writing
-from acclimate.monitoring.insert import Event
+from acclimate.monitoring.insert import Record
 from acclimate.monitoring.records import RequestRecord, check_range
 from acclimate.monitoring.schema import requests, timestamp_of, ttt_ab_tests, ttt_metrics, writers
 from acclimate.monitoring.sequence import SequenceFile, leftovers
 from acclimate.monitoring.writer import Losses, Writer
 
 _LOG = logging.getLogger(__name__)
-#: What ``pattern_expected`` says where there was no pattern.
+#: The ``pattern_expected`` of a request that was labelled to have no pattern.
 NO_PATTERN: Final = "none"
 
 
 class Store:
-    """Where metrics are kept; safe to share between threads.
+    """The database of metrics; safe to share between threads.
 
-    Rows are handed over without waiting and written by a thread of the store's own. Reads wait until all that this
-    process handed over has arrived. Use it as a context manager, or call :meth:`close`; a process that ends without
-    either still writes what waits.
+    :meth:`put` queues a record without waiting; a writer thread of the store writes it. Reads wait until everything
+    that this process queued is written. Use the store as a context manager, or call :meth:`close`; a process that ends
+    without either still writes its queue.
 
     Args:
         database: a path (SQLite) or a URL; None takes ``ACCLIMATE_DB_URL``, or ``logs/ttt_metrics.db``.
-        must_exist: refuse a SQLite file that is not there, instead of making it.
-        keep_content: store prompts, examples and answers where records carry them.
-        queue_size: rows that may wait to be written.
-        patience_s: seconds that a write is tried again while the database is locked or full.
-        logger: hears of what is lost.
+        must_exist: refuse a SQLite file that does not exist, instead of creating it.
+        keep_content: store prompts, examples and answers where records have them.
+        queue_size: greatest number of queued rows.
+        retry_timeout_s: for how long a write is retried while the database is locked or full.
+        logger: for warnings and errors about lost rows.
+
+    Attributes:
+        url: of the database.
+        engine: SQLAlchemy's, for the database.
+        lost_before: rows that processes which died had queued and never written, found when this store was opened.
 
     Raises:
-        ConfigError: the URL is not one that is supported.
-        StoreError: the database cannot be opened or brought up to date.
+        ConfigError: the URL is neither SQLite nor PostgreSQL.
+        StoreError: the database cannot be opened or upgraded.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class Store:
         must_exist: bool = False,
         keep_content: bool = False,
         queue_size: int = 10_000,
-        patience_s: float = 30.0,
+        retry_timeout_s: float = 30.0,
         logger: logging.Logger = _LOG,
     ) -> None:
         self.url = database_url(database)
@@ -67,14 +72,14 @@ class Store:
         self.engine = make_engine(self.url)
         upgrade(self.engine)
         self._settings: dict[str, Any] = {"keep_content": keep_content, "capacity": queue_size}
-        self._settings |= {"patience_s": patience_s, "logger": logger}
+        self._settings |= {"retry_timeout_s": retry_timeout_s, "logger": logger}
         self._log = logger
         self._folder = _sequence_folder(self.url)
         self._lock = threading.Lock()
         self._writer: Writer | None = None
         self._past_losses = Losses()
         self._owner = os.getpid()
-        self.lost_before = self._account_for_the_dead()
+        self.lost_before = self._count_rows_of_dead_processes()
 
     def __enter__(self) -> Self:
         return self
@@ -89,25 +94,25 @@ class Store:
 
     @property
     def losses(self) -> Losses:
-        """Rows that this process handed over and that will not be written."""
+        """Rows that this process queued and that will not be written."""
         return self._past_losses + (self._writer.losses if self._writer is not None else Losses())
 
-    def put(self, event: Event) -> bool:
-        """Hand a record over without waiting; False where the queue is full, which is counted and logged."""
-        return self._opened().put(event)
+    def put(self, record: Record) -> bool:
+        """Queue a record without waiting; False where the queue is full, which is counted and logged."""
+        return self._opened().put(record)
 
     def record(self, record: RequestRecord) -> str:
-        """Hand a request over and return its name, for feedback."""
+        """Queue a request without waiting and return its ``request_id``, for feedback."""
         self.put(record)
         return record.request_id
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until all that was handed over is written or lost; False where that took longer than the limit."""
+        """Wait until everything queued is written or lost; False where that took longer than the timeout."""
         return self._writer is None or self._owner != os.getpid() or self._writer.flush(timeout_s)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Open a transaction that reads, after all that this process handed over has arrived.
+        """Open a transaction that reads, after everything that this process queued is written.
 
         Raises:
             StoreError: the database cannot be read.
@@ -121,7 +126,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Open a transaction that writes at once, after all that was handed over.
+        """Open a transaction that writes, after everything that this process queued is written.
 
         Raises:
             StoreError: the database cannot be written.
@@ -134,7 +139,7 @@ class Store:
             raise StoreError(f"cannot write to the metrics store {self.description}: {reason_of(error)}") from error
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Write what waits, and end the thread; recording again opens it again."""
+        """Write the queue and end the writer thread; a later :meth:`put` starts it again."""
         with self._lock:
             current, self._writer = self._writer, None
         if current is not None and self._owner == os.getpid():
@@ -144,10 +149,10 @@ class Store:
         self.engine.dispose()
 
     def add_feedback(self, request_id: str, rating: float) -> None:
-        """Record what a user thought of a past request; it enters the experiments that the request is part of.
+        """Record a user's rating of a past request, and of its outcomes in experiments.
 
         Args:
-            request_id: as the report of the request gave it.
+            request_id: of the request.
             rating: 1 (useless) to 5 (just right).
 
         Raises:
@@ -168,7 +173,7 @@ class Store:
             self._require(known, request_id)
 
     def label_pattern(self, request_id: str, expected: str | None) -> None:
-        """Record which kind of pattern a past request really had; None for no pattern.
+        """Record the true kind of pattern of a past request; None for no pattern.
 
         Raises:
             DataError: the label is empty.
@@ -193,7 +198,7 @@ class Store:
             if self._writer is not None and self._owner == os.getpid():
                 return self._writer
             if self._owner != os.getpid():
-                # Connections and threads of the process that was forked from are not ours to use.
+                # After a fork the parent's connections and thread must not be used.
                 self.engine.dispose(close=False)
                 self._owner = os.getpid()
             writer_id = uuid4().hex
@@ -207,8 +212,8 @@ class Store:
             atexit.register(self.close)
             return self._writer
 
-    def _account_for_the_dead(self) -> int:
-        """Compare what processes that died had counted with what arrived; report and return the difference."""
+    def _count_rows_of_dead_processes(self) -> int:
+        """Compare the counters of processes that died with the rows in the database; log and return the difference."""
         total = 0
         for left in leftovers(self._folder) if self._folder is not None else ():
             with self.writing() as connection:
@@ -230,7 +235,7 @@ class Store:
 
 
 def _sequence_folder(url: sa.URL) -> Path | None:
-    """Return where the counters of a store's processes lie; None for a database in memory."""
+    """Return the folder for the counters of a store's processes; None for a database in memory."""
     if url.get_backend_name() == "sqlite":
         return Path(f"{url.database}.writers") if url.database and url.database != ":memory:" else None
     return Path("logs") / f"writers-{hashlib.sha256(url.render_as_string().encode()).hexdigest()[:16]}"

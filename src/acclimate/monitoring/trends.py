@@ -1,4 +1,4 @@
-"""How attempts went by day and by kind of task, and which way they are going."""
+"""Attempts by session, by day and by kind of task; every indicator by day; the trend of success."""
 
 from __future__ import annotations
 
@@ -9,30 +9,38 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import sqlalchemy as sa
-from scipy import stats
 from sqlalchemy import ColumnElement, Connection
 
-from acclimate.monitoring.measurement import Window
-from acclimate.monitoring.schema import ttt_metrics
+from acclimate.monitoring.indicator import Kpi, Measurement
+from acclimate.monitoring.kpis import KPIS
+from acclimate.monitoring.schema import requests, ttt_ab_tests, ttt_metrics
+from acclimate.monitoring.store import Store
+from acclimate.monitoring.window import Window
 
 Trend = Literal["improving", "stable", "declining", "not enough data"]
-#: Attempts below which no trend is told.
+#: With fewer attempts than this no trend is reported.
 LEAST_ATTEMPTS: Final = 10
 _LEVEL: Final = 0.05
-#: Parts of a window between which success is compared.
+#: Parts of the attempts, in their order, whose success rates are compared.
 _PARTS: Final = 8
+_MEANS: Final = {
+    "avg_confidence": ttt_metrics.c.confidence_score,
+    "avg_adaptation_time": ttt_metrics.c.adaptation_time,
+    "avg_training_steps": ttt_metrics.c.training_steps,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class TTTSessionSummary:
+class SessionSummary:
     """How the attempts of one session went; None where nothing is known.
 
     Attributes:
         total_attempts: all of them.
-        successful_adaptations: the adapted model answered.
-        average_confidence, average_adaptation_time, average_training_steps: over attempts that have the number.
-        fallback_rate: failures over attempts.
-        declined_rate: attempts that were decided against, over attempts.
+        successful_adaptations: those that the adapted model answered.
+        average_confidence, average_adaptation_time, average_training_steps: over attempts that have the number; the
+            time in seconds.
+        fallback_rate: failed attempts over attempts.
+        declined_rate: attempts for which it was decided not to adapt, over attempts.
         top_task_types: the five most frequent, with their counts.
         performance_trend: of success over the session.
     """
@@ -48,7 +56,7 @@ class TTTSessionSummary:
     performance_trend: Trend
 
 
-def session_summary(connection: Connection, session_id: str) -> TTTSessionSummary:
+def session_summary(connection: Connection, session_id: str) -> SessionSummary:
     """Return how the attempts of a session went."""
     here = ttt_metrics.c.session_id == session_id
     row = _aggregated(connection, here)[0]
@@ -64,7 +72,7 @@ def session_summary(connection: Connection, session_id: str) -> TTTSessionSummar
         )
     )
     total = row["total_attempts"]
-    return TTTSessionSummary(
+    return SessionSummary(
         total_attempts=total,
         successful_adaptations=row["successful"],
         average_confidence=row["avg_confidence"],
@@ -93,17 +101,42 @@ def performance_trends(connection: Connection, window: Window) -> dict[str, Any]
     }
 
 
+def indicators_by_day(store: Store, window: Window, *, kpis: Sequence[Kpi] = KPIS) -> dict[str, dict[str, Measurement]]:
+    """Return every indicator on every day (UTC) of ``window`` on which it was observed, by name and ISO date."""
+    found: dict[str, dict[str, Measurement]] = {kpi.name: {} for kpi in kpis}
+    with store.reading() as connection:
+        days = set(connection.execute(_days_with_rows(window)).scalars())
+        for date, day in window.by_day():
+            for kpi in kpis if date in days else ():
+                measured = kpi.measure(connection, day)
+                if measured.estimate is not None:
+                    found[kpi.name][date] = measured
+    return found
+
+
+def _days_with_rows(window: Window) -> sa.CompoundSelect[Any]:
+    # Times are UTC, so that the first ten characters are the day's ISO date.
+    times = (table.c.timestamp for table in (requests, ttt_metrics, ttt_ab_tests))
+    return sa.union(*(sa.select(sa.func.substr(time, 1, 10)).where(window.of(time)) for time in times))
+
+
 def trend(successes: Sequence[bool]) -> Trend:
-    """Say whether success gets likelier, in the order of attempts, by Kendall's tau over eighths of them at 5 %."""
+    """Return whether the success rate rises or falls in the order of attempts, by Kendall's tau at 5 %.
+
+    Few attempts are taken one by one; many are divided into eighths, whose success rates are compared.
+    """
     if len(successes) < LEAST_ATTEMPTS:
         return "not enough data"
     values = np.asarray(successes, dtype=float)
     if len(values) >= 5 * _PARTS:
-        # Rates of parts have few ties; single successes are nothing but ties.
+        # Single successes are nearly all ties; rates of parts have few.
         values = np.asarray([part.mean() for part in np.array_split(values, _PARTS)])
     if values.min() == values.max():
         return "stable"
-    found = stats.kendalltau(np.arange(len(values)), values)
+    # Imported here: it takes 0.7 CPU seconds, and a health check needs no trend.
+    from scipy.stats import kendalltau
+
+    found = kendalltau(np.arange(len(values)), values)
     if not found.pvalue < _LEVEL:
         return "stable"
     return "improving" if found.statistic > 0 else "declining"
@@ -121,22 +154,20 @@ def _successes(connection: Connection, where: ColumnElement[bool]) -> list[bool]
 def _aggregated(
     connection: Connection, where: ColumnElement[bool], *, by: ColumnElement[Any] | None = None, name: str = ""
 ) -> list[dict[str, Any]]:
-    columns = ttt_metrics.c
+    success = ttt_metrics.c.success
     query = sa.select(
         *([] if by is None else [by.label(name)]),
         sa.func.count().label("total_attempts"),
-        sa.func.coalesce(sa.func.sum(sa.case((columns.success.is_(True), 1), else_=0)), 0).label("successful"),
-        sa.func.coalesce(sa.func.sum(sa.case((columns.success.is_(False), 1), else_=0)), 0).label("fallback"),
-        sa.func.avg(columns.confidence_score).label("avg_confidence"),
-        sa.func.avg(columns.adaptation_time).label("avg_adaptation_time"),
-        sa.func.avg(columns.training_steps).label("avg_training_steps"),
+        sa.func.coalesce(sa.func.sum(sa.case((success.is_(True), 1), else_=0)), 0).label("successful"),
+        sa.func.coalesce(sa.func.sum(sa.case((success.is_(False), 1), else_=0)), 0).label("fallback"),
+        *(sa.func.avg(column).label(mean) for mean, column in _MEANS.items()),
     ).where(where)
     if by is not None:
         query = query.group_by(by)
     found = []
     for row in connection.execute(query).mappings():
         # PostgreSQL's averages of whole numbers are decimals.
-        values = {key: float(v) if key.startswith("avg_") and v is not None else v for key, v in row.items()}
+        values = {**row, **{mean: None if row[mean] is None else float(row[mean]) for mean in _MEANS}}
         values["successful"], values["fallback"] = int(values["successful"]), int(values["fallback"])
         values["declined"] = values["total_attempts"] - values["successful"] - values["fallback"]
         decided = values["successful"] + values["fallback"]

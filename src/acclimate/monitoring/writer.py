@@ -1,4 +1,4 @@
-"""One thread writes what requests hand over; no request waits for the database."""
+"""The queue of records and the thread that writes them, so that no request waits for the database."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from acclimate.errors import first_line
 from acclimate.monitoring.database import BUSY_TIMEOUT_S, reason_of, writing
-from acclimate.monitoring.insert import Event, insert
+from acclimate.monitoring.insert import Record, insert
 from acclimate.monitoring.schema import timestamp_of, writers
 from acclimate.monitoring.sequence import SequenceFile
 
 _BATCH: Final = 256
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
-_SAY_AGAIN_S: Final = 10.0
+#: Least time between two log entries about lost rows: a full queue would otherwise log as fast as requests arrive.
+_LOG_AGAIN_S: Final = 10.0
 _SLICE_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Rows that were handed over and will not be written, by what kept them out.
+    """Numbers of rows that will not be written, by cause.
 
     Attributes:
-        queue_full: there was no room to wait in.
-        write_failed: the database was locked, full or gone for longer than the patience of the writer.
-        refused: the database took the others and not these.
+        queue_full: the queue was full.
+        write_failed: the database was locked, full or unreachable for longer than the retry timeout.
+        refused: the database refused the row, such as one with a number that does not fit its column.
     """
 
     queue_full: int = 0
@@ -53,16 +54,16 @@ class Losses:
 
 
 class Writer:
-    """A bounded queue and the thread that empties it.
+    """A bounded queue of records and the thread that writes them.
 
     Args:
-        engine: of a store that is up to date.
+        engine: of a database with tables of the newest version.
         writer_id: names this process in the database.
-        sequence: counts rows where a crash leaves the count; None where there is no place for it.
-        logger: hears of every loss.
-        capacity: rows that may wait.
-        patience_s: seconds that a batch is tried again while the database cannot be written.
-        keep_content: store texts where records carry them.
+        sequence: counts queued rows in a file that survives a crash; None where there is no place for the file.
+        logger: for errors about lost rows.
+        capacity: greatest number of queued rows.
+        retry_timeout_s: for how long a batch is retried while the database cannot be written.
+        keep_content: store texts where records have them.
     """
 
     def __init__(
@@ -73,41 +74,41 @@ class Writer:
         sequence: SequenceFile | None,
         logger: logging.Logger,
         capacity: int = 10_000,
-        patience_s: float = 30.0,
+        retry_timeout_s: float = 30.0,
         keep_content: bool = False,
     ) -> None:
         self._engine, self._writer_id, self._sequence, self._log = engine, writer_id, sequence, logger
-        self._patience_s, self._keep_content = patience_s, keep_content
-        self._queue: queue.Queue[tuple[int, Event] | threading.Event | None] = queue.Queue(capacity)
+        self._retry_timeout_s, self._keep_content = retry_timeout_s, keep_content
+        self._queue: queue.Queue[tuple[int, Record] | threading.Event | None] = queue.Queue(capacity)
         self._lock = threading.Lock()
-        self._handed_over = 0
+        self._queued = 0
         self._losses = {"queue_full": 0, "write_failed": 0, "refused": 0}
-        self._unsaid, self._said_at = 0, -_SAY_AGAIN_S
+        self._unlogged, self._logged_at = 0, -_LOG_AGAIN_S
         self._closing, self._give_up_at, self._registered = False, float("inf"), False
         self._thread = threading.Thread(target=self._run, name="acclimate-metrics", daemon=True)
         self._thread.start()
 
     @property
     def losses(self) -> Losses:
-        """What was lost so far."""
+        """Rows lost so far."""
         return Losses(**self._losses)
 
-    def put(self, event: Event) -> bool:
-        """Hand an event over without waiting; False where there is no room for it, which is counted and logged."""
+    def put(self, record: Record) -> bool:
+        """Queue a record without waiting; False where the queue is full, which is counted and logged."""
         with self._lock:
             if self._closing:
                 raise RuntimeError("the metrics store was closed; open it again to record")
-            number = self._sequence.next() if self._sequence is not None else self._handed_over + 1
-            self._handed_over = number
+            number = self._sequence.next() if self._sequence is not None else self._queued + 1
+            self._queued = number
             try:
-                self._queue.put_nowait((number, event))
+                self._queue.put_nowait((number, record))
             except queue.Full:
                 self._lose("queue_full", 1, f"the queue of {self._queue.maxsize} rows is full")
                 return False
         return True
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until everything that was handed over is written or lost; False where that took too long."""
+        """Wait until everything queued is written or lost; False where that took longer than the timeout."""
         done, deadline = threading.Event(), None if timeout_s is None else time.monotonic() + timeout_s
         try:
             self._queue.put(done, timeout=timeout_s)
@@ -119,15 +120,15 @@ class Writer:
         return True
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Write what waits and end the thread; what cannot be written in time is counted and logged."""
+        """Write the queue and end the thread; what cannot be written in time is counted and logged."""
         with self._lock:
             if self._closing:
                 return
             self._closing, self._give_up_at = True, time.monotonic() + timeout_s
         self._queue.put(None)
-        # After the time limit the thread gives up what waits, one lock of the database at the longest later.
+        # The thread gives up its queue at the timeout, or when a database lock that it then waits for times out.
         self._thread.join(timeout_s + 3 * BUSY_TIMEOUT_S)
-        self._say(f"{self._unsaid} rows of metrics were lost")
+        self._log_losses(f"{self._unlogged} rows of metrics were lost")
         try:
             with writing(self._engine) as connection:
                 connection.execute(
@@ -138,13 +139,13 @@ class Writer:
         except SQLAlchemyError as error:
             self._log.warning("the end of this run could not be written to the metrics store: %s", reason_of(error))
         if self._sequence is not None and not self._thread.is_alive():
-            # Where the thread hangs the file stays, and the next start counts what it did not write.
+            # If the thread hangs, the file stays, and the next process counts what was not written.
             self._sequence.close()
 
     def _run(self) -> None:
         while True:
-            item: tuple[int, Event] | threading.Event | None = self._queue.get()
-            batch: list[tuple[int, Event]] = []
+            item: tuple[int, Record] | threading.Event | None = self._queue.get()
+            batch: list[tuple[int, Record]] = []
             waiting: list[threading.Event] = []
             while item is not None:
                 if isinstance(item, threading.Event):
@@ -158,14 +159,14 @@ class Writer:
                 except queue.Empty:
                     break
             if batch:
-                self._write_with_patience(batch)
+                self._write_with_retries(batch)
             for event in waiting:
                 event.set()
             if item is None:
                 return
 
-    def _write_with_patience(self, batch: Sequence[tuple[int, Event]]) -> None:
-        deadline, pause = time.monotonic() + self._patience_s, _FIRST_PAUSE_S
+    def _write_with_retries(self, batch: Sequence[tuple[int, Record]]) -> None:
+        deadline, pause = time.monotonic() + self._retry_timeout_s, _FIRST_PAUSE_S
         while True:
             if time.monotonic() >= self._give_up_at:
                 self._lose_locked(
@@ -180,24 +181,24 @@ class Writer:
                     self._lose_locked("write_failed", len(batch), f"the database cannot be written: {reason_of(error)}")
                     return
                 self._log.debug("the metrics store is busy: %s", reason_of(error))
-            except Exception as error:  # noqa: BLE001  logged and counted, and nothing may end the thread
+            except Exception as error:  # noqa: BLE001  logged and counted; no exception may end the thread
                 if len(batch) == 1:
                     why = reason_of(error) if isinstance(error, SQLAlchemyError) else first_line(error)
                     self._lose_locked("refused", 1, f"the database refused a row: {why}")
                     return
-                # One by one, so that only what is refused is lost.
+                # One by one, so that only refused rows are lost.
                 for pair in batch:
-                    self._write_with_patience([pair])
+                    self._write_with_retries([pair])
                 return
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE_S, 2 * pause)
 
-    def _in_one_transaction(self, batch: Sequence[tuple[int, Event]]) -> None:
+    def _in_one_transaction(self, batch: Sequence[tuple[int, Record]]) -> None:
         with writing(self._engine) as connection:
             if not self._registered:
                 register(connection, self._writer_id)
-            for number, event in batch:
-                insert(connection, event, writer_id=self._writer_id, sequence=number, keep_content=self._keep_content)
+            for number, record in batch:
+                insert(connection, record, writer_id=self._writer_id, sequence=number, keep_content=self._keep_content)
             connection.execute(
                 sa.update(writers)
                 .where(writers.c.writer_id == self._writer_id)
@@ -213,19 +214,18 @@ class Writer:
         self._losses[kind] += rows
         if self._sequence is not None:
             self._sequence.give_up(rows)
-        self._unsaid += rows
-        self._say(f"{self._unsaid} rows of metrics were lost: {why}")
+        self._unlogged += rows
+        self._log_losses(f"{self._unlogged} rows of metrics were lost: {why}")
 
-    def _say(self, text: str) -> None:
-        # A full queue would fill the log as fast as requests come.
+    def _log_losses(self, text: str) -> None:
         now = time.monotonic()
-        if self._unsaid and (self._closing or now - self._said_at >= _SAY_AGAIN_S):
+        if self._unlogged and (self._closing or now - self._logged_at >= _LOG_AGAIN_S):
             self._log.error("%s", text)
-            self._unsaid, self._said_at = 0, now
+            self._unlogged, self._logged_at = 0, now
 
 
 def register(connection: Connection, writer_id: str) -> None:
-    """Write down that a process began to write."""
+    """Insert the row of a process that writes."""
     connection.execute(
         sa.insert(writers).values(writer_id=writer_id, started_at=timestamp_of(), written=0, dropped=0, lost=0)
     )

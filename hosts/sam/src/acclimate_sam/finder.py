@@ -1,8 +1,8 @@
-"""Answers ``import sam...`` where nobody else does.
+"""Finds modules below ``sam`` that no other finder has found.
 
-A host may have a package ``sam`` of its own. So this one is not installed under that name: a finder at the very end of
-``sys.meta_path`` offers its modules, and only those that the host does not have. Loaded at every start of Python, so it
-imports nothing else.
+A host may have a package ``sam`` of its own, so this one is not installed under that name: a finder at the end of
+``sys.meta_path`` provides those of its modules that the host does not have. It is loaded at every start of Python, so
+it imports only what it needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Finder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return where a module below ``sam`` is, or None."""
+        """Return the specification of a module below ``sam``, or None."""
         first, *rest = fullname.split(".")
         if first != "sam":
             return None
@@ -38,6 +38,6 @@ class Finder:
 
 
 def install() -> None:
-    """Put the finder behind all others, once."""
+    """Append the finder to ``sys.meta_path``, once."""
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.append(Finder())

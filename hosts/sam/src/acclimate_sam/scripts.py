@@ -1,4 +1,4 @@
-"""``acclimate-sam scripts DIR``: the scripts that the guidelines run by name, into the folder they are run from."""
+"""``acclimate-sam scripts DIR``: copies the scripts that the deployment guidelines run by name into a folder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def main() -> None:
 
 @main.command("scripts")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
-@click.option("--force", is_flag=True, help="Write over scripts that are there.")
+@click.option("--force", is_flag=True, help="Overwrite existing scripts.")
 def scripts_command(folder: Path, *, force: bool) -> None:
-    """Copy the guidelines' scripts into FOLDER (the current one)."""
+    """Copy the scripts of the deployment guidelines into FOLDER (default: the current one)."""
     folder.mkdir(parents=True, exist_ok=True)
     for script in sorted(FILES.glob("*.py")):
         target = folder / script.name
         if target.exists() and not force:
-            click.echo(f"{target} is there already; --force writes over it", err=True)
+            click.echo(f"{target} exists already; --force overwrites it", err=True)
             continue
         shutil.copyfile(script, target)
         click.echo(str(target))

@@ -1,4 +1,4 @@
-"""What alembic runs: the migrations, on the connection that was handed over, in its transaction."""
+"""Run by alembic: the migrations, on the connection of the caller and in its transaction."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The package of the guidelines, where the host has none of that name."""
+"""The package of the deployment guidelines, for hosts that have none of that name."""

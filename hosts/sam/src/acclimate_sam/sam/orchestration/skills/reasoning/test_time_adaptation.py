@@ -30,7 +30,9 @@ from acclimate.language import (
     optimize_training_steps,
     shipped,
 )
-from acclimate.monitoring import PRIMARY_KPIS, SECONDARY_KPIS, language_request, run_health_check
+from acclimate.monitoring import language_request
+from acclimate_sam.collector import run_health_check
+from acclimate_sam.kpis import PRIMARY_KPIS, SECONDARY_KPIS
 from acclimate_sam.planning import LEAST_EXAMPLES, detected
 
 logger = logging.getLogger(__name__)
