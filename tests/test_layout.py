@@ -12,12 +12,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "acclimate"
 # Package -> the packages it may import from.
 ALLOWED = {
     "errors": set(),
+    "extras": {"errors"},
     "core": {"errors", "core"},
     "methods": {"errors", "core", "methods"},
     "vision": {"errors", "core", "methods", "vision"},
     "language": {"errors", "core", "methods", "language"},
     "monitoring": {"errors", "core", "monitoring"},
-    "cli": {"errors", "core", "methods", "vision", "language", "monitoring", "cli", ""},
+    "cli": {"errors", "core", "methods", "vision", "language", "monitoring", "cli", "extras", ""},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from acclimate.extras import naming_missing_extra
+
 if TYPE_CHECKING:
     from acclimate.core import Budget, Classification, Session, SessionReport, TensorFilter
     from acclimate.methods import BatchNormStats, Cotta, Eata, Mim, Sar, Tent
@@ -29,14 +31,15 @@ __all__ = [
     "run_ttt",
 ]
 
-_ROOMS: Final = ("acclimate.core", "acclimate.methods", "acclimate.vision")
+_PUBLIC_PACKAGES: Final = ("acclimate.core", "acclimate.methods", "acclimate.vision")
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when first used: torch takes seconds, and acclimate --help should not.
     if name in __all__:
-        for room in _ROOMS:
-            module = importlib.import_module(room)
+        for package in _PUBLIC_PACKAGES:
+            with naming_missing_extra(f"acclimate.{name}"):
+                module = importlib.import_module(package)
             if name in module.__all__:
                 return getattr(module, name)
     raise AttributeError(f"module 'acclimate' has no attribute {name!r}")

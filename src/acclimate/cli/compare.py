@@ -68,6 +68,8 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
 
 
 def _record(values: dict[str, Any], result: ComparisonResult) -> None:
+    if not values["record"]:
+        return
     from acclimate.monitoring import vision_request
 
     session, actor = store_options.session(values), store_options.actor(values)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from acclimate.language.patterns.items import Reading, strip_markup, is_blank, strip_bullet
+from acclimate.language.patterns.items import Reading, is_blank, strip_bullet, strip_markup
 
 #: Labels of inputs, and labels of outputs.
 ASKING: Final = frozenset(
@@ -242,4 +242,4 @@ def is_role_pair(found: Reading) -> bool:
     return found.labels is not None and _are_roles(*found.labels)
 
 
-__all__ = ["is_role_pair", "json_pairs", "labelled_inline", "labelled_lines", "tables", "tagged", "strip_bullet"]
+__all__ = ["is_role_pair", "json_pairs", "labelled_inline", "labelled_lines", "strip_bullet", "tables", "tagged"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from acclimate.language.patterns.items import ARROWS, SEPARATORS, Reading, strip_markup, is_blank, strip_bullet
+from acclimate.language.patterns.items import ARROWS, SEPARATORS, Reading, is_blank, strip_bullet, strip_markup
 
 _NUMBER: Final = re.compile(
     r"""^\s*[*_]{0,2}(?:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from acclimate.language.patterns.items import ARROWS, Reading, strip_markup, is_blank
+from acclimate.language.patterns.items import ARROWS, Reading, is_blank, strip_markup
 
 _END: Final = r"(?:what|who|which\ \w+|wat|\?+|_{2,}|\.{3}|…|\(\?\)|\[\?\]|\*\*\?\*\*|[:\"”'’.]*$)"
 _IS_TO: Final = re.compile(

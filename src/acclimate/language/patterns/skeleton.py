@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 from itertools import combinations, pairwise
 from typing import Final
 
-from acclimate.language.patterns.items import Reading, strip_markup, is_blank
+from acclimate.language.patterns.items import Reading, is_blank, strip_markup
 
 _TOKEN: Final = re.compile(r"\w+|\s+|[^\w\s]")
 _UNITS: Final = (r"\n", r"(?<=[.!?;])\s+", r"\s*[,;]\s+(?:and\s+|so\s+)?")
