@@ -214,7 +214,6 @@ def test_the_separator_alone_is_no_query_but_another_sign_is() -> None:
     assert readings("@ -> at\n# -> hash\n~ ->")["pairs_on_lines"].query == "~"
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "text", ["a" * 30_000, "->" * 5000, "a: b\n" * 3000, "is to " * 2000, "(" * 3000, '{"a": ' * 800]
 )
