@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 # On two cores four threads cost more than they bring, and numbers are the same everywhere with one.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all lint types docs clean
+.PHONY: demo test test-all test-busy wheel lint types docs clean
 
 demo: $(VENV)/.installed
 	$(RUN)/acclimate demo vision
@@ -14,8 +14,20 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
+# Random examples in place of the fixed ones; a failure prints how to repeat it.
 test-all: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m "slow or not slow" --timeout 1800 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m "slow or not slow" --timeout 14400 \
+	  --hypothesis-profile random $(PYTEST_ARGS)
+
+# Beside programs that want the processors too: no test may depend on how long things take.
+test-busy: $(VENV)/.installed
+	$(RUN)/python tools/beside_busy_loops.py 4 $(MAKE) test
+
+# Builds both distributions (the wheel from the sdist) and tries the wheel where the repository is out of reach.
+wheel: $(VENV)/.installed
+	rm -rf dist
+	$(RUN)/python -m build --outdir dist
+	$(RUN)/python tools/check_wheel.py dist/acclimate-*.whl
 
 lint: $(VENV)/.installed
 	$(RUN)/ruff check .
@@ -28,7 +40,7 @@ docs: $(VENV)/.installed
 	$(RUN)/python tools/write_command_docs.py
 
 clean:
-	rm -rf $(VENV) acclimate-demo .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) dist acclimate-demo .pytest_cache .mypy_cache .ruff_cache .coverage
 
 # torch first and alone: a package that asks for a range of it would otherwise choose a build for GPUs.
 $(VENV)/.installed: pyproject.toml constraints.txt $(shell find hosts/sam -type f -not -path "*/__pycache__/*")

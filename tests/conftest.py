@@ -1,10 +1,17 @@
-"""What all tests share."""
+"""What all tests share: fixed random examples, and a metrics store for each test."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# By default every run tries the same examples, and no example has a time limit of its own.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+# `make test-all` takes this one by --hypothesis-profile: other examples every time, and the way to repeat a failure.
+settings.register_profile("random", derandomize=False, deadline=None, database=None, print_blob=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

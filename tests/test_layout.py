@@ -12,13 +12,14 @@ SOURCE = Path(__file__).parent.parent / "src" / "acclimate"
 # Package -> the packages it may import from.
 ALLOWED = {
     "errors": set(),
+    "extras": {"errors"},
     "registry": {"errors"},
-    "core": {"errors", "registry", "core"},
+    "core": {"errors", "extras", "registry", "core"},
     "methods": {"errors", "registry", "core", "methods"},
-    "vision": {"errors", "registry", "core", "methods", "vision"},
-    "language": {"errors", "registry", "core", "methods", "language"},
-    "monitoring": {"errors", "monitoring"},
-    "cli": {"errors", "registry", "core", "methods", "vision", "language", "monitoring", "cli", ""},
+    "vision": {"errors", "extras", "registry", "core", "methods", "vision"},
+    "language": {"errors", "extras", "registry", "core", "methods", "language"},
+    "monitoring": {"errors", "extras", "monitoring"},
+    "cli": {"errors", "registry", "core", "methods", "vision", "language", "monitoring", "cli", "extras", ""},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -1,7 +1,7 @@
 """Kinds of damage for ``benchmarks/shifts``, written for it and apart from the package's own corruptions.
 
-A kind is a function of images ``(N, H, W, 3)`` uint8 and a generator that returns as many images. Strengths are relative to
-the image's side, so that a kind means the same at 32 and at 224 pixels. The kinds are divided in two halves: ``TUNE``
+A kind is a function of images ``(N, H, W, 3)`` uint8 and a generator that returns as many images. Strengths are relative
+to the image's side, so that a kind means the same at 32 and at 224 pixels. The kinds are divided in two halves: ``TUNE``
 is for choosing settings, ``REPORT`` is looked at only when a result is written down.
 """
 
@@ -237,7 +237,8 @@ def rotation(images: Images, rng: np.random.Generator) -> Images:
     side = images.shape[1]
 
     def turned(image: NDArray[np.float32]) -> NDArray[np.floating]:
-        matrix = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), float(rng.choice([-1, 1]) * rng.uniform(20, 35)), 1)
+        degrees = float(rng.choice([-1, 1]) * rng.uniform(20, 35))
+        matrix = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), degrees, 1)
         return cv2.warpAffine(image, matrix, (side, side), borderMode=cv2.BORDER_REFLECT)
 
     return _each(images, turned)

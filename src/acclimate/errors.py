@@ -9,7 +9,8 @@
     │   ├── CheckpointError        weights that cannot be loaded, or may not be (pickle)
     │   ├── EmptySelectionError    no tensor of the model matches what was asked to move
     │   ├── TTTNotSupportedError   the adapter or the model cannot be adapted with this method
-    │   └── StoreError             the metrics store cannot be opened, or lacks what was asked for
+    │   ├── StoreError             the metrics store cannot be opened, or lacks what was asked for
+    │   └── MissingExtraError      an optional package is not installed
     ├── SessionError               a session was used outside its ``with`` block
     ├── DeliveryError              an alert did not reach its receiver
     └── CancelledError             a request was cancelled before it was answered
@@ -53,6 +54,24 @@ class TTTNotSupportedError(InputError):
 
 class StoreError(InputError):
     """The metrics store cannot be opened or upgraded, or does not hold what was asked for."""
+
+
+class MissingExtraError(InputError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it.
+
+    Attributes:
+        purpose: what needs the package.
+        distribution: the package's name for pip.
+        extra: the extra of acclimate that brings it.
+    """
+
+    def __init__(self, *, purpose: str, distribution: str, extra: str) -> None:
+        super().__init__(
+            f'{purpose} needs {distribution}, which is not installed; run: pip install "acclimate[{extra}]"'
+        )
+        self.purpose = purpose
+        self.distribution = distribution
+        self.extra = extra
 
 
 class SessionError(AcclimateError, RuntimeError):

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from acclimate.vision.run.step_warnings import step_warnings
 from click.testing import CliRunner, Result
 
 from acclimate.cli.main import main
 from acclimate.core import SessionReport, StepReport
-from acclimate.vision.run.step_warnings import step_warnings
 from tests.networks import write_images
 
 MODEL = ("--adapter", "torch", "--model", "tests.vision.factories:classifier")

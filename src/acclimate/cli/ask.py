@@ -69,13 +69,12 @@ def ask_command(prompt: str | None, **given: Any) -> None:
     Where the prompt shows worked examples, the model practises on them before it answers, if that is likelier to be
     right. PROMPT comes from the argument, from --file, or from standard input (-).
     """
-    from acclimate.cli import asked_experiments
     from acclimate.language import Engine
 
     set_up_logging(given["verbose"])
     text = _prompt(prompt, given)
     request_id = uuid4().hex
-    arm = asked_experiments.assigned(given, request_id) if given["experiment"] else None
+    arm = _arm(given, request_id) if given["experiment"] else None
     engine = _engine(Engine, given)
     how: dict[str, Any] = {"compare": given["compare"]}
     if given["examples"] or given["adapter"]:
@@ -90,6 +89,13 @@ def ask_command(prompt: str | None, **given: Any) -> None:
         _show(report, compare=given["compare"])
         if recorded:
             click.echo(f"request {request_id}", err=True)
+
+
+def _arm(given: dict[str, Any], request_id: str) -> Arm:
+    """Return the arm of the request; needs the metrics store, which an answer without experiment does not."""
+    from acclimate.cli import asked_experiments
+
+    return asked_experiments.assigned(given, request_id)
 
 
 def _record(given: dict[str, Any], values: dict[str, Any], text: str, request_id: str, arm: Arm | None) -> bool:

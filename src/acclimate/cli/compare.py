@@ -78,6 +78,8 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
 
 
 def _record(values: dict[str, Any], result: ComparisonResult) -> None:
+    if not values["record"]:
+        return
     from acclimate.monitoring import vision_request
     from acclimate.vision.evaluation.compare import BASELINE
 

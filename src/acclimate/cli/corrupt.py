@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from PIL import Image
 
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
@@ -25,6 +24,9 @@ from acclimate.vision.data.records import load_dataset
 @reports_input_errors
 def corrupt_command(images: Path | None, output: Path | None, name: str | None, seed: int, list_names: bool) -> None:
     """Write copies of IMAGES under an ImageNet-C style corruption to the folder OUTPUT, as PNG."""  # fmt: skip
+    # Imported here: options and their help need no image library.
+    from PIL import Image
+
     if list_names:
         for known, function in CORRUPTIONS.items():
             click.echo(f"{known:16s} {(function.__doc__ or '').splitlines()[0]}")

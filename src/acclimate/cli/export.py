@@ -139,6 +139,8 @@ def export_command(context: click.Context, /, **values: Any) -> None:
 
 
 def _record(values: dict[str, Any], result: ExportResult, seconds: float) -> None:
+    if not values["record"]:
+        return
     from acclimate.monitoring import vision_request
 
     record = vision_request(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from acclimate import __version__
+from acclimate.errors import MissingExtraError
+from acclimate.extras import missing_extra, naming_missing_extra
 
 # Module, attribute and short help by command. Loading a command loads torch, which takes seconds: --help does not.
 _COMMANDS: Final = {
@@ -62,7 +64,20 @@ def _wait_briefly() -> None:
 
 
 class _LazyGroup(click.Group):
-    """Loads a command when it is called."""
+    """Imports a command's module when the command is called; a missing optional package is one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MissingExtraError as error:
+            missing = error
+        except ModuleNotFoundError as error:
+            found = missing_extra(error, f"acclimate {ctx.invoked_subcommand}")
+            if found is None:
+                raise
+            missing = found
+        click.echo(f"Error: {missing}", err=True)
+        raise SystemExit(2) from missing
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -72,7 +87,8 @@ class _LazyGroup(click.Group):
             return None
         _wait_briefly()
         module, attribute, _ = _COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        with naming_missing_extra(f"acclimate {cmd_name}"):
+            command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import click
+from click.core import ParameterSource
 
 from acclimate.errors import InputError
+from acclimate.extras import is_installed, require
 
 if TYPE_CHECKING:
     from acclimate.monitoring import Outcome, RequestRecord, Store
@@ -40,11 +42,24 @@ def recording(command: Command) -> Command:
             envvar="ACCLIMATE_SESSION",
             help="Name that groups requests in the metrics.  [default: a new one]",
         ),
-        click.option("--record/--no-record", default=True, show_default=True, help="Write a row to the metrics store."),
+        click.option(
+            "--record/--no-record",
+            default=True,
+            show_default=True,
+            callback=_recordable,
+            help="Write a row to the metrics store, where acclimate[monitoring] is installed.",
+        ),
         database,
     ):
         command = option(command)
     return command
+
+
+def _recordable(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    """Return whether to record; where the extra is not installed only a ``--record`` that was typed is an error."""
+    if value and context.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT:
+        require("monitoring", "--record")
+    return value and is_installed("monitoring")
 
 
 def actor(given: dict[str, Any]) -> str:

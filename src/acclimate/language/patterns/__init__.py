@@ -1,4 +1,4 @@
-"""Is there a few-shot pattern in a prompt? Which, with which examples, and what is asked?"""
+"""Detection of few-shot patterns in a prompt: the kind of pattern, its examples, and the query."""
 
 from acclimate.language.patterns.detection import DOMAIN_SENSITIVITY, KINDS, Detection, Kind, detect, readings
 

@@ -1,4 +1,4 @@
-"""What the classifier of prompts looks at."""
+"""The features of the prompt classifier."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Final
 
-from acclimate.language.patterns.items import ARROWS, Found
+from acclimate.language.patterns.items import ARROWS, Reading
 from acclimate.language.patterns.labelled import is_role_pair
 
 _CUES: Final[Mapping[str, str]] = {
@@ -67,7 +67,7 @@ _MOST_SHAPED: Final = 3000
 
 
 def _shapes(text: str) -> set[str]:
-    """Return runs of three to six signs of a prompt in which every word is ``w`` and every number ``9``."""
+    """Return n-grams (n from 3 to 6) of the prompt's word shape: each run of words is ``w``, each number ``9``."""
     signs = re.findall(r"[^\W\d_]+(?:[ ]+[^\W\d_]+)*|\d+(?:[.,]\d+)*|\n+|[^\w\s]|_+", text[:_MOST_SHAPED] + "\n")
     shape = ["9" if s[0].isdigit() else "/" if s[0] == "\n" else "w" if s[0].isalpha() else s[0] for s in signs]
     start, end = ["^", *shape[:8]], [*shape[-8:], "$"]
@@ -76,21 +76,21 @@ def _shapes(text: str) -> set[str]:
     return found
 
 
-def features(text: str, found: Mapping[str, Found]) -> dict[str, float]:
-    """Return the features of a prompt: what the parsers read, cue words, how it ends, and its words."""
+def features(text: str, found: Mapping[str, Reading]) -> dict[str, float]:
+    """Return the features of a prompt that are not zero: from the parsers' readings, cue phrases, its end, words."""
     given: dict[str, float] = {"bias": 1.0}
     for name, reading in found.items():
         count = len(reading.pairs)
         has_query = reading.query is not None
         given[f"{name}"] = 1.0
         given[f"{name}:query"] = float(has_query)
-        given[f"{name}:open"] = float(reading.open_slot)
-        given[f"{name}:open_two"] = float(reading.open_slot and count >= 2)
+        given[f"{name}:open"] = float(reading.query_in_slot)
+        given[f"{name}:open_two"] = float(reading.query_in_slot and count >= 2)
         given[f"{name}:two"] = float(count >= 2 and has_query)
         given[f"{name}:three"] = float(count >= 3 and has_query)
         given[f"{name}:numbered"] = float(reading.numbered)
         given[f"{name}:numbered_query"] = float(reading.numbered and has_query)
-        given[f"{name}:examples"] = float(reading.called_examples)
+        given[f"{name}:examples"] = float(reading.announced_as_examples)
         given[f"{name}:form:{reading.form}"] = float(has_query)
         if reading.labels is not None:
             given[f"{name}:roles"] = float(is_role_pair(reading))
@@ -112,7 +112,7 @@ def features(text: str, found: Mapping[str, Found]) -> dict[str, float]:
     given["strong:query_ends"] = float(bool(asked) and len(text.strip()) - last <= 12)
     given["strong:query_only_ends"] = float(given["strong:query_ends"] == 1 and given["any_two"] == 1)
     given["strong:roles"] = float(any(is_role_pair(r) and r.query is not None for r in found.values()))
-    slots = [r for r in asked if r.open_slot]
+    slots = [r for r in asked if r.query_in_slot]
     given["strong:open_slot"] = float(bool(slots))
     given["strong:open_two"] = float(any(len(r.pairs) >= 2 for r in slots))
     end = max((text.rfind(r.query) + len(r.query) for r in slots if r.query), default=0)
@@ -146,7 +146,7 @@ def features(text: str, found: Mapping[str, Found]) -> dict[str, float]:
         and not any(r.numbered for r in asked)
     )
     given["strong:numbered"] = float(any(r.numbered and len(r.pairs) >= 2 for r in asked) and not rule and not analogy)
-    given["strong:called_examples"] = float(any(r.called_examples for r in asked))
+    given["strong:called_examples"] = float(any(r.announced_as_examples for r in asked))
     given["strong:sequence"] = float("sequences" in found and not given["any_two"])
     given["strong:frame"] = float("repeated" in found and found["repeated"].query is not None)
     for cue in (

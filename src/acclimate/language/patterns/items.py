@@ -1,14 +1,15 @@
-"""Items, and lines that hold a pair of them: the ground that every way of writing examples stands on."""
+"""What all parsers share: a reading, separators, and how items are stripped of markup."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 ARROWS: Final = r"(?:-{1,3}>|={1,3}>|~>|→|⟶|➜|➔|⇒|⟹|➡️?|↦|\|->|>>+)"
-#: Separators of a pair, strongest first: the first that splits enough lines is the one that was meant.
+#: Regular expressions of the separators between input and output, by name; the least ambiguous first.
 SEPARATORS: Final[tuple[tuple[str, str], ...]] = (
     ("arrow", rf"\s*{ARROWS}\s*"),
     ("becomes", r"\s+(?:becomes?|turns? into|maps? to|gives|yields|returns|translates to|corresponds to)\s+"),
@@ -25,47 +26,78 @@ SEPARATORS: Final[tuple[tuple[str, str], ...]] = (
     ("digit_colon", r"\s*:\s+"),
     ("spaces", r"\s{3,}"),
 )
-_OPEN: Final = re.compile(
+_BLANK: Final = re.compile(
     r"""[\s"'`“”‘’(\[{<«¿¡*]*(?:
         \?+ | _{1,} | \.{2,} | … | \*{2,}\?\*{2,} | -{2,} |
         (?:what|blank|answer|your\ answer|fill\ in|fill\ this\ in|tbd|todo|unknown|to\ do|mask|to\ fill)\s*\??
     )?[\s"'`“”‘’)\]}>».!?*]*(?:\([^()\n]{0,40}\))?\s*""",
     re.VERBOSE | re.IGNORECASE,
 )
+#: Unicode categories of characters that leave no mark: control, format, surrogate, and the three kinds of separator.
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 _QUOTES: Final = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」"}
 _BULLET: Final = re.compile(r"^\s*(?:[-*•‣◦▪·+>]\s+|[✅👉🔹🔸➤▶]️?\s*)+")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Examples and open item as some way of writing them gives them.
+class Reading:
+    """One parser's interpretation of a prompt.
 
     Attributes:
-        pairs: input and output of every answered item, in order.
-        query: the open item, or None.
-        form: the way of writing, for instance ``arrow``.
-        numbered: items were counted (``1.``, ``b)``).
-        called_examples: items were called examples one by one.
-        labels: the two role labels, where there are any.
-        open_slot: the open item stands where a pair stands, its answer missing, rather than in a sentence of its own.
+        pairs: input and output of every item that has an output, in order.
+        query: the item without an output, or None.
+        form: the layout, for instance ``arrow``: a name in :data:`SEPARATORS`, or one that the parser gives.
+        numbered: items carry list numbers (``1.``, ``b)``).
+        announced_as_examples: items are each introduced by a word such as ``Example``.
+        labels: the labels of input and output, such as ``("q", "a")``, where the layout has them.
+        query_in_slot: the query stands in the same layout as the pairs, with its output missing, rather than in a
+            sentence of its own.
     """
 
     pairs: tuple[tuple[str, str], ...]
     query: str | None
     form: str
     numbered: bool = False
-    called_examples: bool = False
+    announced_as_examples: bool = False
     labels: tuple[str, str] | None = None
-    open_slot: bool = False
+    query_in_slot: bool = False
+
+    def without_empty_parts(self) -> Reading | None:
+        """Return the reading without pairs that lack an input or an output, and without an empty query.
+
+        A query that is nothing but the separator of the pairs counts as empty. None where no pair is left of those
+        there were.
+        """
+        pairs = tuple((given, answer) for given, answer in self.pairs if has_content(given) and has_content(answer))
+        if self.pairs and not pairs:
+            return None
+        query = self.query
+        if query is not None and (not has_content(query) or _is_separator(query, self.form)):
+            query = None
+        return replace(self, pairs=pairs, query=query, query_in_slot=self.query_in_slot and query is not None)
 
 
-def is_open(text: str) -> bool:
-    """Say whether ``text`` stands where an answer is missing: nothing, ``?``, ``___``, ``...``."""
-    return _OPEN.fullmatch(text) is not None
+def has_content(text: str) -> bool:
+    """Return whether ``text`` has a visible character: control and format characters, such as U+200B, are none."""
+    return any(unicodedata.category(character) not in _INVISIBLE for character in text)
 
 
-def bare(text: str) -> str:
-    """Return ``text`` without bullets, emphasis, quotes around it, and trailing commas."""
+def is_blank(text: str) -> bool:
+    """Return whether ``text`` marks a missing output: nothing, ``?``, ``___``, ``...``, or only markup around it."""
+    if _BLANK.fullmatch(text):
+        return True
+    content = strip_markup(text)
+    return _BLANK.fullmatch(content) is not None or not has_content(content)
+
+
+def _is_separator(text: str, form: str) -> bool:
+    """Return whether ``text`` is nothing but one or more separators of the layout ``form``."""
+    separator = dict(SEPARATORS).get(form, rf"{ARROWS}|[:：=]+")
+    return re.fullmatch(rf"(?:{separator}|\s)+", f" {text.strip()} ") is not None
+
+
+def strip_markup(text: str) -> str:
+    """Return ``text`` without the emphasis and quotes around it, and without trailing commas and semicolons."""
     text = text.strip()
     while True:
         before = text
@@ -81,13 +113,13 @@ def bare(text: str) -> str:
             return text
 
 
-def without_bullet(line: str) -> str:
-    """Return a line without the mark of a list item in front of it."""
+def strip_bullet(line: str) -> str:
+    """Return a line without the list bullets at its start."""
     return _BULLET.sub("", line)
 
 
-def located(text: str, pairs: Sequence[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
-    """Return where each pair stands in ``text``, from the start of its input to the end of its output."""
+def find_spans(text: str, pairs: Sequence[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
+    """Return start and end offset of each pair in ``text``, from its input to its output."""
     spans, at = [], 0
     for given, answer in pairs:
         start = text.find(given, at)

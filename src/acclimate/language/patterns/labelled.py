@@ -1,4 +1,4 @@
-"""Pairs whose parts are named: Input/Output, Q/A, chat turns, tags, JSON, tables with a header."""
+"""Parsers for pairs with labels: Input/Output, Q/A, chat turns, tags, JSON, tables with a header."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from acclimate.language.patterns.items import Found, bare, is_open, without_bullet
+from acclimate.language.patterns.items import Reading, is_blank, strip_bullet, strip_markup
 
-#: Names that announce an input, and names that announce its answer.
+#: Labels of inputs, and labels of outputs.
 ASKING: Final = frozenset(
     """input in inputs q question query prompt user human customer me student text sentence review comment tweet message
     source src original before word words singular present problem x given premise headline title article passage phrase
@@ -57,35 +57,35 @@ def _role(name: str) -> str:
     return name.strip().strip("*_[]<>|").strip().lower().replace(" ", "_")
 
 
-def _paired(turns: Sequence[tuple[str, str]]) -> Found | None:
-    """Return the pairs of turns that alternate between two names; the last may be open."""
+def _paired(turns: Sequence[tuple[str, str]]) -> Reading | None:
+    """Return the pairs of turns that alternate between two labels; the last may lack its output."""
     names = [name for name, _ in turns]
     if len(turns) < 3 or len(set(names)) != 2:
         return None
     first, second = names[0], next(name for name in names if name != names[0])
     if any(left == right for left, right in pairwise(names)):
-        # Two inputs after each other: the first of them was never answered.
+        # Two inputs in a row: the first has no output and is dropped.
         kept = [
             turn for turn, after in zip(turns, [*turns[1:], None], strict=True) if after is None or turn[0] != after[0]
         ]
         return _paired(kept) if len(kept) < len(turns) else None
     pairs, query = [], None
     for index in range(0, len(turns), 2):
-        given = bare(turns[index][1])
+        given = strip_markup(turns[index][1])
         answer = turns[index + 1][1].strip() if index + 1 < len(turns) else ""
-        if is_open(answer):
+        if is_blank(answer):
             query = given or query
         else:
-            pairs.append((given, bare(answer)))
-    return Found(tuple(pairs), query, "labelled", labels=(first, second), open_slot=query is not None)
+            pairs.append((given, strip_markup(answer)))
+    return Reading(tuple(pairs), query, "labelled", labels=(first, second), query_in_slot=query is not None)
 
 
-def _known(first: str, second: str) -> bool:
+def _are_roles(first: str, second: str) -> bool:
     return first in ASKING and second in ANSWERING
 
 
-def labelled_lines(text: str) -> Iterator[Found]:
-    """Yield pairs whose parts begin, or stand on lines of their own, under two names in turn."""
+def labelled_lines(text: str) -> Iterator[Reading]:
+    """Yield pairs from lines that start with one of two alternating labels; text below a label belongs to it."""
     turns: list[tuple[str, str]] = []
     for line in text.splitlines():
         if set(line.strip()) <= set("-=_*#~") and line.strip():
@@ -101,8 +101,8 @@ def labelled_lines(text: str) -> Iterator[Found]:
     yield from _by_two_names(turns)
 
 
-def labelled_inline(text: str) -> Iterator[Found]:
-    """Yield pairs named within lines: ``Q: 2+2 A: 4 Q: 3+3 A:``."""
+def labelled_inline(text: str) -> Iterator[Reading]:
+    """Yield pairs whose labels stand inside a line: ``Q: 2+2 A: 4 Q: 3+3 A:``."""
     found = list(_INLINE.finditer(text))
     if not found:
         return
@@ -114,29 +114,33 @@ def labelled_inline(text: str) -> Iterator[Found]:
     yield from _by_two_names(cleaned)
 
 
-def _by_two_names(turns: Sequence[tuple[str, str]]) -> Iterator[Found]:
+def _by_two_names(turns: Sequence[tuple[str, str]]) -> Iterator[Reading]:
     counts: dict[str, int] = {}
     for name, _ in turns:
         counts[name] = counts.get(name, 0) + 1
     often = [name for name, count in counts.items() if count >= 2]
     for first in often:
         for second in counts:
-            if first == second or counts[second] < counts[first] - 1 or (len(often) > 2 and not _known(first, second)):
+            if (
+                first == second
+                or counts[second] < counts[first] - 1
+                or (len(often) > 2 and not _are_roles(first, second))
+            ):
                 continue
-            chosen = [_cut(turn) for turn in turns if turn[0] in (first, second)]
+            chosen = [_until_blank_line(turn) for turn in turns if turn[0] in (first, second)]
             if chosen and chosen[0][0] == first and (found := _paired(chosen)) is not None:
                 yield found
 
 
-def _cut(turn: tuple[str, str]) -> tuple[str, str]:
-    """End a turn at a blank line: what follows is not part of it."""
+def _until_blank_line(turn: tuple[str, str]) -> tuple[str, str]:
+    """Return a turn with its text cut at the first blank line."""
     name, body = turn
     head, _, _ = body.lstrip("\n").partition("\n\n")
     return name, head.strip()
 
 
-def tagged(text: str) -> Iterator[Found]:
-    """Yield pairs in ``<in>..</in><out>..</out>``."""
+def tagged(text: str) -> Iterator[Reading]:
+    """Yield pairs in tags: ``<in>..</in><out>..</out>``, ``[INST]`` and ``<|user|>`` chat formats."""
     asked = re.findall(r"\[INST\](.*?)\[/INST\](.*?)(?=\[INST\]|\Z)", text, re.DOTALL)
     yield from _by_two_names([turn for a, b in asked for turn in (("user", a.strip()), ("assistant", b.strip()))])
     chat = [(match["name"], match["body"].strip()) for match in _CHAT.finditer(text) if match["name"]]
@@ -147,8 +151,8 @@ def tagged(text: str) -> Iterator[Found]:
         yield from _by_two_names(candidate)
 
 
-def json_pairs(text: str) -> Iterator[Found]:
-    """Yield pairs from JSON: one object a line, or one array of objects or of pairs."""
+def json_pairs(text: str) -> Iterator[Reading]:
+    """Yield pairs from JSON: one object per line, or an array of objects or of pairs."""
     values = list(_json_values(text))
     for value in values:
         if isinstance(value, list):
@@ -177,7 +181,7 @@ def _json_values(text: str) -> Iterator[Any]:
         yield value
 
 
-def _from_records(records: Sequence[Any]) -> Iterator[Found]:
+def _from_records(records: Sequence[Any]) -> Iterator[Reading]:
     if len(records) >= 2 and all(isinstance(r, list) and len(r) == 2 for r in records):
         rows = [(str(a), "" if b is None else str(b)) for a, b in records]
         yield _from_rows(rows, "json", ("", ""))
@@ -195,14 +199,14 @@ def _from_records(records: Sequence[Any]) -> Iterator[Found]:
         yield _from_rows(rows, "json", (_role(keys[0]), _role(keys[1])))
 
 
-def _from_rows(rows: Sequence[tuple[str, str]], form: str, labels: tuple[str, str]) -> Found:
-    done = tuple((a, b) for a, b in rows if a and not is_open(b))
-    waiting = [a for a, b in rows if a and is_open(b)]
-    return Found(done, waiting[-1] if waiting else None, form, labels=labels, open_slot=bool(waiting))
+def _from_rows(rows: Sequence[tuple[str, str]], form: str, labels: tuple[str, str]) -> Reading:
+    done = tuple((a, b) for a, b in rows if a and not is_blank(b))
+    waiting = [a for a, b in rows if a and is_blank(b)]
+    return Reading(done, waiting[-1] if waiting else None, form, labels=labels, query_in_slot=bool(waiting))
 
 
-def tables(text: str) -> Iterator[Found]:
-    """Yield pairs from tables of two columns: Markdown, CSV, TSV."""
+def tables(text: str) -> Iterator[Reading]:
+    """Yield pairs from two-column tables: Markdown, HTML, CSV, TSV."""
     lines = [line for line in text.splitlines() if line.strip()]
     bars = [line.strip().strip("|").split("|") for line in lines if line.count("|") >= 1 and line.strip() != "|"]
     html = [
@@ -216,9 +220,12 @@ def tables(text: str) -> Iterator[Found]:
         if len(kept) < 3 or not all(1 <= len(row) <= 2 for row in kept):
             continue
         head = (_role(kept[0][0]), _role(kept[0][1])) if len(kept[0]) == 2 else ("", "")
-        has_header = _known(*head) or re.search(r"\|?\s*:?-{2,}:?\s*\||<th>", text) is not None
-        body = [(bare(row[0]), bare(row[1]) if len(row) == 2 else "") for row in (kept[1:] if has_header else kept)]
-        if sum(1 for _, answer in body if not is_open(answer)) >= 2:
+        has_header = _are_roles(*head) or re.search(r"\|?\s*:?-{2,}:?\s*\||<th>", text) is not None
+        body = [
+            (strip_markup(row[0]), strip_markup(row[1]) if len(row) == 2 else "")
+            for row in (kept[1:] if has_header else kept)
+        ]
+        if sum(1 for _, answer in body if not is_blank(answer)) >= 2:
             yield _from_rows(body, "table", head if has_header else ("", ""))
 
 
@@ -230,9 +237,9 @@ def _delimited(lines: Sequence[str], delimiter: str) -> list[list[str]]:
         return []
 
 
-def is_role_pair(found: Found) -> bool:
-    """Say whether the names of a pair's parts announce an input and its answer."""
-    return found.labels is not None and _known(*found.labels)
+def is_role_pair(found: Reading) -> bool:
+    """Return whether the labels of a reading are known ones of an input and an output."""
+    return found.labels is not None and _are_roles(*found.labels)
 
 
-__all__ = ["is_role_pair", "json_pairs", "labelled_inline", "labelled_lines", "tables", "tagged", "without_bullet"]
+__all__ = ["is_role_pair", "json_pairs", "labelled_inline", "labelled_lines", "strip_bullet", "tables", "tagged"]

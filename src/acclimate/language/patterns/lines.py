@@ -1,4 +1,4 @@
-"""Pairs that stand on a line, or in a part of a line, on both sides of an arrow, an equals sign, a colon, ..."""
+"""Parsers for pairs around a separator (an arrow, an equals sign, a colon, ...), one per line or several on a line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from acclimate.language.patterns.items import ARROWS, SEPARATORS, Found, bare, is_open, without_bullet
+from acclimate.language.patterns.items import ARROWS, SEPARATORS, Reading, is_blank, strip_bullet, strip_markup
 
 _NUMBER: Final = re.compile(
     r"""^\s*[*_]{0,2}(?:
@@ -52,8 +52,8 @@ class _Line:
 def _lines(text: str) -> list[_Line]:
     found = []
     for raw in text.splitlines():
-        # A tab at the end is a separator whose answer is missing.
-        line = without_bullet(re.sub(r"^\s*>\s+", "", raw)).lstrip().rstrip(" ")
+        # A tab at the end is a separator without an output behind it.
+        line = strip_bullet(re.sub(r"^\s*>\s+", "", raw)).lstrip().rstrip(" ")
         line = re.sub(r"^\|\s*(.*?)\s*\|?$", r"\1", line) if line.startswith("|") else line
         if not line.strip() or set(line) <= set("`=-*_#~+"):
             continue
@@ -66,15 +66,15 @@ def _lines(text: str) -> list[_Line]:
     return found
 
 
-def pairs_on_lines(text: str) -> Iterator[Found]:
-    """Yield pairs that stand one on a line, one reading for each separator that fits."""
+def pairs_on_lines(text: str) -> Iterator[Reading]:
+    """Yield one reading for each separator that splits the lines of the prompt into pairs."""
     lines = _merged(_lines(text))
     if len(lines) >= 2:
         yield from _by_separator(lines)
 
 
-def pairs_in_segments(text: str) -> Iterator[Found]:
-    """Yield pairs that follow each other on one line, between commas, semicolons or full stops."""
+def pairs_in_segments(text: str) -> Iterator[Reading]:
+    """Yield readings of a line that holds several pairs, divided by commas, semicolons or full stops."""
     for raw in text.splitlines():
         line = re.sub(r"^[^:\n]{0,60}:\s+(?=\S+\s*(?:->|=|→|=>|:))", "", raw)
         line = re.sub(r"\((?:see|e\.g\.|ex\.?|like|cf\.?):?\s*", ", ", line)
@@ -89,7 +89,7 @@ def pairs_in_segments(text: str) -> Iterator[Found]:
 
 
 def _merged(lines: Sequence[_Line]) -> list[_Line]:
-    """Join a line that holds nothing but a count or the word example with what stands below it."""
+    """Join a line that holds only a list number or the word example with the line below it."""
     found: list[_Line] = []
     for line in lines:
         before = found[-1] if found else None
@@ -103,7 +103,7 @@ def _merged(lines: Sequence[_Line]) -> list[_Line]:
     return [line for line in found if line.text.strip()]
 
 
-def _by_separator(lines: Sequence[_Line], *, in_line: bool = False) -> Iterator[Found]:
+def _by_separator(lines: Sequence[_Line], *, in_line: bool = False) -> Iterator[Reading]:
     for name, separator in SEPARATORS:
         if in_line and name in ("spaces", "spaced_slash", "bar"):
             continue
@@ -114,52 +114,52 @@ def _by_separator(lines: Sequence[_Line], *, in_line: bool = False) -> Iterator[
             if name == "spaces" and len(line.text) > 80:
                 parts = []
             if len(parts) == 2 and parts[0].strip():
-                split.append((line, bare(parts[0]), parts[1].strip()))
+                split.append((line, strip_markup(parts[0]), parts[1].strip()))
             else:
                 plain.append((index, line))
-        done = [(line, given, answer) for line, given, answer in split if not is_open(answer)]
-        waiting = [(line, given) for line, given, answer in split if is_open(answer)]
+        done = [(line, given, answer) for line, given, answer in split if not is_blank(answer)]
+        waiting = [(line, given) for line, given, answer in split if is_blank(answer)]
         if len(done) < (2 if not waiting else 1):
             continue
-        query = _cue_cut(waiting[-1][1]) if waiting else _query_apart(plain, lines)
-        yield Found(
-            tuple((given, bare(answer)) for _, given, answer in done),
+        query = _strip_lead_in(waiting[-1][1]) if waiting else _query_without_separator(plain, lines)
+        yield Reading(
+            tuple((given, strip_markup(answer)) for _, given, answer in done),
             query,
             name,
             numbered=sum(line.numbered for line, _, _ in done) >= 2,
-            called_examples=any(line.example for line, _, _ in done),
-            open_slot=bool(waiting),
+            announced_as_examples=any(line.example for line, _, _ in done),
+            query_in_slot=bool(waiting),
         )
 
 
-def _cue_cut(given: str) -> str:
-    """Return an open item without the words that lead to it: ``now you: Japan``."""
+def _strip_lead_in(given: str) -> str:
+    """Return a query without its introduction: ``now you: Japan`` is ``Japan``."""
     match = re.match(r"^.{0,60}?[:—–?]\s+(?P<rest>\S.*)$", given, re.DOTALL)
     if match and re.match(
         r"^(?:and|now|so|your|next|task|query|then|ok|please|the|last|final|this|mine|new|test)\b", given, re.I
     ):
-        return bare(match["rest"])
+        return strip_markup(match["rest"])
     match = re.match(r"^(?:and|now|so|then|et|und|y)\s+(?:now\s+|for\s+|pour\s+)?(?P<rest>\S.*)$", given, re.IGNORECASE)
-    return bare(match["rest"]) if match else given
+    return strip_markup(match["rest"]) if match else given
 
 
-def _query_apart(plain: Sequence[tuple[int, _Line]], lines: Sequence[_Line]) -> str | None:
-    """Return the open item from a line without separator: the last one, or a question elsewhere."""
+def _query_without_separator(plain: Sequence[tuple[int, _Line]], lines: Sequence[_Line]) -> str | None:
+    """Return the query from the lines without the separator: the last that reads as a question or an item, or None."""
     for index, line in reversed(plain):
         text = line.text.strip()
         if match := re.search(
             r"(?:\b(?:do|for|about|convert|with|is|of|to|like|classify|label|at)\b|:)\s*[\"“'‘`]([^\"”'’`]+)[\"”'’`]",
             text,
         ):
-            return bare(match[1])
+            return strip_markup(match[1])
         if match := re.match(
             r"^(?:and|what about|how about|now|so|then)\s+(?:for\s+|pour\s+)?([^?]{1,80})\s*\?*$", text, re.I
         ):
-            return bare(match[1])
+            return strip_markup(match[1])
         if match := _CUE.match(text):
-            return bare(re.sub(r"[?!.…]+$", "", match["rest"]) if "?" in text[-3:] else match["rest"])
+            return strip_markup(re.sub(r"[?!.…]+$", "", match["rest"]) if "?" in text[-3:] else match["rest"])
         if match := re.match(r"^[^:]{3,70}:\s+(\S.*)$", text):
-            return bare(match[1])
+            return strip_markup(match[1])
         if index == len(lines) - 1 and len(text.split()) <= 6 and not re.search(r"[.!]$|\?\s+\w", text):
-            return bare(text.rstrip("?").strip())
+            return strip_markup(text.rstrip("?").strip())
     return None

@@ -1,4 +1,4 @@
-"""Analogies, sequences to be continued, and rules shown by what they do, as they are told in sentences."""
+"""Parsers for running text: analogies, sequences to continue, function calls, and pairs stated in sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from acclimate.language.patterns.items import ARROWS, Found, bare, is_open
+from acclimate.language.patterns.items import ARROWS, Reading, is_blank, strip_markup
 
 _END: Final = r"(?:what|who|which\ \w+|wat|\?+|_{2,}|\.{3}|…|\(\?\)|\[\?\]|\*\*\?\*\*|[:\"”'’.]*$)"
 _IS_TO: Final = re.compile(
@@ -42,7 +42,7 @@ _LOOKS_AHEAD: Final = re.compile(
     r"sequence|series|extend|keep (?:counting|going)|what follows|missing (?:number|term|letter)|sigue|weiter|suite|fill in the blank|next row)\b",
     re.IGNORECASE,
 )
-_TELLING: Final = re.compile(
+_STATED_PAIR: Final = re.compile(
     rf"""(?P<x>[\"“'‘`]?[^,;.\n\"“”'‘’`]{{1,40}}?[\"”'’`]?)\s+
         (?:becomes?|turns?\ into|maps?\ to|is\ mapped\ to|gives|yields|returns|means|is\ written\ as|is\ coded\ as|changes?\ to|
            is\ encoded\ as|goes\ to|went\ to|wird\ zu|devient|se\ convierte\ en|{ARROWS}|↦)\s+
@@ -63,8 +63,8 @@ _ASKED: Final = re.compile(
 )
 
 
-def analogies(text: str) -> Iterator[Found]:
-    """Yield the complete pairs and the open left member of ``a is to b as c is to`` and ``a : b :: c :``."""
+def analogies(text: str) -> Iterator[Reading]:
+    """Yield the pairs and the query of ``a is to b as c is to ?`` and ``a : b :: c : ?``."""
     for form, pattern in (("is_to", _QUOTED_IS_TO), ("is_to", _IS_TO), ("double_colon", _COLONS)):
         if (pattern is _COLONS and not re.search(r"::|∷|\bas\b", text)) or len(
             re.findall(r"\bto\b|:", text)
@@ -75,19 +75,19 @@ def analogies(text: str) -> Iterator[Found]:
             continue
         pairs, query = [], None
         for match in matches:
-            pairs.append((_short(match["a"]), _short(match["b"])))
+            pairs.append((_strip_term(match["a"]), _strip_term(match["b"])))
             after = re.split(r"[\n;]", text[match.end() :].lstrip(' "“*'), maxsplit=1)[0].strip()
-            if is_open(after) or re.match(_END, after, re.VERBOSE | re.IGNORECASE):
-                query = _short(match["c"])
+            if is_blank(after) or re.match(_END, after, re.VERBOSE | re.IGNORECASE):
+                query = _strip_term(match["c"])
             else:
                 answer = re.split(r"\s*(?:::|,?\s+as\s+|[.\n])\s*", after, maxsplit=1)[0]
-                pairs.append((_short(match["c"]), _short(answer)))
+                pairs.append((_strip_term(match["c"]), _strip_term(answer)))
                 onward = re.search(r"(?:::|\bas\b)\s*(?P<d>[^:\n?]{1,60}?)\s*(?::|is to)\s*(?:\?|_|$|what)", after)
-                query = _short(onward["d"]) if onward else query
-        yield Found(tuple(pair for pair in pairs if all(pair)), query, form)
+                query = _strip_term(onward["d"]) if onward else query
+        yield Reading(tuple(pair for pair in pairs if all(pair)), query, form)
 
 
-def _short(text: str) -> str:
+def _strip_term(text: str) -> str:
     text = (
         re.sub(r"^.*(?::\s|analogy[:.]\s*|,\s*(?=\w+$))", "", text.strip(), flags=re.IGNORECASE)
         if ": " in text
@@ -96,44 +96,44 @@ def _short(text: str) -> str:
     text = re.sub(
         r"^(?:let|if|since|because|so|complete|and|then|analogy)\b[:,]?\s+", "", text.strip(), flags=re.IGNORECASE
     )
-    return bare(bare(text).strip("*"))
+    return strip_markup(strip_markup(text).strip("*"))
 
 
-def functions(text: str) -> Iterator[Found]:
-    """Yield ``f(2) = 5`` and what is asked, ``f(4) = ?``."""
+def functions(text: str) -> Iterator[Reading]:
+    """Yield the pairs of ``f(2) = 5`` and the query of ``f(4) = ?``."""
     names: dict[str, list[tuple[str, str]]] = {}
     for match in _FUNCTION.finditer(text):
         names.setdefault(match["name"], []).append(
-            (bare(match["x"]), re.sub(r"\s+(?:and|what)\b.*$", "", match["y"]).strip())
+            (strip_markup(match["x"]), re.sub(r"\s+(?:and|what)\b.*$", "", match["y"]).strip())
         )
     for name, calls in names.items():
-        done = [(x, bare(y.rstrip("."))) for x, y in calls if not is_open(y)]
-        waiting = [x for x, y in calls if is_open(y)]
+        done = [(x, strip_markup(y.rstrip("."))) for x, y in calls if not is_blank(y)]
+        waiting = [x for x, y in calls if is_blank(y)]
         asked = [m["x"] for m in _ASKED_CALL.finditer(text) if m["name"] == name]
-        open_items = waiting or [bare(x) for x in asked if bare(x) not in dict(done)]
+        open_items = waiting or [strip_markup(x) for x in asked if strip_markup(x) not in dict(done)]
         query = open_items[-1] if open_items else None
         if done and (len(done) > 1 or query):
-            yield Found(tuple(done), query, "function", open_slot=query is not None)
+            yield Reading(tuple(done), query, "function", query_in_slot=query is not None)
 
 
-def sequences(text: str) -> Iterator[Found]:
-    """Yield the sequences that are to be continued; the terms themselves are the query."""
+def sequences(text: str) -> Iterator[Reading]:
+    """Yield sequences to continue; they have no pairs, and the whole sequence is the query."""
     asked = _LOOKS_AHEAD.search(text) is not None
     numbers = re.search(r"-?\d[\d.]*(?:(?:\s*[,;]\s*|\s+)-?\d[\d.]*){3,}\W*$", text.strip()) if asked else None
     if numbers:
-        yield Found((), numbers[0].strip(), "sequence")
+        yield Reading((), numbers[0].strip(), "sequence")
         return
     rows = [line.strip() for line in text.splitlines() if line.strip()]
     symbols = re.search(r"^[^\w\s]{4,}\s*(?:\?|…|\.{3}|_+)", text.strip())
     growing = [row for row in rows if " " not in row]
     if symbols or (asked and len(growing) >= 3 and len({row[0] for row in growing}) == 1):
-        yield Found((), symbols[0] if symbols else "\n".join(growing), "sequence")
+        yield Reading((), symbols[0] if symbols else "\n".join(growing), "sequence")
         return
     short = "\n".join(line for line in text.splitlines() if len(line) <= _MOST_CHARACTERS_A_LINE)
     for match in _SEQUENCE.finditer(short):
         terms = re.findall(_TERM, match["terms"])
         if len(terms) >= 3 and (_regular(terms) or asked):
-            yield Found((), short[match.start() : match.end()].strip(), "sequence")
+            yield Reading((), short[match.start() : match.end()].strip(), "sequence")
             return
     if asked:
         for line in text.splitlines():
@@ -142,34 +142,36 @@ def sequences(text: str) -> Iterator[Found]:
                 continue
             run = re.search(rf"{_TERM}(?:\s*[,;]?\s+{_TERM}){{2,40}}\s*$", tail.strip(" .?"))
             if run and _regular(re.findall(_TERM, run[0])):
-                yield Found((), run[0].strip(), "sequence")
+                yield Reading((), run[0].strip(), "sequence")
                 return
 
 
 def _regular(terms: list[str]) -> bool:
-    """Say whether terms are of one sort: numbers, single letters, symbols, names of months, ..."""
+    """Return whether the terms are alike: mostly numbers, mostly at most three characters, or all capitalised."""
     digits = sum(term[0].isdigit() or term[0] in "+-" for term in terms)
     short = sum(len(term) <= 3 for term in terms)
     return digits >= 0.75 * len(terms) or short >= 0.9 * len(terms) or all(term[:1].isupper() for term in terms)
 
 
-def told(text: str) -> Iterator[Found]:
-    """Yield pairs that sentences tell: ``cat becomes dbu``, ``'big' into 'bigger'``."""
-    for form, pattern in (("told", _TELLING), ("quoted", _INTO)):
+def told(text: str) -> Iterator[Reading]:
+    """Yield pairs stated in sentences: ``cat becomes dbu``, ``'big' into 'bigger'``."""
+    for form, pattern in (("told", _STATED_PAIR), ("quoted", _INTO)):
         matches = list(pattern.finditer(text))
-        pairs = [(_clause(match["x"]), _clause(match["y"])) for match in matches]
-        pairs = [(x, y) for x, y in pairs if x and y and not is_open(y) and not re.match(r"(?i)what|how|which", x)]
+        pairs = [(_strip_clause(match["x"]), _strip_clause(match["y"])) for match in matches]
+        pairs = [(x, y) for x, y in pairs if x and y and not is_blank(y) and not re.match(r"(?i)what|how|which", x)]
         if not pairs:
             continue
         rest = text[matches[-1].end() :] if matches else text
         asked = [m["x"] for m in _ASKED.finditer(rest)] or [m["x"] for m in _ASKED.finditer(text)]
-        query = next((_clause(x) for x in reversed(asked) if _clause(x) not in dict(pairs) and len(x) < 50), None)
-        yield Found(tuple(pairs), query, form)
+        query = next(
+            (_strip_clause(x) for x in reversed(asked) if _strip_clause(x) not in dict(pairs) and len(x) < 50), None
+        )
+        yield Reading(tuple(pairs), query, form)
 
 
-def _clause(text: str) -> str:
+def _strip_clause(text: str) -> str:
     text = re.sub(
         r"^(?:(?:if|when|and|but|given|that|the|word|is|say|input|so|then|code|observation\s*\d*:?|example\s*\d*:?|for|example|in this language|i\s+say|you\s+give\s+it)\s+)+",
         "", text.strip(), flags=re.IGNORECASE,
     )  # fmt: skip
-    return bare(bare(text))
+    return strip_markup(strip_markup(text))

@@ -1,23 +1,19 @@
-"""One picture of before and after: the same images as predicted without and with TTT."""
+"""A picture of predictions before and after: the same images without and with TTT."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
-
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from typing import TYPE_CHECKING, Any, Final
 
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.records import Record
 from acclimate.vision.evaluation.evaluate import load_labels
 from acclimate.vision.models.adapter import Entry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLUMNS: Final = 8
 _SHOWN_SCORE: Final = 0.3
@@ -38,14 +34,18 @@ def before_and_after(
     Images on which the two differ come first. Where there is ground truth, right classes are green and wrong ones
     red, and true boxes are drawn dashed.
     """
+    # Imported here: nothing but a picture needs it. Without pyplot no figure outlives the call.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     truth = _truth(ground_truth)
     pairs = list(zip(before, after, strict=True))
     # Stable: among those that differ, and among those that do not, the order of the data set.
     pairs.sort(key=lambda pair: _headline(pair[0]) == _headline(pair[1]))
     chosen = pairs[:_COLUMNS]
-    figure, grid = plt.subplots(
-        2, len(chosen), figsize=(2.1 * len(chosen) + 0.6, 4.9), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(2.1 * len(chosen) + 0.6, 4.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, len(chosen), squeeze=False)
     for column, pair in enumerate(chosen):
         record = Record(pair[0]["image"], pair[0]["image_id"])
         pixels = reader.read(record)
@@ -58,7 +58,6 @@ def before_and_after(
     grid[1][0].set_ylabel(f"with {title}", fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Mapping[str, Any]) -> None:
@@ -69,6 +68,8 @@ def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Mapping[str,
         text = f"{decided['class_id']}  ({decided['score']:.2f})"
         axes.set_title(text if label is None else f"{text}\ntrue {label}", fontsize=10, color=color)
         return
+    from matplotlib.patches import Rectangle
+
     for x, y, w, h in truth.get(str(entry["image_id"]), ()):
         axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="white", linewidth=1, linestyle="--"))
     for detection in entry["detections"]:

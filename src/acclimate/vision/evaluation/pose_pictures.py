@@ -1,24 +1,21 @@
-"""One picture of poses: the truth, and what was predicted before and after adapting."""
+"""A picture of poses: the ground truth, and the predictions without and with TTT."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from acclimate.vision.data import boxes as box_ops
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _SHOWN_SCORE: Final = 0.3
 _AXIS_COLORS: Final = ("#e5484d", "#30a46c", "#3e8bff")
@@ -51,12 +48,16 @@ def truth_before_after(
         axis_length_m: how long to draw the axes.
         columns: how many images.
     """
+    # Imported here: nothing but a picture needs it. Without pyplot no figure outlives the call.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     images = {image["id"]: image for image in truth["images"]}
     names = {category["id"]: category["name"] for category in truth["categories"]}
     shown = list(records[:columns])
-    figure, grid = plt.subplots(
-        3, len(shown), figsize=(2.3 * len(shown) + 0.5, 7.4), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(2.3 * len(shown) + 0.5, 7.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(3, len(shown), squeeze=False)
     by_image = [{entry["image_id"]: entry for entry in entries} for entries in (before, after)]
     for column, record in enumerate(shown):
         pixels = reader.read(record)
@@ -80,7 +81,6 @@ def truth_before_after(
         grid[row][0].set_ylabel(title, fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _detection(
@@ -114,6 +114,8 @@ def _detection(
 
 
 def _box(axes: Axes, box: Sequence[float], text: str, color: str) -> None:
+    from matplotlib.patches import Rectangle
+
     # Pixel k is drawn from k - 0.5 to k + 0.5.
     corner = (box[0] - 0.5, box[1] - 0.5)
     axes.add_patch(Rectangle(corner, box[2], box[3], fill=False, edgecolor=color, linewidth=1.4))
