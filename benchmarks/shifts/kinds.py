@@ -1,8 +1,8 @@
 """Kinds of damage for ``benchmarks/shifts``, written for it and apart from the package's own corruptions.
 
-A kind is a function of images ``(N, H, W, 3)`` uint8 and a generator that returns as many images. Strengths are relative
-to the image's side, so that a kind means the same at 32 and at 224 pixels. The kinds are divided in two halves: ``TUNE``
-is for choosing settings, ``REPORT`` is looked at only when a result is written down.
+A kind is a function of images ``(N, H, W, 3)`` uint8 and a generator that returns as many images. Strengths are
+relative to the image's side, so that a kind means the same at 32 and at 224 pixels. The kinds are divided in two
+halves: ``TUNE`` is for choosing settings, ``REPORT`` is looked at only when a result is written down.
 """
 
 from __future__ import annotations

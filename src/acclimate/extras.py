@@ -120,8 +120,8 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
 
     Args:
         package: its ``__name__``.
-        file: its ``__file__``; the stub ``__init__.pyi`` beside it says which names there are, for this function and for
-            type checkers alike.
+        file: its ``__file__``; the stub ``__init__.pyi`` beside it says which names there are, for this function and
+            for type checkers alike.
     """
     load, directory, names = lazy_loader.attach_stub(package, file)
 

@@ -64,7 +64,7 @@ def third_party(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def distribution(module: str) -> str:
-    return OPTIONAL_PACKAGES[module].distribution if module in OPTIONAL_PACKAGES else module
+    return OPTIONAL_PACKAGES[module].distribution if module in OPTIONAL_PACKAGES else module.replace("_", "-")
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
