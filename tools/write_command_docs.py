@@ -220,7 +220,9 @@ def _with_tables(text: str) -> str:
 
     def replaced(match: re.Match[str]) -> str:
         name = match.group(1)
-        return f"<!-- table: {name} -->\n{tables[name]()}\n<!-- end -->"
+        # The keys of results that were recorded before the term was settled.
+        table = tables[name]().replace(", one side", ", without flip averaging")
+        return f"<!-- table: {name} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", replaced, text, flags=re.DOTALL)
 
