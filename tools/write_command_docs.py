@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import guards_tables
 import language_tables
 import pose_scenes_tables
+import results_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -190,6 +191,7 @@ def _cifar_runs() -> list[dict[str, Any]]:
 
 def _with_tables(text: str) -> str:
     tables: dict[str, Callable[[], str]] = {
+        "results": results_table.results_table,
         "presets": presets_table,
         "kpis": kpis_table,
         "monitoring": monitoring_table,
