@@ -39,11 +39,12 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 autodoc_member_order = "groupwise"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": False, "exclude-members": "__init__, __new__"}
+autodoc_default_options = {"members": True, "exclude-members": "__init__, __new__"}
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+# Listed under their own heading; by default they would be called variables.
+napoleon_custom_sections = [("Attributes", "params_style")]
 python_display_short_literal_types = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"
