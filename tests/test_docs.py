@@ -242,7 +242,7 @@ def test_the_monitoring_guide_runs(page_folder: Path, monkeypatch: pytest.Monkey
 
 
 # The language tutorial runs the same commands.
-REPEATED = {"train_an_adapter_once"}
+REPEATED = {"examples_from_files", "train_an_adapter_once"}
 
 
 @pytest.mark.parametrize(
