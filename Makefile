@@ -36,8 +36,10 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(RUN)/mypy
 
+# Generated parts first, then the site: docs/_build/html/index.html. A warning is an error; nothing is fetched.
 docs: $(VENV)/.installed
 	$(RUN)/python tools/write_command_docs.py
+	$(RUN)/sphinx-build -b html -n -W --keep-going -j 2 docs docs/_build/html
 
 clean:
 	rm -rf $(VENV) dist acclimate-demo .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -20,7 +20,9 @@ def faults_table() -> str:
             first = row["first"] or {"guard": "", "batch": ""}
             errors = f"{row['none']:.1f} | {row['unguarded']:.1f} | {row['guarded']:.1f}"
             change = _change(row["guarded_minus_none"])
-            lines.append(f"| {row['fault']} | {errors} | {change} | {first['guard']} | {first['batch']} |")
+            # Results that were recorded before the guard had its present name.
+            guard = first["guard"].replace("AgainstSource", "WorseThanSource")
+            lines.append(f"| {row['fault']} | {errors} | {change} | {guard} | {first['batch']} |")
     return "\n".join(lines)
 
 
@@ -47,11 +49,14 @@ def thresholds_table() -> str:
 
 
 def detector_signals_table() -> str:
-    """Return the extremes of the signals on detectors, for methods as they are and for broken ones."""
+    """Return the extremes of the signals on detectors, for methods with their presets and for broken ones."""
     rows = _results("guards", "thresholds")["detectors"]
-    lines = ["| methods | variety, least | detection, least | doubt, most |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| methods | smallest variety | smallest detection | largest degradation score |",
+        "| --- | --- | --- | --- |",
+    ]
     for name, chosen in (
-        ("as they are", [row for row in rows if row["lr_factor"] == 1]),
+        ("with their presets", [row for row in rows if row["lr_factor"] == 1]),
         ("align at 100 and 1,000 times its rate", [r for r in rows if r["method"] == "align" and r["lr_factor"] > 1]),
         ("tent at 1,000 times its rate", [r for r in rows if r["method"] == "tent" and r["lr_factor"] == 1000]),
     ):

@@ -13,7 +13,7 @@ def summary_table(name: str) -> str:
     """Return one line for each setting: means over corruptions with 95 % intervals over seeds."""
     summary = _results(name)["summary"]
     lines = [
-        "| setting | mAP clean | mAP corrupted | won back % | mAP50 | rotation, degrees | depth % | found % | cost |",
+        "| setting | mAP clean | mAP corrupted | recovered % | mAP50 | rotation, degrees | depth % | found % | cost |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for setting, values in summary.items():

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import guards_tables
 import language_tables
 import pose_scenes_tables
+import results_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -190,6 +191,7 @@ def _cifar_runs() -> list[dict[str, Any]]:
 
 def _with_tables(text: str) -> str:
     tables: dict[str, Callable[[], str]] = {
+        "results": results_table.results_table,
         "presets": presets_table,
         "kpis": functools.partial(kpis_table, KPIS),
         "monitoring": monitoring_table,
@@ -220,7 +222,9 @@ def _with_tables(text: str) -> str:
 
     def replaced(match: re.Match[str]) -> str:
         name = match.group(1)
-        return f"<!-- table: {name} -->\n{tables[name]()}\n<!-- end -->"
+        # The keys of results that were recorded before the term was settled.
+        table = tables[name]().replace(", one side", ", without flip averaging")
+        return f"<!-- table: {name} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", replaced, text, flags=re.DOTALL)
 
