@@ -75,6 +75,29 @@ def methods_stub() -> str:
     return "".join(f"from {module} import {cls} as {cls}\n" for module, cls in targets)
 
 
+def methods_table() -> str:
+    """Return what every method needs, from what stands on it."""
+    lines = [
+        "| method | gradient | needs | source images | for | cost | paper |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, entry in METHODS.shipped().items():
+        info = METHODS.info(name)
+        needs = " or ".join(need.replace("_", " ") for need in info.needs_one_of) or "-"
+        source = "used" if info.uses_source_images else "-"
+        paper = (
+            "-"
+            if info.paper is None
+            else f"[{info.paper.authors} {info.paper.year}](https://arxiv.org/abs/{info.paper.arxiv})"
+        )
+        gradient = "yes" if info.needs_gradient else "no"
+        kinds = ", ".join(f"{kind}s" for kind in info.kinds)
+        lines.append(
+            f"| [{entry.name}]({name}.md) | {gradient} | {needs} | {source} | {kinds} | {info.cost:g} | {paper} |"
+        )
+    return "\n".join([*lines, "", "Cost is CPU time as a multiple of plain prediction, roughly (`benchmarks/cifar`)."])
+
+
 def presets_table() -> str:
     """Return the presets as a table."""
     lines = [
@@ -192,6 +215,7 @@ def _cifar_runs() -> list[dict[str, Any]]:
 def _with_tables(text: str) -> str:
     tables: dict[str, Callable[[], str]] = {
         "results": results_table.results_table,
+        "methods": methods_table,
         "presets": presets_table,
         "kpis": functools.partial(kpis_table, KPIS),
         "monitoring": monitoring_table,
