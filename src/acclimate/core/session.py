@@ -308,8 +308,15 @@ class Session:
         refused = self.budget.exhausted(seconds=self._adapt_seconds, steps=len(self._steps), held_bytes=held_bytes)
         if refused is not None:
             # Not appended: a step that was refused is no step, and a stopped session may be asked many times.
-            self._stop_reason = refused
-            return StepReport(index=index, verdict="refused", reason=refused, samples=sample_count(batch)), None
+            self._stop_reason = refused.reason
+            report = StepReport(
+                index=index,
+                verdict="refused",
+                code=refused.code,
+                reason=refused.reason,
+                samples=sample_count(batch),
+            )
+            return report, None
         self._before.capture()
         self._state_before = self._state
         method_started = time.perf_counter()
