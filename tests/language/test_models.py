@@ -27,7 +27,7 @@ def test_spark_ships_as_an_ordinary_folder() -> None:
     assert (SPARK_FOLDER / "README.md").exists()
     assert (SPARK_FOLDER / "model.safetensors").stat().st_size < 6e6
     plain = transformers.AutoModelForCausalLM.from_pretrained(SPARK_FOLDER, dtype=torch.float32)
-    tokens = torch.tensor([model.encoder.plain("cat\tCAT\n")])
+    tokens = torch.tensor([model.encoder.prompt_tokens("cat\tCAT\n")])
     assert torch.equal(plain(input_ids=tokens).logits, model.network(input_ids=tokens).logits)
 
 

@@ -78,8 +78,12 @@ def recipe_from(recipe: Recipe, given: dict[str, Any]) -> Recipe | None:
 
 def load_model(given: dict[str, Any]) -> LanguageModel:
     """Load the model that was asked for, saying on stderr what is fetched."""
+    from transformers.utils import logging
+
     from acclimate.language import load
 
+    # transformers' switch holds for the whole process: it is for a program to set, not for the library.
+    logging.disable_progress_bar()
     return load(given["model"], device=given["device"], progress=lambda line: click.echo(line, err=True))
 
 
