@@ -48,6 +48,10 @@ class LanguageModel:
     fingerprint: str = field(repr=False)
     _decoders: dict[float, Decoder] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        # The network carries it from now on, not from its first use on.
+        lock_of(self.network)
+
     @property
     def lock(self) -> NetworkLock:
         """The lock of the network, re-entrant; every model that is made from one network has the same."""
