@@ -59,7 +59,9 @@ if TYPE_CHECKING:
 @click.option("--expected", help="The known answer: whether it was given is recorded as quality in the experiment.")
 @click.option("--store-content", is_flag=True, help="Store prompt, examples and answer with the metrics.")
 @store_options.recording
-@click.option("--debug", is_flag=True, help="Append what happened to logs/ttt_debug.jsonl, without any text.")
+@click.option(
+    "--debug", is_flag=True, help="Append losses, evidence and times to logs/ttt_debug.jsonl, without any text."
+)
 @click.option("--debug-content", is_flag=True, help="The same with prompt, examples and answers.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @reports_input_errors
@@ -177,7 +179,7 @@ def _with_examples(engine: Engine, query: str, given: dict[str, Any], how: dict[
 def _show(report: AskReport, *, compare: bool) -> None:
     console = stdout()
     if compare:
-        table = Table("", "answer", "sure")
+        table = Table("", "answer", "confidence")
         sure = report.metadata.confidence_score
         table.add_row(
             "without adapting",

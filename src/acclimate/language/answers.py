@@ -99,10 +99,10 @@ class AskReport:
     def status_line(self) -> str:
         """One line that says what was done."""
         meta, total = self.metadata, self.seconds.get("total", 0.0)
-        sure = "" if meta.confidence_score is None else f", confidence {meta.confidence_score:.0%}"
+        confidence = "" if meta.confidence_score is None else f", confidence {meta.confidence_score:.0%}"
         if self.status == "adapted":
             how = "adapter from the cache" if self.cached else f"{meta.training_steps} steps, rank {meta.lora_rank}"
-            return f"TTT active: adapted to {meta.examples_used} examples ({how}){sure}, {total:.2f} s"
+            return f"TTT active: adapted to {meta.examples_used} examples ({how}){confidence}, {total:.2f} s"
         if self.status == "declined":
             plain = "" if self.icl_confidence is None else f", confidence {self.icl_confidence:.0%}"
             return f"TTT declined ({self.reason}): answered from the prompt alone{plain}, {total:.2f} s"
@@ -120,11 +120,11 @@ class AskReport:
             return "Your prompt shows no worked examples, so the base model answered."
         if self.status == "adapted":
             words = f"The model was fine-tuned on your {self.metadata.examples_used} examples before it answered"
-            sure = self.metadata.confidence_score
-            if sure is None or self.icl_confidence is None:
+            confidence = self.metadata.confidence_score
+            if confidence is None or self.icl_confidence is None:
                 return words + "."
             base = f"without fine-tuning, {self.icl_confidence:.0%}"
-            return f"{words}. It is right with an estimated probability of {sure:.0%}; {base}."
+            return f"{words}. It is right with an estimated probability of {confidence:.0%}; {base}."
         return _WHY[self.reason] if self.reason else ""
 
 

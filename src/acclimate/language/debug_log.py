@@ -24,7 +24,7 @@ class DebugLog:
         path: of the file; folders are made.
         content: also write prompt, examples and answers.
         losses: write the loss of every training step.
-        detection: write how sure the detection of the examples was.
+        detection: write the confidence of the detection of the examples.
         evidence: write what the gate decided on.
     """
 

@@ -24,7 +24,7 @@ def debug_log(config: Mapping[str, bool] = TTT_DEBUG_CONFIG, path: Path = DEBUG_
     """Return the log that the switches ask for, without any text of the requests; None without artifacts.
 
     Args:
-        config: switches as in :data:`TTT_DEBUG_CONFIG`; what is left out is as there.
+        config: switches as in :data:`TTT_DEBUG_CONFIG`; one that is missing has its value there.
         path: of the file.
 
     Raises:

@@ -15,7 +15,7 @@ from acclimate.errors import CancelledError
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.training.memory import RequestMemory, cache_bytes
 
-#: Orders of the examples in which the adapted model is asked: how far its answers agree is evidence of how sure it is.
+#: Orders of the examples in which the adapted model is asked: whether its answers agree is evidence for the gate.
 PERMUTED_PROMPTS: Final = 2
 
 

@@ -70,7 +70,7 @@ class Adapter:
         cpu_seconds: of the thread that trained; those of torch's own worker threads are not in it.
         peak_bytes: the most that the request held until then; see
             :class:`acclimate.language.training.memory.RequestMemory`.
-        fan_in_fan_out: whether the layers keep their weights as ``(in, out)``, as GPT-2's do; PEFT wants to know.
+        fan_in_fan_out: whether the layers keep their weights as ``(in, out)``, as GPT-2's do; PEFT's format records it.
     """
 
     weights: Mapping[str, tuple[Tensor, Tensor]]
@@ -101,7 +101,7 @@ class Adapter:
     def installed(self, network: nn.Module) -> Iterator[None]:
         """Add the weights to ``network`` inside the block; its own tensors are not changed.
 
-        The block holds the network's lock: another thread that wants the network waits for its end.
+        The block holds the network's lock: another thread that needs the network waits for its end.
         """
         with (
             lock_of(network),
