@@ -39,7 +39,6 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "alembic": OptionalPackage("alembic", ("monitoring",)),
     "cv2": OptionalPackage("opencv-python-headless", ("vision",)),
     "gguf": OptionalPackage("gguf", ("language",)),
-    "httpx2": OptionalPackage("httpx2", ("language",)),
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
     "matplotlib": OptionalPackage("matplotlib", ("vision", "monitoring")),
     "platformdirs": OptionalPackage("platformdirs", ("language",)),

@@ -37,7 +37,7 @@ def test_ask_takes_a_prompt_from_anywhere(folder: Path, how: str) -> None:
     assert done.exit_code == 0, done.output
     assert done.stdout == "<q>melon</q>\n"
     assert "TTT active: adapted to 6 examples" in done.stderr
-    assert "practised on your 6 examples" in done.stderr
+    assert "fine-tuned on your 6 examples" in done.stderr
 
 
 def test_ask_in_a_process_of_its_own_prints_only_the_answer(folder: Path) -> None:

@@ -28,9 +28,9 @@ class Clock:
 
 def test_what_was_used_longest_ago_makes_room() -> None:
     cache = AdapterManager(max_cache_size=2)
-    keys = [cache.load_adapter(adapter(v)) for v in (1.0, 2.0)]
+    keys = [cache.put(adapter(v)) for v in (1.0, 2.0)]
     assert cache.get(keys[0]) is not None
-    cache.load_adapter(adapter(3.0))
+    cache.put(adapter(3.0))
     assert cache.get(keys[1]) is None
     assert cache.get(keys[0]) is not None
     assert len(cache) == 2
@@ -40,7 +40,7 @@ def test_bytes_are_limited_too() -> None:
     one = adapter(1.0, size=1024)
     cache = AdapterManager(max_cache_size=9, max_bytes=2 * one.held_bytes)
     for value in (1.0, 2.0, 3.0):
-        cache.load_adapter(adapter(value, size=1024))
+        cache.put(adapter(value, size=1024))
     assert len(cache) == 2
     assert cache.held_bytes == 2 * one.held_bytes
 
@@ -48,7 +48,7 @@ def test_bytes_are_limited_too() -> None:
 def test_adapters_expire_after_their_last_use() -> None:
     clock = Clock()
     cache = AdapterManager(time_to_live_s=10, clock=clock)
-    key = cache.load_adapter(adapter())
+    key = cache.put(adapter())
     clock.now = 9
     assert cache.get(key) is not None
     clock.now = 18
@@ -60,11 +60,11 @@ def test_adapters_expire_after_their_last_use() -> None:
 
 def test_cleaning_up_forgets() -> None:
     cache = AdapterManager()
-    key = cache.load_adapter(adapter())
-    cache.cleanup_adapter(key)
-    cache.cleanup_adapter("never there")
+    key = cache.put(adapter())
+    cache.remove(key)
+    cache.remove("never there")
     assert cache.get(key) is None
-    cache.load_adapter(adapter())
+    cache.put(adapter())
     cache.clear()
     assert len(cache) == 0
 
@@ -86,9 +86,9 @@ def test_keys_depend_on_model_examples_order_and_settings() -> None:
 def test_the_nearest_task_comes_first_and_other_models_never() -> None:
     cache = AdapterManager()
     upper, tagged = as_examples([("ab", "AB"), ("cd", "CD")]), as_examples([("ab", "<ab>"), ("cd", "<cd>")])
-    cache.load_adapter(adapter(1.0), examples=upper)
-    cache.load_adapter(adapter(2.0), examples=tagged)
-    cache.load_adapter(adapter(3.0, model="other"), examples=tagged)
+    cache.put(adapter(1.0), examples=upper)
+    cache.put(adapter(2.0), examples=tagged)
+    cache.put(adapter(3.0, model="other"), examples=tagged)
     found = cache.nearest("m", as_examples([("xy", "<xy>")]))
     assert [seen for _, seen in found] == [tagged, upper]
 
@@ -104,9 +104,9 @@ def test_many_threads_may_share_it() -> None:
 
     def work(start: int) -> None:
         for value in range(start, start + 50):
-            key = cache.load_adapter(adapter(float(value)))
+            key = cache.put(adapter(float(value)))
             cache.get(key)
-            cache.cleanup_adapter(key)
+            cache.remove(key)
 
     threads = [threading.Thread(target=work, args=(100 * i,)) for i in range(4)]
     for thread in threads:

@@ -35,7 +35,7 @@ def learned(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 def test_logits_and_gradients_are_those_of_the_models_own_attention(
     kind: str, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_LARGEST", longest)
+    monkeypatch.setattr(attention, "_MAX_SCORES", longest)
     if kind == "mistral":
         # Tokens see four before them and two heads share a key.
         torch.manual_seed(0)
@@ -85,4 +85,51 @@ def test_rounding_that_grows_from_layer_to_layer_is_no_reason_against_plain_prod
             other = model.base_model(input_ids=tokens)[0]
     assert float((own - other).abs().max() / own.abs().max()) > 0.05
     with Decoder(model).quick_attention:
-        assert model.config._attn_implementation == attention.NAME
+        assert all(layer.self_attn.config._attn_implementation == attention.NAME for layer in model.model.layers)
+        assert model.config._attn_implementation == "sdpa"
+
+
+def attributes(model: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, {k: v for k, v in vars(m).items() if k != "_modules"}) for name, m in model.named_modules()]
+
+
+def test_only_the_network_itself_changes_and_only_inside_the_block() -> None:
+    config = network("llama").config
+    one, other = (transformers.LlamaForCausalLM(config).eval() for _ in range(2))
+    before, settings = attributes(one), config.to_dict()
+    with plain_products(one):
+        # Both have one configuration.
+        assert config.to_dict() == settings
+        assert config._attn_implementation == "sdpa"
+        assert one.model.layers[0].self_attn.config is not config
+        assert all(layer.self_attn.config is config for layer in other.model.layers)
+        registered = dict(transformers.AttentionInterface._global_mapping)
+    with plain_products(other):
+        assert transformers.AttentionInterface._global_mapping == registered
+    assert attributes(one) == before
+
+
+def shifted(*given: Any, **others: Any) -> Any:
+    return attend(*given, **others)[0] + 0.2, None
+
+
+@torch.no_grad()
+def test_the_check_of_a_model_sees_a_wrong_kernel_while_another_model_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked, trained = network("llama").eval(), network("gpt2").eval()
+    monkeypatch.setattr(attention, "attend", shifted)
+    tokens = torch.arange(1, 9)[None]
+
+    def run() -> None:
+        # As if another thread began to train another model right now.
+        with plain_products(trained):
+            checked.base_model(input_ids=tokens, use_cache=False)
+
+    alone = attention.disagreement(checked, lambda: checked.base_model(input_ids=tokens, use_cache=False))
+    assert alone > 0.1
+    assert attention.disagreement(checked, run) == alone
+
+
+def test_a_network_whose_attention_cannot_be_replaced_keeps_its_own() -> None:
+    model = network("llama").eval()
+    with pytest.raises(TTTNotSupportedError, match="looks its attention up"):
+        attention.disagreement(model, lambda: None)

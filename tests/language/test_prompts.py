@@ -69,7 +69,7 @@ def test_too_long_rows_say_so() -> None:
     with pytest.raises(DataError, match="the model reads 256"):
         small().encoder.row([Example("a" * 200, "b" * 100)])
     with pytest.raises(DataError, match="shorten it"):
-        small().encoder.plain("a" * 300)
+        small().encoder.prompt_tokens("a" * 300)
 
 
 def test_the_format_is_saved_beside_the_model(tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_the_format_is_saved_beside_the_model(tmp_path: Path) -> None:
 def test_a_chat_template_frames_plain_prompts() -> None:
     encoder = small().encoder
     encoder.tokenizer.chat_template = "{{ '[' }}{% for m in messages %}{{ m['content'] }}{% endfor %}{{ ']' }}"
-    assert encoder.tokenizer.decode(list(encoder.plain("hi <s>"))) == "[hi <s>]"
+    assert encoder.tokenizer.decode(list(encoder.prompt_tokens("hi <s>"))) == "[hi <s>]"

@@ -14,7 +14,7 @@ from torch import nn
 from acclimate.core.budget import Budget
 from acclimate.errors import CheckpointError, DataError
 from acclimate.language import Adapter, LanguageModel, as_examples, train
-from acclimate.language.training.trainer import CrossEntropy, clip_each, cosine
+from acclimate.language.training.trainer import CrossEntropy, clip_copies, cosine
 from tests.language.models import digest, small
 
 EXAMPLES = as_examples([("ab", "ba"), ("cd", "dc"), ("efg", "gfe"), ("hi", "ih"), ("jkl", "lkj")])
@@ -68,9 +68,9 @@ def test_copies_trained_side_by_side_are_those_trained_alone(settings: dict[str,
 @pytest.mark.parametrize(
     ("budget", "stop", "steps"),
     [
-        (Budget(max_seconds=0.0), "time budget", 0),
-        (Budget(max_steps=2), "step budget", 2),
-        (Budget(max_bytes=10), "memory budget", 0),
+        (Budget(max_seconds=0.0), "time_budget", 0),
+        (Budget(max_steps=2), "step_budget", 2),
+        (Budget(max_bytes=10), "memory_budget", 0),
         (Budget(max_seconds=60.0), "finished", 4),
     ],
 )
@@ -172,10 +172,10 @@ def test_the_schedule_rises_and_falls() -> None:
 
 def test_each_copy_is_clipped_by_its_own_norm() -> None:
     grads = torch.tensor([[3.0, 4.0, 0.0], [0.3, 0.4, 0.0]])
-    clip_each(grads, 1.0)
+    clip_copies(grads, 1.0)
     assert torch.allclose(grads.norm(dim=1), torch.tensor([1.0, 0.5]), atol=1e-4)
     single = torch.tensor([[30.0, 40.0]])
-    clip_each(single, 5.0)
+    clip_copies(single, 5.0)
     assert torch.allclose(single, torch.tensor([[3.0, 4.0]]), atol=1e-3)
 
 

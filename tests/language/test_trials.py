@@ -13,7 +13,7 @@ from acclimate.language.decision.trials import (
     KnownTask,
     answers,
     fit_trials,
-    left_out_quality,
+    held_out_quality,
     read_tasks,
     scored,
     trials,
@@ -60,10 +60,10 @@ def test_trials_gather_what_a_calibration_needs() -> None:
     assert any(not t.icl_right for t in found)
     fitted = fit_trials("spark", found, fitted_on="a test")
     assert fitted.requests == len(found)
-    quality = left_out_quality("spark", found * 2)
+    quality = held_out_quality("spark", found * 2)
     assert set(quality) == {"auroc", "expected_calibration_error", "icl", "adapted", "gated"}
     with pytest.raises(DataError, match="one name"):
-        left_out_quality("spark", [replace(t, task="same") for t in found])
+        held_out_quality("spark", [replace(t, task="same") for t in found])
 
 
 def test_tasks_are_read_from_lines(tmp_path: Path) -> None:

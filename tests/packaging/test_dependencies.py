@@ -23,7 +23,7 @@ PARTS = {
     "language": {"language"},
     "monitoring": {"monitoring", "parquet", "postgresql"},
 }
-NOT_IMPORTED = {"gguf", "platformdirs", "psycopg", "scipy"}
+NOT_IMPORTED = {"gguf", "psycopg", "scipy"}
 """Needed by a package that we call: transformers imports gguf and scipy, SQLAlchemy imports psycopg."""
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--examples", type=click.Path(path_type=Path), help='JSON lines {"input": ..., "output": ...}; needs --query.'
 )
-@click.option("--query", help="The open item; with --examples or --adapter, nothing is detected.")
+@click.option("--query", help="The input to answer; with --examples or --adapter, nothing is detected.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Folder that acclimate prime saved; needs --query.")
 @language_options.model
 @click.option("--compare", is_flag=True, help="Show the answers with and without adapting side by side.")
@@ -53,20 +53,22 @@ if TYPE_CHECKING:
 )
 @language_options.training
 @click.option("--max-seconds", type=click.FloatRange(0), default=20.0, show_default=True, help="For gate and training.")
-@click.option("--max-mib", type=click.FloatRange(0), help="Memory for training, beyond the model.")
+@click.option("--max-mib", type=click.FloatRange(0), help="Memory that adapting may hold, beyond the model.")
 @click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer.")
 @click.option("--experiment", help="Answer with the arm that this request (or --user) has in an experiment.")
 @click.option("--expected", help="The known answer: whether it was given is recorded as quality in the experiment.")
 @click.option("--store-content", is_flag=True, help="Store prompt, examples and answer with the metrics.")
 @store_options.recording
-@click.option("--debug", is_flag=True, help="Append what happened to logs/ttt_debug.jsonl, without any text.")
+@click.option(
+    "--debug", is_flag=True, help="Append losses, evidence and times to logs/ttt_debug.jsonl, without any text."
+)
 @click.option("--debug-content", is_flag=True, help="The same with prompt, examples and answers.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @reports_input_errors
 def ask_command(prompt: str | None, **given: Any) -> None:
     """Answer PROMPT with a language model.
 
-    Where the prompt shows worked examples, the model practises on them before it answers, if that is likelier to be
+    Where the prompt shows worked examples, the model is fine-tuned on them before it answers, if that is likelier to be
     right. PROMPT comes from the argument, from --file, or from standard input (-).
     """
     from acclimate.language import Engine
@@ -130,7 +132,7 @@ def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
             raise ConfigError(f"give the question by --query or by {sources[0]}, not both")
         return str(given["query"])
     if direct:
-        raise ConfigError(f"{'--examples' if given['examples'] else '--adapter'} needs --query: the open item")
+        raise ConfigError(f"{'--examples' if given['examples'] else '--adapter'} needs --query: the input to answer")
     if len(sources) > 1:
         raise ConfigError("give the prompt as the argument or by --file, not both")
     if given["prompt_file"] is not None:
@@ -155,7 +157,7 @@ def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:
         gate = Gate(calibration=Calibration.load(given["calibration"]), environment=given["environment"])
     debug = None
     if given["debug"] or given["debug_content"]:
-        debug = DebugLog(config={"save_debug_artifacts": given["debug_content"]})
+        debug = DebugLog(content=given["debug_content"])
     mib = given["max_mib"]
     return engine(
         model,
@@ -183,7 +185,7 @@ def _with_examples(engine: Engine, query: str, given: dict[str, Any], how: dict[
 def _show(report: AskReport, *, compare: bool) -> None:
     console = stdout()
     if compare:
-        table = Table("", "answer", "sure")
+        table = Table("", "answer", "confidence")
         sure = report.metadata.confidence_score
         table.add_row(
             "without adapting",

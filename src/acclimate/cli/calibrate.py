@@ -25,10 +25,10 @@ from acclimate.cli.terminal import progress_bar, reports_input_errors, set_up_lo
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @reports_input_errors
 def calibrate_command(tasks: Path, out: Path, **given: Any) -> None:
-    """Ask every task in TASKS with and without adapting, and fit the probabilities that the gate compares.
+    """Answer every task in TASKS with and without adapting, and fit the probabilities that the gate compares.
 
-    TASKS holds JSON lines {"task": NAME, "examples": [[input, output], ...]}. What is printed was measured on tasks
-    that were left out of the fit; tasks of one name are left out together. Use the file with ask --calibration.
+    TASKS holds JSON lines {"task": NAME, "examples": [[input, output], ...]}. The printed numbers were measured on
+    tasks that were held out of the fit; tasks of one name are held out together. Use the file with ask --calibration.
     """
     from acclimate.language.decision import trials
 
@@ -43,7 +43,7 @@ def calibrate_command(tasks: Path, out: Path, **given: Any) -> None:
     words = f"{tasks.name}: {len(known)} tasks, {given['shots']} examples each"
     fitted = trials.fit_trials(model.name, found, fitted_on=words)
     fitted.save(out)
-    quality = trials.left_out_quality(model.name, found)
+    quality = trials.held_out_quality(model.name, found)
     if given["as_json"]:
         click.echo(json.dumps({"out": str(out), "requests": len(found), **quality}))
         return

@@ -55,13 +55,19 @@ def training(command: Command) -> Command:
         click.option(
             "--share-adapted", type=click.FloatRange(0, 1, min_open=True), help="Share of layers, from the last."
         ),
-        click.option("--gradient-start/--random-start", default=None, help="Where low-rank weights begin."),
         click.option(
-            "--context-share", type=click.FloatRange(0, 1, max_open=True), help="Share of examples only read."
+            "--gradient-start/--random-start",
+            default=None,
+            help="Initialise low-rank weights from the first gradient, or randomly.",
         ),
-        click.option("--orderings-per-step", type=click.IntRange(1), help="Orders side by side in one step."),
-        click.option("--orderings", type=click.IntRange(1), help="Orders that steps take turns with."),
-        click.option("--loss", type=click.Choice(["all_answers", "last_answer", "direct"]), help="What is learned."),
+        click.option(
+            "--context-share", type=click.FloatRange(0, 1, max_open=True), help="Share of examples without loss."
+        ),
+        click.option("--orderings-per-step", type=click.IntRange(1), help="Orders of the examples in one step."),
+        click.option("--orderings", type=click.IntRange(1), help="Orders that the steps alternate between."),
+        click.option(
+            "--loss", type=click.Choice(["all_answers", "last_answer", "direct"]), help="Which answers carry loss."
+        ),
         click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Of AdamW."),
         click.option("--rank", type=click.IntRange(1), help="Of the low-rank weights."),
         click.option("--steps", type=click.IntRange(1), help="Training steps."),
@@ -78,8 +84,12 @@ def recipe_from(recipe: Recipe, given: dict[str, Any]) -> Recipe | None:
 
 def load_model(given: dict[str, Any]) -> LanguageModel:
     """Load the model that was asked for, saying on stderr what is fetched."""
+    from transformers.utils import logging
+
     from acclimate.language import load
 
+    # transformers' switch holds for the whole process: it is for a program to set, not for the library.
+    logging.disable_progress_bar()
     return load(given["model"], device=given["device"], progress=lambda line: click.echo(line, err=True))
 
 

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from acclimate.errors import ConfigError
+
+StopCode = Literal["max_steps", "max_seconds", "max_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a budget allows no further step.
+
+    Attributes:
+        code: the name of the limit that is reached, for programs.
+        reason: the same in words.
+    """
+
+    code: StopCode
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +46,12 @@ class Budget:
             if value is not None and value < 0:
                 raise ConfigError(f"{name} must not be negative, got {value}; leave it out for no limit")
 
-    def exhausted(self, *, seconds: float, steps: int, held_bytes: int) -> str | None:
+    def exhausted(self, *, seconds: float, steps: int, held_bytes: int) -> Stop | None:
         """Return why no further step may be made, or None."""
         if self.max_steps is not None and steps >= self.max_steps:
-            return f"step budget: {steps} of {self.max_steps} steps made"
+            return Stop("max_steps", f"step budget: {steps} of {self.max_steps} steps made")
         if self.max_seconds is not None and seconds >= self.max_seconds:
-            return f"time budget: {self.max_seconds:g} s spent"
+            return Stop("max_seconds", f"time budget: {self.max_seconds:g} s spent")
         if self.max_bytes is not None and held_bytes > self.max_bytes:
-            return f"memory budget: {held_bytes} bytes held, {self.max_bytes} allowed"
+            return Stop("max_bytes", f"memory budget: {held_bytes} bytes held, {self.max_bytes} allowed")
         return None

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from acclimate.core import layout
-from acclimate.core.determinism import device_of, generator
+from acclimate.core.determinism import ModelDraws, device_of, generator
 from acclimate.core.guards import REMEMBERED_DECISIONS, Evidence, Guard
 from acclimate.core.method import Method, Selection, Step
 from acclimate.core.outputs import nbytes, sample_count
@@ -51,6 +51,7 @@ class Stepper:
         state: the method's state.
         source: the snapshot of the source; ``source_weights``: its trainable parameters, by name.
         comparison: of the adapted model with the unadapted one.
+        draws: what calls of the model draw from torch's global generators.
         pace: None learns from every batch.
     """
 
@@ -76,12 +77,18 @@ class Stepper:
         self.comparison = SourceComparison(model, self.source_weights, task=task)
         self.probe = Probe(model, method, task)
         self._recent_classes: deque[int] = deque(maxlen=REMEMBERED_DECISIONS)
+        self.draws = ModelDraws(model, seed)
         self._restart()
-        self.state = self._state_before = method.start(model, selection)
+        self.state = self._state_before = self._started()
 
     def _restart(self) -> None:
+        self.draws.reset()
         self.rng = generator(self.seed, device_of(self.model))
         self.pace = None if self.pacing is None else Pace(self.pacing, self.task)
+
+    def _started(self) -> Any:
+        with self.draws.isolated():
+            return self.method.start(self.model, self.selection)
 
     def is_paused(self, batch: Any) -> bool:
         """Take ``batch`` into what pacing knows of the stream, and say whether not to learn from it."""
@@ -95,7 +102,8 @@ class Stepper:
         self._state_before = self.state
         method_started = time.perf_counter()
         try:
-            step = self._predicted(batch) if paused else self._adapted(batch)
+            with self.draws.isolated():
+                step = self._predicted(batch) if paused else self._adapted(batch)
             self.selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
             update_norm = self._before.distance()
@@ -211,5 +219,5 @@ class Stepper:
 
     def _to_source(self) -> None:
         self.source.restore()
-        self.state = self.method.start(self.model, self.selection)
+        self.state = self._started()
         self.probe.again(self.state)

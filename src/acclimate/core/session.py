@@ -15,7 +15,7 @@ from torch import nn
 from acclimate.core import guards as guarding
 from acclimate.core import layout, norm
 from acclimate.core.budget import Budget
-from acclimate.core.determinism import device_of, seeded
+from acclimate.core.determinism import device_of
 from acclimate.core.guarded_step import Stepper
 from acclimate.core.method import Installable, Method, PredictsWithOtherWeights, Selection, Step, settings_of
 from acclimate.core.outputs import all_finite, sample_count
@@ -80,7 +80,6 @@ class Session:
             raise SessionError("this session is already open")
         with ExitStack() as stack:
             selection = stack.enter_context(self._method.select(self.model))
-            stack.enter_context(seeded(self.seed))
             stepper = Stepper(
                 self.model,
                 self._method,
@@ -180,7 +179,8 @@ class Session:
         if stepper.comparison.falling_back:
             return stepper.comparison.outputs(inputs)
         started = time.perf_counter()
-        outputs = self.method.predict(self.model, layout.for_prediction(inputs), stepper.state, task=self.task)
+        with stepper.draws.isolated():
+            outputs = self.method.predict(self.model, layout.for_prediction(inputs), stepper.state, task=self.task)
         self._predict_seconds += time.perf_counter() - started
         if self.guards and not all_finite(outputs):
             # One poisoned image spoils the statistics of its batch: without them the others can still be predicted.
@@ -303,8 +303,15 @@ class Session:
         refused = self.budget.exhausted(seconds=self._adapt_seconds, steps=len(self._steps), held_bytes=held_bytes)
         if refused is not None:
             # Not appended: a step that was refused is no step, and a stopped session may be asked many times.
-            self._stop_reason = refused
-            return StepReport(index=index, verdict="refused", reason=refused, samples=sample_count(batch)), None
+            self._stop_reason = refused.reason
+            report = StepReport(
+                index=index,
+                verdict="refused",
+                code=refused.code,
+                reason=refused.reason,
+                samples=sample_count(batch),
+            )
+            return report, None
         report, step = stepper.step(batch, index=index, paused=paused)
         self._adapt_seconds += report.seconds
         self._steps.append(report)

@@ -1,4 +1,4 @@
-"""What a request came to, as plain values and in plain words."""
+"""The report of a request, as plain values and in words."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Status = Literal["adapted", "declined", "fallback", "plain"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptationMetadata:
-    """What an adaptation did.
+    """Numbers of one adaptation.
 
     Attributes:
         training_steps: made.
-        convergence_score: how far the training loss came down, 0 to 1.
+        convergence_score: by which share the training loss fell, 0 to 1.
         confidence_score: probability that the adapted model answers exactly right; None where it was not estimated.
         adaptation_time: seconds for gate and training.
         examples_used: trained on.
         lora_rank: of the low-rank weights.
         final_loss: nats per answer token; None where nothing was trained.
         early_stopped: training ended because the loss was low enough.
-        fallback_reason: why the adapted model did not answer; None where it did.
+        fallback_reason: why the base model answered; None where the adapted model did.
     """
 
     training_steps: int = 0
@@ -41,28 +41,29 @@ class AdaptationMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskReport:
-    """An answer, and how it came about.
+    """An answer, and how it was found.
 
     Attributes:
         answer: to the user.
         status: ``adapted``; ``declined`` (adapting would not help); ``fallback`` (it failed); ``plain`` (the prompt
             shows no examples).
         reason: why not adapted; None with ``adapted`` and ``plain``.
-        method: ``ttt`` or ``icl``: which of both answered.
+        method: ``ttt`` (the adapted model answered) or ``icl`` (the base model, by in-context learning).
         model: its name.
         pattern: the kind that was detected; ``given`` where examples were given directly; None where there is none.
         pattern_confidence: of the detection.
-        icl_answer, ttt_answer: both, where both were made.
-        icl_confidence: probability that the unadapted model is exactly right.
+        icl_answer, ttt_answer: of the base model and of the adapted model, as far as they were generated.
+        icl_confidence: probability that the base model is exactly right.
         calibrated: whether the probabilities were fitted for this model.
-        votes, agreement: permuted prompts asked, and the share that agreed.
+        votes, agreement: orders of the examples that were asked, and the share that gave this answer.
         cached: the adapter was not trained for this request.
-        warm_start: training began at another adapter's weights.
-        complete: the answer came to its end within the limits.
+        warm_start: training started from another adapter's weights.
+        complete: the model ended the answer within the limits.
         metadata: of the adaptation.
-        seconds: by part.
-        peak_bytes: memory beyond the loaded model.
-        warnings: what the user should know.
+        seconds: wall-clock time by part; ``total`` includes waiting for other requests on the model.
+        peak_bytes: the most that this request held beyond the loaded model; see
+            :class:`acclimate.language.training.memory.RequestMemory`.
+        warnings: for the user.
     """
 
     answer: str
@@ -98,10 +99,10 @@ class AskReport:
     def status_line(self) -> str:
         """One line that says what was done."""
         meta, total = self.metadata, self.seconds.get("total", 0.0)
-        sure = "" if meta.confidence_score is None else f", confidence {meta.confidence_score:.0%}"
+        confidence = "" if meta.confidence_score is None else f", confidence {meta.confidence_score:.0%}"
         if self.status == "adapted":
             how = "adapter from the cache" if self.cached else f"{meta.training_steps} steps, rank {meta.lora_rank}"
-            return f"TTT active: adapted to {meta.examples_used} examples ({how}){sure}, {total:.2f} s"
+            return f"TTT active: adapted to {meta.examples_used} examples ({how}){confidence}, {total:.2f} s"
         if self.status == "declined":
             plain = "" if self.icl_confidence is None else f", confidence {self.icl_confidence:.0%}"
             return f"TTT declined ({self.reason}): answered from the prompt alone{plain}, {total:.2f} s"
@@ -112,36 +113,36 @@ class AskReport:
 
     @property
     def explanation(self) -> str:
-        """What was done and why, for somebody who has not heard of it."""
+        """What was done and why, in words for somebody who does not know the method."""
         if self.status == "plain" and self.pattern is not None:
             return "Adapting was switched off, so the model answered from the prompt alone."
         if self.status == "plain":
-            return "Your prompt shows no worked examples, so the model answered as it always does."
+            return "Your prompt shows no worked examples, so the base model answered."
         if self.status == "adapted":
-            words = f"The model practised on your {self.metadata.examples_used} examples before it answered"
-            sure = self.metadata.confidence_score
-            if sure is None or self.icl_confidence is None:
+            words = f"The model was fine-tuned on your {self.metadata.examples_used} examples before it answered"
+            confidence = self.metadata.confidence_score
+            if confidence is None or self.icl_confidence is None:
                 return words + "."
-            plain = f"without practising it would be {self.icl_confidence:.0%}"
-            return f"{words}. It is {sure:.0%} sure of this answer; {plain}."
+            base = f"without fine-tuning, {self.icl_confidence:.0%}"
+            return f"{words}. It is right with an estimated probability of {confidence:.0%}; {base}."
         return _WHY[self.reason] if self.reason else ""
 
 
 _WHY: Mapping[str, str] = {
-    "insufficient_examples": "There are too few examples to practise on, so the model answered from the prompt alone.",
+    "insufficient_examples": "There are too few examples to fine-tune on, so the base model answered from the prompt.",
     "contradictory_examples": "The examples contradict each other: one input has two answers. Without them too few are "
-    "left to practise on, so the model answered from the prompt alone.",
-    "low_confidence": "The model practised on your examples, but was not sure enough of what it had learnt for this "
-    "setting, so it answered from the prompt alone.",
-    "no_held_out_gain": "Tried on examples that it had not practised on, the model did no better than without "
-    "practising, so it answered from the prompt alone.",
-    "timeout": "Practising on your examples took longer than allowed, so the model answered from the prompt alone.",
-    "memory": "Practising on your examples took more memory than allowed, so the model answered from the prompt alone.",
-    "non_finite": "Practising on your examples went wrong numerically; nothing of it was kept, and the model answered "
-    "from the prompt alone.",
-    "detection_failed": "Your prompt looks like worked examples, but which they are or what is asked could not be made "
-    "out, so the model answered as it always does.",
-    "unsupported_model": "This model cannot be adapted, so it answered from the prompt alone.",
+    "left to fine-tune on, so the base model answered from the prompt.",
+    "low_confidence": "The model was fine-tuned on your examples, but the estimated probability that its answer is "
+    "right is below the threshold of this environment, so the base model answered from the prompt.",
+    "no_held_out_gain": "On examples that were held out, the fine-tuned model did no better than the base model, so "
+    "the base model answered from the prompt.",
+    "timeout": "Fine-tuning on your examples took longer than allowed, so the base model answered from the prompt.",
+    "memory": "Fine-tuning on your examples took more memory than allowed, so the base model answered from the prompt.",
+    "non_finite": "Fine-tuning on your examples failed numerically and was discarded, so the base model answered from "
+    "the prompt.",
+    "detection_failed": "Your prompt looks like worked examples, but the examples and the query could not be told "
+    "apart, so the base model answered the prompt as it stands.",
+    "unsupported_model": "This model cannot be adapted, so the base model answered from the prompt.",
 }
 
 OnReport = Callable[[AskReport], None]

@@ -25,7 +25,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """What :func:`validated` kept, and why it left out the rest.
+    """The examples that :func:`validated` kept, and why it dropped others.
 
     Attributes:
         examples: without duplicates, in the order given.
@@ -39,10 +39,10 @@ class Validated:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know about the examples."""
+        """Sentences about dropped examples, for the user."""
         found = [f"{text!r} was given with two different outputs and is not trained on" for text in self.contradictions]
         if self.duplicates:
-            found.append(f"{len(self.duplicates)} repeated example(s) left out")
+            found.append(f"{len(self.duplicates)} repeated example(s) dropped")
         return tuple(found)
 
 
@@ -80,7 +80,7 @@ def validated(
 ) -> Validated:
     """Return ``examples`` cleaned, without duplicates and contradictions.
 
-    Control characters are removed, text is brought to Unicode's composed form, and white space at the ends goes.
+    Control characters are removed, text is brought to Unicode's composed form, and white space at the ends is removed.
 
     Args:
         examples: in the order given.
@@ -121,13 +121,13 @@ def validated(
 
 
 def leave_one_out(examples: Sequence[Example]) -> Iterator[tuple[tuple[Example, ...], Example]]:
-    """Yield every example with the others."""
+    """Yield, for every example, the others and itself."""
     for index, example in enumerate(examples):
         yield (*examples[:index], *examples[index + 1 :]), example
 
 
 def folds(examples: Sequence[Example], count: int, *, seed: int = 0) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return ``count`` splits into indices to train on and indices left out; every index is left out once."""
+    """Return ``count`` splits into indices to train on and held-out indices; every index is held out once."""
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)  # noqa: S311 - an order, not a secret
     parts = [sorted(order[k::count]) for k in range(count)]
@@ -135,7 +135,7 @@ def folds(examples: Sequence[Example], count: int, *, seed: int = 0) -> list[tup
 
 
 def orderings(count: int, how_many: int, *, seed: int = 0) -> list[tuple[int, ...]]:
-    """Return ``how_many`` orders of ``count`` things, different ones as long as there are any.
+    """Return ``how_many`` orders of ``count`` items, distinct as long as there are enough.
 
     The first is the one given, the others are shuffled.
     """
@@ -151,6 +151,6 @@ def orderings(count: int, how_many: int, *, seed: int = 0) -> list[tuple[int, ..
 
 
 def cleaned(text: str) -> str:
-    """Return ``text`` in Unicode's composed form, without control characters, half characters and space around it."""
+    """Return ``text`` in Unicode's composed form, without control characters, surrogates or surrounding space."""
     composed = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
     return "".join(c for c in composed if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")).strip()

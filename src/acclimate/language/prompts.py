@@ -1,9 +1,11 @@
-"""How worked examples are written down for a model: the text of a prompt, its tokens, and which of them are answers."""
+"""How worked examples become a prompt: its text, its tokens, and which of the tokens are answers."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import threading
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +16,7 @@ from acclimate.errors import CheckpointError, DataError
 from acclimate.language.examples import Example
 
 FORMAT_FILE: Final = "prompt_format.json"
+_MAX_KNOWN_PIECES: Final = 4096
 _BLANK_LINES: Final = re.compile(r"\n[^\S\n]*(?=\n)")
 
 
@@ -23,10 +26,10 @@ class PromptFormat:
 
     Attributes:
         before_input: stands in front of every input.
-        before_answer: between an input and its answer; ends where the model goes on by itself.
-        answer_lead: the first characters of every answer, predicted by the model with it.
-        after_answer: closes an answer; where the model predicts it, the answer is complete.
-        single_line: line breaks inside inputs and answers become spaces, because ``after_answer`` is one.
+        before_answer: between an input and its answer; the model generates from there.
+        answer_lead: the first characters of every answer; the model predicts them too.
+        after_answer: ends an answer; when the model predicts it, the answer is complete.
+        single_line: line breaks inside inputs and answers become spaces, because ``after_answer`` is a line break.
     """
 
     before_input: str = "Input: "
@@ -43,12 +46,12 @@ class PromptFormat:
         return _BLANK_LINES.sub("", text)
 
     def save(self, folder: Path) -> None:
-        """Write the format beside a model."""
+        """Write the format into the folder of a model."""
         (folder / FORMAT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> PromptFormat | None:
-        """Return the format that lies beside a model, or None.
+        """Return the format in the folder of a model, or None.
 
         Raises:
             CheckpointError: the file is there and cannot be read as a format.
@@ -76,35 +79,42 @@ class Row:
 
 
 class Encoder:
-    """Turns examples into rows of tokens; every piece is encoded once.
+    """Turns examples into rows of tokens; may be used from several threads.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: of the model; the encoder works with a copy.
         prompt_format: of the model.
         max_tokens: longest row the model can read.
+
+    Attributes:
+        tokenizer: the copy.
+        stop_ids: the tokens that end an answer.
     """
 
     def __init__(self, tokenizer: Any, prompt_format: PromptFormat, max_tokens: int) -> None:
-        self.tokenizer = tokenizer
+        # A tokenizer keeps settings of one call (special tokens, truncation) for the next, so that every use is locked;
+        # the copy sees to it that nobody else uses this one.
+        self.tokenizer = copy.deepcopy(tokenizer)
         self.format = prompt_format
         self.max_tokens = max_tokens
-        self._pieces: dict[str, tuple[int, ...]] = {}
-        start = getattr(tokenizer, "bos_token_id", None)
-        adds_start = (
-            bool(tokenizer("a", add_special_tokens=True).input_ids[:1] == [start]) if start is not None else False
-        )
-        self._start: tuple[int, ...] = (start,) if adds_start and start is not None else ()
+        self._lock = threading.RLock()
+        self._known: dict[str, tuple[int, ...]] = {}
+        start: int | None = getattr(tokenizer, "bos_token_id", None)
+        first: list[int] = self.tokenizer("a", add_special_tokens=True).input_ids[:1]
+        self._start: tuple[int, ...] = tuple(first) if first == [start] else ()
         self.stop_ids = self._ids(prompt_format.after_answer)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        found = self._pieces.get(text)
-        if found is None:
-            # Special tokens that a user types are read as the characters they are made of.
-            found = tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
-            if len(self._pieces) > 4096:
-                self._pieces.clear()
-            self._pieces[text] = found
-        return found
+        """Return the tokens of one piece of text; pieces that come again are encoded once."""
+        with self._lock:
+            found = self._known.get(text)
+            if found is None:
+                # Special tokens that a user types are encoded as the characters they are made of.
+                found = tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+                if len(self._known) > _MAX_KNOWN_PIECES:
+                    self._known.clear()
+                self._known[text] = found
+            return found
 
     def row(
         self, examples: Sequence[Example], *, query: str | None = None, answers: Sequence[int] | None = None
@@ -113,8 +123,8 @@ class Encoder:
 
         Args:
             examples: as :func:`acclimate.language.examples.validated` returns them.
-            query: the open item.
-            answers: the number each example's answer is marked with; None counts them up.
+            query: the input to answer.
+            answers: the number that each example's answer is marked with, -1 for none; None numbers them in order.
 
         Raises:
             DataError: the row is longer than the model can read.
@@ -141,30 +151,32 @@ class Encoder:
         """Return how many tokens the answer of ``example`` takes, its end included."""
         return len(self._ids(self.format.answer_lead + self.format.clean(example.output))) + len(self.stop_ids)
 
-    def plain(self, prompt: str) -> tuple[int, ...]:
-        """Return the tokens of a prompt without examples: a chat turn where the model knows such, else the text.
+    def prompt_tokens(self, prompt: str) -> tuple[int, ...]:
+        """Return the tokens of a prompt without examples: a chat turn if the model has a chat template, else the text.
 
         Raises:
             DataError: it is longer than the model can read.
         """
-        if getattr(self.tokenizer, "chat_template", None):
-            # Only the template may write special tokens: those in the prompt are taken apart.
-            marker = "\u2063prompt\u2063"
-            turn = [{"role": "user", "content": marker}]
-            text: str = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            before, _, after = text.partition(marker)
-            known = [tuple(self.tokenizer(part, add_special_tokens=False).input_ids) for part in (before, after)]
-            tokens = (*known[0], *self._ids(prompt), *known[1])
-        else:
-            tokens = (*self._start, *self._ids(prompt))
+        with self._lock:
+            if getattr(self.tokenizer, "chat_template", None):
+                # Only the template may write special tokens: those in the prompt are split into characters.
+                marker = "\u2063prompt\u2063"
+                turn = [{"role": "user", "content": marker}]
+                text: str = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+                before, _, after = text.partition(marker)
+                around = [tuple(self.tokenizer(part, add_special_tokens=False).input_ids) for part in (before, after)]
+                tokens = (*around[0], *self._ids(prompt), *around[1])
+            else:
+                tokens = (*self._start, *self._ids(prompt))
         if len(tokens) >= self.max_tokens:
             raise DataError(f"the prompt takes {len(tokens)} tokens and the model reads {self.max_tokens}; shorten it")
         return tokens
 
-    def answer_text(self, ids: Sequence[int], *, free: bool = False) -> str:
-        """Return the text of generated ``ids`` up to the end of the answer; all of it where it is ``free``."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        if free:
+    def answer_text(self, ids: Sequence[int], *, open_ended: bool = False) -> str:
+        """Return the text of generated ``ids`` up to the end of the answer; all of it where it is ``open_ended``."""
+        with self._lock:
+            text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        if open_ended:
             return text.strip()
         end = self.format.after_answer
         return text.split(end, 1)[0].removeprefix(self.format.answer_lead).rstrip("\n")

@@ -1,12 +1,12 @@
-"""What one request gathers on its way, and the report that it ends in."""
+"""One request on its way through the engine, and the report that it ends in."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Literal
 
 from acclimate.errors import SessionError
 from acclimate.language.answers import AdaptationMetadata, AskReport, Status
@@ -14,52 +14,84 @@ from acclimate.language.decision.evidence import Evidence
 from acclimate.language.decision.gate import DECLINED, Decision, Reason
 from acclimate.language.examples import Example
 from acclimate.language.models.generate import Answer
-from acclimate.language.training.memory import PeakMemory
+from acclimate.language.training.memory import RequestMemory
+from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.trainer import Adapter, StopReason
 
-#: How training can fail, and the reason that a request then falls back for.
-FAILURES: Final[Mapping[StopReason, Reason]] = {
-    "time budget": "timeout",
-    "memory budget": "memory",
-    "non_finite": "non_finite",
-}
+Policy = Literal["gate", "always", "never"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One question with its examples, and how it is to be answered.
+    """A query with its examples, and how it is to be answered.
 
     Attributes:
-        examples: worked ones, as given.
-        query: the open item.
-        pattern, pattern_confidence: how they were found.
-        warnings: what is known already.
+        query: the input to answer; the whole prompt where there are no examples.
+        examples: as given or detected.
+        policy: whether the gate decides, or adapting is always or never done.
+        compare: make both answers, whatever is decided.
+        cancelled: called between steps and tokens; true ends the request.
+        adapter: trained before, on these examples; nothing is trained or decided.
+        open_ended: the query is a prompt without examples: the model continues it freely.
+        pattern, pattern_confidence: how the examples were found; ``given`` where a program gave them.
+        warnings: for the report.
     """
 
-    examples: tuple[Example, ...]
     query: str
-    pattern: str = "given"
+    examples: tuple[Example, ...] = ()
+    policy: Policy = "gate"
+    compare: bool = False
+    cancelled: Callable[[], bool] | None = None
+    adapter: Adapter | None = None
+    open_ended: bool = False
+    pattern: str | None = "given"
     pattern_confidence: float | None = None
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Work:
-    """What a request gathers on its way to a report."""
+    """A request and what is known about it so far; it belongs to the thread that answers the request.
 
-    began: float
-    memory: PeakMemory
-    seconds: dict[str, float] = field(default_factory=dict)
+    Attributes:
+        request: as it came.
+        examples: of the request, checked.
+        recipe: of training, with rank and steps decided.
+        warnings: for the report.
+        reason: why the adapted model does not answer; None where it does, or where adapting was not asked for.
+        adapter, evidence, decision: of this request, as soon as they are there.
+        base_answer, adapted_answer: as soon as they are generated.
+        agreement: share of prompts in other orders of the examples that gave the same answer.
+        cached: the adapter was not trained for this request.
+        warm_start: training started from another adapter.
+        votes: orders of the examples that each answer is a majority of.
+        memory: what the request holds.
+        seconds: wall-clock time by part.
+        began: on :func:`time.perf_counter`.
+    """
+
+    request: Request
+    examples: tuple[Example, ...]
+    recipe: Recipe
     warnings: list[str] = field(default_factory=list)
+    reason: Reason | None = None
     adapter: Adapter | None = None
     evidence: Evidence | None = None
     decision: Decision | None = None
-    icl: Answer | None = None
-    ttt: Answer | None = None
+    base_answer: Answer | None = None
+    adapted_answer: Answer | None = None
     agreement: float | None = None
     cached: bool = False
     warm_start: bool = False
-    peak_bytes: int = 0
+    votes: int = 1
+    memory: RequestMemory = field(default_factory=RequestMemory)
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the adapted model answers."""
+        return self.reason is None and self.adapted_answer is not None
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -69,7 +101,6 @@ class Work:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-            self.memory.now()
 
 
 class RefusedError(Exception):
@@ -80,42 +111,43 @@ class RefusedError(Exception):
         self.reason = reason
 
 
-def report_of(
-    work: Work,
-    request: Request,
-    examples: Sequence[Example],
-    reason: Reason | None,
-    *,
-    adapted: bool,
-    model: str,
-    votes: int,
-    rank: int | None,
-) -> AskReport:
-    """Return the report of a request that has been answered.
+def failure_reason(stop: StopReason) -> Reason | None:
+    """Return the reason to fall back for, where training ended in a failure."""
+    reasons: dict[StopReason, Reason] = {
+        StopReason.TIME_BUDGET: "timeout",
+        StopReason.MEMORY_BUDGET: "memory",
+        StopReason.NON_FINITE: "non_finite",
+    }
+    return reasons.get(stop)
+
+
+def report_of(work: Work, model: str) -> AskReport:
+    """Return the report of a request that has been answered by the model called ``model``.
 
     Raises:
         SessionError: there is no answer.
     """
-    chosen = work.ttt if adapted and work.ttt is not None else work.icl
+    chosen = work.adapted_answer if work.adapted else work.base_answer
     if chosen is None:
-        raise SessionError("a request came to its end without an answer")
-    status: Status = "adapted" if adapted else "plain"
-    if reason is not None:
-        status = "declined" if reason in DECLINED else "fallback"
-    adapter, decision = work.adapter, work.decision
+        raise SessionError("a request ended without an answer")
+    status: Status = "adapted" if work.adapted else "plain"
+    if work.reason is not None:
+        status = "declined" if work.reason in DECLINED else "fallback"
+    request, adapter, decision = work.request, work.adapter, work.decision
+    rank = None if request.open_ended else work.recipe.rank
     return AskReport(
         answer=chosen.text,
         status=status,
-        reason=reason,
-        method="ttt" if adapted else "icl",
+        reason=work.reason,
+        method="ttt" if work.adapted else "icl",
         model=model,
         pattern=request.pattern,
         pattern_confidence=request.pattern_confidence,
-        icl_answer=work.icl.text if work.icl else None,
-        ttt_answer=work.ttt.text if work.ttt else None,
+        icl_answer=work.base_answer.text if work.base_answer else None,
+        ttt_answer=work.adapted_answer.text if work.adapted_answer else None,
         icl_confidence=decision.icl_confidence if decision else None,
         calibrated=bool(decision and decision.calibrated),
-        votes=votes,
+        votes=work.votes,
         agreement=work.agreement,
         cached=work.cached,
         warm_start=work.warm_start,
@@ -125,13 +157,13 @@ def report_of(
             convergence_score=adapter.convergence if adapter else 0.0,
             confidence_score=decision.confidence if decision else None,
             adaptation_time=work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0),
-            examples_used=len(examples),
+            examples_used=len(work.examples),
             lora_rank=adapter.rank if adapter else rank,
             final_loss=adapter.losses[-1] if adapter and adapter.losses else None,
-            early_stopped=bool(adapter and adapter.stop == "early_stop"),
-            fallback_reason=reason,
+            early_stopped=bool(adapter and adapter.stop is StopReason.EARLY_STOP),
+            fallback_reason=work.reason,
         ),
         seconds=work.seconds | {"total": time.perf_counter() - work.began},
-        peak_bytes=max(work.peak_bytes, work.memory.peak),
+        peak_bytes=work.memory.peak_bytes,
         warnings=tuple(work.warnings),
     )

@@ -1,1 +1,1 @@
-"""Whether the adapted model answers: held-out evidence, its calibration, and the gate."""
+"""The decision which model answers: evidence from held-out examples, its calibration, and the gate."""

@@ -1,4 +1,4 @@
-"""From evidence to probabilities: that the adapted model answers rightly, and that the model as it is does."""
+"""From evidence to probabilities: that the adapted model answers right, and that the base model does."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from acclimate.language.decision.evidence import Evidence
 FOLDER: Final = Path(__file__).parent / "calibrations"
 _LIKELIHOOD_FLOOR: Final = -20.0
 _STAGES: Final = ("before_training", "after_training")
-_SIDES: Final = ("adapted", "icl")
-#: What :func:`feature_values` gives; the last three are known after training.
+_MODELS: Final = ("adapted", "icl")
+#: The keys of :func:`feature_values`; the last three are there after training.
 FEATURES: Final = (
     "before_exact", "after_exact", "before_likelihood", "after_likelihood", "fold_loss", "answer_likelihood",
     "answers_agree", "agreement",
@@ -27,13 +27,13 @@ FEATURES: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Logistic models of two probabilities at two moments.
+    """Logistic models of two probabilities at two stages of a request.
 
     Attributes:
         model: the name of the model they hold for.
-        weights: by moment (``before_training``, ``after_training``), then ``adapted`` or ``icl``, then feature.
-        fitted_on: what they were fitted on, in words.
-        requests: how many that were.
+        weights: by stage (``before_training``, ``after_training``), then ``adapted`` or ``icl``, then feature.
+        fitted_on: the requests that they were fitted on, in words.
+        requests: their number.
     """
 
     model: str
@@ -41,10 +41,10 @@ class Calibration:
     fitted_on: str
     requests: int
 
-    def probability(self, evidence: Evidence, side: str) -> float:
-        """Return the probability that ``adapted`` or ``icl`` answers exactly right, from what is known so far."""
+    def probability(self, evidence: Evidence, which: str) -> float:
+        """Return the probability that ``adapted`` or ``icl`` answers exactly right, from the evidence so far."""
         stage = "before_training" if evidence.answer_log_likelihood is None else "after_training"
-        row = self.weights[stage][side]
+        row = self.weights[stage][which]
         values = feature_values(evidence)
         score = row["bias"] + sum(weight * values[name] for name, weight in row.items() if name != "bias")
         return 1 / (1 + math.exp(-max(-30.0, min(30.0, score))))
@@ -65,8 +65,8 @@ class Calibration:
         try:
             found = cls(**json.loads(path.read_text()))
             for stage in _STAGES:
-                for side in _SIDES:
-                    found.weights[stage][side]["bias"]
+                for which in _MODELS:
+                    found.weights[stage][which]["bias"]
             rows = [row for stage in _STAGES for row in found.weights[stage].values()]
             if unknown := sorted({name for row in rows for name in row} - {"bias", *FEATURES}):
                 raise ValueError(f"it weighs {unknown[0]!r}, which this version does not look at")
@@ -84,11 +84,11 @@ def shipped(model: str) -> Calibration | None:
 
 
 def feature_values(evidence: Evidence) -> dict[str, float]:
-    """Return what the logistic models look at.
+    """Return the inputs of the logistic models.
 
-    More is known than this. With the worst left-out answer, the number of examples, the last loss on all of them and
-    the likelihood of the unadapted answer as well, what was fitted held less well for families that it had not
-    seen.
+    The evidence holds more than this. With the least likely held-out answer, the number of examples, the last loss on
+    all of them and the likelihood of the base model's answer as well, a fit generalised less well to task families that
+    it was not fitted on.
     """
     before, after = evidence.before, evidence.after
     values = {
@@ -108,7 +108,7 @@ def feature_values(evidence: Evidence) -> dict[str, float]:
 
 
 def _scaled(likelihood: float) -> float:
-    """Return a log-likelihood on a scale that grows slowly: what is a little wrong differs from what is very wrong."""
+    """Return a log-likelihood on a logarithmic scale, so that very unlikely answers do not dominate a fit."""
     return -math.log1p(min(-_LIKELIHOOD_FLOOR, max(0.0, -likelihood)))
 
 
@@ -120,13 +120,13 @@ def fit(
     *,
     fitted_on: str,
 ) -> Calibration:
-    """Return logistic models fitted to requests of which it is known who answered right.
+    """Return logistic models fitted to requests with known answers.
 
     Args:
         model: name of the model.
         evidence: of each request, after training.
         adapted_right: whether the adapted model's answer was exactly right.
-        icl_right: whether the unadapted model's was.
+        icl_right: whether the base model's was.
         fitted_on: in words.
 
     Raises:
@@ -138,22 +138,22 @@ def fit(
         raise DataError(f"{len(evidence)} requests are too few to calibrate on; give at least 20")
     weights: dict[str, dict[str, dict[str, float]]] = {}
     for stage in _STAGES:
-        known = [e.of_left_out for e in evidence] if stage == _STAGES[0] else list(evidence)
+        known = [e.held_out_only for e in evidence] if stage == _STAGES[0] else list(evidence)
         rows = [feature_values(e) for e in known]
         names = list(rows[0])
         matrix = np.array([[row[name] for name in names] for row in rows])
         weights[stage] = {}
-        for side, right in zip(_SIDES, (adapted_right, icl_right), strict=True):
+        for which, right in zip(_MODELS, (adapted_right, icl_right), strict=True):
             if len(set(map(bool, right))) < 2:
                 raise DataError(
-                    f"all requests have one outcome for {side}; calibrate on easier and harder tasks together"
+                    f"all requests have one outcome for {which}; calibrate on easier and harder tasks together"
                 )
             mean, spread = matrix.mean(0), matrix.std(0) + 1e-6
             fitted = LogisticRegression(C=1.0, max_iter=2000).fit((matrix - mean) / spread, np.array(right, dtype=int))
             slopes = fitted.coef_[0] / spread
             row_weights: dict[str, float] = {"bias": float(fitted.intercept_[0] - (slopes * mean).sum())}
             row_weights |= {name: float(slope) for name, slope in zip(names, slopes, strict=True)}
-            weights[stage][side] = {name: round(value, 5) for name, value in row_weights.items()}
+            weights[stage][which] = {name: round(value, 5) for name, value in row_weights.items()}
     return Calibration(model=model, weights=weights, fitted_on=fitted_on, requests=len(evidence))
 
 
@@ -167,7 +167,7 @@ def area_under_roc(scores: Sequence[float], right: Sequence[bool]) -> float:
 def expected_calibration_error(probabilities: Sequence[float], right: Sequence[bool], *, bins: int = 10) -> float:
     """Return the mean distance between probability and share right, over bins of equal width (Guo et al. 2017)."""
     p, y = np.array(probabilities), np.array(right, dtype=float)
-    which = np.minimum((p * bins).astype(int), bins - 1)
+    bin_of = np.minimum((p * bins).astype(int), bins - 1)
     return float(
-        sum(abs(p[which == b].mean() - y[which == b].mean()) * (which == b).mean() for b in set(which.tolist()))
+        sum(abs(p[bin_of == b].mean() - y[bin_of == b].mean()) * (bin_of == b).mean() for b in set(bin_of.tolist()))
     )

@@ -1,7 +1,8 @@
-"""What is known about a request before it is decided: how left-out examples fare with and without adapting.
+"""Evidence for the gate: how held-out examples are answered with and without adapting.
 
-Examples are split in two. An adapter is trained on each half, both in the same passes, and asked for the half it did
-not see; so is the model without adapter. What comes out is evidence about this task that no training loss can give.
+Examples are split in two. An adapter is trained on each half, both in the same forward passes, and asked for the half
+that it was not trained on; so is the base model. A training loss cannot say whether adapting helps on new inputs of
+this task; held-out examples can.
 """
 
 from __future__ import annotations
@@ -19,28 +20,29 @@ from acclimate.core.budget import Budget
 from acclimate.language.examples import Example, folds
 from acclimate.language.models.generate import Answer
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.training.memory import RequestMemory, tensor_bytes
 from acclimate.language.training.recipes import Recipe
-from acclimate.language.training.step_schedule import laid_out
-from acclimate.language.training.trainer import Adapter, Cancelled, train
+from acclimate.language.training.step_schedule import batch_of
+from acclimate.language.training.trainer import Adapter, Cancelled, StopReason, train
 
 _LEAST_FOR_HALVES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """How examples that were left out are answered.
+    """How held-out examples are answered.
 
     Attributes:
-        exact: share of them answered exactly as given, greedily.
+        exact: share of them answered exactly as given, by greedy decoding.
         log_likelihood: mean log-likelihood of their answers, in nats per answer.
-        worst: log-likelihood of the answer that was predicted worst.
-        each: per example, whether it was exact.
+        lowest_log_likelihood: that of the least likely answer.
+        exact_by_example: per example, whether it was exact.
     """
 
     exact: float
     log_likelihood: float
-    worst: float
-    each: tuple[bool, ...] = ()
+    lowest_log_likelihood: float
+    exact_by_example: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,12 @@ class Evidence:
 
     Attributes:
         count: examples.
-        before, after: left-out examples, by the model as it is and with adapters trained on the others.
+        before, after: held-out examples, answered by the base model and with adapters trained on the others.
         fold_loss: last training loss of those adapters, nats per answer token.
-        fold_peak_bytes: memory that their training took.
-        final_loss: last training loss of the adapter that would answer; None where it was not trained.
-        answer_log_likelihood: of the adapted model's own answer, nats; None where there is none yet.
-        icl_log_likelihood: of the unadapted model's own answer, nats.
+        fold_peak_bytes: the most that the request held until their training ended.
+        final_loss: last training loss of the adapter trained on all examples; None where it was not trained.
+        answer_log_likelihood: of the adapted model's answer to the query, nats; None where there is none yet.
+        icl_log_likelihood: of the base model's answer to the query, nats.
         answers_agree: whether both answers are the same.
         agreement: share of permuted prompts that the adapted model answers alike.
         tried: whether adapters were trained at all; they are not where nothing can be gained.
@@ -73,7 +75,7 @@ class Evidence:
     tried: bool = True
 
     def answered(self, adapter: Adapter, *, adapted: Answer, icl: Answer, agreement: float | None) -> Evidence:
-        """Return the evidence with what the adapter that would answer, and both answers, add to it."""
+        """Return the evidence extended by the adapter trained on all examples and both answers to the query."""
         return replace(
             self,
             final_loss=adapter.losses[-1] if adapter.losses else math.nan,
@@ -84,29 +86,30 @@ class Evidence:
         )
 
     @property
-    def of_left_out(self) -> Evidence:
-        """What left-out examples said alone, before the adapter that would answer was trained."""
+    def held_out_only(self) -> Evidence:
+        """The evidence of held-out examples alone, as it was before the query was answered."""
         return replace(self, answer_log_likelihood=None)
 
     @property
     def gains(self) -> bool:
-        """Whether adapting helped on examples that were left out: more of them exact, or as many and likelier."""
+        """Whether adapting helped on held-out examples: more of them exact, or as many and a higher likelihood."""
         if self.after.exact != self.before.exact:
             return self.after.exact > self.before.exact
         return self.after.log_likelihood > self.before.log_likelihood
 
 
-class LeftOut:
-    """The left-out part of each split, to be answered after its other part, with and without adapters.
+class HeldOutEvaluation:
+    """The held-out examples of each split, answered after its other examples, with and without adapters.
 
-    The left-out examples of a split stand one after the other behind the ones trained on: each is predicted before its
-    answer is shown, all in one pass. What lies below the adapted layers is read once for both.
+    The held-out examples of a split follow each other behind those trained on: the answer of each is predicted before
+    it is shown, all in one forward pass. The layers below the adapted ones run once for both.
 
     Args:
-        model: to ask.
+        model: whose lock the caller holds, here and in the methods.
         examples: all of them.
         splits: as :func:`acclimate.language.examples.folds` returns them.
-        share_adapted: share of the layers that adapters lie in.
+        share_adapted: share of the layers that adapters are attached to.
+        memory: what the request holds.
     """
 
     def __init__(
@@ -115,39 +118,46 @@ class LeftOut:
         examples: Sequence[Example],
         splits: Sequence[tuple[Sequence[int], Sequence[int]]],
         share_adapted: float,
+        memory: RequestMemory,
     ) -> None:
         rows = [
-            [
-                model.encoder.row(
-                    [examples[i] for i in (*kept, *left_out)], answers=[*[-1] * len(kept), *range(len(left_out))]
-                )
-            ]
-            for kept, left_out in splits
+            [model.encoder.row([examples[i] for i in (*kept, *out)], answers=[*[-1] * len(kept), *range(len(out))])]
+            for kept, out in splits
         ]
-        self._model, self._sizes = model, [len(left_out) for _, left_out in splits]
-        self._targets = laid_out(rows, pad=model.pad, device=model.device)
+        self._model, self._memory, self._sizes = model, memory, [len(out) for _, out in splits]
+        self._targets = batch_of(rows, pad=model.pad, device=model.device)
         self._decoder = model.decoder(share_adapted)
-        self._recording, self._plain = self._decoder.read(self._targets.tokens)
+        self._recording, self._base_hidden = self._decoder.record_and_run(self._targets.tokens)
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of the activations that are kept."""
+        return self._recording.held_bytes + tensor_bytes(self._base_hidden)
+
     def before(self) -> HeldOut:
-        """How the model as it is answers."""
-        return self._scores(self._plain)
+        """Return how the base model answers."""
+        return self._scores(self._base_hidden)
 
     def after(self, adapter: Adapter) -> HeldOut:
         """Return how the model answers with ``adapter``: one copy for each split."""
-        with adapter.installed(self._model.network), torch.no_grad():
+        with (
+            # The adapter's own weights, and the copy that is attached.
+            self._memory.holding("adapters", 2 * adapter.held_bytes),
+            adapter.installed(self._model.network),
+            torch.no_grad(),
+        ):
             return self._scores(self._decoder.hidden(self._recording))
 
     @torch.no_grad()
     def _scores(self, hidden: Tensor) -> HeldOut:
         targets, sizes, total = self._targets, self._sizes, sum(self._sizes)
         logits = self._decoder.logits(hidden[targets.row, targets.column])
-        each = -nn.functional.cross_entropy(logits, targets.wanted, reduction="none")
-        wrong = (logits.argmax(-1) != targets.wanted).float()
+        with self._memory.holding("logits of held-out examples", tensor_bytes(logits)):
+            losses = nn.functional.cross_entropy(logits, targets.wanted, reduction="none")
+            wrong = (logits.argmax(-1) != targets.wanted).float()
         starts = torch.tensor([sum(sizes[:k]) for k in range(len(sizes))], device=logits.device)
         at = starts[targets.owner] + targets.example
-        likelihoods = torch.zeros(total, device=logits.device).index_add_(0, at, each)
+        likelihoods = torch.zeros(total, device=logits.device).index_add_(0, at, -losses)
         mistakes = torch.zeros(total, device=logits.device).index_add_(0, at, wrong)
         exact = tuple(bool(m == 0) for m in mistakes.tolist())
         return HeldOut(sum(exact) / total, float(likelihoods.mean()), float(likelihoods.min()), exact)
@@ -159,9 +169,10 @@ def held_out(
     splits: Sequence[tuple[Sequence[int], Sequence[int]]],
     adapter: Adapter | None = None,
 ) -> HeldOut:
-    """Return how the left-out part of each split is answered, as it is or with ``adapter``; see :class:`LeftOut`."""
-    left_out = LeftOut(model, examples, splits, 1.0)
-    return left_out.before if adapter is None else left_out.after(adapter)
+    """Return how the held-out examples of each split are answered, by the base model or with ``adapter``."""
+    with model.lock:
+        evaluation = HeldOutEvaluation(model, examples, splits, 1.0, RequestMemory())
+        return evaluation.before() if adapter is None else evaluation.after(adapter)
 
 
 def cross_fit(
@@ -172,40 +183,56 @@ def cross_fit(
     budget: Budget | None = None,
     cancelled: Cancelled | None = None,
     even_if_perfect: bool = False,
+    memory: RequestMemory | None = None,
 ) -> tuple[Evidence, Adapter]:
-    """Return what adapting does to left-out examples, and the throw-away adapters that showed it.
+    """Return how adapting changes the answers to held-out examples, and the temporary adapters that were trained.
 
-    Two halves; with fewer than four examples each is left out once.
+    Two halves; with fewer than four examples, each example is held out once.
 
     Args:
         model: is not changed.
         examples: at least two.
         recipe: with rank and steps decided.
-        budget: for the training.
-        cancelled: asked before every step.
-        even_if_perfect: train although the model as it is answers every left-out example.
+        budget: for all of it; waiting for the model's lock costs none.
+        cancelled: called before every step.
+        even_if_perfect: train although the base model answers every held-out example.
+        memory: what the request holds, if this is a part of it; ``budget.max_bytes`` limits all of it.
 
     Raises:
         DataError: there are fewer than two examples.
     """
-    began = time.perf_counter()
-    count = len(examples)
-    splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
-    left_out = LeftOut(model, examples, splits, recipe.share_adapted)
-    before = left_out.before
-    if before.exact == 1 and not even_if_perfect:
-        # Nothing can be gained: the adapters would be trained for nothing.
-        return Evidence(count, before, before, 0.0, tried=False), empty_adapter(model)
-    sets = [[examples[i] for i in kept] for kept, _ in splits]
-    if budget is not None and budget.max_seconds is not None:
-        budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - (time.perf_counter() - began)))
-    adapter = train(model, sets, recipe, budget=budget, cancelled=cancelled)
-    after = before if adapter.stop == "non_finite" else left_out.after(adapter)
-    return Evidence(
-        count, before, after, adapter.losses[-1] if adapter.losses else math.nan, adapter.peak_bytes
-    ), adapter
+    memory = memory or RequestMemory()
+    with model.lock:
+        began = time.perf_counter()
+        count = len(examples)
+        splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
+        evaluation = HeldOutEvaluation(model, examples, splits, recipe.share_adapted, memory)
+        with memory.holding("activations of held-out examples", evaluation.held_bytes):
+            before = evaluation.before()
+            if before.exact == 1 and not even_if_perfect:
+                # Nothing can be gained by training.
+                return Evidence(count, before, before, 0.0, tried=False), empty_adapter(model)
+            sets = [[examples[i] for i in kept] for kept, _ in splits]
+            if budget is not None and budget.max_seconds is not None:
+                spent = time.perf_counter() - began
+                budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent))
+            adapter = train(model, sets, recipe, budget=budget, cancelled=cancelled, memory=memory)
+            after = before if adapter.stop is StopReason.NON_FINITE else evaluation.after(adapter)
+    loss = adapter.losses[-1] if adapter.losses else math.nan
+    return Evidence(count, before, after, loss, adapter.peak_bytes), adapter
 
 
 def empty_adapter(model: LanguageModel) -> Adapter:
     """Return an adapter without weights."""
-    return Adapter({}, 1, 1.0, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0)
+    return Adapter(
+        weights={},
+        rank=1,
+        alpha=1.0,
+        copies=1,
+        fingerprint=model.fingerprint,
+        losses=(),
+        stop=StopReason.FINISHED,
+        seconds=0.0,
+        cpu_seconds=0.0,
+        peak_bytes=0,
+    )

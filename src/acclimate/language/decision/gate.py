@@ -1,4 +1,4 @@
-"""The gate: whether the adapted model answers, and how sure it may be."""
+"""The gate: whether the adapted model answers, and with which confidence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Reason = Literal[
     "non_finite", "detection_failed", "unsupported_model",
 ]  # fmt: skip
 REASONS: Final[tuple[Reason, ...]] = Reason.__args__  # type: ignore[attr-defined]
-#: Refusals that were thought over; every other reason is a failure.
+#: Reasons for which adapting was considered and declined; every other reason is a failure.
 DECLINED: Final[frozenset[Reason]] = frozenset(
     {"insufficient_examples", "contradictory_examples", "low_confidence", "no_held_out_gain"}
 )
@@ -30,14 +30,14 @@ DECLINED: Final[frozenset[Reason]] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the gate says.
+    """A decision of the gate.
 
     Attributes:
-        adapt: use the adapted model.
+        adapt: whether the adapted model answers.
         reason: why not; None with ``adapt``.
         confidence: probability that the adapted model answers this request exactly right; None where none was tried.
-        icl_confidence: probability that the model as it is does.
-        calibrated: whether the probabilities were fitted for this model, or are the shares of left-out examples.
+        icl_confidence: probability that the base model does.
+        calibrated: whether the probabilities were fitted for this model, or are the shares of held-out examples.
     """
 
     adapt: bool
@@ -49,13 +49,13 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Compares the adapted model with the model as it is, on evidence.
+    """Compares the adapted model with the base model, on evidence.
 
     Attributes:
-        calibration: fitted for the model; None compares left-out examples directly.
-        environment: a key of :data:`CONFIDENCE_THRESHOLDS`, below whose value nothing is adapted; None sets no such
-            bound: whichever side is likelier to be right answers.
-        threshold: a bound of one's own, instead of an environment's.
+        calibration: fitted for the model; None compares the results on held-out examples directly.
+        environment: a key of :data:`CONFIDENCE_THRESHOLDS`: below its value the base model answers; None sets no
+            threshold: the model that is likelier to be right answers.
+        threshold: another threshold, instead of an environment's.
         margin: by how much the adapted model must be likelier to be right.
 
     Raises:
@@ -78,13 +78,13 @@ class Gate:
 
     @property
     def confidence_threshold(self) -> float:
-        """The confidence below which nothing is adapted."""
+        """The confidence below which the base model answers."""
         if self.threshold is not None:
             return self.threshold
         return CONFIDENCE_THRESHOLDS[self.environment] if self.environment else 0.0
 
     def decide(self, evidence: Evidence) -> Decision:
-        """Return the decision that ``evidence`` allows; before training it may only say no for good reason."""
+        """Return the decision on ``evidence``; before the query is answered it declines only where there is no gain."""
         trained = evidence.answer_log_likelihood is not None
         if not evidence.tried:
             icl = (evidence.count + 0.5) / (evidence.count + 1)
@@ -96,12 +96,12 @@ class Gate:
         else:
             adapted = self.calibration.probability(evidence, "adapted")
             icl = self.calibration.probability(evidence, "icl")
-            # Before training the estimate is coarse: only what is clearly hopeless ends here.
+            # Before training the estimate is coarse: no margin is asked for yet.
             gains = adapted > icl + (self.margin if trained else 0.0)
             if trained and evidence.answers_agree:
-                # One answer is as likely to be right whoever gives it. So that a task does not change sides from one
-                # question to the next for nothing, left-out examples decide.
-                icl, known = adapted, evidence.of_left_out
+                # The same answer is as likely to be right from either model. Held-out examples decide which of them is
+                # said to have given it, so that this does not change from one query of a task to the next.
+                icl, known = adapted, evidence.held_out_only
                 gains = self.calibration.probability(known, "adapted") > self.calibration.probability(known, "icl")
         reason: Reason | None = None
         if not gains:

@@ -1,11 +1,11 @@
-"""Tasks with known answers, asked with and without adapting: what calibrations and benchmarks are made from."""
+"""Tasks with known answers, answered with and without adapting: the data of calibrations and benchmarks."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from acclimate.errors import DataError
 from acclimate.language.decision.calibration import Calibration, area_under_roc, expected_calibration_error, fit
 from acclimate.language.decision.evidence import Evidence, cross_fit
 from acclimate.language.examples import Example, as_examples, orderings
-from acclimate.language.models.generate import PERMUTED_PROMPTS, Answer, agreement, generate, read_prefix
+from acclimate.language.models.generate import PERMUTED_PROMPTS, Answer, agreement, generate, run_prefix
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.prompts import Row
 from acclimate.language.training.recipes import Recipe, decided
-from acclimate.language.training.step_schedule import laid_out
+from acclimate.language.training.step_schedule import batch_of
 from acclimate.language.training.trainer import Adapter, train
 
 
@@ -40,14 +40,15 @@ class KnownTask:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One question, asked both ways.
+    """One question, answered by the base model and by the adapted model.
 
     Attributes:
         task: its name.
         evidence: for the gate, after training.
-        icl, adapted: both answers.
+        icl, adapted: the answers of the base model and of the adapted model.
         icl_right, adapted_right: whether they are exactly the known one.
-        gate_seconds, train_seconds: CPU seconds of the task's cross-fit and training, the same for all its questions.
+        gate_seconds, train_seconds: CPU seconds of the thread for the task's cross-fit and training, the same for all
+            its questions; those of torch's own worker threads are not in them.
     """
 
     task: str
@@ -98,17 +99,17 @@ def read_tasks(path: Path, *, shots: int, questions: int | None = None) -> list[
 def answers(
     model: LanguageModel, examples: Sequence[Example], queries: Sequence[Example], adapter: Adapter | None = None
 ) -> list[Answer]:
-    """Return the answers to ``queries``; prompts of one length are asked side by side."""
+    """Return the answers to ``queries``; prompts of one length are generated side by side."""
     rows = [model.encoder.row(examples, query=query.input).tokens for query in queries]
     limit = 2 * max(model.encoder.answer_tokens(e) for e in (*examples, *queries)) + 16
     found: list[Answer | None] = [None] * len(rows)
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         by_length.setdefault(len(row), []).append(index)
-    with adapter.installed(model.network) if adapter is not None else contextlib.nullcontext():
-        read = read_prefix(model, model.encoder.row(examples).tokens)
+    with _with_adapter(model, adapter):
+        prefix = run_prefix(model, model.encoder.row(examples).tokens)
         for indices in by_length.values():
-            made = generate(model, [rows[i] for i in indices], max_tokens=limit, read=read)
+            made = generate(model, [rows[i] for i in indices], max_tokens=limit, prefix=prefix)
             for index, answer in zip(indices, made, strict=True):
                 found[index] = answer
     return [answer for answer in found if answer is not None]
@@ -123,36 +124,47 @@ def scored(
     *,
     batch_size: int = 8,
 ) -> list[bool]:
-    """Return whether each question is answered exactly, greedily; nothing is generated.
+    """Return whether greedy decoding answers each question exactly; nothing is generated.
 
     Greedy decoding gives the known answer where each of its tokens is the likeliest one after those before it, which
-    one pass over the known answer shows. The examples are read once for all questions.
+    one forward pass over the known answer shows. The examples are run once for all questions.
 
     Args:
         model: to ask.
         examples: shown before every question.
         questions: with their answers.
         adapter: installed while asking.
-        batch_size: questions side by side.
+        batch_size: questions in one forward pass.
     """
     shown = model.encoder.row(examples).tokens
     rows = [model.encoder.row([*examples, q], answers=[*[-1] * len(examples), 0]) for q in questions]
     right = [False] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
-    with adapter.installed(model.network) if adapter is not None else contextlib.nullcontext():
-        read = read_prefix(model, shown)
+    decoder = model.decoder(1.0)
+    with _with_adapter(model, adapter):
+        prefix = run_prefix(model, shown)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             rest = [Row(rows[i].tokens[len(shown) :], rows[i].answer[len(shown) :]) for i in chosen]
-            targets = laid_out([rest], pad=model.pad, device=model.device)
-            cache = read.copied(len(chosen))
-            hidden = model.network.base_model(input_ids=targets.tokens, past_key_values=cache, use_cache=True)[0]
-            decoder = model.decoder(1.0)
+            targets = batch_of([rest], pad=model.pad, device=model.device)
+            key_values = prefix.repeated(len(chosen))
+            hidden = model.network.base_model(input_ids=targets.tokens, past_key_values=key_values, use_cache=True)[0]
             wrong = decoder.logits(hidden[targets.row, targets.column]).argmax(-1) != targets.wanted
             missed = set(targets.row[wrong].tolist())
             for place, index in enumerate(chosen):
                 right[index] = place not in missed
     return right
+
+
+@contextmanager
+def _with_adapter(model: LanguageModel, adapter: Adapter | None) -> Iterator[None]:
+    """Hold the model's lock, with ``adapter`` installed if there is one, inside the block."""
+    with model.lock:
+        if adapter is None:
+            yield
+        else:
+            with adapter.installed(model.network):
+                yield
 
 
 def trials(
@@ -162,7 +174,7 @@ def trials(
     recipe: Recipe | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Trial]:
-    """Yield every question of every task, asked as it is and after adapting.
+    """Yield every question of every task, answered by the base model and after adapting.
 
     Args:
         model: to ask.
@@ -172,15 +184,15 @@ def trials(
     """
     for number, task in enumerate(tasks, 1):
         chosen = decided(recipe or model.recipe, task.examples)
-        start = time.process_time()
+        start = time.thread_time()
         evidence, _ = cross_fit(model, task.examples, chosen, even_if_perfect=True)
-        gate_seconds = time.process_time() - start
+        gate_seconds = time.thread_time() - start
         adapter = train(model, [task.examples], chosen)
-        plain = answers(model, task.examples, task.questions)
+        base = answers(model, task.examples, task.questions)
         adapted = answers(model, task.examples, task.questions, adapter)
         order = orderings(len(task.examples), PERMUTED_PROMPTS, seed=chosen.seed)[-1]
         permuted = answers(model, [task.examples[i] for i in order], task.questions, adapter)
-        for question, before, after, again in zip(task.questions, plain, adapted, permuted, strict=True):
+        for question, before, after, again in zip(task.questions, base, adapted, permuted, strict=True):
             known = evidence.answered(adapter, adapted=after, icl=before, agreement=agreement([after, again]))
             wanted = model.encoder.format.clean(question.output)
             yield Trial(
@@ -202,26 +214,26 @@ def fit_trials(model: str, found: Sequence[Trial], *, fitted_on: str) -> Calibra
     )
 
 
-def left_out_quality(model: str, found: Sequence[Trial], *, parts: int = 5) -> dict[str, float]:
-    """Return how good confidences are on tasks that were left out of the fit, tasks of one name together.
+def held_out_quality(model: str, found: Sequence[Trial], *, parts: int = 5) -> dict[str, float]:
+    """Return how good the confidences are on tasks that were held out of the fit, tasks of one name together.
 
     The keys are ``auroc`` (adapted answer right), ``expected_calibration_error``, and the shares of right answers
     ``icl``, ``adapted`` and ``gated``.
 
     Raises:
-        DataError: there are too few tasks, or what is left of them has one outcome.
+        DataError: there are too few tasks, or those that are fitted on have one outcome.
     """
     names = sorted({t.task for t in found})
     parts = min(parts, len(names))
     if parts < 2:
-        raise DataError("all tasks have one name; give tasks of at least two names to measure on those left out")
+        raise DataError("all tasks have one name; give tasks of at least two names, so that some can be held out")
     confidence: list[float] = []
     right: list[bool] = []
     gated = 0
     for part in range(parts):
-        out = set(names[part::parts])
-        fitted = fit_trials(model, [t for t in found if t.task not in out], fitted_on="")
-        for trial in (t for t in found if t.task in out):
+        held_out = set(names[part::parts])
+        fitted = fit_trials(model, [t for t in found if t.task not in held_out], fitted_on="")
+        for trial in (t for t in found if t.task in held_out):
             adapted = fitted.probability(trial.evidence, "adapted")
             confidence.append(adapted)
             right.append(trial.adapted_right)

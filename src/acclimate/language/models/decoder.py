@@ -1,14 +1,14 @@
-"""A causal language model taken apart where adapting it begins.
+"""A causal language model split where the adapted layers begin.
 
-What lies below the first adapted layer gives the same activations at every training step: it is computed once for
-each row of tokens, and only the layers above are run again.
+The layers below the first adapted one give the same activations at every training step: they are computed once for each
+batch of token rows, and only the layers above run again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,21 +17,22 @@ from torch import Tensor, nn
 
 from acclimate.core.lora import target_layers
 from acclimate.errors import TTTNotSupportedError, first_line
-from acclimate.language.models.attention import can_attend, disagreement, plain_products
+from acclimate.language.models.attention import can_replace, disagreement, plain_products
 
 _LOG = logging.getLogger(__name__)
 _FINAL_NORMS: Final = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
 _TOLERANCE: Final = 1e-3
+_MISSING: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Rows of tokens, read as far as the first adapted layer.
+    """The activations of token rows below the first adapted layer.
 
     Attributes:
         tokens: ``(rows, length)``.
-        hidden: ``(rows, length, width)``: what enters the first adapted layer; None where all is computed anew.
-        arguments: of each layer above, beside the hidden state.
+        hidden: ``(rows, length, width)``: the input of the first adapted layer; None where every layer runs each time.
+        arguments: of each adapted layer, without the hidden state.
     """
 
     tokens: Tensor
@@ -40,12 +41,15 @@ class Recording:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that the recording keeps."""
+        """Bytes of the activations."""
         return 0 if self.hidden is None else self.hidden.numel() * self.hidden.element_size()
 
 
 class Decoder:
     """The layers of a causal language model.
+
+    Whoever makes one or calls its methods holds the network's lock; see
+    :meth:`acclimate.language.models.language_model.LanguageModel.decoder`.
 
     Args:
         network: a transformers causal LM.
@@ -69,23 +73,19 @@ class Decoder:
         body_name = next(n for n, module in network.named_modules() if module is self.body)
         self._prefix = ".".join(part for part in (body_name, name) if part)
         self.norm = next((m for n, m in self.body.named_children() if n in _FINAL_NORMS), nn.Identity())
-        self._layers_give_tensors = True
+        self._adapted_layers = list(self.layers)[self.first_adapted :]
+        self._layers_return_tensors = True
         tokens = torch.arange(1, 9, device=next(network.parameters()).device)[None]
         with torch.no_grad():
             hidden: Tensor = self.body(input_ids=tokens, use_cache=False)[0]
         self._check(tokens, hidden)
         self.can_replay = self.first_adapted > 0 and self._replays(tokens)
-        self._by_products = can_attend(network) and self._attends(tokens)
+        self._replaces_attention = can_replace(network) and self._attention_agrees(tokens)
 
     @property
     def quick_attention(self) -> AbstractContextManager[None]:
-        """A block in which rows are learned from with the attention that is quickest for it."""
-        return plain_products(self.network) if self._by_products else nullcontext()
-
-    @property
-    def _upper(self) -> nn.ModuleList:
-        """The adapted layers."""
-        return (self.layers or nn.ModuleList())[self.first_adapted :]
+        """A block in which the network uses the attention that is fastest for training."""
+        return plain_products(self.network) if self._replaces_attention else nullcontext()
 
     @property
     def targets(self) -> list[str]:
@@ -95,67 +95,60 @@ class Decoder:
 
     @torch.no_grad()
     def record(self, tokens: Tensor) -> Recording:
-        """Read ``tokens``, ``(rows, length)``, as far as they do not change while adapting; also see :meth:`read`."""
+        """Return the recording of ``tokens``, ``(rows, length)``; the adapted layers do not run."""
         if not self.can_replay:
             return Recording(tokens)
-        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-        def remember(*args: Any, **kwargs: Any) -> Any:
-            found.append((args, kwargs))
+        def note(*args: Any, **kwargs: Any) -> Any:
+            calls.append((args, kwargs))
             hidden = args[0] if args else kwargs["hidden_states"]
-            return hidden if self._layers_give_tensors else (hidden,)
+            return hidden if self._layers_return_tensors else (hidden,)
 
-        upper = list(self._upper)
-        try:
-            for layer in upper:
-                # What they compute is not wanted, only what they are given.
-                layer.forward = remember
+        with _forward_replaced(self._adapted_layers, note):
             self.body(input_ids=tokens, use_cache=False)
-        finally:
-            for layer in upper:
-                layer.__dict__.pop("forward", None)
-        return _recording(tokens, found)
+        return _recording(tokens, calls)
 
     @torch.no_grad()
-    def read(self, tokens: Tensor) -> tuple[Recording, Tensor]:
-        """Return a recording and the last hidden states, ``(rows, length, width)``, of the model as it is."""
-        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    def record_and_run(self, tokens: Tensor) -> tuple[Recording, Tensor]:
+        """Return the recording of ``tokens`` and the last hidden states, ``(rows, length, width)``, in one pass."""
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-        def remember(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append((args, kwargs))
+        def note(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((args, kwargs))
 
-        upper = self._upper if self.can_replay else ()
-        handles = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in upper]
+        layers = self._adapted_layers if self.can_replay else ()
+        handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
         try:
             last = self.body(input_ids=tokens, use_cache=False)[0]
         finally:
             for handle in handles:
                 handle.remove()
-        return _recording(tokens, found) if found else Recording(tokens), last
+        return _recording(tokens, calls) if calls else Recording(tokens), last
 
     def hidden(self, recording: Recording) -> Tensor:
-        """Return the last hidden states, ``(rows, length, width)``, ready for the head."""
+        """Return the last hidden states, ``(rows, length, width)``, that the head takes."""
         if recording.hidden is None:
-            found: Tensor = self.body(input_ids=recording.tokens, use_cache=False)[0]
-            return found
+            last: Tensor = self.body(input_ids=recording.tokens, use_cache=False)[0]
+            return last
         state = recording.hidden
-        for layer, (args, kwargs) in zip(self._upper, recording.arguments, strict=True):
-            given = layer(state, *args, **kwargs)
-            state = given if isinstance(given, Tensor) else given[0]
+        for layer, (args, kwargs) in zip(self._adapted_layers, recording.arguments, strict=True):
+            output = layer(state, *args, **kwargs)
+            state = output if isinstance(output, Tensor) else output[0]
         return self.norm(state)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the next token's logits, float32, for hidden states that are ready for the head."""
+        """Return the next token's logits, float32, for hidden states that the head takes."""
         return self.scores(hidden).float()
 
     def scores(self, hidden: Tensor) -> Tensor:
-        """Return the same in the model's number format."""
+        """Return the logits in the model's number format."""
         scores: Tensor = self.head(hidden)  # type: ignore[misc]
         return scores
 
     @torch.no_grad()
     def _check(self, tokens: Tensor, hidden: Tensor) -> None:
-        """Refuse a network whose logits are not its head on its body, or that looks ahead."""
+        """Refuse a network whose logits are not its head applied to its body, or that is not causal."""
         logits = self.network(input_ids=tokens, use_cache=False).logits.float()
         if not _agree(self.logits(hidden), logits):
             raise TTTNotSupportedError(
@@ -168,31 +161,48 @@ class Decoder:
             raise TTTNotSupportedError(f"{type(self.network).__name__} looks ahead: it is not a causal language model")
 
     @torch.no_grad()
-    def _attends(self, tokens: Tensor) -> bool:
-        """Say whether the model's layers give with plain products what they give with their own attention."""
+    def _attention_agrees(self, tokens: Tensor) -> bool:
+        """Say whether plain products give the results of the model's own attention in every layer."""
         try:
-            apart = disagreement(self.network, lambda: self.body(input_ids=tokens, use_cache=False))
+            difference = disagreement(self.network, lambda: self.body(input_ids=tokens, use_cache=False))
         except (TTTNotSupportedError, TypeError, ValueError) as error:
             _LOG.info("%s keeps its own attention: %s", type(self.network).__name__, first_line(error))
             return False
-        return apart <= (1e-4 if next(self.network.parameters()).dtype == torch.float32 else 2e-2)
+        return difference <= (1e-4 if next(self.network.parameters()).dtype == torch.float32 else 2e-2)
 
     @torch.no_grad()
     def _replays(self, tokens: Tensor) -> bool:
-        """Say whether the layers above, run by themselves, give what the model gives; see how they give it."""
+        """Say whether running the adapted layers alone gives the model's result; notes what a layer returns."""
         self.can_replay = True
         try:
-            recording, last = self.read(tokens)
+            recording, last = self.record_and_run(tokens)
             args, kwargs = recording.arguments[0]
-            self._layers_give_tensors = isinstance(self._upper[0](recording.hidden, *args, **kwargs), Tensor)
+            output = self._adapted_layers[0](recording.hidden, *args, **kwargs)
+            self._layers_return_tensors = isinstance(output, Tensor)
             replayed = self.hidden(recording)
             agrees = replayed.shape == last.shape and _agree(replayed, last)
         except (TypeError, ValueError, IndexError, KeyError, RuntimeError, AttributeError) as error:
-            _LOG.info("%s cannot be read in two parts: %s", type(self.network).__name__, error)
+            _LOG.info("%s cannot be run in two parts: %s", type(self.network).__name__, error)
             return False
         if not agrees:
-            _LOG.info("%s cannot be read in two parts; all layers run at every step", type(self.network).__name__)
+            _LOG.info("%s cannot be run in two parts; all layers run at every step", type(self.network).__name__)
         return agrees
+
+
+@contextmanager
+def _forward_replaced(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Let ``layers`` call ``forward`` inside the block; an override that a layer had before comes back."""
+    before = [(layer, vars(layer).get("forward", _MISSING)) for layer in layers]
+    try:
+        for layer, _ in before:
+            layer.forward = forward
+        yield
+    finally:
+        for layer, own in before:
+            if own is _MISSING:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = own
 
 
 def _agree(found: Tensor, expected: Tensor, tolerance: float = _TOLERANCE) -> bool:
@@ -202,10 +212,10 @@ def _agree(found: Tensor, expected: Tensor, tolerance: float = _TOLERANCE) -> bo
 
 
 def _recording(tokens: Tensor, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> Recording:
-    """Return what ``calls`` of the upper layers, each with its arguments, say about ``tokens``."""
+    """Return the recording of ``tokens`` from the calls of the adapted layers, each with its arguments."""
     args, kwargs = calls[0]
-    left_out = ("hidden_states", "past_key_values", "past_key_value")
-    arguments = [(a[1:], {k: v for k, v in kw.items() if k not in left_out}) for a, kw in calls]
+    dropped = ("hidden_states", "past_key_values", "past_key_value")
+    arguments = [(a[1:], {k: v for k, v in kw.items() if k not in dropped}) for a, kw in calls]
     return Recording(tokens, args[0] if args else kwargs["hidden_states"], arguments)
 
 

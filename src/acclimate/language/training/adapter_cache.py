@@ -1,4 +1,4 @@
-"""Trained adapters kept for prompts with the same examples."""
+"""A cache of trained adapters, for prompts with the same examples."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class _Entry:
 
 
 def adapter_key(fingerprint: str, examples: Sequence[Example], recipe: Recipe) -> str:
-    """Return the digest of everything that decides what an adapter becomes."""
+    """Return the digest of everything that training an adapter depends on."""
     text = repr((fingerprint, [(e.input, e.output) for e in examples], sorted(asdict(recipe).items())))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class AdapterManager:
-    """The adapters that were used last; safe to share between threads.
+    """The most recently used adapters; several threads and engines may share one.
 
     Args:
         max_cache_size: most adapters kept.
@@ -75,23 +75,25 @@ class AdapterManager:
         with self._lock:
             return sum(entry.adapter.held_bytes for entry in self._entries.values())
 
-    def load_adapter(
-        self, adapter_weights: Adapter, *, key: str | None = None, examples: Sequence[Example] = (), extra: Any = None
+    def put(
+        self, adapter: Adapter, *, key: str | None = None, examples: Sequence[Example] = (), extra: Any = None
     ) -> str:
-        """Keep an adapter and return its key; what was used longest ago makes room.
+        """Keep an adapter and return its key; the least recently used ones are dropped where a limit is exceeded.
+
+        An adapter that is larger than ``max_bytes`` is not kept.
 
         Args:
-            adapter_weights: to keep.
-            key: as :func:`adapter_key` gives it; None takes a digest of the weights.
+            adapter: to keep.
+            key: as :func:`adapter_key` returns it; None takes a digest of the weights.
             examples: that it was trained on.
             extra: kept and returned with it.
         """
-        key = key or _digest(adapter_weights)
-        if adapter_weights.held_bytes > self.max_bytes:
-            # It would push out everything else and then itself.
+        key = key or _digest(adapter)
+        if adapter.held_bytes > self.max_bytes:
+            # It would drop everything else and then itself.
             return key
         with self._lock:
-            self._entries[key] = _Entry(adapter_weights, tuple(examples), extra, self._clock())
+            self._entries[key] = _Entry(adapter, tuple(examples), extra, self._clock())
             self._entries.move_to_end(key)
             self._drop()
         return key
@@ -110,23 +112,23 @@ class AdapterManager:
     def nearest(
         self, fingerprint: str, examples: Sequence[Example], limit: int = 3
     ) -> list[tuple[Adapter, tuple[Example, ...]]]:
-        """Return adapters of the same model, those whose examples look most alike first."""
-        wanted = _shape(examples)
+        """Return adapters of the same model, those with the most similar examples first."""
+        wanted = _features(examples)
         with self._lock:
             self._drop()
             same = [
                 entry for entry in self._entries.values() if entry.adapter.fingerprint == fingerprint and entry.examples
             ]
-        same.sort(key=lambda entry: -_overlap(wanted, _shape(entry.examples)))
+        same.sort(key=lambda entry: -_overlap(wanted, _features(entry.examples)))
         return [(entry.adapter, entry.examples) for entry in same[:limit]]
 
-    def cleanup_adapter(self, adapter_id: str) -> None:
-        """Forget one adapter; nothing happens where it is not kept."""
+    def remove(self, key: str) -> None:
+        """Drop the adapter kept under ``key``; nothing happens where there is none."""
         with self._lock:
-            self._entries.pop(adapter_id, None)
+            self._entries.pop(key, None)
 
     def clear(self) -> None:
-        """Forget all adapters."""
+        """Drop all adapters."""
         with self._lock:
             self._entries.clear()
 
@@ -150,12 +152,12 @@ def _digest(adapter: Adapter) -> str:
     return digest.hexdigest()
 
 
-def _shape(examples: Sequence[Example]) -> set[str]:
-    """Return pieces that tell tasks apart: pairs of neighbouring characters in outputs, and which are new there."""
-    return {piece for e in examples for piece in _pieces(e)}
+def _features(examples: Sequence[Example]) -> set[str]:
+    """Return features that tell tasks apart: bigrams of outputs, characters that inputs lack, and length changes."""
+    return {feature for e in examples for feature in _features_of(e)}
 
 
-def _pieces(example: Example) -> Iterator[str]:
+def _features_of(example: Example) -> Iterator[str]:
     for at in range(len(example.output) - 1):
         yield example.output[at : at + 2]
     yield from (f"new {c}" for c in example.output if c not in example.input)

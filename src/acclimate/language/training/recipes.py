@@ -1,4 +1,4 @@
-"""How adapters are trained for a model: settings, and the rules that choose rank and steps from the examples."""
+"""Training settings of adapters, and the rules that choose rank and steps from the examples."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Recipe:
         betas, weight_decay: of AdamW.
         loss: ``all_answers`` (every answer after the first, one causal pass), ``last_answer`` (leave-one-out) or
             ``direct`` (each pair without the others).
-        context_share: share of the examples that open each order and are only read: with ``all_answers``, answers are
-            learned after them, in contexts nearer to the one that the question will have. At least the first.
-        orderings: shuffled orders that steps take turns with, where lower layers are read once for each; a model that
-            is adapted in all its layers gets a new order at every step.
+        context_share: share of the examples at the beginning of each order whose answers carry no loss, at least the
+            first: with ``all_answers``, the other answers are learned in contexts nearer to that of the query.
+        orderings: shuffled orders that the steps alternate between, where the lower layers run once for each; a model
+            that is adapted in all its layers gets a new order at every step.
         orderings_per_step: orders side by side in one step.
         share_adapted: share of the layers, from the last, that get low-rank weights.
-        gradient_start: low-rank weights begin in the directions of the first gradient, not in random ones; see
-            :mod:`acclimate.core.lora_start`.
+        gradient_start: low-rank weights are initialised in the directions of the first gradient instead of random
+            ones; see :mod:`acclimate.core.lora_start`.
         gradient_clip_norm: None for no clipping.
         early_stop_loss: training ends below this loss, in nats per answer token.
         seed: of initialisation and shuffling.
@@ -109,10 +109,10 @@ def recipe_for(name: str | None) -> Recipe:
 
 
 def pattern_complexity(examples: Sequence[Example]) -> float:
-    """Return how much the examples ask for, from 0 to 1.
+    """Return how hard the task of the examples is, from 0 to 1.
 
     The mean of three shares: output characters that do not occur in the input, answers that differ from all others,
-    and the length of outputs against forty characters.
+    and the length of outputs divided by forty characters.
     """
     if not examples:
         return 0.0
@@ -123,9 +123,9 @@ def pattern_complexity(examples: Sequence[Example]) -> float:
 
 
 def example_quality(examples: Sequence[Example]) -> float:
-    """Return how much the examples tell, from 0 to 1.
+    """Return how informative the examples are, from 0 to 1.
 
-    The mean of their number against ten, and of how much their inputs differ.
+    The mean of their number divided by ten, and of how much their inputs differ.
     """
     if not examples:
         return 0.0
@@ -162,7 +162,7 @@ def recommended_rank(complexity: float) -> int:
 
 
 def decided(recipe: Recipe, examples: Sequence[Example]) -> Recipe:
-    """Return ``recipe`` with the rank and the number of steps that it left to the examples."""
+    """Return ``recipe`` with rank and number of steps chosen by the examples, where it has none."""
     complexity = pattern_complexity(examples)
     steps = recipe.steps or optimize_training_steps(
         complexity, example_quality(examples), floor=recipe.steps_floor, cap=recipe.steps_cap

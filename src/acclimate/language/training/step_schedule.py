@@ -1,4 +1,4 @@
-"""What is read and predicted in each training step: rows of tokens, where their answers stand, and what is kept."""
+"""The token rows of each training step, the places of their answers, and the activations kept between steps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from acclimate.language.training.recipes import Recipe
 
 
 class Targets(NamedTuple):
-    """Where answers are predicted in a block of rows, and what they are.
+    """A batch of token rows, and where answers are predicted in it.
 
     Attributes:
         tokens: ``(rows, length)``, padded on the right.
-        row, column: ``(n,)``: where the token before each answer token stands.
+        row, column: ``(n,)``: the place of the token before each answer token.
         wanted: ``(n,)``: the answer tokens.
-        owner: ``(n,)``: the copy of the adapter each belongs to.
-        example: ``(n,)``: the number of the example each belongs to.
+        owner: ``(n,)``: the copy of the adapter that each belongs to.
+        example: ``(n,)``: the number of the example that each belongs to.
     """
 
     tokens: Tensor
@@ -34,13 +34,13 @@ class Targets(NamedTuple):
     example: Tensor
 
 
-def laid_out(rows: Sequence[Sequence[Row]], *, pad: int, device: torch.device) -> Targets:
-    """Return the rows of each copy as one block, with the places of their answers.
+def batch_of(rows: Sequence[Sequence[Row]], *, pad: int, device: torch.device) -> Targets:
+    """Return the rows of each copy as one batch, with the places of their answers.
 
     Args:
         rows: per copy; shorter lists are filled up with empty rows.
-        pad: token that fills rows up on the right, where nothing looks.
-        device: for the tensors.
+        pad: token that fills rows up on the right, where no token attends to it.
+        device: of the tensors.
     """
     most = max(len(block) for block in rows)
     length = max(len(row.tokens) for block in rows for row in block)
@@ -60,11 +60,11 @@ def laid_out(rows: Sequence[Sequence[Row]], *, pad: int, device: torch.device) -
 def training_rows(
     encoder: Encoder, examples: Sequence[Example], order: Sequence[int], loss: str, context_share: float = 0.0
 ) -> list[Row]:
-    """Return the rows that one ordering of ``examples`` gives under a loss.
+    """Return the rows that one order of ``examples`` gives under a loss.
 
     ``all_answers`` is one row in which every answer after the first counts, or after the first ``context_share`` of
-    them; ``last_answer`` one row for each example, in which it comes last and only its answer counts; ``direct`` each
-    example by itself.
+    them; ``last_answer`` is one row for each example, in which it comes last and only its answer counts; ``direct`` is
+    each example by itself.
     """
     if loss == "direct":
         return [encoder.row([examples[i]], answers=[i]) for i in order]
@@ -74,16 +74,16 @@ def training_rows(
             for k, i in enumerate(order)
             for others in [[*order[:k], *order[k + 1 :]]]
         ]
-    # The first answer has nothing to be learned from, unless it is the only one.
+    # The first answer has no examples before it to follow: it counts only where it is the only one.
     shown = max(1, int(context_share * len(order))) if len(order) > 1 else 0
     return [encoder.row([examples[i] for i in order], answers=[*[-1] * shown, *order[shown:]])]
 
 
 class StepSchedule:
-    """The rows of each step, read once below the adapted layers where the same order comes again.
+    """The batch of each step; where an order comes again, the layers below the adapted ones run once for it.
 
     Args:
-        model: that reads them.
+        model: whose lock the caller holds.
         decoder: of it, for the share of layers that is adapted.
         sets: of examples, one for each copy of the adapter.
         recipe: with ``steps`` decided.
@@ -93,23 +93,23 @@ class StepSchedule:
         self, model: LanguageModel, decoder: Decoder, sets: Sequence[Sequence[Example]], recipe: Recipe
     ) -> None:
         self._model, self._decoder, self._sets, self._recipe = model, decoder, sets, recipe
-        # A new order at every step, unless reading it anew would cost more than the step.
+        # Every step gets an order of its own, unless lower layers would have to run for it.
         distinct = recipe.orderings if decoder.can_replay else max(recipe.orderings, (recipe.steps or recipe.steps_cap))
-        self._orders = [
+        self._orders_of_sets = [
             orderings(len(examples), distinct * recipe.orderings_per_step, seed=recipe.seed) for examples in sets
         ]
         self._distinct = distinct
-        self._read: dict[int, tuple[Recording, Targets]] = {}
+        self._batches: dict[int, tuple[Recording, Targets]] = {}
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that are kept from step to step."""
-        return sum(recording.held_bytes for recording, _ in self._read.values())
+        """Bytes of the activations that are kept between steps."""
+        return sum(recording.held_bytes for recording, _ in self._batches.values())
 
     def at(self, step: int) -> tuple[Recording, Targets]:
-        """Return what is read in ``step``, and where its answers are predicted."""
+        """Return the recording of the batch of ``step``, and where its answers are predicted."""
         which = step % self._distinct
-        if which not in self._read:
+        if which not in self._batches:
             per_step = self._recipe.orderings_per_step
             blocks = [
                 [
@@ -119,8 +119,8 @@ class StepSchedule:
                         self._model.encoder, examples, order, self._recipe.loss, self._recipe.context_share
                     )
                 ]
-                for examples, orders in zip(self._sets, self._orders, strict=True)
+                for examples, orders in zip(self._sets, self._orders_of_sets, strict=True)
             ]
-            targets = laid_out(blocks, pad=self._model.pad, device=self._model.device)
-            self._read[which] = (self._decoder.record(targets.tokens), targets)
-        return self._read[which]
+            targets = batch_of(blocks, pad=self._model.pad, device=self._model.device)
+            self._batches[which] = (self._decoder.record(targets.tokens), targets)
+        return self._batches[which]

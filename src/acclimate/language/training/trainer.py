@@ -1,9 +1,9 @@
-"""Low-rank weights trained on worked examples while somebody waits.
+"""Training of low-rank weights on the examples of a request.
 
 The recipe follows Akyuerek et al. 2024 (arXiv 2411.07279): the examples stay in the prompt, and every answer after the
-first is learned in one causal pass over a shuffled order of them. What makes it quick is ours: logits only where an
-answer is predicted, one pass for all answers, layers below the first adapted one computed once, and several adapters
-side by side in one pass where several are wanted.
+first is learned in one causal forward pass over a shuffled order of them. Here logits are computed only where an answer
+is predicted, one pass serves all answers, the layers below the first adapted one run once for each order, and several
+adapters train side by side in one pass.
 """
 
 from __future__ import annotations
@@ -13,26 +13,47 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from acclimate.core import lora, lora_start
-from acclimate.core.budget import Budget
+from acclimate.core.budget import Budget, StopCode
 from acclimate.core.packed_adapters import PackedAdapters
 from acclimate.errors import CheckpointError, DataError, TTTNotSupportedError
 from acclimate.language.examples import Example
 from acclimate.language.models.decoder import Decoder, Recording
 from acclimate.language.models.language_model import LanguageModel
-from acclimate.language.training.memory import PeakMemory
+from acclimate.language.models.locks import lock_of
+from acclimate.language.training.memory import Activations, OverLimitError, RequestMemory, training_bytes
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.step_schedule import StepSchedule, Targets
 
-StopReason = Literal["finished", "early_stop", "time budget", "memory budget", "step budget", "non_finite", "cancelled"]
+
+class StopReason(StrEnum):
+    """Why training ended."""
+
+    FINISHED = "finished"
+    EARLY_STOP = "early_stop"
+    STEP_BUDGET = "step_budget"
+    TIME_BUDGET = "time_budget"
+    MEMORY_BUDGET = "memory_budget"
+    NON_FINITE = "non_finite"
+    CANCELLED = "cancelled"
+
+
+_BUDGET_STOPS: Final[Mapping[StopCode, StopReason]] = {
+    "max_steps": StopReason.STEP_BUDGET,
+    "max_seconds": StopReason.TIME_BUDGET,
+    "max_bytes": StopReason.MEMORY_BUDGET,
+}
 Cancelled = Callable[[], bool]
-FINGERPRINT_FILE = "model_fingerprint.txt"
+FINGERPRINT_FILE: Final = "model_fingerprint.txt"
+#: What training holds between steps, as it is entered in the request's memory.
+_PARTS: Final = ("low-rank weights in training", "activations below the adapted layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +64,13 @@ class Adapter:
         weights: by layer name, ``lora_A`` and ``lora_B`` as :class:`acclimate.core.lora.LowRank` has them.
         rank, alpha, copies: their shape and scale.
         fingerprint: of the model they belong to.
-        losses: per step, the mean loss per answer token in nats; over copies, their mean.
+        losses: per step, the mean loss per answer token in nats, averaged over copies.
         stop: why training ended.
-        seconds, cpu_seconds, peak_bytes: what it took; bytes are those beyond the loaded model.
-        fan_in_fan_out: whether the layers keep their weights as ``(in, out)``, as GPT-2's do; PEFT wants to know.
+        seconds: wall-clock time, without waiting for the model.
+        cpu_seconds: of the thread that trained; those of torch's own worker threads are not in it.
+        peak_bytes: the most that the request held until then; see
+            :class:`acclimate.language.training.memory.RequestMemory`.
+        fan_in_fan_out: whether the layers keep their weights as ``(in, out)``, as GPT-2's do; PEFT's format records it.
     """
 
     weights: Mapping[str, tuple[Tensor, Tensor]]
@@ -75,8 +99,14 @@ class Adapter:
 
     @contextmanager
     def installed(self, network: nn.Module) -> Iterator[None]:
-        """Add the weights to ``network`` inside the block; its own tensors are never touched."""
-        with lora.attached(network, list(self.weights), rank=self.rank, alpha=self.alpha, copies=self.copies) as pairs:
+        """Add the weights to ``network`` inside the block; its own tensors are not changed.
+
+        The block holds the network's lock: another thread that needs the network waits for its end.
+        """
+        with (
+            lock_of(network),
+            lora.attached(network, list(self.weights), rank=self.rank, alpha=self.alpha, copies=self.copies) as pairs,
+        ):
             with torch.no_grad():
                 for name, (down, up) in self.weights.items():
                     pairs[name].lora_A.copy_(down)
@@ -85,7 +115,7 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: Path, model: LanguageModel) -> Adapter:
-        """Read an adapter that :meth:`save` or peft wrote.
+        """Read an adapter that :meth:`save` or peft wrote; waits until no request runs the model.
 
         Raises:
             CheckpointError: files are missing, or it belongs to another model.
@@ -97,9 +127,18 @@ class Adapter:
             weights = {n: (p.lora_A.detach().clone(), p.lora_B.detach().clone()) for n, p in pairs.items()}
             first = next(iter(pairs.values()))
         rank = first.lora_A.shape[0]
-        found = first.fan_in_fan_out
         return cls(
-            weights, rank, first.scale * rank, 1, model.fingerprint, (), "finished", 0.0, 0.0, 0, fan_in_fan_out=found
+            weights=weights,
+            rank=rank,
+            alpha=first.scale * rank,
+            copies=1,
+            fingerprint=model.fingerprint,
+            losses=(),
+            stop=StopReason.FINISHED,
+            seconds=0.0,
+            cpu_seconds=0.0,
+            peak_bytes=0,
+            fan_in_fan_out=first.fan_in_fan_out,
         )
 
     def save(self, folder: Path, *, base_model: str | None = None) -> None:
@@ -122,7 +161,7 @@ def cosine(step: int, steps: int, *, warm_up: float = 0.1) -> float:
     return min(1.0, (step + 1) / max(1.0, steps * warm_up)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def clip_each(grads: Tensor, max_norm: float) -> None:
+def clip_copies(grads: Tensor, max_norm: float) -> None:
     """Scale each row of ``grads``, ``(copies, n)``, down to ``max_norm``; with one row this is the usual clipping."""
     grads.mul_((max_norm / (grads.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
 
@@ -135,56 +174,80 @@ def train(
     budget: Budget | None = None,
     cancelled: Cancelled | None = None,
     start: Adapter | None = None,
+    memory: RequestMemory | None = None,
 ) -> Adapter:
-    """Return low-rank weights trained on ``sets``, one copy for each set, all in the same passes.
+    """Return low-rank weights trained on ``sets``, one copy for each set, all in the same forward passes.
+
+    Waiting for the model's lock costs no budget.
 
     Args:
         model: is not changed.
         sets: of examples, none empty.
         recipe: with ``rank`` and ``steps`` decided.
-        budget: seconds, steps and bytes that may be spent; looked at after every step.
-        cancelled: asked before every step; training ends when it says so.
+        budget: seconds, steps and bytes that may be spent; seconds and steps are checked before every step, bytes also
+            inside the first forward pass, before its activations exceed them.
+        cancelled: called before every step; training ends when it returns true.
         start: an adapter of the same shape to go on from.
+        memory: what the request holds, if this is a part of it; ``budget.max_bytes`` limits all of it.
 
     Raises:
-        DataError: a set is empty, or its examples are longer than the model can read.
+        DataError: a set is empty, its examples are longer than the model can read, or ``start`` has another shape.
+        TTTNotSupportedError: the model has no layers that low-rank weights could be added to.
     """
     if not all(sets):
         raise DataError("there are no examples to train on: give 1 or more")
-    budget = budget or Budget()
-    began, cpu_began, memory = time.perf_counter(), time.process_time(), PeakMemory(model.device)
+    budget, memory = budget or Budget(), memory or RequestMemory()
+    with model.lock:
+        try:
+            return _train(model, sets, recipe, budget, cancelled, start, memory)
+        finally:
+            for part in (*_PARTS, Activations.PART):
+                memory.set(part, 0)
+
+
+def _train(
+    model: LanguageModel,
+    sets: Sequence[Sequence[Example]],
+    recipe: Recipe,
+    budget: Budget,
+    cancelled: Cancelled | None,
+    start: Adapter | None,
+    memory: RequestMemory,
+) -> Adapter:
+    began, cpu_began = time.perf_counter(), time.thread_time()
     decoder = model.decoder(recipe.share_adapted)
     rank, steps = recipe.rank_or_default, recipe.steps_cap if recipe.steps is None else recipe.steps
     copies = len(sets)
     losses: list[float] = []
-    stop: StopReason = "finished"
+    stop = StopReason.FINISHED
     if not decoder.targets:
         raise TTTNotSupportedError(f"{model.name!r} has no linear layers that low-rank weights could be added to")
     with (
-        model.lock,
         lora.attached(
             model.network, decoder.targets, rank=rank, alpha=recipe.alpha, seed=recipe.seed, copies=copies
         ) as pairs,
         decoder.quick_attention,
         torch.enable_grad(),
     ):
-        passes = StepSchedule(model, decoder, sets, recipe)
+        schedule = StepSchedule(model, decoder, sets, recipe)
         if start is not None:
             _copy_weights(start, pairs)
         block = PackedAdapters(pairs, model.dtype)
         optimizer = torch.optim.AdamW(
             [block.learned], lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
-        held = 5 * block.learned.numel() * block.learned.element_size()
+        activations = Activations(memory, budget.max_bytes)
+        memory.set(_PARTS[0], training_bytes(block.learned.numel(), model.dtype))
         for step in range(steps):
             if cancelled is not None and cancelled():
-                stop = "cancelled"
+                stop = StopReason.CANCELLED
                 break
-            recording, targets = passes.at(step)
+            recording, targets = schedule.at(step)
+            memory.set(_PARTS[1], schedule.held_bytes)
             spent = time.perf_counter() - began
-            used = max(held + passes.held_bytes, memory.now())
-            if (over := budget.exhausted(seconds=spent, steps=step, held_bytes=used)) is not None:
-                stop = over.split(":", 1)[0]  # type: ignore[assignment]
+            over = budget.exhausted(seconds=spent, steps=step, held_bytes=memory.held_bytes)
+            if over is not None:
+                stop = _BUDGET_STOPS[over.code]
                 break
             optimizer.param_groups[0]["lr"] = recipe.learning_rate * cosine(step, steps)
             first = step == 0 and start is None and recipe.gradient_start
@@ -193,26 +256,30 @@ def train(
                 if first
                 else nullcontext() as starts
             ):
-                loss = _loss(decoder, recording, targets, copies)
+                try:
+                    with activations.measured(model.network, (*recording.tokens.shape, len(targets.wanted))):
+                        loss = _loss(decoder, recording, targets, copies)
+                except OverLimitError:
+                    stop = StopReason.MEMORY_BUDGET
+                    break
                 (loss * copies).backward()
             if starts is not None:
                 block.begin(starts)
             grads = block.collect()
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
-                stop = "non_finite"
+                stop = StopReason.NON_FINITE
                 break
             if recipe.gradient_clip_norm is not None:
-                clip_each(grads, recipe.gradient_clip_norm)
+                clip_copies(grads, recipe.gradient_clip_norm)
             optimizer.step()
             block.publish()
-            memory.now()
             if losses[-1] < recipe.early_stop_loss:
-                stop = "early_stop"
+                stop = StopReason.EARLY_STOP
                 break
         weights = block.weights()
-    if stop != "non_finite" and not all(bool(up.isfinite().all()) for _, up in weights.values()):
-        stop = "non_finite"
+    if stop is not StopReason.NON_FINITE and not all(bool(up.isfinite().all()) for _, up in weights.values()):
+        stop = StopReason.NON_FINITE
     return Adapter(
         weights=weights,
         rank=rank,
@@ -222,8 +289,8 @@ def train(
         losses=tuple(losses),
         stop=stop,
         seconds=time.perf_counter() - began,
-        cpu_seconds=time.process_time() - cpu_began,
-        peak_bytes=memory.peak,
+        cpu_seconds=time.thread_time() - cpu_began,
+        peak_bytes=memory.peak_bytes,
         fan_in_fan_out=any(pair.fan_in_fan_out for pair in pairs.values()),
     )
 
@@ -237,9 +304,9 @@ def _loss(decoder: Decoder, recording: Recording, targets: Targets, copies: int)
 
 
 class CrossEntropy(torch.autograd.Function):
-    """The weighted sum of cross-entropies, in nats, whose gradient is made on the way, in the memory of the softmax.
+    """The weighted sum of cross-entropies, in nats; the forward pass computes the gradient in the softmax's memory.
 
-    Vocabularies are large: every pass over ``(answer tokens, vocabulary)`` that is saved shows in a step.
+    Vocabularies are large: every operation on ``(answer tokens, vocabulary)`` that is saved shows in a step's time.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Begin training at a kept adapter, where that answers the examples better than the model as it is."""
+"""Choose a cached adapter to start training from, where it answers the examples better than the base model."""
 
 from __future__ import annotations
 
@@ -18,20 +18,27 @@ _CANDIDATES: Final = 3
 def warm_start(
     cache: AdapterManager, model: LanguageModel, examples: Sequence[Example], recipe: Recipe
 ) -> Adapter | None:
-    """Return the kept adapter under which left-out examples are likeliest, or None where the model alone does better.
+    """Return the cached adapter under which held-out examples are likeliest, or None where the base model does better.
 
     Args:
-        cache: looked through for adapters of the same model, layers and rank, the nearest tasks first.
+        cache: searched for adapters of the same model, layers and rank, the most similar tasks first.
         model: to ask.
         examples: of the request.
-        recipe: of the training that would begin there.
+        recipe: of the training that would start from it.
     """
+    with model.lock:
+        return _likeliest(cache, model, examples, recipe)
+
+
+def _likeliest(
+    cache: AdapterManager, model: LanguageModel, examples: Sequence[Example], recipe: Recipe
+) -> Adapter | None:
     split = [folds(examples, 2, seed=recipe.seed)[0]]
     targets = set(model.decoder(recipe.share_adapted).targets)
     best, best_likelihood = None, held_out(model, examples, split).log_likelihood
     for adapter, seen in cache.nearest(model.fingerprint, examples, _CANDIDATES):
         fits = adapter.copies == 1 and adapter.rank == recipe.rank_or_default and set(adapter.weights) == targets
-        # Examples that the adapter was trained on would say how well it remembers them.
+        # On examples that the adapter was trained on, its likelihood says nothing about new ones.
         if not fits or set(seen) & set(examples):
             continue
         likelihood = held_out(model, examples, split, adapter).log_likelihood

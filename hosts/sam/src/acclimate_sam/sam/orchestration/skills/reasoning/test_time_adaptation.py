@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -20,8 +20,9 @@ from acclimate.language import (
     DOMAIN_SENSITIVITY,
     RANK_RECOMMENDATIONS,
     AdaptationMetadata,
-    AdapterManager,
+    Adapter,
     AskReport,
+    DebugLog,
     Engine,
     Gate,
     LanguageModel,
@@ -30,8 +31,10 @@ from acclimate.language import (
     optimize_training_steps,
     shipped,
 )
+from acclimate.language import AdapterManager as AdapterCache
 from acclimate.monitoring import language_request
 from acclimate_sam.collector import run_health_check
+from acclimate_sam.debugging import DEBUG_FILE, TTT_DEBUG_CONFIG, debug_log
 from acclimate_sam.kpis import PRIMARY_KPIS, SECONDARY_KPIS
 from acclimate_sam.planning import LEAST_EXAMPLES, detected
 
@@ -48,29 +51,35 @@ __all__ = [
     "AdapterManager",
     "TestTimeAdaptationSkill",
     "collect_debug_info",
+    "debug_log",
     "optimize_training_steps",
     "run_health_check",
 ]
 
-#: As the guidelines give it. The artifacts are the lines of logs/ttt_debug.jsonl; they hold no text and no weights.
-TTT_DEBUG_CONFIG = {
-    "log_training_steps": True,
-    "log_adapter_weights": False,
-    "log_pattern_detection": True,
-    "log_confidence_calculation": True,
-    "save_debug_artifacts": True,
-}
+
+class AdapterManager(AdapterCache):
+    """The cache of adapters under the method names of the guidelines (section 2.2)."""
+
+    def load_adapter(self, adapter_weights: Adapter) -> str:
+        """Keep an adapter and return its key; see :meth:`acclimate.language.AdapterManager.put`."""
+        return self.put(adapter_weights)
+
+    def cleanup_adapter(self, adapter_id: str) -> None:
+        """Drop one adapter; see :meth:`acclimate.language.AdapterManager.remove`."""
+        self.remove(adapter_id)
 
 
 class TestTimeAdaptationSkill(BaseSkillModule):  # type: ignore[misc]
-    """Trains a throw-away adapter on the examples of a query, and answers with it where that is likelier to be right.
+    """Trains an adapter on the examples of one query, and answers with it where that is likelier to be right.
 
     Args:
         lora_rank: of the adapters.
         max_training_steps: at the most.
-        confidence_threshold: below it the model answers as it is.
+        confidence_threshold: below it the base model answers.
         model: a name that acclimate knows, or a loaded model; None takes ``ACCLIMATE_LANGUAGE_MODEL``, or smollm2.
         collector: of the metrics; None takes the guidelines' own.
+        adapter_manager: keeps trained adapters; None makes one.
+        debug: log that every query is appended to, for instance :func:`debug_log`'s.
     """
 
     __test__: ClassVar[bool] = False
@@ -93,29 +102,37 @@ class TestTimeAdaptationSkill(BaseSkillModule):  # type: ignore[misc]
         *,
         model: str | LanguageModel | None = None,
         collector: TTTMetricsCollector | None = None,
+        adapter_manager: AdapterManager | None = None,
+        debug: DebugLog | None = None,
     ) -> None:
         super().__init__()
         self.logger = logger
         self.lora_rank, self.max_training_steps = lora_rank, max_training_steps
         # A threshold that cannot be used is refused now, not at the first query.
         self.confidence_threshold = Gate(threshold=confidence_threshold).confidence_threshold
-        self.adapter_manager = AdapterManager()
+        self.adapter_manager = AdapterManager() if adapter_manager is None else adapter_manager
+        self._debug = debug
         self._model = model or os.environ.get("ACCLIMATE_LANGUAGE_MODEL", "smollm2")
         self._collector = collector
         self._engine: Engine | None = None
+        self._engine_lock = threading.Lock()
 
     @property
     def engine(self) -> Engine:
         """The engine; the model is loaded when it is first needed."""
-        if self._engine is None:
-            model = load(self._model) if isinstance(self._model, str) else self._model
-            floor = min(model.recipe.steps_floor, self.max_training_steps)
-            recipe = replace(model.recipe, rank=self.lora_rank, steps_floor=floor, steps_cap=self.max_training_steps)
-            # A calibration holds for the recipe that it was fitted with.
-            fitted = shipped(model.name) if recipe == model.recipe else None
-            gate = Gate(calibration=fitted, threshold=self.confidence_threshold)
-            self._engine = Engine(model, recipe=recipe, gate=gate, cache=self.adapter_manager)
-        return self._engine
+        with self._engine_lock:
+            if self._engine is None:
+                self._engine = self._made()
+            return self._engine
+
+    def _made(self) -> Engine:
+        model = load(self._model) if isinstance(self._model, str) else self._model
+        floor = min(model.recipe.steps_floor, self.max_training_steps)
+        recipe = replace(model.recipe, rank=self.lora_rank, steps_floor=floor, steps_cap=self.max_training_steps)
+        # A calibration holds for the recipe that it was fitted with.
+        fitted = shipped(model.name) if recipe == model.recipe else None
+        gate = Gate(calibration=fitted, threshold=self.confidence_threshold)
+        return Engine(model, recipe=recipe, gate=gate, cache=self.adapter_manager, debug=self._debug)
 
     @property
     def collector(self) -> TTTMetricsCollector:
@@ -128,7 +145,7 @@ class TestTimeAdaptationSkill(BaseSkillModule):  # type: ignore[misc]
         return len(given) >= LEAST_EXAMPLES or detected(uif) is not None
 
     def execute(self, uif: SAM_UIF) -> SAM_UIF:
-        """Adapt, decide and answer; what was found is left in ``intermediate_data``."""
+        """Adapt, decide and answer; the results are in ``intermediate_data`` afterwards."""
         data = uif.intermediate_data
         given = data.get("few_shot_examples")
         if given:
@@ -183,7 +200,7 @@ class TestTimeAdaptationSkill(BaseSkillModule):  # type: ignore[misc]
 
 
 def collect_debug_info(uif: SAM_UIF, adaptation_metadata: AdaptationMetadata) -> dict[str, Any]:
-    """Append what happened to one query to ``logs/ttt_debug.jsonl``, without its text, and return it."""
+    """Append the numbers of one query to ``logs/ttt_debug.jsonl``, without its text, and return them."""
     debug_info = {
         "timestamp": datetime.now(UTC).isoformat(),
         "query_length": len(uif.input_query),
@@ -195,8 +212,7 @@ def collect_debug_info(uif: SAM_UIF, adaptation_metadata: AdaptationMetadata) ->
         "adaptation_time": adaptation_metadata.adaptation_time,
         "fallback_reason": adaptation_metadata.fallback_reason,
     }
-    path = Path("logs/ttt_debug.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    DEBUG_FILE.parent.mkdir(parents=True, exist_ok=True)
+    with DEBUG_FILE.open("a", encoding="utf-8") as file:
         file.write(json.dumps(debug_info) + "\n")
     return debug_info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from acclimate.language import as_examples
-from acclimate.language.training.step_schedule import laid_out, training_rows
+from acclimate.language.training.step_schedule import batch_of, training_rows
 from tests.language.models import small
 
 EXAMPLES = as_examples([("ab", "ba"), ("cd", "dc"), ("efg", "gfe"), ("hi", "ih"), ("jkl", "lkj")])
@@ -31,7 +31,7 @@ def test_rows_of_each_loss() -> None:
 def test_targets_point_at_the_token_before_each_answer_token() -> None:
     model = small()
     rows = [training_rows(model.encoder, EXAMPLES, order, "all_answers") for order in ([0, 1], [1, 0, 2])]
-    targets = laid_out(rows, pad=0, device=torch.device("cpu"))
+    targets = batch_of(rows, pad=0, device=torch.device("cpu"))
     assert targets.tokens.shape[0] == 2
     for row, column, wanted in zip(targets.row, targets.column, targets.wanted, strict=True):
         assert targets.tokens[row, column + 1] == wanted

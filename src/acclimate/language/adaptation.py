@@ -1,0 +1,178 @@
+"""Adapting the model to the examples of a request, and deciding whether the adapted model answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from acclimate.core.budget import Budget
+from acclimate.errors import CancelledError, DataError
+from acclimate.language.answering import Answering
+from acclimate.language.decision.evidence import cross_fit, empty_adapter
+from acclimate.language.decision.gate import Gate
+from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.training.adapter_cache import AdapterManager, adapter_key
+from acclimate.language.training.trainer import Adapter, StopReason, train
+from acclimate.language.training.warm_start import warm_start
+from acclimate.language.work import RefusedError, Work, failure_reason
+
+_FAILURES = {
+    StopReason.TIME_BUDGET: "the time budget (max_seconds) is spent",
+    StopReason.MEMORY_BUDGET: "it takes more than the memory budget (max_bytes)",
+    StopReason.NON_FINITE: "the loss is not finite",
+}
+
+
+class Adaptation:
+    """Adapts one model; the caller holds its lock.
+
+    Args:
+        model: to adapt; its own tensors are not changed.
+        gate: decides on the evidence.
+        budget: for the gate and training of one request.
+        cache: of trained adapters; None keeps none.
+        warm_start: start from a cached adapter where that answers the examples better than the base model.
+        answering: generates the answers that the gate compares.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        gate: Gate,
+        budget: Budget,
+        cache: AdapterManager | None,
+        warm_start: bool,
+        answering: Answering,
+    ) -> None:
+        self._model, self._gate, self._budget, self._cache = model, gate, budget, cache
+        self._warm_start, self._answering = warm_start, answering
+
+    def adapt(self, work: Work) -> None:
+        """Train on the examples, answer with the adapter, and decide which answer is given.
+
+        Raises:
+            RefusedError: the base model should answer.
+            CancelledError: the request was cancelled.
+        """
+        gated = work.request.policy == "gate"
+        self._look_up(work)
+        if gated:
+            if work.evidence is None:
+                self._evaluate_held_out(work)
+            self._decide(work)
+        if work.adapter is None:
+            self._train(work)
+        assert work.adapter is not None  # noqa: S101 - for the type checker: training sets it or raises
+        adapted = self._answering.by_adapted_model(work, work.adapter)
+        if gated and work.evidence is not None:
+            base = self._answering.by_base_model(work)
+            work.evidence = work.evidence.answered(work.adapter, adapted=adapted, icl=base, agreement=work.agreement)
+            self._decide(work)
+
+    def answer_for_comparison(self, work: Work) -> None:
+        """Generate the adapted model's answer although the base model's is given, for the user to see."""
+        with work.timed("comparison"):
+            adapter = work.adapter or train(
+                self._model,
+                [work.examples],
+                work.recipe,
+                budget=self._remaining(work),
+                cancelled=work.request.cancelled,
+                memory=work.memory,
+            )
+        if adapter.stop in (StopReason.FINISHED, StopReason.EARLY_STOP):
+            self._answering.by_adapted_model(work, adapter)
+
+    def train_for_reuse(self, work: Work) -> Adapter:
+        """Return an adapter trained on the examples, and keep it in the cache.
+
+        Raises:
+            DataError: training failed.
+            CancelledError: it was cancelled.
+        """
+        adapter = train(
+            self._model,
+            [work.examples],
+            work.recipe,
+            budget=self._budget,
+            cancelled=work.request.cancelled,
+            memory=work.memory,
+        )
+        if adapter.stop is StopReason.CANCELLED:
+            raise CancelledError("training was cancelled")
+        if adapter.stop in _FAILURES:
+            raise DataError(
+                f"training ended early: {_FAILURES[adapter.stop]}; raise the limit or give shorter examples"
+            )
+        self._keep(work, adapter)
+        return adapter
+
+    def _look_up(self, work: Work) -> None:
+        """Take adapter and evidence from the cache, if these examples were adapted to before."""
+        known = self._cache.get(self._key(work)) if self._cache is not None else None
+        if known is not None:
+            adapter, work.evidence = known
+            # Where adapting was declined, the cache has evidence and an adapter without weights.
+            work.adapter = adapter if adapter.weights else None
+            work.cached = work.adapter is not None
+
+    def _evaluate_held_out(self, work: Work) -> None:
+        """Measure how adapting changes the answers to held-out examples."""
+        with work.timed("gate"):
+            work.evidence, temporary = cross_fit(
+                self._model,
+                work.examples,
+                work.recipe,
+                budget=self._remaining(work),
+                cancelled=work.request.cancelled,
+                memory=work.memory,
+            )
+        self._refuse_failure(temporary.stop)
+        self._keep(work, work.adapter or empty_adapter(self._model))
+
+    def _decide(self, work: Work) -> None:
+        if work.evidence is None:
+            return
+        work.decision = self._gate.decide(work.evidence)
+        if not work.decision.adapt:
+            raise RefusedError(work.decision.reason or "no_held_out_gain")
+
+    def _train(self, work: Work) -> None:
+        with work.timed("training"):
+            start = None
+            if self._warm_start and self._cache is not None:
+                start = warm_start(self._cache, self._model, work.examples, work.recipe)
+            work.warm_start = start is not None
+            work.adapter = train(
+                self._model,
+                [work.examples],
+                work.recipe,
+                budget=self._remaining(work),
+                cancelled=work.request.cancelled,
+                start=start,
+                memory=work.memory,
+            )
+        work.memory.set("adapter", work.adapter.held_bytes)
+        self._refuse_failure(work.adapter.stop)
+        if not work.warm_start:
+            # The key stands for what training on these examples alone leads to.
+            self._keep(work, work.adapter)
+
+    def _refuse_failure(self, stop: StopReason) -> None:
+        if stop is StopReason.CANCELLED:
+            raise CancelledError("the request was cancelled while the model was adapted")
+        reason = failure_reason(stop)
+        if reason is not None:
+            raise RefusedError(reason)
+
+    def _remaining(self, work: Work) -> Budget:
+        limit = self._budget.max_seconds
+        spent = work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0)
+        return replace(self._budget, max_seconds=None if limit is None else max(0.0, limit - spent))
+
+    def _keep(self, work: Work, adapter: Adapter) -> None:
+        if self._cache is not None:
+            self._cache.put(adapter, key=self._key(work), examples=work.examples, extra=work.evidence)
+
+    def _key(self, work: Work) -> str:
+        return adapter_key(self._model.fingerprint, work.examples, work.recipe)
