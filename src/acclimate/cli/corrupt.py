@@ -9,10 +9,6 @@ import click
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
 from acclimate.errors import ConfigError, DataError
-from acclimate.vision.data.corruptions import CORRUPTIONS
-from acclimate.vision.data.images import CorruptionSpec, ImageReader
-from acclimate.vision.data.predictions import atomic_binary, check_writable
-from acclimate.vision.data.records import load_dataset
 
 
 @click.command("corrupt", short_help="Write corrupted copies of images.")
@@ -26,6 +22,11 @@ def corrupt_command(images: Path | None, output: Path | None, name: str | None, 
     """Write copies of IMAGES under an ImageNet-C style corruption to the folder OUTPUT, as PNG."""  # fmt: skip
     # Imported here: options and their help need no image library.
     from PIL import Image
+
+    from acclimate.vision.data.corruptions import CORRUPTIONS
+    from acclimate.vision.data.images import CorruptionSpec, ImageReader
+    from acclimate.vision.data.predictions import atomic_binary, check_writable
+    from acclimate.vision.data.records import load_dataset
 
     if list_names:
         for known, function in CORRUPTIONS.items():

@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from acclimate.cli import options
 from acclimate.cli.compare import print_comparison
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
-from acclimate.vision.data.images import CorruptionSpec
-from acclimate.vision.demos import digits
-from acclimate.vision.evaluation.compare import Comparison, compare
-from acclimate.vision.models.loading import AdapterOptions
 
 _FACTORY = "acclimate.vision.demos.digits:digit_network"
 
@@ -42,6 +37,12 @@ def demo_group() -> None:
 @reports_input_errors
 def demo_vision_command(output: Path, corrupt: str) -> None:
     """Adapt a small network to corrupted handwritten digits with every method, and compare."""  # fmt: skip
+    # Imported here: the help needs no torch.
+    from acclimate.vision.data.images import CorruptionSpec
+    from acclimate.vision.demos import digits
+    from acclimate.vision.evaluation.compare import Comparison, compare
+    from acclimate.vision.models.loading import AdapterOptions
+
     set_up_logging(verbose=False)
     corruption = CorruptionSpec.parse(corrupt)
     labels = digits.write_test_images(output)
@@ -89,7 +90,9 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
 @reports_input_errors
 def demo_detect_command(output: Path, corrupt: str, images: int) -> None:
     """Find plates and their poses in corrupted scenes, without TTT and with it."""
-    # Imported here: it loads the detector's library, which the other demo does not need.
+    from rich.table import Table
+
+    from acclimate.vision.data.images import CorruptionSpec
     from acclimate.vision.demos.pose_scenes.demo import run_detect_demo
 
     set_up_logging(verbose=False)

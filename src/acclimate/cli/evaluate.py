@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +12,9 @@ from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
 from acclimate.core.report import to_jsonable
 from acclimate.errors import DataError
-from acclimate.vision.data.predictions import read_coco_results, read_predictions
-from acclimate.vision.evaluation.evaluate import CocoScorer, make_scorer
-from acclimate.vision.evaluation.pose_errors import PoseErrors
+
+if TYPE_CHECKING:
+    from acclimate.vision.evaluation.pose_errors import PoseErrors
 
 
 @click.command("evaluate", short_help="Score predictions against COCO annotations or class labels.")
@@ -31,6 +32,10 @@ def evaluate_command(predictions: Path, ground_truth: Path, as_json: bool) -> No
 
     Entries are scored over the images that were predicted; COCO results over all images of the ground truth.
     """  # fmt: skip
+    # Imported here: the help needs no image library.
+    from acclimate.vision.data.predictions import read_coco_results, read_predictions
+    from acclimate.vision.evaluation.evaluate import CocoScorer, make_scorer
+
     poses: PoseErrors | None = None
     results = read_coco_results(predictions)
     if results is not None:

@@ -9,9 +9,7 @@ import click
 
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
-from acclimate.vision.demos.pose_scenes import IMAGE_SIDE, SPLITS, Split
-from acclimate.vision.demos.pose_scenes.dataset import write_dataset
-from acclimate.vision.demos.pose_scenes.photos import load_photos
+from acclimate.vision.demos.pose_scenes.splits import IMAGE_SIDE, SPLITS, Split
 
 
 @click.command("pose-scenes", short_help="Write scenes with known boxes and poses, as COCO.")
@@ -36,6 +34,10 @@ def pose_scenes_command(out: Path, images: int, seed: int, split: Split, side: i
     The folder gets images/ and annotations.json, a COCO file whose images carry intrinsics and whose annotations carry
     poses. The same options always write the same scenes.
     """  # fmt: skip
+    # Imported here: the help needs no image library.
+    from acclimate.vision.demos.pose_scenes.dataset import write_dataset
+    from acclimate.vision.demos.pose_scenes.photos import load_photos
+
     backgrounds = () if photos is None else load_photos(photos)
     with click.progressbar(length=images, label="drawing", file=sys.stderr) as bar:
         annotations = write_dataset(

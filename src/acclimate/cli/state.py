@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 
-# A state names the classes of its method's state, which must be loaded to be read.
-import acclimate.methods  # noqa: F401
 from acclimate.cli import options
 from acclimate.cli.terminal import counts_in_words, reports_input_errors, stdout
 from acclimate.core.report import to_jsonable
-from acclimate.core.state import Moved, SavedState, difference
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from acclimate.core.state import Moved, SavedState
 
 
 @click.group("state", short_help="Look at what a run has learned and saved.")
@@ -28,6 +30,9 @@ def state_group() -> None:
 @reports_input_errors
 def show_command(file: Path, as_json: bool) -> None:
     """Say what FILE holds."""
+    # Imported here: the help needs no torch.
+    from acclimate.core.state import SavedState
+
     saved = SavedState.read(file)
     if as_json:
         described = {"method": saved.method, "settings": saved.settings, "source_sha256": saved.source_sha256}
@@ -50,6 +55,8 @@ def show_command(file: Path, as_json: bool) -> None:
 @reports_input_errors
 def diff_command(first: Path, second: Path, top: int, as_json: bool) -> None:
     """Say what moved between the states FIRST and SECOND of one model, and how far."""
+    from acclimate.core.state import SavedState, difference
+
     one, other = SavedState.read(first), SavedState.read(second)
     moved = difference(one, other)
     if as_json:
@@ -74,6 +81,8 @@ def _steps(saved: SavedState) -> str:
 
 
 def _table(moved: list[Moved]) -> Table:
+    from rich.table import Table
+
     table = Table()
     for heading in ("tensor", "changed", "of", "distance", "relative", "largest"):
         table.add_column(heading, justify="left" if heading == "tensor" else "right")

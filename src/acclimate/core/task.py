@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from acclimate.core import views
 from acclimate.core.losses import soft_cross_entropy
 from acclimate.core.outputs import map_tensors
+from acclimate.core.views import PixelRange
 from acclimate.errors import ConfigError, TTTNotSupportedError
 
 
@@ -91,6 +92,16 @@ class Task(Protocol):
         ...
 
     @property
+    def pixel_range(self) -> PixelRange | None:
+        """Return the lowest and highest value of a pixel, for all channels or for each; None where it is not known."""
+        ...
+
+    @property
+    def flips(self) -> bool:
+        """Say whether flipped images keep what they show."""
+        ...
+
+    @property
     def aligned(self) -> bool:
         """Say whether row i of the decisions means the same thing in any two passes over one batch.
 
@@ -110,7 +121,7 @@ class Classification:
         flips: whether mirrored images keep their class (not so for digits and text).
     """
 
-    pixel_range: views.PixelRange | None = (0.0, 1.0)
+    pixel_range: PixelRange | None = (0.0, 1.0)
     flips: bool = True
 
     aligned = True

@@ -146,7 +146,7 @@ class Blend:
         Images of one colour (a lens cap, a dropped frame) are predicted and not remembered.
         """
         with torch.no_grad():
-            shown = with_content(task.images(batch), pixel_range=getattr(task, "pixel_range", None))
+            shown = with_content(task.images(batch), pixel_range=task.pixel_range)
             if not bool(shown.all()):
                 if bool(shown.any()):
                     rest = map_tensors(lambda tensor: tensor[shown], batch)
@@ -188,7 +188,7 @@ class Blend:
         found = [] if self.spectrum is None else list(self.spectrum.notes(model, task))
         if self.spectrum is None:
             found.append("blend: no source images are known, so images are not filtered (see --ttt-source)")
-        if self.flip_averaging and not getattr(task, "flips", True):
+        if self.flip_averaging and not task.flips:
             found.append("blend: what this model looks at does not survive mirroring, so flips are not averaged")
         return tuple(found)
 

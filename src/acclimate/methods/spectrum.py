@@ -257,7 +257,7 @@ def from_unit_range(images: Tensor, task: Task) -> Tensor:
 
 
 def _black_and_white(images: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    pixel_range = getattr(task, "pixel_range", None)
+    pixel_range = task.pixel_range
     if pixel_range is None or images.shape[1] != 3:
         raise TTTNotSupportedError(
             "spectrum works on images of three colours whose values for black and white are known; this model's "

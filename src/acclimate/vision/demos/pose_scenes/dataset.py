@@ -11,7 +11,8 @@ from PIL import Image
 from acclimate.errors import ConfigError, DataError
 from acclimate.vision.data.corruptions import Uint8Image
 from acclimate.vision.data.predictions import atomic_binary, write_json
-from acclimate.vision.demos.pose_scenes.scenes import CLASSES, HALF_TURN_SYMMETRIC, IMAGE_SIDE, Scene, Split, make_scene
+from acclimate.vision.demos.pose_scenes.scenes import CLASSES, HALF_TURN_SYMMETRIC, Scene, make_scene
+from acclimate.vision.demos.pose_scenes.splits import IMAGE_SIDE, Split
 
 
 def write_dataset(

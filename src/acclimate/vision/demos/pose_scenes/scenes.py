@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
 import cv2
 import numpy as np
@@ -16,10 +16,8 @@ from acclimate.errors import ConfigError
 from acclimate.vision.data.corruptions import FloatImage, Uint8Image
 from acclimate.vision.demos.pose_scenes.backgrounds import draw_background
 from acclimate.vision.demos.pose_scenes.camera import Intrinsics, PlatePose, draw_intrinsics, draw_pose, perturbed
+from acclimate.vision.demos.pose_scenes.splits import IMAGE_SIDE, SPLITS, Split
 
-Split = Literal["train", "val", "test"]
-SPLITS: Final = ("train", "val", "test")
-IMAGE_SIDE: Final = 96
 CLASSES: Final = tuple(str(digit) for digit in range(10))
 HALF_TURN_SYMMETRIC: Final = (0, 1, 8)
 """The digits that half a turn in their own plane leaves (nearly) as they are."""

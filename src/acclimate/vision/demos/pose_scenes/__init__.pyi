@@ -1,0 +1,12 @@
+from .camera import PLATE_SIDE_M as PLATE_SIDE_M
+from .camera import Intrinsics as Intrinsics
+from .camera import PlatePose as PlatePose
+from .scenes import CLASSES as CLASSES
+from .scenes import HALF_TURN_SYMMETRIC as HALF_TURN_SYMMETRIC
+from .scenes import Plate as Plate
+from .scenes import Scene as Scene
+from .scenes import make_scene as make_scene
+from .scenes import split_digits as split_digits
+from .splits import IMAGE_SIDE as IMAGE_SIDE
+from .splits import SPLITS as SPLITS
+from .splits import Split as Split
