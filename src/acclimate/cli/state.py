@@ -14,7 +14,7 @@ import acclimate.methods  # noqa: F401
 from acclimate.cli import options
 from acclimate.cli.terminal import counts_in_words, reports_input_errors, stdout
 from acclimate.core.report import to_jsonable
-from acclimate.core.state import Moved, SavedState, difference
+from acclimate.core.state import SavedState, TensorDifference, difference
 
 
 @click.group("state", short_help="Look at what a run has learned and saved.")
@@ -73,11 +73,11 @@ def _steps(saved: SavedState) -> str:
     return f"{len(saved.report.steps)}" + (f" after {before}" if before else "")
 
 
-def _table(moved: list[Moved]) -> Table:
+def _table(differences: list[TensorDifference]) -> Table:
     table = Table()
     for heading in ("tensor", "changed", "of", "distance", "relative", "largest"):
         table.add_column(heading, justify="left" if heading == "tensor" else "right")
-    for tensor in moved:
+    for tensor in differences:
         numbers = (f"{value:.3g}" for value in (tensor.distance, tensor.relative, tensor.largest))
         table.add_row(tensor.name, str(tensor.changed), str(tensor.elements), *numbers)
     return table

@@ -1,4 +1,4 @@
-"""One seed, the same run: generators on the right device, and a global generator that is left as it was."""
+"""Reproducible random numbers: seeded generators on a model's device, and devices by name."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generators inside the block, and put their states back on exit.
+    """Seed torch's global generators inside the block, and restore their states on exit.
 
-    Layers that draw from the global generator (dropout, stochastic depth) repeat with the seed, and the
-    caller's own random stream goes on as if the block had not been there.
+    Layers that draw from the global generator (dropout, stochastic depth) give the same results for the same seed,
+    and the caller's own random numbers are the same as without the block.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):

@@ -160,7 +160,7 @@ class Blend:
             batch = layout.for_prediction(batch)
             count = sample_count(batch)
             rate = count / (count + self.memory_images) * self._pace(model, batch, state, task=task)
-            with norm.remembered(model, state.memory, memory_weight=self.memory_weight, rate=rate) as memory:
+            with norm.running_statistics(model, state.memory, memory_weight=self.memory_weight, rate=rate) as memory:
                 outputs = task.forward(model, batch)
             state = self._with_decisions(replace(state, memory=memory), task.decisions(outputs).class_probabilities())
             outputs = self._flip_averaged(model, batch, outputs, state, task=task)
@@ -176,7 +176,7 @@ class Blend:
 
     @contextmanager
     def installed(self, model: nn.Module, state: BlendState, *, task: Task) -> Iterator[None]:
-        """Inside the block, whatever calls ``model`` gets filtered images and blended statistics; flips are not averaged."""
+        """Inside the block, ``model`` gets filtered images and uses blended statistics, without flip averaging."""
         with ExitStack() as stack:
             if self.spectrum is not None:
                 stack.enter_context(self.spectrum.filtering(model, state.seen, task=task))
@@ -207,7 +207,7 @@ class Blend:
         count = sample_count(batch)
         source = task.forward(model, batch)
         rate = count / (count + self.memory_images)
-        with norm.remembered(model, {}, memory_weight=self.memory_weight, rate=rate):
+        with norm.running_statistics(model, {}, memory_weight=self.memory_weight, rate=rate):
             moved = task.forward(model, batch)
         both = SignalPair.of(task, moved, source, samples=count)
         if self.certainty.degradation_score(both) <= 1:
@@ -216,7 +216,7 @@ class Blend:
         return math.pow(self.diversity(state), self.diversity_exponent)
 
     def _blended(self, model: nn.Module, state: BlendState) -> AbstractContextManager[Any]:
-        return norm.remembered(model, state.memory, memory_weight=self.memory_weight, rate=0.0)
+        return norm.running_statistics(model, state.memory, memory_weight=self.memory_weight, rate=0.0)
 
     def _with_decisions(self, state: BlendState, probabilities: Tensor) -> BlendState:
         if len(probabilities) == 0:

@@ -146,7 +146,7 @@ class Rotta:
     @contextmanager
     def installed(self, model: nn.Module, state: RottaState, *, task: Task) -> Iterator[None]:
         """Inside the block BatchNorm uses the teacher's statistics."""
-        with norm.remembered(model, state.teacher_statistics, memory_weight=1.0, rate=0.0):
+        with norm.running_statistics(model, state.teacher_statistics, memory_weight=1.0, rate=0.0):
             yield
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
@@ -205,13 +205,13 @@ class Rotta:
         rate = self.statistics_rate
         with (
             torch.no_grad(),
-            norm.remembered(
+            norm.running_statistics(
                 model, state.teacher_statistics, memory_weight=1.0, rate=rate, between=False
             ) as teacher_seen,
         ):
             target = logits_of(task.forward(FunctionalModel(model, state.teacher), layout.for_prediction(images)))
         view = next(iter(task.views(images, count=1, rng=rng)))
-        with norm.remembered(
+        with norm.running_statistics(
             model, state.student_statistics, memory_weight=1.0, rate=rate, between=False
         ) as student_seen:
             divergence = soft_cross_entropy(logits_of(task.forward(model, view.batch)), target)
