@@ -390,8 +390,8 @@ def test_eata_takes_source_images_for_its_fisher_term(folder: Path) -> None:
     without = export(job(folder, ttt=given))
     assert with_source.report is not None
     assert without.report is not None
-    assert not any("no source samples" in warning for warning in with_source.report.warnings)
-    assert any("no source samples" in warning for warning in without.report.warnings)
+    assert not any("without source samples" in warning for warning in with_source.report.warnings)
+    assert any("without source samples" in warning for warning in without.report.warnings)
 
 
 def test_run_ttt_leaves_adapted_weights_and_says_what_it_cannot_leave(folder: Path) -> None:
