@@ -83,8 +83,8 @@ def test_a_checkpoint_is_loaded_strictly(folder: Path) -> None:
     ("factory", "message"),
     [
         ("nonsense", "package.module:factory"),
-        ("tests.nowhere:model", "cannot find"),
-        (f"{FACTORIES}:nowhere", "cannot find"),
+        ("tests.nowhere:model", "cannot be found"),
+        (f"{FACTORIES}:nowhere", "cannot be found"),
         (f"{FACTORIES}:wrong", "returned dict"),
         (f"{FACTORIES}:not_callable", "not a callable"),
     ],

@@ -1,7 +1,7 @@
-"""The vision pipeline: unlabelled images in, adapted predictions out."""
+"""The vision pipeline: adapts a model to unlabelled images and predicts them."""
 
 import lazy_loader
 
-# Names are imported when they are first used: commands that need no torch must not wait for it. Which names there are
-# says the stub beside this file, for this line and for type checkers alike.
+# Names are imported when they are first used, so that commands that need no torch do not wait for it. The stub beside
+# this file lists the names, for this call and for type checkers.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
