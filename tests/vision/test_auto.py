@@ -97,8 +97,8 @@ def test_what_makes_the_model_unsure_is_not_taken(folder: Path) -> None:
     choice = chosen("fooled", folder, {"batch_size": 40})
     assert choice.method == "none"
     assert choice.config is None
-    assert "less sure" in " ".join(choice.reasons)
-    assert choice.reasons[-1] == "nothing is adapted"
+    assert "less certain" in " ".join(choice.reasons)
+    assert choice.reasons[-1] == "the model is not adapted"
     assert as_flags(choice) == "(without --ttt)"
 
 

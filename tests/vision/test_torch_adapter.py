@@ -85,7 +85,7 @@ def test_a_checkpoint_is_loaded_strictly(folder: Path) -> None:
         ("nonsense", "package.module:factory"),
         ("tests.nowhere:model", "cannot be found"),
         (f"{FACTORIES}:nowhere", "cannot be found"),
-        (f"{FACTORIES}:wrong", "returned dict"),
+        (f"{FACTORIES}:wrong", "an object of type dict"),
         (f"{FACTORIES}:not_callable", "not a callable"),
     ],
 )
