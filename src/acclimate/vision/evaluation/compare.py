@@ -198,8 +198,8 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
             logger.exception("%s failed", method)
             errors[method] = f"failed: {first_line(error)}"
     if not predictions[BASELINE]:
-        first = next(iter(reader.skipped.values()), "")
-        raise DataError(f"none of the {len(reader.skipped)} images can be used; the first: {first}")
+        reason = next(iter(reader.skipped.values()), "")
+        raise DataError(f"none of the {len(reader.skipped)} images can be used; the first: {reason}")
     scorer = _scorer(comparison, predictions[BASELINE])
     scores = {method: scorer.score(entries) for method, entries in predictions.items()}
     rows = tuple(_row(method, scorer, scores, seconds, reports, errors) for method in methods)
