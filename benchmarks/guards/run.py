@@ -81,7 +81,7 @@ def guard_of(reason: str) -> str:
     """Return the name of the guard that gives such a reason."""
     names = {
         "non-finite": "NonFinite", "update": "MaxUpdate", "drift": "MaxDrift",
-        "less sure": "WorseThanSource (certainty)",
+        "less certain": "WorseThanSource (certainty)",
         "decisions are": "WorseThanSource (variety)", "scores": "WorseThanSource (detection)",
     }  # fmt: skip
     return next(name for start, name in names.items() if reason.startswith(start))

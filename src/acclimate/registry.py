@@ -1,9 +1,9 @@
-"""Which methods, adapters and guards there are: those that ship and those of plug-ins. Loads no torch.
+"""The registry of methods, adapters and guards, of this package and of plug-ins. It imports no torch.
 
-What a method is like stands on the method itself, as the class attribute ``info``. Commands must know it before
-torch is imported, so for the classes that ship it is read from their source text, as setuptools reads a version:
-:class:`MethodInfo`, :class:`AdapterInfo` and :class:`GuardInfo` take literals only. Plug-ins are found by entry points
-(``acclimate.methods``, ``acclimate.adapters``, ``acclimate.guards``) and imported when something of them is needed.
+The properties of a method are its class attribute ``info``. Commands need them before torch is imported, so for the
+classes of this package they are read from the source text, as setuptools reads a version: :class:`MethodInfo`,
+:class:`AdapterInfo` and :class:`GuardInfo` take literals only. Plug-ins are found by entry points
+(``acclimate.methods``, ``acclimate.adapters``, ``acclimate.guards``) and imported when they are used.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _LOG = logging.getLogger(__name__)
 
 Kind = Literal["classifier", "detector"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-"""What a model decides on: one class for each image, or candidate objects in it."""
+"""Kinds of models: a classifier predicts one class for each image, a detector objects in it."""
 FilterKind = Literal["all", "norm_only", "adapter_only", "lora_only", "lora_norm_only"]
 FILTER_KINDS: Final[tuple[FilterKind, ...]] = get_args(FilterKind)
 """Which parameters may be trainable, see :class:`acclimate.core.TensorFilter`."""
 SHIPPED: Final = "acclimate"
-"""The origin of what comes with this package."""
+"""The origin of entries that are part of this package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paper:
-    """Where a method was published.
+    """The publication of a method.
 
     Attributes:
         authors: as they are cited.
-        venue: of the publication; ``year``: of it.
-        arxiv: the identifier there.
+        venue: the conference or journal; ``year``: of the publication.
+        arxiv: the arXiv identifier.
     """
 
     authors: str
@@ -53,13 +53,14 @@ class Paper:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Settings of a run that suit one method.
+    """Settings of a run for one method.
 
     Attributes:
         name: of the preset.
         settings: by field of :class:`acclimate.vision.TTTConfig`; ``method`` and ``batch_size`` are added.
-        detector: what differs on a detector. Learning rates are ten times lower there: entropy on a detector's outputs
-            collapses at a classifier's rates (1e-3 took a small RT-DETR from 82 to 36 mAP).
+        detector: settings that are different on a detector. Learning rates are ten times lower there, because
+            minimising entropy at a classifier's rates makes a detector collapse (1e-3 took a small RT-DETR from 82 to
+            36 mAP).
     """
 
     name: str
@@ -69,30 +70,32 @@ class Preset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodInfo:
-    """What a method is like; the command line, presets, checks and pages are derived from it.
+    """The properties of a method, from which command line, presets, checks and documentation are derived.
 
     Attributes:
         name: at the command line, in reports and in state files.
-        title: as a heading; ``paper``: None for a method of this project.
-        kinds: of model that it works on.
-        cost: CPU time as a multiple of plain prediction, roughly (``benchmarks/cifar``); methods are listed by it.
-        needs_gradient: whether it moves weights; without, steps, learning rate and update filter have no effect.
-        needs_one_of: ``batch_norm`` layers or ``source_images``: at least one of those named must be there.
-        uses_source_images: whether source images change what it does.
-        adapts_each_image: whether it takes each image alone and keeps nothing from one to the next.
-        also_predicts_with: what it predicts with besides weights, so that it cannot be left behind in a model.
-        unchanged_on_source: whether a stream that is as the source was is predicted bit for bit as without adapting.
-        parameters_of_paper: the update filter that the paper uses; None where any is as good.
-        certainty_allowance: how much less certain than the unadapted model it may be before a guard falls back, as a
-            multiple of what is usual: methods that mix in the source's statistics are less certain by nature.
-        presets: the first is used unless another is named.
-        safe_rank: by kind of model, the place in the order in which ``--ttt`` without a method chooses.
-        auto: by kind of model, settings that ``--ttt-method auto`` tries; ``auto_last_resort``: only where nothing
-            else can be tried; ``auto_reason``: why it is taken where it passes.
-        compared: whether ``acclimate compare`` runs it unless told otherwise.
-        own_settings: fields of the method that are set by fields of ``TTTConfig``, by name, besides ``lr`` and
-            ``update``.
-        state_version: of its state in files; raised when fields of the state change their meaning.
+        title: the name in headings; ``paper``: None for a method of this project.
+        kinds: the kinds of model that it works on.
+        cost: approximate CPU time as a multiple of prediction without adaptation (``benchmarks/cifar``); methods are
+            listed in this order.
+        needs_gradient: whether it makes gradient steps; otherwise steps, learning rate and update filter have no
+            effect.
+        needs_one_of: requirements (``batch_norm``, ``source_images``), of which at least one must be fulfilled.
+        uses_source_images: whether it uses source images if there are any.
+        adapts_each_image: whether it adapts to each image alone, without keeping anything for the next.
+        also_predicts_with: what it predicts with besides weights, which is lost when only the weights are kept.
+        unchanged_on_source: whether predictions on a stream like the source are bit for bit those without adaptation.
+        parameters_of_paper: the update filter that the paper uses; None where the paper does not restrict it.
+        certainty_allowance: factor of the degradation score's limit (see :class:`acclimate.core.WorseThanSource`), for
+            methods that are less certain by nature, such as those that mix in the source's statistics.
+        presets: the first one is the default.
+        safe_rank: by kind of model, the rank in the order in which ``--ttt`` without a method chooses.
+        auto: by kind of model, the settings that ``--ttt-method auto`` tries; ``auto_last_resort``: whether only where
+            no other method can be tried; ``auto_reason``: the reason that is reported when it is chosen.
+        compared: whether ``acclimate compare`` runs it by default.
+        own_settings: fields of the method, besides ``lr`` and ``update``, with the fields of ``TTTConfig`` that set
+            them.
+        state_version: version of its state in files; increased when fields of the state change their meaning.
     """
 
     name: str
@@ -118,22 +121,22 @@ class MethodInfo:
     state_version: int = 1
 
     def applies_to(self, kind: Kind, *, batch_norm: bool, source_images: bool) -> bool:
-        """Say whether it works on a kind of model with or without BatchNorm layers and known source images."""
+        """Return whether it works on a kind of model, with or without BatchNorm layers and source images."""
         there = {"batch_norm": batch_norm, "source_images": source_images}
         return kind in self.kinds and (not self.needs_one_of or any(there[need] for need in self.needs_one_of))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardInfo:
-    """What a guard is like.
+    """The properties of a guard.
 
     Attributes:
         name: at the command line; ``title``: what it fires on.
-        value: the field that ``--ttt-guard NAME=VALUE`` sets; None where there is nothing to set.
-        on_by_default: whether runs have it unless told otherwise.
-        setting: the field of ``TTTConfig`` that is its short form: a value for ``value``, or a switch.
-        needs_probe: whether it looks at the probe batch, which runs then keep.
-        costs_prediction: whether it may run the unadapted model; such guards are asked last.
+        value: the field that ``--ttt-guard NAME=VALUE`` sets; None where there is none.
+        on_by_default: whether runs use it by default.
+        setting: the field of ``TTTConfig`` that is its short form: a number for ``value``, or a switch.
+        needs_probe: whether it needs a probe batch, which runs then keep.
+        costs_prediction: whether it may run the unadapted model; such guards are called last.
         codes: of the rejections that it returns.
     """
 
@@ -149,13 +152,13 @@ class GuardInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterInfo:
-    """What an adapter is like.
+    """The properties of an adapter.
 
     Attributes:
         name: at the command line; ``title``: what it runs.
-        model: what ``--model`` names; None where there is no model.
-        default_model: where ``--model`` may be left out.
-        takes_checkpoint: whether weights are given apart from the model.
+        model: what ``--model`` takes; None where there is no model.
+        default_model: used where ``--model`` is left out; None where it is required.
+        takes_checkpoint: whether it takes ``--checkpoint``.
     """
 
     name: str
@@ -175,8 +178,8 @@ class Entry(Generic[Info]):
     Attributes:
         name: at the command line.
         target: ``module:Class``.
-        origin: ``acclimate``, or name and version of the distribution that brings it.
-        info: None where it can only be known by importing a plug-in.
+        origin: ``acclimate``, or name and version of the distribution that contains it.
+        info: its properties; None for a plug-in, which must be imported first.
     """
 
     name: str
@@ -187,13 +190,13 @@ class Entry(Generic[Info]):
 
 @dataclass(frozen=True, slots=True)
 class Registry(Generic[Info]):
-    """The entries of one kind: what ships, then plug-ins.
+    """The methods, adapters or guards: those of this package, then those of plug-ins.
 
     Attributes:
-        what: in messages, such as ``method``.
-        group: of entry points.
-        packages: folders below this one whose modules hold what ships, or single modules.
-        info_type: of the class attribute ``info``.
+        what: the word for an entry in messages, such as ``method``.
+        group: the group of entry points.
+        packages: folders or single modules below this one that contain the entries of this package.
+        info_type: the type of the class attribute ``info``.
     """
 
     what: str
@@ -202,19 +205,19 @@ class Registry(Generic[Info]):
     info_type: type[Info]
 
     def entries(self) -> dict[str, Entry[Info]]:
-        """Return every entry by name without importing any; of two of one name the one that ships is taken."""
+        """Return every entry by name without importing any; this package's entries have precedence over plug-ins."""
         found: dict[str, Entry[Info]] = dict(self.shipped())
         for point in metadata.entry_points(group=self.group):
             origin = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unknown distribution"
             if point.name in found:
-                _LOG.warning("%s: the %s %r of %s is ignored, that of %s has the name",
+                _LOG.warning("%s: the %s %r of %s is ignored, because %s has one of this name",
                              self.group, self.what, point.name, origin, found[point.name].origin)  # fmt: skip
                 continue
             found[point.name] = Entry(point.name, point.value, origin)
         return found
 
     def shipped(self) -> Mapping[str, Entry[Info]]:
-        """Return what comes with this package, by name."""
+        """Return the entries of this package by name."""
         found: Mapping[str, Entry[Info]] = _shipped(self.packages, self.info_type)  # type: ignore[arg-type]
         return found
 
@@ -226,7 +229,7 @@ class Registry(Generic[Info]):
         """Return the class of an entry.
 
         Raises:
-            ConfigError: there is none of that name, or it is a plug-in that cannot be imported.
+            ConfigError: there is no entry of that name, or it is a plug-in that cannot be imported.
         """
         entries = self.entries()
         if name not in entries:
@@ -234,7 +237,7 @@ class Registry(Generic[Info]):
         return self._loaded(entries[name])
 
     def info(self, name: str) -> Info:
-        """Return what an entry is like; a plug-in is imported for it.
+        """Return the properties of an entry; a plug-in is imported for that.
 
         Raises:
             ConfigError: as :meth:`load`.
@@ -246,7 +249,7 @@ class Registry(Generic[Info]):
         return info
 
     def infos(self) -> dict[str, Info]:
-        """Return what every entry is like, by name; a plug-in that cannot be imported is named in a warning."""
+        """Return the properties of every entry by name; a plug-in that cannot be imported is reported by a warning."""
         found = {}
         for name, entry in self.entries().items():
             try:
@@ -281,15 +284,20 @@ ADAPTERS: Final = Registry("adapter", "acclimate.adapters", ("vision/models",), 
 
 
 def presets() -> dict[str, tuple[str, Preset]]:
-    """Return method and preset by the preset's name, each method's own first one first.
+    """Return method and preset by the preset's name, in the order of methods.
 
-    Of two presets of one name the first is taken, and a warning names the other.
+    Of two presets with the same name the first is taken, and a warning names the other.
     """
     found: dict[str, tuple[str, Preset]] = {}
     for name, info in METHODS.infos().items():
         for preset in info.presets:
             if preset.name in found:
-                _LOG.warning("the preset %r of %s is ignored: %s has one", preset.name, name, found[preset.name][0])
+                _LOG.warning(
+                    "the preset %r of %s is ignored, because %s has one of this name",
+                    preset.name,
+                    name,
+                    found[preset.name][0],
+                )
             else:
                 found[preset.name] = (name, preset)
     return found
@@ -312,7 +320,7 @@ def _shipped(packages: tuple[str, ...], info_type: type[Any]) -> Mapping[str, En
 
 
 def _infos_in(source: str, info_type: type[Info]) -> Iterator[tuple[str, Info]]:
-    """Yield the name of every class in a module's text that has an ``info`` of this type, and the info."""
+    """Yield name and ``info`` of every class in a module's text whose ``info`` has this type."""
     if f"{info_type.__name__}(" not in source:
         return
     for cls in ast.parse(source).body:
@@ -332,7 +340,7 @@ def _literal(node: ast.expr) -> Any:
     """Return the value of an expression made of literals and of the classes of this module."""
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name) or node.func.id not in _LITERALS or node.args:
-            raise TypeError(f"line {node.lineno}: an info is made of literals and keyword arguments only")
+            raise TypeError(f"line {node.lineno}: an info may contain only literals and keyword arguments")
         return _LITERALS[node.func.id](**{str(k.arg): _literal(k.value) for k in node.keywords})
     if isinstance(node, ast.Tuple):
         return tuple(_literal(item) for item in node.elts)

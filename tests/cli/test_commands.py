@@ -135,7 +135,7 @@ def test_dry_run(folder: Path) -> None:
 
 BAD = {
     "missing folder": (("export", "nowhere", *MODEL), "does not exist"),
-    "empty folder": (("export", "empty", *MODEL), "holds no images"),
+    "empty folder": (("export", "empty", *MODEL), "contains no images"),
     "unknown method": (("export", "images", *MODEL, "--ttt", "--ttt-method", "magic"), "magic"),
     "no TTT support": (("export", "images", "--adapter", "dummy", "--ttt"), "does not support test-time training"),
     "empty selection": (("export", "images", *MODEL, "--ttt", "--ttt-update-filter", "lora_only"), "--lora-rank"),
@@ -232,7 +232,7 @@ def test_corrupt_writes_copies(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "images" / "image_000.jpg")
     clash = run("corrupt", "images", "clash", "--name", "fog:3")
     assert clash.exit_code == 2
-    assert "one file" in clash.stderr
+    assert "the same file" in clash.stderr
     assert not Path("clash").exists()
 
 

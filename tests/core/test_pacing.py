@@ -56,7 +56,7 @@ def test_a_paced_session_predicts_between_and_moves_nothing() -> None:
         before = tensors_of(model)
         batch = stream(1, seed=1)[0]
         outputs, report = session.adapt_and_predict(batch)
-        assert (report.verdict, report.reason) == ("paused", "the stream is as before")
+        assert (report.verdict, report.reason) == ("paused", "the image statistics of the stream have not changed")
         assert torch.equal(outputs, session.predict(batch))
         assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
         session.reset()

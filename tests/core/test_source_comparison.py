@@ -124,7 +124,7 @@ def test_the_unadapted_model_predicts_where_it_is_surer_and_until_it_is_not() ->
     with Session(model, Unsure()) as session:
         outputs, report = session.adapt_and_predict(batch)
         assert report.verdict == "rolled_back"
-        assert "less sure than the unadapted model" in (report.reason or "")
+        assert "less certain than the unadapted model" in (report.reason or "")
         assert report.signals is not None
         assert report.signals["entropy_nats"] == pytest.approx(math.log(5))
         torch.testing.assert_close(outputs, expected)

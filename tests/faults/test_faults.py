@@ -160,7 +160,7 @@ def test_one_class_breaks_unguarded_tent_and_is_seen_on_the_first_batch(data: Di
     assert free.error > none.error + 30
     index, reason = guarded.trips()[0]
     assert index == 0
-    assert "less sure than the unadapted model" in reason
+    assert "less certain than the unadapted model" in reason
 
 
 def test_batches_of_one(data: Digits) -> None:

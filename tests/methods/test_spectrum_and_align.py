@@ -114,7 +114,7 @@ def test_no_source_no_range_and_bad_fields_are_refused(network: nn.Module, sourc
     with pytest.raises(TTTNotSupportedError, match="--ttt-source"), Session(network, SpectrumFilter()):
         pass
     with (
-        pytest.raises(TTTNotSupportedError, match="no known range"),
+        pytest.raises(TTTNotSupportedError, match="no known pixel_range"),
         Session(network, SpectrumFilter(source=source), task=Classification(pixel_range=None)) as session,
     ):
         session.adapt(scenes(0, 4))
@@ -158,7 +158,7 @@ def test_alignment_filters_first_where_a_spectrum_is_known(network: nn.Module, s
         alone = session.adapt(batch).loss
     with Session(network, Align(spectrum=SpectrumFilter(source=source)), guards=(), restore=True) as session:
         filtered = session.adapt(batch).loss
-        assert any("held against 200 source images" in note for note in session.report().notes)
+        assert any("the spectrum of 200 source images" in note for note in session.report().notes)
     assert filtered is not None
     assert alone is not None
     assert filtered < alone

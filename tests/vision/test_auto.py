@@ -73,7 +73,7 @@ def test_a_classifier_with_batch_norm_gets_blend_and_is_told_why(folder: Path) -
     assert (choice.config.method, choice.config.batch_size, choice.config.reset) == ("blend", 8, "online")
     assert choice.reasons[0] == "the model is a classifier with 1 BatchNorm layers"
     assert "no source images are known" in choice.reasons[1]
-    assert "ahead on every kind of stream" in choice.reasons[-1]
+    assert "most accurate method on every kind of stream" in choice.reasons[-1]
     assert [trial.method for trial in choice.trials] == ["none", "blend"]
     assert as_flags(choice) == "--ttt --ttt-method blend --ttt-reset online --ttt-batch-size 8"
 
@@ -97,8 +97,8 @@ def test_what_makes_the_model_unsure_is_not_taken(folder: Path) -> None:
     choice = chosen("fooled", folder, {"batch_size": 40})
     assert choice.method == "none"
     assert choice.config is None
-    assert "less sure" in " ".join(choice.reasons)
-    assert choice.reasons[-1] == "nothing is adapted"
+    assert "less certain" in " ".join(choice.reasons)
+    assert choice.reasons[-1] == "the model is not adapted"
     assert as_flags(choice) == "(without --ttt)"
 
 

@@ -141,7 +141,7 @@ def test_ground_truth_as_it_is_found_in_the_wild(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.json", "[1]", "one object"),
-        ("b.json", '{"a.png": "cat"}', "whole numbers"),
+        ("b.json", '{"a.png": "cat"}', "integers"),
         ("c.csv", "a.png,1,2\n", "two columns"),
         ("d.csv", "image,label\n", "is empty"),
         ("e.json", '{"images": [], "annotations": []}', "no annotations"),

@@ -59,7 +59,7 @@ def test_two_images_with_one_id_are_refused(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("missing", None, "does not exist"),
-        ("empty", "", "holds no images"),
+        ("empty", "", "contains no images"),
         ("broken.json", "{", "cannot be read as JSON"),
         ("other.json", '{"a": 1}', "no COCO file"),
         ("binary.txt", b"\xff\xfe\x00\xd8", "cannot be read as a list"),

@@ -83,9 +83,9 @@ def test_a_checkpoint_is_loaded_strictly(folder: Path) -> None:
     ("factory", "message"),
     [
         ("nonsense", "package.module:factory"),
-        ("tests.nowhere:model", "cannot find"),
-        (f"{FACTORIES}:nowhere", "cannot find"),
-        (f"{FACTORIES}:wrong", "returned dict"),
+        ("tests.nowhere:model", "cannot be found"),
+        (f"{FACTORIES}:nowhere", "cannot be found"),
+        (f"{FACTORIES}:wrong", "an object of type dict"),
         (f"{FACTORIES}:not_callable", "not a callable"),
     ],
 )

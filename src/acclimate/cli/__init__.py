@@ -1,1 +1,1 @@
-"""The command line: one file per command that parses, calls the library and prints."""
+"""The command line: one module for each command, which parses options, calls the library and prints."""

@@ -1,4 +1,4 @@
-"""``acclimate compare``: several methods over the same images."""
+"""``acclimate compare``: runs several methods on the same images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command(
     "compare",
     cls=GroupedCommand,
-    short_help="Run several methods over the same images and compare them.",
+    short_help="Run several methods on the same images and compare them.",
     epilog=options.presets_epilog(),
 )
 @click.argument("images", type=options.existing_path())
@@ -35,14 +35,16 @@ if TYPE_CHECKING:
 @click.option(
     "--ground-truth",
     type=options.existing_path(),
-    help="COCO annotations or class labels; without it, agreement is compared.",
+    help="COCO annotations or class labels; without it, the agreement with the unadapted model is compared.",
 )
 @click.option(
     "--methods",
     metavar="NAME,NAME,...",
-    help=f"Which, with commas between.  [default: none, {options.compared_methods()}, and those of plug-ins]",
+    help=f"Methods, separated by commas.  [default: none, {options.compared_methods()}, and those of plug-ins]",
 )
-@click.option("--recommend", is_flag=True, help="Say which method suits this model and stream best, and why.")
+@click.option(
+    "--recommend", is_flag=True, help="Print the method that auto chooses for this model and stream, and why."
+)
 @options.model_options
 @options.data_options
 @options.ttt_options
@@ -51,9 +53,9 @@ if TYPE_CHECKING:
 @click.pass_context
 @reports_input_errors
 def compare_command(context: click.Context, /, **values: Any) -> None:
-    """Run several methods over IMAGES, print a table, and save it with a picture.
+    """Run several methods on IMAGES, print a table, and save it with a picture.
 
-    Every method runs with its own preset, online unless --ttt-reset says otherwise; what is given wins for all.
+    Every method runs with its own preset, online unless --ttt-reset is given; options that are given apply to all.
     """  # fmt: skip
     from acclimate.vision.evaluation.compare import Comparison, compare
 
@@ -112,7 +114,7 @@ def print_comparison(result: ComparisonResult, *, source: Path | None = None) ->
         table.add_column(heading, justify="left" if heading in ("method", "steps") else "right")
     for row in result.rows:
         if row.error is not None:
-            table.add_row(row.method, "-", "-", "-", "-", "-", f"not on this model: {row.error}")
+            table.add_row(row.method, "-", "-", "-", "-", "-", f"cannot run on this model: {row.error}")
             continue
         change = row.change
         table.add_row(

@@ -14,12 +14,12 @@ from acclimate.errors import ConfigError, DataError
 @click.command("corrupt", short_help="Write corrupted copies of images.")
 @click.argument("images", type=options.existing_path(), required=False)
 @click.argument("output", type=options.existing_path(), required=False)
-@click.option("--name", "name", metavar="NAME[:SEVERITY]", help="The corruption; severity 1 to 5.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
-@click.option("--list", "list_names", is_flag=True, help="List the corruptions and stop.")
+@click.option("--name", "name", metavar="NAME[:SEVERITY]", help="The corruption, with a severity from 1 to 5.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers.")
+@click.option("--list", "list_names", is_flag=True, help="List the corruptions and exit.")
 @reports_input_errors
 def corrupt_command(images: Path | None, output: Path | None, name: str | None, seed: int, list_names: bool) -> None:
-    """Write copies of IMAGES under an ImageNet-C style corruption to the folder OUTPUT, as PNG."""  # fmt: skip
+    """Apply an ImageNet-C style corruption to IMAGES and write the copies to the folder OUTPUT, as PNG."""  # fmt: skip
     # Imported here: options and their help need no image library.
     from PIL import Image
 
@@ -39,9 +39,12 @@ def corrupt_command(images: Path | None, output: Path | None, name: str | None, 
     root = images if images.is_dir() else images.parent
     targets = {record: _target(Path(record.image), root, output) for record in dataset.records}
     if taken := [str(target) for target in targets.values() if target.exists()]:
-        raise DataError(f"{taken[0]} is already there; nothing is overwritten: give an empty OUTPUT")
+        raise DataError(f"{taken[0]} already exists and is not overwritten; give an empty OUTPUT")
     if len(set(targets.values())) < len(targets):
-        raise DataError("two images would be written to one file (same name, other suffix or folder); rename one")
+        raise DataError(
+            "two images would be written to the same file, because their names differ only in suffix or folder; rename "
+            "one"
+        )
     written = 0
     for record, target in targets.items():
         for _, pixels in reader.read_many([record]):
@@ -51,7 +54,9 @@ def corrupt_command(images: Path | None, output: Path | None, name: str | None, 
                 Image.fromarray(pixels).save(file, "PNG")
             written += 1
     if not written:
-        raise DataError(f"none of the {len(targets)} images can be used; first: {next(iter(reader.skipped.values()))}")
+        raise DataError(
+            f"none of the {len(targets)} images can be used; the first: {next(iter(reader.skipped.values()))}"
+        )
     click.echo(f"{written} images written to {output}" + (f", {len(reader.skipped)} skipped" if reader.skipped else ""))
 
 

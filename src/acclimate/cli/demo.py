@@ -1,4 +1,4 @@
-"""``acclimate demo``: see it work, without a download."""
+"""``acclimate demo``: demonstrations that need no download."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
 _FACTORY = "acclimate.vision.demos.digits:digit_network"
 
 
-@click.group("demo", short_help="See it work on data that ships with the package.")
+@click.group("demo", short_help="Run a demonstration on data of this package, without downloads.")
 def demo_group() -> None:
-    """See it work on data that ships with the package."""
+    """Run a demonstration on data of this package, without downloads."""
 
 
 @demo_group.command("vision")
@@ -32,11 +32,11 @@ def demo_group() -> None:
     default="gaussian_noise:5",
     show_default=True,
     metavar="NAME[:SEVERITY]",
-    help="What the camera does to the images.",
+    help="The corruption of the images.",
 )
 @reports_input_errors
 def demo_vision_command(output: Path, corrupt: str) -> None:
-    """Adapt a small network to corrupted handwritten digits with every method, and compare."""  # fmt: skip
+    """Adapt a small network to corrupted handwritten digits with several methods, and compare them."""  # fmt: skip
     # Imported here: the help needs no torch.
     from acclimate.vision.data.images import CorruptionSpec
     from acclimate.vision.demos import digits
@@ -50,7 +50,7 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
     click.echo(f"training a small BatchNorm network on {digits.TRAINING_IMAGES} clean handwritten digits ...")
     accuracy = digits.train(checkpoint)
     click.echo(f"accuracy on other clean digits: {100 * accuracy:.2f} %")
-    click.echo(f"the same digits under {corruption}, without labels, by every method:")
+    click.echo(f"adapting to the same digits with the corruption {corruption}, without labels, by several methods ...")
     result = compare(
         Comparison(
             source=output / "images",
@@ -61,7 +61,7 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
             ttt_source=digits.write_source_images(output),
         )
     )
-    click.echo("the same by hand:")
+    click.echo("the same with single commands:")
     click.echo(
         f"  acclimate export {output}/images --adapter torch --model {_FACTORY} "
         f"--checkpoint {checkpoint} --corrupt {corruption} --ttt --ttt-reset online -o {output}/adapted.json"
@@ -84,12 +84,12 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
     default="contrast:4",
     show_default=True,
     metavar="NAME[:SEVERITY]",
-    help="What the camera does to the scenes.",
+    help="The corruption of the scenes.",
 )
-@click.option("--images", type=click.IntRange(min=6), default=96, show_default=True, help="How many scenes.")
+@click.option("--images", type=click.IntRange(min=6), default=96, show_default=True, help="Number of scenes.")
 @reports_input_errors
 def demo_detect_command(output: Path, corrupt: str, images: int) -> None:
-    """Find plates and their poses in corrupted scenes, without TTT and with it."""
+    """Detect objects and their poses in corrupted synthetic scenes, with and without TTT."""
     from rich.table import Table
 
     from acclimate.vision.data.images import CorruptionSpec
@@ -97,7 +97,10 @@ def demo_detect_command(output: Path, corrupt: str, images: int) -> None:
 
     set_up_logging(verbose=False)
     corruption = CorruptionSpec.parse(corrupt)
-    click.echo(f"drawing {images} scenes of digits that the detector never saw, clean and under {corruption} ...")
+    click.echo(
+        f"drawing {images} scenes with digits that are not in the detector's training data, clean and with the "
+        f"corruption {corruption} ..."
+    )
     demo = run_detect_demo(output, corruption=corruption, images=images)
     table = Table(title=f"{images} scenes", title_justify="left")
     for heading in ("scenes", "TTT", "mAP50-95", "mAP50", "poses of", "rotation", "depth"):
@@ -118,9 +121,9 @@ def demo_detect_command(output: Path, corrupt: str, images: int) -> None:
             "-" if poses is None else f"{100 * poses.depth_relative:.1f} %",
         )
     stdout().print(table)
-    click.echo("rotation and depth: median errors over the plates that were found")
+    click.echo("rotation and depth: median errors over the objects that were found")
     click.echo(f"picture: {demo.picture}")
-    click.echo("the same by hand:")
+    click.echo("the same with single commands:")
     click.echo(
         f"  acclimate export {demo.annotations} --adapter rtdetr_pose --corrupt {corruption} --ttt "
         f"--ttt-reset online -o {output}/adapted.json"

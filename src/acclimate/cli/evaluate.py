@@ -1,4 +1,4 @@
-"""``acclimate evaluate``: score predictions."""
+"""``acclimate evaluate``: scores predictions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_input_errors
 def evaluate_command(predictions: Path, ground_truth: Path, as_json: bool) -> None:
-    """Score PREDICTIONS, as acclimate export writes them (plain, wrapped, or COCO results).
+    """Score PREDICTIONS, a file of acclimate export (with or without --wrap, or COCO results).
 
-    Entries are scored over the images that were predicted; COCO results over all images of the ground truth.
+    acclimate's own format is scored over the predicted images, COCO results over all images of the ground truth.
     """  # fmt: skip
     # Imported here: the help needs no image library.
     from acclimate.vision.data.predictions import read_coco_results, read_predictions
@@ -43,7 +43,7 @@ def evaluate_command(predictions: Path, ground_truth: Path, as_json: bool) -> No
     else:
         entries = read_predictions(predictions)
         if not entries:
-            raise DataError(f"{predictions} holds no predictions")
+            raise DataError(f"{predictions} contains no predictions; give a file that acclimate export wrote")
         scorer = make_scorer(ground_truth, entries)
         score, count = scorer.score(entries), len(entries)
         if isinstance(scorer, CocoScorer):

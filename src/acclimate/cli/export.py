@@ -1,4 +1,4 @@
-"""``acclimate export``: images in, predictions out."""
+"""``acclimate export``: predicts images, with or without adaptation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _method, _guards = grouped("Method"), grouped("Guards")
 @click.command(
     "export",
     cls=GroupedCommand,
-    short_help="Predict images, adapted or not, and write the predictions.",
+    short_help="Predict images, with or without adaptation, and write the predictions.",
     epilog=options.presets_epilog(),
 )
 @click.argument("images", type=options.existing_path())
@@ -47,30 +47,32 @@ _method, _guards = grouped("Method"), grouped("Guards")
     type=click.Choice(["acclimate", "coco"]),
     default="acclimate",
     show_default=True,
-    help="acclimate's entries, or COCO results.",
+    help="Format of the predictions file: acclimate's own, or COCO results.",
 )
 @click.option("--wrap", is_flag=True, help="Write {schema_version, predictions, meta}.")
 @click.option("--tag", metavar="TEXT", help="Any text, repeated in meta.config.")
 @options.model_options
 @options.data_options
-@_data("--batch-size", type=click.IntRange(min=1), help="Images at a time, without --ttt.")
-@_data("--strict", is_flag=True, help="Images that cannot be used are an error.")
-@_data("--resume", is_flag=True, help="Continue from what an interrupted run left.")
-@_tta("--tta", is_flag=True, help="Predict some images mirrored too, and merge.")
-@_tta("--tta-seed", type=int, help="Which images are mirrored.")
-@_tta("--tta-flip-prob", type=float, default=0.5, show_default=True, help="Share of images that are mirrored.")
+@_data("--batch-size", type=click.IntRange(min=1), help="Images in a batch, without --ttt.")
+@_data("--strict", is_flag=True, help="Fail if an image cannot be used.")
+@_data("--resume", is_flag=True, help="Continue an interrupted run of the same command.")
+@_tta("--tta", is_flag=True, help="Predict some images also mirrored, and merge the predictions.")
+@_tta("--tta-seed", type=int, help="Seed of the random choice of images to mirror.")
+@_tta("--tta-flip-prob", type=float, default=0.5, show_default=True, help="Probability that an image is mirrored.")
 @_tta("--tta-norm-only", is_flag=True, help="Merge only the (normalised) boxes, not the scores.")
 @_method("--ttt", is_flag=True, help="Adapt the model to these images.")
 @options.method_option
 @options.preset_option
 @options.ttt_options
 @_method("--ttt-log-out", type=options.existing_path(), help="Write the TTT log (JSON).")
-@_guards("--ttt-probe-images", type=options.existing_path(), help="Images of the probe, in place of the first batch.")
-@_method("--ttt-load-state", type=options.existing_path(), help="Continue from what --ttt-save-state wrote.")
+@_guards("--ttt-probe-images", type=options.existing_path(), help="Images of the probe, instead of the first batch.")
+@_method("--ttt-load-state", type=options.existing_path(), help="Continue from a file that --ttt-save-state wrote.")
 @_method(
-    "--ttt-save-state", type=options.existing_path(), help="Write what was learned, to go on from later (safetensors)."
+    "--ttt-save-state",
+    type=options.existing_path(),
+    help="Write the adapted state, to continue from later (safetensors).",
 )
-@_method("--ttt-dry-run", is_flag=True, help="List the trainable parameters, and stop.")
+@_method("--ttt-dry-run", is_flag=True, help="List the trainable parameters and exit.")
 @store_options.recording
 @click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
 @click.pass_context
@@ -78,8 +80,8 @@ _method, _guards = grouped("Method"), grouped("Guards")
 def export_command(context: click.Context, /, **values: Any) -> None:
     """Predict IMAGES (a folder, a list file or a COCO json) and write the predictions.
 
-    With --ttt the model is adapted to the images first, or while predicting (--ttt-reset). A preset fills in the
-    settings of TTT that are not given, and the output says so.
+    With --ttt the model is adapted to the images before or while predicting them (--ttt-reset). Settings of TTT that
+    are not given come from a preset; the output lists them.
     """  # fmt: skip
     from acclimate.vision.run.export import ExportJob, export
     from acclimate.vision.run.tta import TTAConfig
@@ -88,7 +90,9 @@ def export_command(context: click.Context, /, **values: Any) -> None:
     given = options.given_ttt_settings(context)
     if values["ttt_probe_images"] is not None:
         if not values["ttt_guards"]:
-            raise ConfigError("--ttt-probe-images has no effect without guards; leave out --no-ttt-guards, or this")
+            raise ConfigError(
+                "--ttt-probe-images has no effect without guards; leave out --no-ttt-guards or this option"
+            )
         given["probe"] = True
     if not values["ttt"]:
         typed = [name for name in (*given, *_NEED_TTT) if values.get(name) or name in given]
@@ -132,7 +136,7 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         with progress_bar() as progress:
             result = export(job, progress=progress)
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command with --resume goes on from here", err=True)
+        click.echo("interrupted; the same command with --resume continues from here", err=True)
         raise SystemExit(130) from None
     _record(values, result, time.perf_counter() - began)
     _print_summary(job, result)
@@ -170,19 +174,21 @@ def _print_dry_run(job: ExportJob) -> None:
     for reason in () if choice is None else choice.reasons:
         click.echo(f"auto: {reason}", err=True)
     if config is None:
-        click.echo("none: nothing would be updated")
+        click.echo("none: no parameter would be updated")
         return
-    moved = dry_run(adapter, config, source_records=source_records)
-    for name, shape in moved:
+    trainable = dry_run(adapter, config, source_records=source_records)
+    for name, shape in trainable:
         click.echo(f"{name}  {'x'.join(map(str, shape)) or 'scalar'}")
-    elements = sum(math.prod(shape) for _, shape in moved)
-    click.echo(f"{config.method}: {len(moved)} tensors with {elements} elements are trainable; nothing was changed")
+    elements = sum(math.prod(shape) for _, shape in trainable)
+    click.echo(f"{config.method}: {len(trainable)} tensors with {elements} elements are trainable; nothing was changed")
 
 
 def _print_summary(job: ExportJob, result: ExportResult) -> None:
     lines = [f"{len(result.entries)} images predicted, written to {job.output}"]
     if result.skipped:
-        lines.append(f"{len(result.skipped)} images skipped (--wrap writes which and why, --strict refuses them)")
+        lines.append(
+            f"{len(result.skipped)} images skipped (--wrap lists them with the reasons, --strict fails instead)"
+        )
     for warning in result.meta["warnings"]:
         lines.append(f"note: {warning}")
     for reason in () if result.choice is None else result.choice.reasons:
@@ -191,7 +197,7 @@ def _print_summary(job: ExportJob, result: ExportResult) -> None:
         counts = counts_in_words(result.report.session.counts)
         lines.append(
             f"ttt {result.report.session.method}: {result.report.batches} batches ({counts or 'no step'}), "
-            f"{result.report.changed_param_count} of {result.report.updated_param_count} selected elements changed"
+            f"{result.report.changed_param_count} of {result.report.updated_param_count} trainable elements changed"
         )
         if result.report.stopped_early:
             lines.append(f"ttt stopped early: {result.report.stop_reason}")

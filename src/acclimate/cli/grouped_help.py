@@ -9,7 +9,7 @@ import click
 
 
 class GroupedOption(click.Option):
-    """An option that is listed under a heading; the others stand under ``Options``."""
+    """An option that is listed under a heading; the default heading is ``Options``."""
 
     def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -17,10 +17,10 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command that lists its options by their headings, in the order in which these first appear."""
+    """A command whose help groups options by heading, in the order in which the headings first appear."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options."""
+        """Write the options of each heading."""
         rows: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             row = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None

@@ -1,4 +1,4 @@
-"""``acclimate list``: which methods, adapters, guards and presets there are, and where they come from."""
+"""``acclimate list``: lists methods, adapters, guards and presets, with their origin."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from acclimate.cli.terminal import reports_input_errors, stdout
 from acclimate.errors import ConfigError
 
 
-@click.group("list", short_help="Show which methods, adapters, guards and presets there are.")
+@click.group("list", short_help="List methods, adapters, guards and presets.")
 def list_group() -> None:
-    """Show what there is and where it comes from: this package, or an installed plug-in."""
+    """List methods, adapters, guards and presets, and whether they come from this package or from a plug-in."""
 
 
 def _json_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -26,7 +26,7 @@ def _json_option(command: Callable[..., None]) -> Callable[..., None]:
 @_json_option
 @reports_input_errors
 def methods_command(as_json: bool) -> None:
-    """Show every method: what it works on, what it needs, and about what it costs."""
+    """List methods: the kinds of model they work on, their requirements, and their approximate cost."""
 
     def row(info: registry.MethodInfo) -> dict[str, str]:
         needs = " or ".join(need.replace("_", " ") for need in info.needs_one_of)
@@ -40,14 +40,14 @@ def methods_command(as_json: bool) -> None:
             "paper": "-" if info.paper is None else str(info.paper),
         }
 
-    _show(registry.METHODS, row, as_json, note="cost: CPU time as a multiple of plain prediction, roughly")
+    _show(registry.METHODS, row, as_json, note="cost: approximate CPU time as a multiple of prediction without TTT")
 
 
 @list_group.command("adapters")
 @_json_option
 @reports_input_errors
 def adapters_command(as_json: bool) -> None:
-    """Show every adapter: what it runs, and what --model names."""
+    """List adapters: what they run, and what --model takes."""
 
     def row(info: registry.AdapterInfo) -> dict[str, str]:
         return {"runs": info.title, "--model": info.model or "-", "default": info.default_model or "-"}
@@ -59,7 +59,7 @@ def adapters_command(as_json: bool) -> None:
 @_json_option
 @reports_input_errors
 def guards_command(as_json: bool) -> None:
-    """Show every guard: what it fires on, and whether runs have it by default."""
+    """List guards: what they fire on, and whether they are on by default."""
 
     def row(info: registry.GuardInfo) -> dict[str, str]:
         flag = "-" if info.setting is None else f"--ttt-{info.setting.replace('_', '-')}"
@@ -72,7 +72,7 @@ def guards_command(as_json: bool) -> None:
 @_json_option
 @reports_input_errors
 def presets_command(as_json: bool) -> None:
-    """Show every preset: its method, and the settings that it brings."""
+    """List presets: their methods and settings."""
     from acclimate.vision.run.config import preset_values
 
     rows: list[dict[str, Any]] = []

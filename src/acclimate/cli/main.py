@@ -1,4 +1,4 @@
-"""The command ``acclimate``."""
+"""The command ``acclimate``, which loads its subcommands when they are called."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from acclimate import __version__
 from acclimate.errors import MissingExtraError
 from acclimate.extras import missing_extra, naming_missing_extra
 
-# Module, attribute and short help by command. Loading a command loads torch, which takes seconds: --help does not.
+# Module, attribute and short help by command. Most commands import torch, which takes seconds, so acclimate --help
+# imports none of them.
 _COMMANDS: Final = {
-    "export": ("acclimate.cli.export", "export_command", "Predict images, adapted or not, and write the predictions."),
+    "export": (
+        "acclimate.cli.export",
+        "export_command",
+        "Predict images, with or without adaptation, and write the predictions.",
+    ),
     "evaluate": ("acclimate.cli.evaluate", "evaluate_command", "Score predictions against annotations or labels."),
-    "compare": ("acclimate.cli.compare", "compare_command", "Run several methods over the same images."),
+    "compare": ("acclimate.cli.compare", "compare_command", "Run several methods on the same images and compare them."),
     "corrupt": ("acclimate.cli.corrupt", "corrupt_command", "Write corrupted copies of images."),
     "pose-scenes": (
         "acclimate.cli.pose_scenes",
         "pose_scenes_command",
-        "Write scenes with known boxes and poses, as COCO.",
+        "Write synthetic scenes with boxes and poses, as COCO.",
     ),
     "list": (
         "acclimate.cli.list_command",
         "list_group",
-        "Show which methods, adapters, guards and presets there are.",
+        "List methods, adapters, guards and presets.",
     ),
-    "state": ("acclimate.cli.state", "state_group", "Look at what a run has learned and saved."),
+    "state": ("acclimate.cli.state", "state_group", "Show or compare the states that runs have saved."),
     "ask": ("acclimate.cli.ask", "ask_command", "Answer a prompt, adapted to the examples in it where that helps."),
     "prime": ("acclimate.cli.prime", "prime_command", "Train an adapter on examples once, for reuse."),
     "calibrate": ("acclimate.cli.calibrate", "calibrate_command", "Fit the gate's confidence to a language model."),
@@ -48,16 +53,16 @@ _COMMANDS: Final = {
     "metrics": ("acclimate.cli.metrics", "metrics_group", "Export what was recorded, or label it."),
     "audit": ("acclimate.cli.metrics", "audit_command", "Show the audit log, or check that nothing in it was changed."),
     "maintain": ("acclimate.cli.metrics", "maintain_command", "Delete what is old, and give its space back."),
-    "demo": ("acclimate.cli.demo", "demo_group", "See it work on data that ships with the package."),
+    "demo": ("acclimate.cli.demo", "demo_group", "Run a demonstration on data of this package, without downloads."),
 }
 
 
 def _wait_briefly() -> None:
-    """Let torch's threads sleep sooner while they wait for each other; must come before torch is loaded.
+    """Shorten the time for which torch's threads wait actively for each other; call it before torch is imported.
 
-    GNU's OpenMP lets them spin for about a millisecond. Where other programs want the processors too, each spins away
-    the time that another needs: adapting beside two busy programs took fourteen times as long as alone, and four times
-    with this. Alone it costs nothing that could be measured.
+    By default, threads of GNU's OpenMP spin for about a millisecond. While other programs need the processors too, this
+    takes computing time from the threads that are waited for: beside two busy programs, adaptation took fourteen times
+    as long as alone, and four times with this setting. Alone, no slowdown was measured.
     """
     if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
         os.environ["GOMP_SPINCOUNT"] = "10000"
@@ -99,4 +104,4 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="acclimate")
 def main() -> None:
-    """Make a trained model better on the data in front of it, at test time, and prove that it did."""
+    """Adapt trained models to new data at test time, and measure the effect."""

@@ -1,4 +1,4 @@
-"""Options that more than one command takes, and how they become settings."""
+"""Options that several commands share, and their conversion to settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# Parameter name at the command line -> field of TTTConfig.
+# Maps parameter names of the command line to fields of TTTConfig.
 TTT_FIELDS: Final = {
     "ttt_method": "method",
     "ttt_steps": "steps",
@@ -50,7 +50,7 @@ TTT_FIELDS: Final = {
 
 
 def existing_path(**kwargs: Any) -> click.Path:
-    """Return a parameter type for paths that are checked by the library, whose messages say more."""
+    """Return a parameter type for paths; the library checks them, because its messages are more specific."""
     return click.Path(path_type=Path, **kwargs)
 
 
@@ -68,40 +68,44 @@ def model_options(command: Command) -> Command:
             type=click.Choice(registry.ADAPTERS.names()),
             default="transformers",
             show_default=True,
-            help="What loads and runs the model.",
+            help="The kind of model: what loads and runs it.",
         ),
         _model(
             "--model", metavar="NAME", help="A folder or hub name (transformers), or package.module:factory (torch)."
         ),
         _model("--checkpoint", metavar="FILE", help="Weights for the torch adapter, as safetensors."),
-        _model("--trust-pickle", is_flag=True, help="Allow weights that are not safetensors; loading them runs code."),
-        _model("--device", default="cpu", show_default=True, help="Where to run: cpu, cuda, cuda:1, ..."),
+        _model(
+            "--trust-pickle", is_flag=True, help="Allow weights that are not safetensors; loading them executes code."
+        ),
+        _model("--device", default="cpu", show_default=True, help="The device to run on: cpu, cuda, cuda:1, ..."),
         _model(
             "--score-threshold",
             type=click.FloatRange(0, 1),
             default=0.05,
             show_default=True,
-            help="Detections below are not written.",
+            help="Detections with a lower score are not written.",
         ),
     )
 
 
 def data_options(command: Command) -> Command:
-    """Add the options that say what is predicted."""
+    """Add the options that choose the images."""
     return _apply(
         command,
-        _data("--images-root", type=existing_path(), help="Where the paths of a list or COCO file start."),
-        _data("--max-images", type=click.IntRange(min=1), help="Only the first so many images."),
+        _data(
+            "--images-root", type=existing_path(), help="The folder to which paths in a list or COCO file are relative."
+        ),
+        _data("--max-images", type=click.IntRange(min=1), help="Use only the first so many images."),
         _data(
             "--corrupt",
             metavar="NAME[:SEVERITY]",
-            help="Put every image through a corruption first (see acclimate corrupt --list).",
+            help="Apply a corruption to every image first (see acclimate corrupt --list).",
         ),
     )
 
 
 def ttt_options(command: Command) -> Command:
-    """Add the options of test-time training. A preset fills in what is not given."""
+    """Add the options of test-time training. Options that are not given get their values from a preset."""
     preset = "[default: the preset's, see below]"
     source = ", ".join(name for name, info in _shipped_methods().items() if info.uses_source_images)
     return _apply(
@@ -111,15 +115,15 @@ def ttt_options(command: Command) -> Command:
             "ttt_options",
             multiple=True,
             metavar="NAME=VALUE",
-            help="A field of the method (see its page in docs/methods); repeatable.",
+            help="Set a field of the method (see its page in docs/methods); repeatable.",
         ),
         _method("--ttt-source", type=existing_path(), help=f"Unlabelled source images, for {source}."),
         _method(
             "--ttt-reset",
             type=click.Choice(RESET_POLICIES),
             default="stream",
-            help="stream: adapt, then predict all; sample: each image alone; online: both in one pass.  "
-            "[default: stream; compare: online]",
+            help="stream: adapt on all images, then predict them; sample: adapt to each image alone; online: predict "
+            "and adapt batch by batch in one pass.  [default: stream; compare: online]",
         ),
         _method("--ttt-batch-size", type=int, default=1, help=f"Images in a batch.  {preset}"),
         _method("--ttt-max-batches", type=int, help="Adapt on at most so many batches.  [default: all]"),
@@ -129,7 +133,7 @@ def ttt_options(command: Command) -> Command:
             type=click.IntRange(0, 2**63 - 1),
             default=0,
             show_default=True,
-            help="Of everything random.",
+            help="Seed of all random numbers.",
         ),
         _training("--ttt-steps", type=int, default=1, show_default=True, help="Steps on each batch."),
         _training("--ttt-lr", type=float, default=1e-4, help=f"Learning rate.  {preset}"),
@@ -139,43 +143,57 @@ def ttt_options(command: Command) -> Command:
             default="all",
             help=f"Which parameters are trainable.  {preset}",
         ),
-        _training("--ttt-include", multiple=True, metavar="PATTERN", help="Only parameters that match; repeatable."),
-        _training("--ttt-exclude", multiple=True, metavar="PATTERN", help="Never parameters that match; repeatable."),
+        _training(
+            "--ttt-include",
+            multiple=True,
+            metavar="PATTERN",
+            help="Train only parameters that match; repeatable.",
+        ),
+        _training(
+            "--ttt-exclude",
+            multiple=True,
+            metavar="PATTERN",
+            help="Do not train parameters that match; repeatable.",
+        ),
         _training(
             "--ttt-paced/--no-ttt-paced",
             default=False,
             show_default=True,
-            help="Learn only while the stream is new or changes; predict between.",
+            help="Adapt only at the start and when the stream changes, otherwise only predict.",
         ),
         _training(
-            "--ttt-mask-prob", type=float, default=0.6, show_default=True, help="mim: probability of hiding a patch."
+            "--ttt-mask-prob", type=float, default=0.6, show_default=True, help="mim: probability of masking a patch."
         ),
         _training("--ttt-patch-size", type=int, default=16, show_default=True, help="mim: side of a patch in pixels."),
-        _training("--ttt-mask-value", type=float, default=0.0, show_default=True, help="mim: value of hidden pixels."),
+        _training("--ttt-mask-value", type=float, default=0.0, show_default=True, help="mim: value of masked pixels."),
         _guards(
             "--ttt-guards/--no-ttt-guards",
             default=True,
             show_default=True,
-            help="Check every step, and undo those that make the model worse.",
+            help="Check every step, and undo steps that make the model worse.",
         ),
         _guards(
             "--ttt-guard",
             "ttt_guard",
             multiple=True,
             metavar="NAME[=VALUE]",
-            help="Add a guard, or set its limit; NAME=off leaves it out; repeatable (see acclimate list guards).",
+            help="Add a guard, or set its limit; NAME=off turns it off; repeatable (see acclimate list guards).",
         ),
         _guards("--ttt-max-update", type=float, default=0.1, show_default=True, help="Short for max_update=VALUE."),
         _guards("--ttt-max-drift", type=float, default=0.5, help=f"Short for max_drift=VALUE.  {preset}"),
         _guards("--ttt-collapse-share", type=float, help="Short for collapse=VALUE.  [default: off]"),
         _guards("--ttt-probe/--no-ttt-probe", default=False, show_default=True, help="Short for probe_loss."),
-        _low_rank("--lora-rank", type=int, help="Attach low-rank weights of this rank for the run.  [default: none]"),
-        _low_rank("--lora-alpha", type=float, help="Their scale times the rank.  [default: the rank]"),
+        _low_rank(
+            "--lora-rank", type=int, help="Attach low-rank weights of this rank during the run.  [default: none]"
+        ),
+        _low_rank(
+            "--lora-alpha", type=float, help="Scale of the low-rank weights times the rank.  [default: the rank]"
+        ),
         _low_rank(
             "--lora-targets",
             multiple=True,
             metavar="PATTERN",
-            help="Layers that get them; repeatable.  [default: every linear layer and convolution]",
+            help="Layers that get low-rank weights; repeatable.  [default: every linear layer and convolution]",
         ),
     )
 
@@ -200,13 +218,14 @@ def method_option(command: Command) -> Command:
         _method(
             "--ttt-method",
             type=click.Choice((*registry.METHODS.names(), AUTO)),
-            help=f"How to adapt; auto tries what suits model and stream, and says why.  [default: {_safe_methods()}]",
+            help="The adaptation method; auto chooses one for the model and the stream, and prints the reasons.  "
+            f"[default: {_safe_methods()}]",
         ),
     )
 
 
 def presets_epilog() -> str:
-    """Return what methods fill in that is not given, as the end of a help page."""
+    """Return a table of the presets' values for the end of a help page."""
     lines = ["method    learning rate: classifier, detector   trainable      other"]
     for name, info in _shipped_methods().items():
         for preset in info.presets[:1]:
@@ -226,17 +245,17 @@ def presets_epilog() -> str:
 
 
 def _shipped_methods() -> dict[str, registry.MethodInfo]:
-    """Return the methods that come with this package: for a page of help no plug-in is imported."""
+    """Return the methods of this package; plug-ins are left out, because importing them would slow --help down."""
     return {name: entry.info for name, entry in registry.METHODS.shipped().items() if entry.info is not None}
 
 
 def compared_methods() -> str:
-    """Return the methods that ``acclimate compare`` runs unless told otherwise."""
+    """Return the methods that ``acclimate compare`` runs by default."""
     return ", ".join(name for name, info in _shipped_methods().items() if info.compared)
 
 
 def listed(text: str) -> list[str]:
-    """Return the parts of a text with commas between."""
+    """Return the parts of a comma-separated text."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -251,7 +270,7 @@ def _safe_methods() -> str:
 
 
 def adapter_options(values: dict[str, Any]) -> AdapterOptions:
-    """Return the model that the options choose."""
+    """Return the options of the adapter and its model."""
     return AdapterOptions(
         adapter=values["adapter"],
         model=values["model"],
@@ -263,17 +282,17 @@ def adapter_options(values: dict[str, Any]) -> AdapterOptions:
 
 
 def corruption(values: dict[str, Any]) -> CorruptionSpec | None:
-    """Return the corruption that the options name, if any."""
+    """Return the corruption that the options choose; None where there is none."""
     from acclimate.vision.data.images import CorruptionSpec
 
     return CorruptionSpec.parse(values["corrupt"]) if values.get("corrupt") else None
 
 
 def refuse_what_has_no_effect(context: click.Context) -> None:
-    """Refuse settings that were typed and would be ignored.
+    """Check that no option was given that would be ignored.
 
     Raises:
-        ConfigError: naming the flag and what it needs.
+        ConfigError: an option has no effect; the message names it and what it requires.
     """
     values = context.params
 
@@ -326,7 +345,7 @@ def _refuse_guards_twice(context: click.Context) -> None:
 
 
 def _guard_values(context: click.Context) -> dict[str, Any]:
-    """Return the guards that were named, with text, True or False as values."""
+    """Return the guards of ``--ttt-guard`` by name, with text, True or False as values."""
     found: dict[str, Any] = {}
     for text in context.params.get("ttt_guard", ()):
         name, separator, value = (part.strip() for part in text.partition("="))
@@ -337,7 +356,7 @@ def _guard_values(context: click.Context) -> dict[str, Any]:
 
 
 def given_ttt_settings(context: click.Context) -> dict[str, Any]:
-    """Return the settings of TTT that the user typed, by field of ``TTTConfig``."""
+    """Return the settings of TTT that were given at the command line, by field of ``TTTConfig``."""
     given = {field: context.params[parameter] for parameter, field in TTT_FIELDS.items() if _typed(context, parameter)}
     pairs = [text.partition("=") for text in context.params.get("ttt_options", ())]
     for name, separator, _ in pairs:

@@ -1,4 +1,4 @@
-"""``acclimate pose-scenes``: write scenes with known boxes and poses."""
+"""``acclimate pose-scenes``: writes synthetic scenes with boxes and poses."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from acclimate.cli.terminal import reports_input_errors
 from acclimate.vision.demos.pose_scenes.splits import IMAGE_SIDE, SPLITS, Split
 
 
-@click.command("pose-scenes", short_help="Write scenes with known boxes and poses, as COCO.")
+@click.command("pose-scenes", short_help="Write synthetic scenes with boxes and poses, as COCO.")
 @click.option("-o", "--out", type=options.existing_path(), required=True, help="The folder to write to.")
-@click.option("--images", type=click.IntRange(min=1), default=500, show_default=True, help="How many scenes.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the whole series.")
+@click.option("--images", type=click.IntRange(min=1), default=500, show_default=True, help="Number of scenes.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
 @click.option(
     "--split",
     type=click.Choice(SPLITS),
     default="test",
     show_default=True,
-    help="The three never share a digit image.",
+    help="The set that digit images are taken from; the sets have no image in common.",
 )
 @click.option(
-    "--side", type=click.IntRange(min=32), default=IMAGE_SIDE, show_default=True, help="Of the images, in pixels."
+    "--side", type=click.IntRange(min=32), default=IMAGE_SIDE, show_default=True, help="Side of the images in pixels."
 )
-@click.option("--photos", type=options.existing_path(), help="A folder of photos to cut backgrounds from.")
+@click.option("--photos", type=options.existing_path(), help="A folder of photos to use as backgrounds.")
 @reports_input_errors
 def pose_scenes_command(out: Path, images: int, seed: int, split: Split, side: int, photos: Path | None) -> None:
-    """Write scenes of flat plates with handwritten digits, each with a random pose in front of a known camera.
+    """Write synthetic scenes of flat plates with handwritten digits, in random poses in front of a known camera.
 
-    The folder gets images/ and annotations.json, a COCO file whose images carry intrinsics and whose annotations carry
-    poses. The same options always write the same scenes.
+    The folder will contain images/ and annotations.json, a COCO file with the intrinsics of each image and the pose of
+    each annotation. The same options always write the same scenes.
     """  # fmt: skip
     # Imported here: the help needs no image library.
     from acclimate.vision.demos.pose_scenes.dataset import write_dataset

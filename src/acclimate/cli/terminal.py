@@ -1,4 +1,4 @@
-"""What the commands share in talking to a person: errors, progress and tables."""
+"""Terminal output that commands share: error messages, progress bars, tables and logging."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def stdout() -> Console:
-    """Return a console for results: as wide as the terminal, and unfolded in a pipe."""
+    """Return a console for results: as wide as the terminal; without line breaks where stdout is no terminal."""
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 140)
 
 
@@ -39,13 +39,13 @@ def reports_input_errors(command: Command) -> Command:
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:
-    """Return how many steps had each verdict, such as ``3 kept, 1 rolled back``; empty where there was none."""
+    """Return the number of steps by verdict as text, such as ``3 kept, 1 rolled back``; empty without steps."""
     return ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items())
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a function that shows progress on a terminal; None where stderr is none."""
+    """Yield a function that shows progress on the terminal; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -62,9 +62,9 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Send the library's log to stderr: warnings, or everything."""
+    """Write the library's log to stderr: warnings, or all messages if ``verbose``."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("acclimate").setLevel(logging.DEBUG if verbose else logging.WARNING)
-    # transformers reads these when it is first imported; importing it here would slow every command down.
+    # Environment variables, which transformers reads when it is imported; importing it here would take too long.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

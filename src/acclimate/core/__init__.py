@@ -1,4 +1,4 @@
-"""The engine: torch only, knows no task."""
+"""The adaptation engine: sessions, guards, selections and losses; it imports torch and no library for models."""
 
 from acclimate.extras import lazy_names
 

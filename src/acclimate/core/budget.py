@@ -1,4 +1,4 @@
-"""How much a session may spend."""
+"""Limits on the time, the steps and the memory that a session may use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Budget:
 
     Attributes:
         max_seconds: wall-clock seconds spent in adaptation steps.
-        max_steps: adaptation steps, whatever became of them.
+        max_steps: adaptation steps, whether they were kept or not.
         max_bytes: bytes that the session holds beyond the model: snapshots, optimizer and method state.
 
     Raises:

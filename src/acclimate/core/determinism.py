@@ -44,7 +44,7 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generators inside the block, and put their states back on exit.
+    """Seed torch's global generators inside the block, and restore their states on exit.
 
     The generators belong to the whole process: threads must not be in such blocks at once, nor draw from the generators
     meanwhile. Around calls of a model use :class:`ModelDraws`.

@@ -1,4 +1,4 @@
-"""One step of a method: made, checked by the guards, and kept or undone."""
+"""One adaptation step: the method updates the model, the guards check the result, and it is kept or undone."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ from acclimate.core.snapshot import Snapshot
 from acclimate.core.source_model import SourceComparison
 from acclimate.core.task import Task
 
-# One step back is enough for a bad batch; weights that are still worse on the batches after it are not worth keeping.
+# Undoing one step is enough where a single batch did the harm. If the batches after it fail too, the restored weights
+# are themselves worse than the source.
 _FAILURES_BEFORE_RESET: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Judgement:
+class _Outcome:
     verdict: Verdict
     code: str | None = None
     reason: str | None = None
 
 
 class Stepper:
-    """Everything that a step may change, and the way back: weights, buffers, moments, the method's state.
+    """Makes adaptation steps and can undo them: weights, buffers, optimizer moments and the method's state.
 
     Args:
-        model: with ``selection`` open on it.
-        method: what to do with a batch.
-        task: what the model's outputs mean.
+        model: the model, inside the block in which ``selection`` was made.
+        method: adapts the model to a batch.
+        task: interprets the model's outputs.
         guards: called on every step; the first that fires decides.
         selection: the trainable parameters, and the buffers.
         seed: of the method's random numbers.
-        pacing: when to learn; None learns from every batch.
+        pacing: decides on which batches to adapt; None adapts on every batch.
 
     Attributes:
         state: the method's state.
-        source: the snapshot of the source; ``source_weights``: its trainable parameters, by name.
-        comparison: of the adapted model with the unadapted one.
-        draws: what calls of the model draw from torch's global generators.
-        pace: None learns from every batch.
+        source: the snapshot of the source model; ``source_weights``: its trainable parameters, by name.
+        comparison: compares the adapted model with the unadapted one.
+        draws: isolates what calls of the model draw from torch's global generators.
+        pace: applies ``pacing`` to the stream; None adapts on every batch.
     """
 
     def __init__(
@@ -91,72 +92,72 @@ class Stepper:
             return self.method.start(self.model, self.selection)
 
     def is_paused(self, batch: Any) -> bool:
-        """Take ``batch`` into what pacing knows of the stream, and say whether not to learn from it."""
-        # While the unadapted model predicts, adapting goes on: otherwise nothing would ever be compared again.
+        """Update the pacing with ``batch``, and return whether to predict it without adapting."""
+        # While falling back, adaptation continues: without new steps the models would never be compared again.
         return self.pace is not None and not self.pace.is_due(batch) and not self.comparison.falling_back
 
     def step(self, batch: Any, *, index: int, paused: bool) -> tuple[StepReport, Step]:
-        """Make a step, or only predict where it is paused; keep it or undo it, and return what became of it."""
+        """Adapt on ``batch``, or only predict it if ``paused``; keep or undo the step, and return its report."""
         started = time.perf_counter()
         self._before.capture()
         self._state_before = self.state
         method_started = time.perf_counter()
         try:
             with self.draws.isolated():
-                step = self._predicted(batch) if paused else self._adapted(batch)
+                step = self._predict(batch) if paused else self._adapt(batch)
             self.selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
             update_norm = self._before.distance()
-            apart_before = self.probe.seconds + self.comparison.seconds
+            excluded_before = self.probe.seconds + self.comparison.seconds
             evidence = self._evidence(step, batch, update_norm)
-            judged = self._judge(step, evidence)
+            outcome = self._decide(step, evidence)
         except BaseException:
-            # Of the method, of a guard, of the unadapted model that a guard ran: no step is made by half.
+            # The error may come from the method, a guard or the unadapted model: never leave a step half made.
             self.rollback()
             self.selection.drop_gradients()
             raise
-        if paused and judged.verdict == "kept":
-            judged = _Judgement("paused", "stream_unchanged", "the stream is as before")
+        if paused and outcome.verdict == "kept":
+            outcome = _Outcome("paused", "stream_unchanged", "the image statistics of the stream have not changed")
         report = evidence.report(
             index=index,
-            verdict=judged.verdict,
-            code=judged.code,
-            reason=judged.reason,
+            verdict=outcome.verdict,
+            code=outcome.code,
+            reason=outcome.reason,
             update_norm=update_norm,
-            seconds=time.perf_counter() - started - (self.probe.seconds + self.comparison.seconds - apart_before),
+            seconds=time.perf_counter() - started - (self.probe.seconds + self.comparison.seconds - excluded_before),
             method_seconds=method_seconds,
         )
         return report, step
 
     def rollback(self) -> None:
-        """Go back to before the last step."""
+        """Undo the last step."""
         self._before.restore()
         self.state = self._state_before
 
     def reset(self) -> None:
-        """Go back to the source, with the random numbers and all that is known of the stream."""
-        self._to_source()
+        """Restore the source model, restart the random numbers, and clear all statistics of the stream."""
+        self._restore_source()
         self.accept()
         self._restart()
         self.comparison.reset()
         self._recent_classes.clear()
 
     def accept(self) -> None:
-        """Let the weights and the state be as they are now before the next step."""
+        """Take the present weights and state as those that :meth:`rollback` restores."""
         self._before.capture()
         self._state_before = self.state
 
     def relative(self, distance: float) -> float:
-        """Return a distance of weights over the norm of the source's."""
+        """Return a distance between weights, divided by the norm of the source weights."""
         return distance / self._source_norm if self._source_norm > 0 else distance
 
     @property
     def held_bytes(self) -> int:
-        """Bytes held beyond the model: snapshots, moments and the method's state."""
+        """Bytes held in addition to the model: snapshots, optimizer moments and the method's state."""
         moments = [] if self.optimizer is None else list(self.optimizer.state.values())
         return self.source.nbytes + self._before.nbytes + nbytes(moments) + nbytes(self.state)
 
-    def _adapted(self, batch: Any) -> Step:
+    def _adapt(self, batch: Any) -> Step:
         with torch.enable_grad(), nullcontext() if self.pace is None else self.pace.scaled(self.optimizer):
             return self.method.step(
                 self.model,
@@ -169,36 +170,36 @@ class Stepper:
             )
 
     @torch.no_grad()
-    def _predicted(self, batch: Any) -> Step:
+    def _predict(self, batch: Any) -> Step:
         outputs = self.method.predict(self.model, layout.for_prediction(batch), self.state, task=self.task)
         return Step(self.state, outputs, None, sample_count(batch))
 
-    def _judge(self, step: Step, evidence: Evidence) -> _Judgement:
+    def _decide(self, step: Step, evidence: Evidence) -> _Outcome:
         rejection = next((found for guard in self.guards if (found := guard(evidence)) is not None), None)
-        if evidence.signals_asked is not None:
+        if evidence.computed_signals is not None:
             to_source = rejection is not None and rejection.remedy == "source"
-            self.comparison.record(evidence.signals_asked, falling_back=to_source)
+            self.comparison.record(evidence.computed_signals, falling_back=to_source)
         if rejection is not None:
             if rejection.remedy == "reset" or self.comparison.consecutive_failures > _FAILURES_BEFORE_RESET:
-                self._to_source()
+                self._restore_source()
                 self._recent_classes.clear()
                 self.comparison.clear_history()
-                return _Judgement("reset", rejection.code, rejection.reason)
+                return _Outcome("reset", rejection.code, rejection.reason)
             self._before.restore()
-            return _Judgement("rolled_back", rejection.code, rejection.reason)
+            return _Outcome("rolled_back", rejection.code, rejection.reason)
         if step.used == 0:
-            # Even a skipped batch went through the network: put back whatever its forward pass touched.
+            # A skipped batch went through the network too, and its forward pass may have changed buffers.
             self._before.restore()
-            return _Judgement("skipped", "nothing_to_learn", "nothing in this batch was worth learning from")
+            return _Outcome("skipped", "nothing_to_learn", f"{self.method.info.name} used no decision of this batch")
         if step.reset:
-            self._to_source()
-            reason = f"{self.method.info.name} asked to start again from the source weights"
-            return _Judgement("recovered", "method_asked", reason)
+            self._restore_source()
+            reason = f"{self.method.info.name} requested a reset to the source weights"
+            return _Outcome("recovered", "method_asked", reason)
         self.state = step.state
         if evidence.probe_loss_after is not None:
             self.probe.loss = evidence.probe_loss_after
         self._recent_classes.extend(evidence.classes)
-        return _Judgement("kept")
+        return _Outcome("kept")
 
     def _evidence(self, step: Step, batch: Any, update_norm: float) -> Evidence:
         probe_after, agreement = self.probe.after(step.state)
@@ -217,7 +218,7 @@ class Stepper:
             certainty_allowance=self.method.info.certainty_allowance,
         )
 
-    def _to_source(self) -> None:
+    def _restore_source(self) -> None:
         self.source.restore()
         self.state = self._started()
-        self.probe.again(self.state)
+        self.probe.measure_again(self.state)

@@ -1,8 +1,8 @@
-"""Guards: each looks at the evidence of one step and fires if the step must not be kept.
+"""Guards: each checks the evidence of one step and fires if the step must not be kept.
 
-Adam's first step has a norm of about ``lr * sqrt(n)`` whatever the gradient, and the losses of two batches
-cannot be compared. So these look at the update that was applied, at a fixed probe batch, at the outputs, and at what
-the unadapted model says about the same images.
+Gradient norms and losses are no useful evidence: Adam's first step has a norm of about ``lr * sqrt(n)`` whatever the
+gradient, and the losses of two different batches cannot be compared. So the guards check the applied update, the
+entropy on a fixed probe batch, the outputs, and the unadapted model's outputs on the same images.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from acclimate.errors import ConfigError
 from acclimate.registry import GuardInfo
 
 Remedy = Literal["rollback", "reset", "source"]
-"""``rollback``: undo the step. ``reset``: go back to the source weights. ``source``: undo the step, and let the
-unadapted model predict until a later comparison favours the adapted one."""
+"""``rollback``: undo the step. ``reset``: restore the source weights. ``source``: undo the step, and let the unadapted
+model predict until a later comparison favours the adapted one."""
 
-# What a session remembers of its decisions.
 REMEMBERED_DECISIONS: Final = 4096
+"""How many of its newest decisions a session keeps for the guards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a guard fired, and how far to go back.
+    """Why a guard fired, and what the session does about it.
 
     Attributes:
-        code: names the check that failed, for programs; ``reason`` says the same in words, with the numbers.
+        code: identifies the failed check for programs; ``reason``: describes it in words, with the numbers.
         remedy: what the session does.
     """
 
@@ -48,21 +48,21 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a guard may look at; what costs something is worked out when it is first asked for.
+    """The facts about one step that guards check; those that cost time are computed on first access.
 
     Attributes:
         step: what the method returned.
-        task: what the outputs mean.
+        task: interprets the outputs.
         relative_update: norm of the update over the norm of the source weights.
         relative_drift: distance from the source weights over their norm, after the update.
         probe_loss_before, probe_loss_after: mean entropy in nats on the probe batch, where there is one.
-        probe_agreement: share of the probe batch's decisions on which source and adapted model agree.
-        recent_classes: classes decided on in the last kept batches, oldest first, 4,096 at most.
-        samples: images in the batch.
-        batch: the images themselves, as the model takes them; None where they are not at hand.
-        source: compares the adapted model with the unadapted one, which it can run on the batch; None where there is
-            no unadapted model.
-        certainty_allowance: of the method, see :class:`WorseThanSource`.
+        probe_agreement: share of the probe batch's decisions on which the source and the adapted model agree.
+        recent_classes: the decided classes of the last kept batches, oldest first, 4,096 at most.
+        samples: number of images in the batch.
+        batch: the model's input; None where it is not available.
+        source: compares the adapted model with the unadapted one, and runs the latter on the batch; None where there
+            is no unadapted model.
+        certainty_allowance: the method's, see :class:`WorseThanSource`.
     """
 
     step: Step
@@ -80,12 +80,12 @@ class Evidence:
 
     @cached_property
     def signals(self) -> Signals:
-        """What the outputs on this batch look like as a whole."""
+        """Statistics of the outputs on this batch."""
         return Signals.of(self.task, self.step.outputs, samples=self.samples)
 
     @property
-    def signals_asked(self) -> Signals | None:
-        """The signals, if a guard has asked for them; None otherwise."""
+    def computed_signals(self) -> Signals | None:
+        """The signals, if a guard has used them; None otherwise."""
         return self.__dict__.get("signals")
 
     @cached_property
@@ -104,7 +104,7 @@ class Evidence:
         seconds: float,
         method_seconds: float,
     ) -> StepReport:
-        """Return what became of the step, with what was looked at."""
+        """Return the report of the step, with the evidence that the guards used."""
         loss = self.step.loss
         return StepReport(
             index=index,
@@ -118,7 +118,7 @@ class Evidence:
             relative_update=self.relative_update,
             probe_loss_before=self.probe_loss_before,
             probe_loss_after=self.probe_loss_after,
-            signals=None if self.signals_asked is None else self.signals_asked.to_dict(),
+            signals=None if self.computed_signals is None else self.computed_signals.to_dict(),
             seconds=seconds,
             method_seconds=method_seconds,
         )
@@ -128,7 +128,7 @@ class Guard(Protocol):
     """A callable that returns a :class:`Rejection` (the guard fires) or None (the step is kept)."""
 
     def __call__(self, evidence: Evidence) -> Rejection | None:
-        """Judge one step."""
+        """Check one step."""
         ...
 
 
@@ -144,11 +144,11 @@ class NonFinite:
     )
 
     def __call__(self, evidence: Evidence) -> Rejection | None:
-        """Judge one step."""
+        """Check one step."""
         loss = evidence.step.loss
         if loss is not None and not math.isfinite(float(loss.detach())):
             return Rejection("non_finite_loss", f"non-finite loss ({float(loss.detach())})")
-        # A NaN logit fails every comparison and so looks like "unreliable, skip": look at the outputs themselves.
+        # A NaN logit fails every comparison, so methods would only skip it as unreliable: check the outputs themselves.
         if not all_finite(evidence.step.outputs):
             return Rejection("non_finite_outputs", "non-finite outputs")
         if not math.isfinite(evidence.relative_update):
@@ -158,11 +158,11 @@ class NonFinite:
 
 @dataclass(frozen=True, slots=True)
 class MaxUpdate:
-    """Fires when one step moved the weights by more than ``limit`` times the norm of the source weights."""
+    """Fires when one step changed the weights by more than ``limit`` times the norm of the source weights."""
 
     info: ClassVar[GuardInfo] = GuardInfo(
         name="max_update",
-        title="a step that moves the weights by more than VALUE times their norm",
+        title="a step that changes the weights by more than VALUE times their norm",
         value="limit",
         on_by_default=True,
         setting="max_update",
@@ -175,7 +175,7 @@ class MaxUpdate:
         _positive("MaxUpdate limit", self.limit)
 
     def __call__(self, evidence: Evidence) -> Rejection | None:
-        """Judge one step."""
+        """Check one step."""
         if evidence.relative_update > self.limit:
             return Rejection(
                 "update_too_large",
@@ -203,7 +203,7 @@ class MaxDrift:
         _positive("MaxDrift limit", self.limit)
 
     def __call__(self, evidence: Evidence) -> Rejection | None:
-        """Judge one step."""
+        """Check one step."""
         if evidence.relative_drift > self.limit:
             return Rejection(
                 "drift_too_large",
@@ -229,7 +229,7 @@ class ProbeLoss:
     max_increase_nats: float = 0.1
 
     def __call__(self, evidence: Evidence) -> Rejection | None:
-        """Judge one step."""
+        """Check one step."""
         before, after = evidence.probe_loss_before, evidence.probe_loss_after
         if before is None or after is None:
             return None
@@ -240,11 +240,11 @@ class ProbeLoss:
 
 @dataclass(frozen=True, slots=True)
 class ProbeAgreement:
-    """Resets to the source when less than ``min_share`` of the probe batch is still decided as the source decides."""
+    """Resets to the source when fewer than ``min_share`` of the probe batch's decisions agree with the source's."""
 
     info: ClassVar[GuardInfo] = GuardInfo(
         name="probe_agreement",
-        title="less than VALUE of the probe batch decided as the source model decides",
+        title="agreement with the source model on less than VALUE of the probe batch",
         value="min_share",
         needs_probe=True,
         codes=("probe_agreement_low",),
@@ -253,7 +253,7 @@ class ProbeAgreement:
     min_share: float = 0.5
 
     def __call__(self, evidence: Evidence) -> Rejection | None:
-        """Judge one step."""
+        """Check one step."""
         share = evidence.probe_agreement
         if share is not None and share < self.min_share:
             return Rejection(
@@ -266,7 +266,7 @@ class ProbeAgreement:
 class Collapse:
     """Resets to the source when one class takes more than ``max_share`` of the last ``window`` decisions.
 
-    A stream can be of one class in earnest, so this is off by default: give a share that yours never reaches.
+    It is off by default, because a stream may really contain only one class: give a share that yours never reaches.
     """
 
     info: ClassVar[GuardInfo] = GuardInfo(
@@ -287,7 +287,7 @@ class Collapse:
             raise ConfigError(f"Collapse window must be 1 to {REMEMBERED_DECISIONS}, got {self.window}")
 
     def __call__(self, evidence: Evidence) -> Rejection | None:
-        """Judge one step."""
+        """Check one step."""
         recent = (*evidence.recent_classes, *evidence.classes)[-self.window :]
         if len(recent) < self.window:
             return None
@@ -300,29 +300,29 @@ class Collapse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorseThanSource:
-    """Fires when the adapted model looks worse than the unadapted one on the same images, which then predicts.
+    """Fires when the adapted model's outputs look worse than the unadapted model's, which then predicts.
 
-    Adapting to the wrong thing shows: statistics of one class, of one image or of black frames make the model unsure of
-    what it was sure of; entropy that was pushed too far makes it give one class to everything, or see nothing. Each
-    signal is held against the unadapted model's on the same images, so a stream that is of one class in earnest, or
-    empty, is no collapse. A method that mixes the source's statistics in is less certain by that alone, and checks
-    itself: its ``certainty_allowance`` is above 1. The thresholds are from ``benchmarks/guards/thresholds.py``, which
-    says what was measured.
+    Harmful adaptation is visible in the outputs. Statistics estimated from one class, one image or black frames raise
+    the entropy of decisions that had a low one; entropy minimised too far makes the model predict one class for
+    everything, or detect nothing. Each signal is compared with the unadapted model's on the same images, so a stream
+    that really contains only one class, or no object, does not count as a collapse. Methods that mix in the source's
+    statistics are less certain for that reason alone; their ``certainty_allowance`` is above 1. The thresholds were
+    measured by ``benchmarks/guards/thresholds.py``.
 
     Attributes:
-        certainty: how much less certain it may be.
-        repeated_factor: what the limit is multiplied by after three failed comparisons among the last eight.
-        sticky_factor: what it is multiplied by during a sticky fallback, which two failed comparisons in a row with
-            high degradation scores begin, and three passed ones in a row end.
-        min_variety: the fraction of the unadapted model's effective number of classes below which decisions have
-            collapsed to too few; over ``variety_window`` decisions, so that a stream that is ordered by class, which
-            the adapted model may well see better, is no collapse.
-        min_detection: the fraction of the unadapted model's summed scores below which a detector has gone blind;
-            looked at from eight images on.
-        window: the newest decisions that are compared, or images where there are more of them.
-        first_images: the unadapted model is asked about each of the first so many images.
-        every_images: and about a batch after so many more; also when the model grows less sure by itself, and again
-            after a comparison that used up half of what is allowed.
+        certainty: computes the degradation score, whose limit is 1.
+        repeated_factor: multiplies the limit after three failed comparisons among the last eight.
+        sticky_factor: multiplies the limit during a sticky fallback, which begins after two failed comparisons in a row
+            with high degradation scores and ends after three passed comparisons in a row.
+        min_variety: fires when the effective number of classes falls below this fraction of the unadapted model's;
+            computed over ``variety_window`` decisions, because on a stream that is ordered by class an adapted model
+            that is more accurate predicts fewer classes for a while.
+        min_detection: fires when a detector's summed scores fall below this fraction of the unadapted model's;
+            checked from eight images on.
+        window: how many of the newest decisions are compared, or images where there are more of them.
+        first_images: each of the first so many images is compared.
+        every_images: after them, one batch every so many images is compared; also when the adapted model's own
+            certainty falls, and on the batch after a comparison with a degradation score above half the limit.
     """
 
     info: ClassVar[GuardInfo] = GuardInfo(
@@ -351,7 +351,7 @@ class WorseThanSource:
                 raise ConfigError(f"WorseThanSource {name} must lie in [0, 1), got {getattr(self, name)}")
 
     def __call__(self, evidence: Evidence) -> Rejection | None:
-        """Judge one step."""
+        """Check one step."""
         comparison = evidence.source
         if comparison is None or not self._is_due(evidence.signals, comparison):
             return None
@@ -369,8 +369,8 @@ class WorseThanSource:
         if score > limit:
             return Rejection(
                 "less_certain_than_source",
-                f"less sure than the unadapted model ({adapted.entropy_nats:.2f} nats a decision against "
-                f"{source.entropy_nats:.2f}), which predicts instead",
+                f"less certain than the unadapted model (mean entropy {adapted.entropy_nats:.2f} nats per decision, "
+                f"unadapted {source.entropy_nats:.2f}), which predicts instead",
                 "source",
             )
         longer = comparison.recent(self.variety_window)
@@ -378,7 +378,7 @@ class WorseThanSource:
             return Rejection(
                 "fewer_classes_than_source",
                 f"decisions are spread over {longer.adapted.effective_classes:.1f} classes, the unadapted model's over "
-                f"{longer.source.effective_classes:.1f}: it predicts instead",
+                f"{longer.source.effective_classes:.1f}; the unadapted model predicts instead",
                 "source",
             )
         seen = comparison.recent(self.window, images=_FEW_IMAGES)
@@ -410,7 +410,7 @@ _FEW_IMAGES: Final = 8
 
 
 def default_guards() -> tuple[Guard, ...]:
-    """Return the guards that a session has unless told otherwise."""
+    """Return the guards that a session uses by default."""
     return (NonFinite(), MaxUpdate(), MaxDrift(), WorseThanSource())
 
 

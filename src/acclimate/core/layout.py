@@ -1,9 +1,9 @@
-"""The memory layout of image batches on the CPU, where it decides up to a third of the time.
+"""The memory layout of image batches on the CPU, which accounts for up to a third of the computing time.
 
-Convolutions and BatchNorm are fastest in channels-last, and without a gradient that layout is safe. With one it is
-not: in torch 2.13's CPU kernels the backward passes of a 1x1 convolution with stride 2 (every ResNet's shortcut), for
-its weights, and of GroupNorm, for its affine parameters alone, write out of bounds in channels-last and corrupt
-the heap. So whatever is learned from is in channels-first.
+Convolutions and BatchNorm are fastest in channels-last, which is safe without gradients. With gradients it is not: in
+torch 2.13's CPU kernels two backward passes write out of bounds in channels-last and corrupt the heap, namely that of a
+1x1 convolution with stride 2 (every ResNet's shortcut) for its weights, and that of GroupNorm where only its affine
+parameters require a gradient. So batches to learn from are in channels-first.
 """
 
 from __future__ import annotations

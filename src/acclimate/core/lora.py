@@ -1,8 +1,8 @@
 """Low-rank weights (Hu et al. 2021, arXiv 2106.09685): attach, detach, save and load in PEFT's format.
 
-The base layer stays where it is and is called as before; a forward hook adds ``scale * up(down(x))``. So no
-parameter changes its name, and torch's fused transformer path, which would read the base weight and bypass a
-wrapper, sees the hook and stands aside.
+The base layer is not replaced; a forward hook adds ``scale * up(down(x))`` to its output. So no parameter changes its
+name, and torch does not use its fused transformer path, which reads the base weight directly and would bypass a
+wrapper, on layers with hooks.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class LowRank(nn.Module):
     Attributes:
         lora_A: ``(rank, in)``, or ``(rank, in, kh, kw)`` under a convolution; Kaiming-uniform.
         lora_B: ``(out, rank)``, or ``(out, rank, 1, 1)``; zero, so that attaching changes nothing.
-        copies: independent pairs that share one pass: the rows of a batch are dealt to them in equal blocks. With
-            more than one, both matrices carry a first dimension ``copies``; all start from the same values.
+        copies: number of independent pairs that share one forward pass; the rows of a batch are divided among them in
+            equal blocks. With more than one, both matrices have a first dimension ``copies``; all pairs start from the
+            same values.
     """
 
     def __init__(self, layer: nn.Module, *, rank: int, alpha: float, rng: torch.Generator, copies: int = 1) -> None:
@@ -71,10 +72,11 @@ class LowRank(nn.Module):
 
 
 class _Added(torch.autograd.Function):
-    """``output + scale * inputs @ down.T @ up.T`` for blocks of rows, in place of ``output``.
+    """Computes ``output + scale * inputs @ down.T @ up.T`` for blocks of rows, writing into ``output``.
 
-    One step of the graph where seven would be recorded: for small models these cost as much as the arithmetic. What is
-    written to comes first: where it is a view, as with Conv1D, autograd takes the first gradient for its own.
+    It records one node of the autograd graph instead of seven, which for small models cost as much as the arithmetic.
+    ``output`` is the first argument because where it is a view, as with Conv1D, autograd takes the first returned
+    gradient for that of the tensor written to.
     """
 
     @staticmethod
@@ -108,17 +110,17 @@ class _Added(torch.autograd.Function):
 
 
 def is_low_rank(name: str) -> bool:
-    """Say whether a parameter name belongs to low-rank weights, ours or PEFT's; the base weight's does not."""
+    """Return whether a parameter name belongs to low-rank weights (this package's or PEFT's), not to a base layer."""
     return any(part in _LOW_RANK_PARTS for part in name.split("."))
 
 
 def is_adapter(name: str) -> bool:
-    """Say whether a parameter name belongs to an adapter: low-rank, or under a module called adapter."""
+    """Return whether a parameter name belongs to low-rank weights or to a module with "adapter" in its name."""
     return is_low_rank(name) or any("adapter" in part.lower() for part in name.split(".")[:-1])
 
 
 def target_layers(model: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
-    """Return the names of the layers that can carry low-rank weights and are ``wanted``.
+    """Return the names of the layers that can have low-rank weights and for which ``wanted`` returns True.
 
     These are linear layers, transformers' Conv1D, and convolutions without groups. The output projection of
     ``nn.MultiheadAttention`` is left out: attention reads its weight and never calls it.
@@ -150,7 +152,7 @@ def attached(
         rank: at least 1.
         alpha: scale times rank; None means ``rank``.
         seed: of the initialisation.
-        copies: independent low-rank weights, each for its own block of rows; linear layers only.
+        copies: number of independent low-rank weights, each for its own block of rows; linear layers only.
 
     Raises:
         ConfigError: the rank or the number of copies is below 1, or a convolution should get several copies.
@@ -180,7 +182,7 @@ def attached(
 def save(folder: Path, pairs: Mapping[str, LowRank], *, base_model: str | None = None) -> None:
     """Write ``pairs`` as ``adapter_config.json`` and ``adapter_model.safetensors``, which peft loads."""
     if not pairs:
-        raise CheckpointError("no low-rank weights to save: attach them first")
+        raise CheckpointError("there are no low-rank weights to save; attach them first")
     first = next(iter(pairs.values()))
     rank = first.lora_A.shape[0]
     write(
@@ -205,12 +207,12 @@ def write(
     """Write low-rank weights that are attached to no model; see :func:`save`.
 
     Args:
-        folder: made where it is missing.
+        folder: created if it does not exist.
         weights: ``lora_A`` and ``lora_B`` by layer name.
         rank: of all of them.
         alpha: scale times rank.
-        fan_in_fan_out: whether the layers keep their weights as ``(in, out)``.
-        base_model: name or folder of the model, for whoever reads the configuration.
+        fan_in_fan_out: whether the layers store their weights as ``(in, out)``.
+        base_model: name or folder of the base model, written to the configuration.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -238,7 +240,7 @@ def loaded(model: nn.Module, folder: Path) -> Iterator[dict[str, LowRank]]:
     """Attach the low-rank weights that :func:`save` or peft wrote to ``folder`` inside the block.
 
     Raises:
-        CheckpointError: files are missing, or a layer that they name is not in the model.
+        CheckpointError: files are missing or unreadable, use settings that are not supported, or do not fit the model.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text())

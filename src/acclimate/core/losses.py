@@ -1,6 +1,6 @@
-"""Losses on logits that more than one method shares.
+"""Losses on logits that more than one method uses.
 
-Everything is softmax over the columns of ``(N, K)`` logits. A sigmoid head becomes one through
+They take softmax logits ``(N, K)``, one column for each class. Sigmoid heads are converted by
 :func:`sigmoid_to_softmax`, so that entropies, margins and class mixtures mean the same for every head.
 """
 

@@ -1,4 +1,4 @@
-"""The protocol that every method follows: immutable state in, immutable state out."""
+"""The protocols that methods implement. A method's state is immutable: a step takes one state and returns the next."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Selection:
     """The trainable parameters of a model, and its buffers.
 
     Attributes:
-        parameters: by name; all of them, and only they, require a gradient inside the selection.
-        buffers: by name; every buffer of the model, so that a rollback covers what a forward pass may touch.
-        notes: what the user should know about how the model was selected.
-        reference_norm: the L2 norm that updates are measured against; None means that of ``parameters``. Low-rank
-            weights start near zero, so theirs is the norm of the whole model.
+        parameters: by name; inside the selection they require a gradient, and no other parameter does.
+        buffers: by name; every buffer of the model, so that a rollback restores those that a forward pass changed.
+        notes: what the report should say about the selection.
+        reference_norm: the L2 norm that updates are divided by; None means that of ``parameters``. For low-rank
+            weights, which start near zero, it is the norm of the whole model.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -40,26 +40,26 @@ class Selection:
 
     @torch.no_grad()
     def write(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy values into the parameters of these names."""
+        """Copy values into the parameters, by name."""
         for name, value in weights.items():
             self.parameters[name].copy_(value)
 
     def drop_gradients(self) -> None:
-        """Forget every gradient."""
+        """Set every gradient to None."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step of a method did.
+    """The result of one step of a method.
 
     Attributes:
         state: the method's state after the step.
-        outputs: what the model (or the teacher) said about the batch, without gradient.
-        loss: the loss that was descended, a scalar; None when there was nothing to learn from or no gradient.
-        used: how many decisions contributed; 0 says that nothing in this batch was worth learning from.
-        reset: the method asks to be set back to the source weights (SAR's recovery).
+        outputs: the outputs of the model (or of the teacher) on the batch, without gradient.
+        loss: the scalar loss that was minimised; None where no decision was used or the method computes no gradient.
+        used: how many decisions contributed to the update; with 0 the session undoes the step.
+        reset: whether the method requests a reset to the source weights (SAR's recovery).
     """
 
     state: Any
@@ -72,14 +72,14 @@ class Step:
 class Method(Protocol):
     """One way to adapt a model. Implementations are frozen dataclasses of their own hyper-parameters.
 
-    What only some methods need is asked through protocols of its own: :class:`UsesSourceImages`,
-    :class:`PredictsWithOtherWeights`, :class:`Installable`, :class:`HasStateTypes`.
+    What only some methods do has protocols of its own: :class:`UsesSourceImages`, :class:`PredictsWithOtherWeights`,
+    :class:`Installable`, :class:`HasStateTypes`.
     """
 
     info: ClassVar[MethodInfo]
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select the trainable parameters; leaving the block puts flags and modes back (not the weights)."""
+        """Select the trainable parameters; leaving the block restores flags and modes, but not the weights."""
         ...
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
@@ -101,14 +101,14 @@ class Method(Protocol):
         optimizer: Any,
         rng: torch.Generator,
     ) -> Step:
-        """Learn from ``batch``: update the selected tensors and return what was done.
+        """Adapt on ``batch``: update the selected tensors, and return the outputs and the next state.
 
-        ``optimizer`` is what :meth:`optimizer` returned, and ``rng`` lives on the model's device.
+        ``optimizer`` is what :meth:`optimizer` returned, and ``rng`` is on the model's device.
         """
         ...
 
     def predict(self, model: nn.Module, inputs: Any, state: Any, *, task: Task) -> Any:
-        """Return the outputs on ``inputs`` without moving anything."""
+        """Return the outputs on ``inputs`` without changing the model or the state."""
         ...
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class PredictsWithOtherWeights(Protocol):
 
 @runtime_checkable
 class Installable(Protocol):
-    """A method that changes what the model is given or returns, and can do so for code that calls the model itself."""
+    """A method that changes the model's inputs or outputs, and can do so for code that calls the model directly."""
 
     def installed(self, model: nn.Module, state: Any, *, task: Task) -> AbstractContextManager[None]:
         """Inside the block, calling ``model`` predicts as the method does."""
@@ -136,16 +136,16 @@ class Installable(Protocol):
 
 @runtime_checkable
 class UsesSourceImages(Protocol):
-    """A method that takes something from unlabelled source images before it begins."""
+    """A method that uses statistics of unlabelled source images, measured before adaptation starts."""
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
-        """Return the method with what ``source`` shows; itself where it shows nothing."""
+        """Return the method with the statistics of ``source``; the method itself where ``source`` is empty."""
         ...
 
 
 @runtime_checkable
 class HasStateTypes(Protocol):
-    """A method whose state is made of dataclasses: files may hold these, and no others."""
+    """A method whose state contains dataclasses; a state file may contain these classes and no others."""
 
     state_types: ClassVar[tuple[type, ...]]
 

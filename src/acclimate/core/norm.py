@@ -1,4 +1,4 @@
-"""Normalisation layers: which they are, and which statistics BatchNorm uses, reversibly."""
+"""Normalisation layers: finding them, and choosing which statistics BatchNorm uses inside a block."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def source_statistics() -> Iterator[None]:
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
-    """Say whether ``module`` is a BatchNorm that keeps even its affine parameters as buffers (DETR family)."""
+    """Return whether ``module`` is a BatchNorm whose affine parameters are buffers too (DETR family)."""
     names = {name for name, _ in module.named_buffers(recurse=False)}
     return not isinstance(module, _BatchNorm) and {"weight", "bias", "running_mean", "running_var"} <= names
 
@@ -46,10 +46,10 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Say whether ``module`` normalises activations: BatchNorm, LayerNorm, GroupNorm, RMSNorm and their kin."""
+    """Return whether ``module`` normalises activations: BatchNorm, LayerNorm, GroupNorm, RMSNorm and similar ones."""
     if isinstance(module, _BatchNorm | nn.LayerNorm | nn.GroupNorm | nn.modules.instancenorm._InstanceNorm):
         return True
-    # Models bring their own (LlamaRMSNorm, LayerNorm2d, ...): a class named so whose own tensors are all vectors.
+    # Models define their own (LlamaRMSNorm, LayerNorm2d, ...): recognise them by name and by having vectors only.
     own = list(module.parameters(recurse=False))
     return "norm" in type(module).__name__.lower() and bool(own) and all(p.dim() <= 1 for p in own)
 
@@ -58,7 +58,7 @@ def is_norm(module: nn.Module) -> bool:
 def thawed(model: nn.Module) -> Iterator[tuple[str, ...]]:
     """Turn the affine buffers of frozen BatchNorm layers into parameters inside the block; yield their names.
 
-    On exit they are buffers again, with the values they have by then.
+    On exit they are buffers again, with the values that they have then.
     """
     layers = {name: module for name, module in model.named_modules() if is_frozen_batch_norm(module)}
     for module in layers.values():
@@ -80,16 +80,16 @@ def thawed(model: nn.Module) -> Iterator[tuple[str, ...]]:
 def statistics(
     model: nn.Module, *, source_strength: float | None = 0.0, batch_weight: float | None = None
 ) -> Iterator[int]:
-    """Normalise with the statistics of the batch, mixed with the source's, inside the block.
+    """Inside the block, BatchNorm uses the statistics of the batch, mixed with the source's.
 
-    Running buffers never move, and everything is as before on exit. The number of BatchNorm layers is yielded.
+    The running buffers are not changed, and on exit every layer is as before. Yields the number of BatchNorm layers.
 
     Args:
         model: any module.
         source_strength: N of Schneider et al. 2020 (eq. 1), the number of samples that the source statistics
             count for: mean = N / (N + n) source + n / (N + n) batch, for n samples in the batch; likewise the
             variance. 0 uses the batch alone, through the fused training kernel; None takes N = n, half and half.
-        batch_weight: in place of ``source_strength``: the batch's part, whatever its size.
+        batch_weight: replaces ``source_strength``: the weight of the batch's statistics, whatever its size.
 
     Raises:
         EmptySelectionError: statistics are to be mixed and the model has no BatchNorm.
@@ -118,12 +118,12 @@ def statistics(
 
 @contextmanager
 def _batch_mode(module: _BatchNorm) -> Iterator[None]:
-    # train() without tracking: the fused kernel takes the batch's statistics and leaves the buffers alone.
+    # In training mode without tracking, the fused kernel uses the batch's statistics and does not update the buffers.
     before = module.training, module.track_running_stats
     module.track_running_stats = False
 
     def only_where_defined(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # One value per channel has no variance: torch refuses it in training mode, so the source's serve.
+        # One value per channel has no variance, and torch raises in training mode: use the source's statistics.
         batch = _values_per_channel(inputs[0]) > 1 and not _SOURCE_STATISTICS.get()
         layer.training = batch or layer.running_mean is None
 
@@ -137,8 +137,8 @@ def _batch_mode(module: _BatchNorm) -> Iterator[None]:
 
 @contextmanager
 def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tensor], Moments]) -> Iterator[None]:
-    # The layer's own eval-mode kernel, fed with other statistics for the length of one call. It also serves frozen
-    # layers, which have no training mode; their arithmetic lets the gradient through the statistics.
+    # The layer's own eval-mode kernel is called with other statistics in its buffers. This also works for frozen
+    # layers, which have no training mode and whose own arithmetic propagates gradients through the statistics.
     saved: list[Moments] = []
     mode = module.training
 
@@ -149,19 +149,19 @@ def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tenso
         saved.append((source_mean, source_var))
         mean, var = replacement(inputs[0], source_mean, source_var)
         if isinstance(layer, _BatchNorm):
-            # Its eval-mode kernel has no gradient for statistics; frozen layers' own arithmetic does.
+            # Its eval-mode kernel has no gradient for the statistics.
             mean, var = mean.detach(), var.detach()
         layer._buffers["running_mean"], layer._buffers["running_var"] = mean, var
 
-    def put_back(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def restore(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if saved:
             layer._buffers["running_mean"], layer._buffers["running_var"] = saved.pop()
 
     module.eval()
     hooks = (
         module.register_forward_pre_hook(substitute),
-        # always_call: a forward pass that raises must not leave the substituted statistics behind.
-        module.register_forward_hook(put_back, always_call=True),
+        # always_call: after a forward pass that raises, the layer's own statistics must be restored too.
+        module.register_forward_hook(restore, always_call=True),
     )
     try:
         yield
@@ -172,26 +172,29 @@ def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tenso
 
 
 @contextmanager
-def remembered(
+def running_statistics(
     model: nn.Module, memory: Mapping[str, Moments], *, memory_weight: float, rate: float, between: bool = True
 ) -> Iterator[dict[str, Moments]]:
-    """Normalise with remembered statistics mixed with the source's inside the block; running buffers never move.
+    """Inside the block, BatchNorm uses running statistics of the stream, mixed with the source's.
+
+    The layers' own buffers (``running_mean``, ``running_var``) are not changed.
 
     Args:
-        model: any module; layers that are no BatchNorm are left alone.
-        memory: mean and variance by layer name; a layer that is not in it remembers the source's.
-        memory_weight: of the memory against the source.
-        rate: how far the memory moves towards each batch that passes, before it is used; 0 leaves it.
-        between: whether the variance is that of the mixture, which lies between its parts as well as within them; else
-            it is the mean of theirs.
+        model: any module; layers other than BatchNorm are not affected.
+        memory: running mean and variance by layer name; layers that are not in it start from the source's.
+        memory_weight: weight of the running statistics in the mixture; that of the source's is one minus it.
+        rate: rate of the exponential moving average, which is updated with each batch before it is used; 0 never
+            updates it.
+        between: whether the running variance includes the variance between the means of old and new statistics, as
+            that of a mixture does; otherwise it is the average of the two variances.
 
     Yields:
-        The memory as the batches that passed have left it, filled as they pass.
+        The running statistics by layer name, updated as batches pass.
     """
-    moved = dict(memory)
+    updated = dict(memory)
 
-    def recalled(name: str, inputs: Tensor, source_mean: Tensor, source_var: Tensor) -> Moments:
-        mean, var = moved.get(name, (source_mean, source_var))
+    def mixed_with_source(name: str, inputs: Tensor, source_mean: Tensor, source_var: Tensor) -> Moments:
+        mean, var = updated.get(name, (source_mean, source_var))
         if rate > 0 and _values_per_channel(inputs) > 1:
             batch_mean, batch_var = moments(inputs.detach())
             step = batch_mean - mean
@@ -199,17 +202,17 @@ def remembered(
             if between:
                 var = var + rate * (1 - rate) * step.square()
             mean = mean + rate * step
-            moved[name] = (mean, var)
+            updated[name] = (mean, var)
         return torch.lerp(source_mean, mean, memory_weight), torch.lerp(source_var, var, memory_weight)
 
     with ExitStack() as stack:
         for name, layer in batch_norms(model).items():
-            stack.enter_context(_substituted(layer, partial(recalled, name)))
-        yield moved
+            stack.enter_context(_substituted(layer, partial(mixed_with_source, name)))
+        yield updated
 
 
 def moments(inputs: Tensor) -> Moments:
-    """Return mean and variance ``(C,)`` of each channel of ``(B, C, ...)``; gradient flows where it is on."""
+    """Return mean and variance ``(C,)`` of each channel of ``(B, C, ...)``, differentiable where ``inputs`` are."""
     if inputs.requires_grad and torch.is_grad_enabled():
         var, mean = torch.var_mean(inputs, dim=[0, *range(2, inputs.dim())], correction=0)
         return mean, var
@@ -226,7 +229,10 @@ def mixed(
     source_strength: float | None,
     batch_weight: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and variance ``(C,)`` mixed between source and batch; inputs are ``(B, C, ...)``."""
+    """Return the mixture of the source's and the batch's mean and variance, each ``(C,)``; inputs ``(B, C, ...)``.
+
+    ``source_strength`` and ``batch_weight`` are those of :func:`statistics`.
+    """
     mean, var = moments(inputs)
     if source_strength == 0:
         return mean, var

@@ -1,4 +1,4 @@
-"""Walk whatever a model takes or returns: a tensor, or mappings, sequences and dataclasses of them."""
+"""Functions on the inputs and outputs of models: a tensor, or mappings, sequences and dataclasses of tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """Yield every tensor in ``tree``, depth first; values that are no containers are passed over."""
+    """Yield every tensor in ``tree``, depth first; values other than tensors and containers are ignored."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping):
@@ -48,9 +48,9 @@ def detach(tree: Any) -> Any:
 
 
 def all_finite(tree: Any) -> bool:
-    """Say whether every floating-point tensor in ``tree`` is free of NaN and infinity."""
-    # A sum is finite only if all its terms are (an overflowing sum of finite terms does not occur at the
-    # magnitudes of network outputs in float64), and one reduction is cheaper than isfinite().all().
+    """Return whether every floating-point tensor in ``tree`` is free of NaN and infinity."""
+    # A sum is finite only if all its terms are, and one reduction is cheaper than isfinite().all(). Finite network
+    # outputs are too small for their sum to overflow in float64.
     for tensor in tensors(tree):
         if tensor.is_floating_point() and not torch.isfinite(tensor.detach().sum(dtype=torch.float64)):
             return False

@@ -1,6 +1,7 @@
-"""When to learn: a stream that goes on as before teaches little new, and a backward pass costs more than a prediction.
+"""Pacing: adapt only on some batches while the image statistics of a stream stay the same.
 
-What images look like on the whole is compared with a window of the stream; where it changes, learning resumes.
+Further steps on an unchanged stream improve a model little, and a backward pass costs more than a prediction. The image
+statistics of each batch are compared with those of the recent stream; after a change, adaptation resumes.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ _SMALL: Final = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pacing:
-    """Learn from the first batches, from some after each shift, and from one now and then; between them only predict.
+    """On which batches to adapt: the first ones, some after each shift, and one at regular intervals.
 
-    The defaults were chosen on ``tune_jpeg.npz`` with corruptions that are not reported (``benchmarks/cifar``).
+    The other batches are only predicted. The defaults were chosen on ``tune_jpeg.npz`` with corruptions that are not
+    part of the reported benchmark (``benchmarks/cifar``).
 
     Attributes:
-        warm_up: batches at the start, all of which are learned from.
-        after_shift: batches from a shift on that are.
-        every: after so many batches without learning one is learned from.
-        step_scale: factor of the learning rate: fewer steps go further.
-        shift_deviations: how many standard errors a batch's mean image statistics must be from the window's.
-        window_images: over about how many images the window reaches.
+        warm_up: number of batches at the start, all of which are adapted on.
+        after_shift: number of batches to adapt on, counted from the one in which a shift is detected.
+        every: interval in batches: after ``every`` - 1 batches without adaptation, one is adapted on.
+        step_scale: factor of the learning rate, which makes up for the smaller number of steps.
+        shift_deviations: number of standard errors between the mean image statistics of a batch and those of the window
+            above which a shift is detected.
+        window_images: length of the window, in images.
 
     Raises:
         ConfigError: a number is not positive.
@@ -51,7 +54,7 @@ class Pacing:
 
 
 class Pace:
-    """What is known of the stream, and when it was last learned from."""
+    """Applies a :class:`Pacing` to one stream: its window of image statistics, and the batches since the last step."""
 
     def __init__(self, pacing: Pacing, task: Task) -> None:
         self.pacing = pacing
@@ -61,7 +64,7 @@ class Pace:
         self._batches_due = self.pacing.warm_up
 
     def is_due(self, batch: Any) -> bool:
-        """Take ``batch`` into the window and say whether to learn from it."""
+        """Add ``batch`` to the window, and return whether to adapt on it."""
         if self._has_shifted(image_statistics(self._task.images(batch))):
             self._batches_due = max(self._batches_due, self.pacing.after_shift)
         if self._batches_due == 0 and self._paused_batches + 1 >= self.pacing.every:
@@ -72,16 +75,16 @@ class Pace:
         return due
 
     def state_dict(self) -> tuple[Any, ...]:
-        """Return what must outlive a restart."""
+        """Return what is needed to continue after a restart."""
         return self._window, self._paused_batches, self._batches_due
 
     def load_state_dict(self, state: tuple[Any, ...]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Continue from what :meth:`state_dict` returned."""
         self._window, self._paused_batches, self._batches_due = state
 
     @contextmanager
     def scaled(self, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
-        """Inside the block steps go ``step_scale`` times as far."""
+        """Inside the block, learning rates are multiplied by ``step_scale``."""
         groups = [] if optimizer is None else optimizer.param_groups
         rates = [group["lr"] for group in groups]
         try:
@@ -93,10 +96,10 @@ class Pace:
                 group["lr"] = rate
 
     def _has_shifted(self, found: Tensor) -> bool:
-        """Compare ``(B, F)`` with the window, and take them into it; after a shift the window begins with them."""
+        """Compare statistics ``(B, F)`` with the window and add them to it; after a shift the window restarts."""
         found = found[found.isfinite().all(1)]
         if len(found) == 0:
-            # What cannot be measured is not as before, and must not be what the next batches are held against.
+            # Without finite statistics the stream cannot be called unchanged, and the window must not become NaN.
             return True
         count = float(len(found))
         mean, square = found.mean(0), found.square().mean(0)
@@ -121,7 +124,7 @@ class Pace:
 
 @torch.no_grad()
 def image_statistics(images: Tensor) -> Tensor:
-    """Return mean, log contrast and log sharpness of each channel of ``(B, C, H, W)`` images: ``(B, 3 C)``."""
+    """Return mean, log variance and log sharpness of each channel of ``(B, C, H, W)`` images: ``(B, 3 C)``."""
     images = images.float()
     sharpness = (images[..., 1:] - images[..., :-1]).square().mean((2, 3))
     contrast = images.var((2, 3), correction=0)

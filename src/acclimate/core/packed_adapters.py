@@ -1,4 +1,4 @@
-"""Low-rank weights of many layers in one contiguous tensor."""
+"""Low-rank weights of many layers, packed into one contiguous tensor."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from acclimate.core.lora_start import Start
 class PackedAdapters:
     """Low-rank weights of many layers packed into one tensor, which is clipped, updated and converted at once.
 
-    The layers compute with copies in their own number format; what is learned is float32. Hundreds of small tensors
-    would cost an optimizer as much as the layers' arithmetic.
+    An optimizer would need as much time for hundreds of small tensors as the layers need for their arithmetic. The
+    optimizer updates float32 weights; the layers compute with copies in their own number format.
 
     Args:
-        pairs: of one model and one number of copies, as :func:`attached` yields them; they hold views of the tensor
-            from now on.
-        dtype: that the layers compute in.
+        pairs: the low-rank weights of one model, all with the same number of copies, as :func:`attached` yields them;
+            their tensors become views of the packed one.
+        dtype: the number format in which the layers compute.
 
     Attributes:
-        learned: ``(copies, n)``, float32: what an optimizer moves.
+        learned: ``(copies, n)``, float32, the parameter to optimise.
     """
 
     def __init__(self, pairs: Mapping[str, LowRank], dtype: torch.dtype) -> None:
@@ -31,7 +31,7 @@ class PackedAdapters:
         self._copies = next(iter(pairs.values())).copies
         with torch.no_grad():
             self.learned = nn.Parameter(torch.cat([p.reshape(self._copies, -1) for p in self._parts()], 1))
-        # In float32 nothing is converted: these are the same memory.
+        # With float32 layers no conversion is needed: the two tensors share their memory.
         self._used = self.learned.detach().to(dtype)
         self._grads = torch.empty_like(self._used)
         self._learned_grad = self._grads.to(torch.float32)
@@ -53,7 +53,7 @@ class PackedAdapters:
 
     @torch.no_grad()
     def collect(self) -> Tensor:
-        """Move the layers' gradients to ``learned.grad`` and return it; a layer without one adds zeros."""
+        """Move the layers' gradients to ``learned.grad`` and return it; it is zero where a layer has no gradient."""
         parts = list(self._parts())
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parts]
         torch.cat([g.reshape(self._copies, -1) for g in grads], 1, out=self._grads)
@@ -66,7 +66,7 @@ class PackedAdapters:
 
     @torch.no_grad()
     def begin(self, starts: Mapping[str, Start]) -> None:
-        """Let weights that are still as they were attached begin at ``starts``, with the gradients known there."""
+        """Set newly attached weights to the initial values in ``starts``, with their first gradients."""
         learned = self.weights()
         for name, start in starts.items():
             pair, (down, _) = self._pairs[name], learned[name]
@@ -76,11 +76,11 @@ class PackedAdapters:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Let the layers compute with what was learned."""
+        """Copy the learned weights to the layers."""
         if self._used.dtype != torch.float32:
             self._used.copy_(self.learned)
 
     def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return what was learned, float32, by layer name: ``lora_A`` and ``lora_B``."""
+        """Return the learned weights by layer name: ``lora_A`` and ``lora_B``, float32."""
         views = self._views(self.learned.detach())
         return {name: (next(views), next(views)) for name in self._pairs}

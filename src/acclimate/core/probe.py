@@ -1,4 +1,7 @@
-"""A fixed batch on which a model is measured again and again: losses of different batches say nothing side by side."""
+"""The probe: a fixed batch on which entropy is measured after every step.
+
+Losses of different batches cannot be compared.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from acclimate.core.task import Task
 
 
 class Probe:
-    """Mean entropy on the probe batch, and agreement with what was decided on it at first.
+    """Measures the mean entropy on the probe batch, and agreement with the first decisions on it.
 
     Attributes:
-        batch: the images; None measures nothing.
-        loss: mean entropy in nats with the weights that stand; None without a batch.
-        seconds: wall-clock seconds that measuring took.
+        batch: the images; None disables the probe.
+        loss: mean entropy in nats with the weights of the last kept step; None without a batch.
+        seconds: wall-clock seconds spent on measuring.
     """
 
     def __init__(self, model: nn.Module, method: Method, task: Task) -> None:
@@ -32,24 +35,24 @@ class Probe:
         self.seconds = 0.0
 
     def begin(self, batch: Any, state: Any) -> None:
-        """Take ``batch`` as the probe; agreement is with what the model decides on it now."""
+        """Take ``batch`` as the probe; later decisions are compared with those of the model as it is now."""
         self.batch = batch
         if batch is not None:
             self.loss, self._first_classes = self._measure(state)
 
-    def again(self, state: Any) -> None:
-        """Measure with the weights that stand now."""
+    def measure_again(self, state: Any) -> None:
+        """Update ``loss`` with the model's present weights."""
         if self.batch is not None:
             self.loss, _ = self._measure(state)
 
     def after(self, state: Any) -> tuple[float | None, float | None]:
-        """Return loss and agreement as they are now, without taking them for those that stand."""
+        """Return loss and agreement with the model's present weights, without changing ``loss``."""
         if self.batch is None:
             return None, None
         loss, classes = self._measure(state)
         decided = max(len(classes), len(self._first_classes))
         same = sum(a == b for a, b in zip(classes, self._first_classes, strict=False))
-        # Nothing found at first, and nothing now: that is agreement.
+        # No object was detected, neither at first nor now: the two agree.
         return loss, same / decided if decided else 1.0
 
     @torch.no_grad()

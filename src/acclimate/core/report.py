@@ -1,4 +1,4 @@
-"""What a session did, as plain values: to JSON and back."""
+"""Reports of steps and sessions as plain values, and their conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ Verdict = Literal["kept", "skipped", "rolled_back", "reset", "recovered", "refus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What became of one adaptation step.
+    """The result of one adaptation step.
 
     Attributes:
         index: counted from 0 over the session.
-        verdict: ``kept``; ``skipped`` (nothing worth learning from); ``rolled_back`` one step or ``reset`` to the
-            source by a guard; ``recovered``: set back to the source because the method asked; ``refused``: not
-            made, the budget is spent; ``paused``: not made, the stream is as before.
-        code: names why it was not kept, for programs: that of the guard that fired (:class:`acclimate.core.Rejection`),
-            ``nothing_to_learn``, ``method_asked``, ``stream_unchanged``, or that of the budget; None where it was kept.
-        reason: the same in words.
-        loss: of the batch, before the update; None where there was none.
-        used: decisions that contributed to the loss.
-        samples: in the batch.
-        update_norm: L2 norm of the change that was applied (before any way back).
-        relative_update: the same over the norm of the source weights.
+        verdict: ``kept``; ``skipped``: the method used no decision of the batch; ``rolled_back``: undone because a
+            guard fired; ``reset``: a guard restored the source model; ``recovered``: the method requested a reset to
+            the source model; ``refused``: not made, because the budget is used up; ``paused``: not made, because the
+            image statistics of the stream have not changed.
+        code: the cause for programs: the code of the guard that fired (:class:`acclimate.core.guards.Rejection`),
+            ``nothing_to_learn``, ``method_asked`` or ``stream_unchanged``; None where the step was kept or refused.
+        reason: the cause in words; None where the step was kept.
+        loss: the loss on the batch before the update; None where the method computed none.
+        used: number of decisions that contributed to the loss.
+        samples: number of images in the batch.
+        update_norm: L2 norm of the update, also where the update was undone afterwards.
+        relative_update: ``update_norm`` over the norm of the source weights.
         probe_loss_before, probe_loss_after: mean entropy in nats on the probe batch, where there is one.
-        signals: what the outputs look like as a whole, by name (see :class:`acclimate.core.signals.Signals`); None
-            where no guard asked.
-        seconds: wall-clock seconds of the whole step, probe and unadapted model apart; ``method_seconds``: of the
-            method's own part.
+        signals: statistics of the outputs by name (see :class:`acclimate.core.signals.Signals`); None where no guard
+            used them.
+        seconds: wall-clock seconds of the step without the probe and the unadapted model; ``method_seconds``: those of
+            the method alone.
     """
 
     index: int
@@ -54,19 +55,20 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionReport:
-    """What a session did from entry to now.
+    """The results of a session from its start until now.
 
     Attributes:
         method: the method's name; ``settings``: its hyper-parameters.
         seed: of the session's generator.
-        steps: one entry for each step; ``steps_before``: made by sessions whose state this one went on from.
-        updated_param_count: elements that were selected; ``changed_param_count``: those that differ from the source.
+        steps: one entry for each step; ``steps_before``: number of steps of the sessions whose state this one loaded.
+        updated_param_count: number of trainable elements; ``changed_param_count``: those that differ from the source.
         relative_drift: distance of the weights from the source over the norm of the source weights.
-        held_bytes: bytes held beyond the model.
-        stopped_early, stop_reason: whether a budget ended the adaptation.
-        notes: what the method and the selection want said.
-        adapt_seconds, predict_seconds, probe_seconds, source_seconds: wall-clock seconds by what they were spent on;
-            ``source_seconds``: on asking the unadapted model.
+        held_bytes: bytes held in addition to the model.
+        stopped_early, stop_reason: whether a budget ended the adaptation, and which.
+        notes: remarks of the method and of the selection.
+        adapt_seconds, predict_seconds, probe_seconds, source_seconds: wall-clock seconds of adaptation, of prediction,
+            of the probe, and of running the unadapted model.
+        counts: number of steps by verdict.
     """
 
     method: str
@@ -93,21 +95,21 @@ class SessionReport:
         return [step.loss for step in self.steps if step.verdict != "refused"]
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """Return the report as JSON; values that JSON has no number for are null."""
+        """Return the report as JSON; NaN and infinity become null."""
         return json.dumps(to_jsonable(self), indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> SessionReport:
         """Return the report that :meth:`to_json` wrote."""
         values = json.loads(text)
-        # Written before 0.2 a step without learning was called rested.
+        # Reports written before version 0.2 call a paused step "rested".
         steps = [{**s, "verdict": "paused" if s["verdict"] == "rested" else s["verdict"]} for s in values["steps"]]
         values["steps"] = tuple(StepReport(**step) for step in steps)
         values["notes"] = tuple(values["notes"])
         return cls(**values)
 
     def without_times(self) -> SessionReport:
-        """Return the report with its time fields set to zero: what one seed determines."""
+        """Return the report with its time fields set to zero, so that runs with one seed can be compared."""
         steps = tuple(dataclasses.replace(step, seconds=0.0, method_seconds=0.0) for step in self.steps)
         return dataclasses.replace(
             self, steps=steps, adapt_seconds=0.0, predict_seconds=0.0, probe_seconds=0.0, source_seconds=0.0
@@ -120,7 +122,7 @@ def verdict_counts(steps: tuple[StepReport, ...]) -> dict[str, int]:
 
 
 def to_jsonable(value: Any) -> Any:
-    """Return ``value`` made of JSON's types only: dataclasses to dicts, tuples to lists, non-finite numbers to null."""
+    """Return ``value`` as JSON types: dataclasses become dicts, tuples lists, non-finite numbers None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

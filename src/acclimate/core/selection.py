@@ -1,4 +1,4 @@
-"""Which tensors of a model may move, and a promise that every flag and mode is put back."""
+"""Selecting the trainable parameters of a model inside a block; on exit every flag and mode is restored."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.registry import FILTER_KINDS, FilterKind
 
 LAST_BLOCKS: Final = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.*")
-"""The last blocks of ResNet-50 and ViT, by the names that the official code of SAR and DeYO freezes."""
+"""Patterns for the last blocks of ResNet-50 and ViT, which the official code of SAR and DeYO freezes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorFilter:
-    """Says which parameters of a model may move.
+    """Chooses the trainable parameters of a model.
 
     Attributes:
         kind: ``all`` parameters; ``norm_only``: the affine parameters of normalisation layers; ``adapter_only``:
             the parameters of adapters, low-rank or other, by name; ``lora_only``: low-rank tensors;
             ``lora_norm_only``: low-rank tensors and normalisation.
-        include: name patterns; where given, only parameters that match one of them.
-        exclude: name patterns; parameters that match one of them never move.
-        lora_rank: attach low-rank weights of this rank for the length of the selection.
+        include: name patterns; where given, only parameters that match one of them are trainable.
+        exclude: name patterns; parameters that match one of them are not trainable.
+        lora_rank: attach low-rank weights of this rank while the selection is open; None attaches none.
         lora_alpha: their scale times the rank; None means the rank (a scale of 1).
-        lora_seed: of the low-rank weights' first values.
-        lora_targets: patterns of the layers that get them; empty means every linear layer and convolution.
+        lora_seed: of the initial values of the low-rank weights.
+        lora_targets: patterns of the layers that they are attached to; empty means every linear layer and convolution.
 
-    A pattern with ``*``, ``?`` or ``[`` is a glob over the whole name; any other matches a run of dotted parts
-    (``layer4`` matches ``layer4.0.bn1.weight`` and ``backbone.layer4.0.conv1.weight``).
+    A pattern with ``*``, ``?`` or ``[`` is a glob for the whole name; any other pattern matches one or more consecutive
+    parts of the dotted name (``layer4`` matches ``layer4.0.bn1.weight`` and ``backbone.layer4.0.conv1.weight``).
 
     Raises:
         ConfigError: the kind is unknown or the rank is below 1.
@@ -63,7 +63,7 @@ class TensorFilter:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Say whether a parameter or module ``name`` matches ``pattern`` (see :class:`TensorFilter`)."""
+    """Return whether a parameter or module ``name`` matches ``pattern`` (see :class:`TensorFilter`)."""
     if any(character in pattern for character in "*?["):
         return fnmatch.fnmatchcase(name, pattern)
     return f".{pattern}." in f".{name}."
@@ -73,14 +73,14 @@ def matches(name: str, pattern: str) -> bool:
 def selecting(
     model: nn.Module, update: TensorFilter, *, batch_statistics: bool, batch_weight: float = 1.0
 ) -> Iterator[Selection]:
-    """Select the tensors that ``update`` names; on exit every flag, mode and low-rank layer is as before.
+    """Make the parameters trainable that ``update`` chooses; on exit flags, modes and layers are as before.
 
-    Inside, the model is in eval mode (no dropout), only the selected parameters require a gradient, and BatchNorm
-    uses the statistics of the batch if ``batch_statistics`` is true, without moving its buffers; with a
-    ``batch_weight`` below 1, mixed with the source's.
+    Inside, the model is in eval mode (no dropout) and only the selected parameters require a gradient. If
+    ``batch_statistics`` is true, BatchNorm uses the statistics of the batch, mixed with the source's where
+    ``batch_weight`` is below 1, and does not change its buffers.
 
     Raises:
-        EmptySelectionError: nothing matches; the message lists what the model has.
+        EmptySelectionError: no parameter matches; the message lists the layers of the model.
     """
     with ExitStack() as stack:
         modes = [(module, module.training) for module in model.modules()]
@@ -120,7 +120,9 @@ def selecting(
 
 @contextmanager
 def statistics_only(model: nn.Module, *, source_strength: float | None) -> Iterator[Selection]:
-    """Select no parameter, only BatchNorm's statistics, mixed with ``source_strength``; all is undone on exit.
+    """Select no parameter, and mix BatchNorm's statistics with ``source_strength`` (see :func:`norm.statistics`).
+
+    On exit every flag, mode and layer is as before.
 
     Raises:
         EmptySelectionError: the model has no BatchNorm.
@@ -128,7 +130,7 @@ def statistics_only(model: nn.Module, *, source_strength: float | None) -> Itera
     layers = norm.batch_norms(model)
     if not layers:
         raise EmptySelectionError(
-            "bn adapts BatchNorm statistics and this model has no BatchNorm; "
+            "bn adapts BatchNorm statistics, and this model has no BatchNorm layer; "
             f"it has {describe(model)}; use tent, eata, sar, cotta or mim"
         )
     with nothing_selected(model) as selection, norm.statistics(model, source_strength=source_strength):
@@ -137,7 +139,7 @@ def statistics_only(model: nn.Module, *, source_strength: float | None) -> Itera
 
 @contextmanager
 def nothing_selected(model: nn.Module) -> Iterator[Selection]:
-    """Select no parameter: inside, the model is in eval mode and nothing requires a gradient; all is undone on exit."""
+    """Select no parameter: inside, the model is in eval mode and nothing requires a gradient; undone on exit."""
     with ExitStack() as stack:
         stack.callback(_restore_modes, [(module, module.training) for module in model.modules()])
         stack.callback(_restore_flags, _take_flags(model))
@@ -147,7 +149,7 @@ def nothing_selected(model: nn.Module) -> Iterator[Selection]:
 
 
 def selected_names(model: nn.Module, update: TensorFilter) -> set[str]:
-    """Return the names of the parameters that ``update`` selects; possibly none."""
+    """Return the names of the parameters that ``update`` selects, which may be an empty set."""
     names = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     if update.kind != "all":
         chosen: set[str] = set()
@@ -155,7 +157,7 @@ def selected_names(model: nn.Module, update: TensorFilter) -> set[str]:
             chosen |= norm_affine_names(model)
         if update.kind in ("lora_only", "lora_norm_only"):
             low_rank = {name for name in names if lora.is_low_rank(name)}
-            # Without low-rank tensors, lora_norm_only would silently be norm_only.
+            # Without low-rank tensors select nothing: lora_norm_only would silently mean norm_only.
             chosen = (chosen | low_rank) if low_rank else set()
         if update.kind == "adapter_only":
             chosen |= {name for name in names if lora.is_adapter(name)}
@@ -181,7 +183,7 @@ def _is_thawed(module: nn.Module) -> bool:
 
 
 def describe(model: nn.Module) -> str:
-    """Return what a model has that can be adapted, in words: layers by type, and parameters."""
+    """Return a short text on a model for error messages: its layers by type, and its number of parameters."""
     counts = Counter(
         type(module).__name__ for module in model.modules() if next(module.parameters(recurse=False), None) is not None
     )
@@ -215,7 +217,7 @@ def _norm_of(model: nn.Module) -> float:
 
 @contextmanager
 def _channels_first(model: nn.Module) -> Iterator[None]:
-    # A channels-last weight makes channels-last activations, whose gradients are not safe (see core.layout).
+    # A channels-last weight leads to channels-last activations, whose gradients are not safe (see core.layout).
     moved = [p for p in model.parameters() if p.dim() == 4 and p.device.type == "cpu" and not p.is_contiguous()]
     for parameter in moved:
         parameter.data = parameter.data.contiguous()
@@ -233,7 +235,7 @@ def _restore_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 
 def _take_flags(model: nn.Module) -> list[tuple[nn.Parameter, bool, Tensor | None]]:
     flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    # A gradient that the caller left behind would be added to the first step's.
+    # Gradients left by the caller would be added to those of the first step.
     for parameter, _, _ in flags:
         parameter.grad = None
     return flags

@@ -1,4 +1,4 @@
-"""A model under adaptation: adapt, predict, go back, save and report."""
+"""The session: adapts a model to a stream, predicts, undoes steps, saves its state and reports."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ logger = logging.getLogger(__name__)
 
 
 class Session:
-    """One model and one method: adapt, guard, keep or go back, predict, report.
+    """Adapts one model with one method: makes guarded steps, predicts and reports.
 
-    Inside its ``with`` block the model is selected; on exit its flags, modes and low-rank layers are as before, its
-    weights as the last kept step left them, or the source's with ``restore=True``.
+    Use it as a context manager. Inside the block the method's trainable parameters are selected. On exit, flags, modes
+    and low-rank layers are as before; the weights are those of the last kept step, or the source's with
+    ``restore=True``.
 
     Args:
         model: any module.
-        method: what to do with a batch.
-        task: what the model's outputs mean.
-        guards: called on every step; the first that fires decides. Empty means none.
-        budget: what may be spent on adapting.
-        seed: of everything random in the session.
-        probe: a batch on which entropy and agreement are measured around every step; its cost is counted apart.
-        pacing: when to learn; None learns from every batch.
-        restore: put the source weights back on exit.
+        method: adapts the model to a batch.
+        task: interprets the model's outputs; None means :class:`Classification`.
+        guards: called on every step; the first that fires decides. Empty means no guards, None the default ones.
+        budget: limits on the time, steps and memory of adaptation; None means no limits.
+        seed: of all random numbers in the session.
+        probe: a batch on which entropy and agreement are measured after every step; its time is reported separately.
+        pacing: decides on which batches to adapt; None adapts on every batch.
+        restore: whether to restore the source weights on exit.
         on_report: called with the report on exit.
     """
 
@@ -77,7 +78,7 @@ class Session:
 
     def __enter__(self) -> Self:
         if self._stack is not None:
-            raise SessionError("this session is already open")
+            raise SessionError("this session is already open; use one 'with' block at a time")
         with ExitStack() as stack:
             selection = stack.enter_context(self._method.select(self.model))
             stepper = Stepper(
@@ -110,7 +111,7 @@ class Session:
 
     @property
     def method(self) -> Method:
-        """What is done with a batch."""
+        """The method that adapts the model."""
         return self._method
 
     @method.setter
@@ -136,16 +137,16 @@ class Session:
 
     @property
     def source_comparison(self) -> SourceComparison:
-        """How the adapted model stands against the unadapted one."""
+        """The comparison of the adapted model with the unadapted one."""
         return self._open().comparison
 
     @property
     def changed_param_count(self) -> int:
-        """How many selected elements differ from the source now."""
+        """How many trainable elements differ from the source now."""
         return self._open().source.changed_count()
 
     def adapt(self, batch: Any, *, steps: int = 1) -> StepReport:
-        """Learn from ``batch``, ``steps`` times; return what became of the last step."""
+        """Make ``steps`` adaptation steps on ``batch``; return the report of the last one."""
         stepper = self._open()
         try:
             paused = stepper.is_paused(batch)
@@ -154,10 +155,10 @@ class Session:
             stepper.comparison.release()
 
     def adapt_and_predict(self, batch: Any, *, steps: int = 1) -> tuple[Any, StepReport]:
-        """Learn from ``batch`` and return the outputs of the same pass: the authors' online convention.
+        """Adapt on ``batch`` and return the outputs of the same forward pass, the online protocol of the papers.
 
         The outputs are from before the last update (CoTTA's: the teacher's). Where a guard fired, or no step was
-        made, they are computed with the weights that stand, or are the unadapted model's.
+        made, they are those of :meth:`predict`.
         """
         stepper = self._open()
         try:
@@ -171,9 +172,9 @@ class Session:
 
     @torch.no_grad()
     def predict(self, inputs: Any) -> Any:
-        """Return the outputs on ``inputs`` as the method predicts; nothing moves.
+        """Return the method's outputs on ``inputs``; weights and state are not changed.
 
-        They are the unadapted model's where a guard fell back to it, or where the method's are not finite.
+        While falling back, and where the method's outputs are not finite, the unadapted model predicts.
         """
         stepper = self._open()
         if stepper.comparison.falling_back:
@@ -183,29 +184,29 @@ class Session:
             outputs = self.method.predict(self.model, layout.for_prediction(inputs), stepper.state, task=self.task)
         self._predict_seconds += time.perf_counter() - started
         if self.guards and not all_finite(outputs):
-            # One poisoned image spoils the statistics of its batch: without them the others can still be predicted.
+            # One image with NaN makes the batch statistics NaN; with the source's, the other images can be predicted.
             return stepper.comparison.outputs(inputs)
         return outputs
 
     def predict_as_source(self, inputs: Any) -> Any:
-        """Return what the unadapted model says about ``inputs``; nothing moves."""
+        """Return the unadapted model's outputs on ``inputs``; weights and state are not changed."""
         return self._open().comparison.outputs(inputs)
 
     def reset(self) -> None:
-        """Go back to the source: weights, buffers, moments, state and random numbers."""
+        """Restore the source model: weights, buffers, optimizer moments, the method's state and random numbers."""
         self._open().reset()
 
     def rollback(self) -> None:
-        """Go back to before the last step: weights, buffers, moments and state. After a reset, stay there."""
+        """Undo the last step: weights, buffers, optimizer moments and the method's state. No effect after a reset."""
         stepper = self._open()
         stepper.rollback()
-        stepper.probe.again(stepper.state)
+        stepper.probe.measure_again(stepper.state)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Inside the block, calling the model itself predicts as :meth:`predict` does.
+        """Inside the block, calling the model directly predicts as :meth:`predict` does.
 
-        For code that insists on calling the model; see :class:`acclimate.core.method.Installable`.
+        It serves code that calls the model itself; see :class:`acclimate.core.method.Installable`.
         """
         stepper = self._open()
         weights = self.prediction_weights()
@@ -223,7 +224,7 @@ class Session:
             stepper.selection.write(saved)
 
     def prediction_weights(self) -> Mapping[str, torch.Tensor]:
-        """Return the weights that predict where they are others than the model's: a teacher's, or the source's."""
+        """Return the weights used for prediction where they differ from the model's: a teacher's, or the source's."""
         stepper = self._open()
         if stepper.comparison.falling_back:
             return stepper.source_weights
@@ -232,13 +233,17 @@ class Session:
         return {}
 
     def set_probe(self, probe: Any) -> None:
-        """Measure entropy, and agreement with the present weights, on ``probe`` from here on."""
+        """Use ``probe`` as the probe batch from now on; agreement is measured with the present decisions."""
         stepper = self._open()
         self.probe = probe
         stepper.probe.begin(probe, stepper.state)
 
     def save_state(self, path: Path) -> None:
-        """Write weights, state, moments, random numbers and report to a safetensors file, or raise CheckpointError."""
+        """Write weights, state, optimizer moments, random numbers and report to a safetensors file.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
         stepper = self._open()
         SavedState.of(
             self.method,
@@ -252,10 +257,10 @@ class Session:
         ).write(path)
 
     def load_state(self, path: Path) -> None:
-        """Go on from a saved state, as if this session had made its steps; settings are this session's own.
+        """Continue from a saved state, as if this session had made its steps; the session keeps its own settings.
 
         Raises:
-            CheckpointError: the file is no state, or of another model, method or selection.
+            CheckpointError: the file is no state, or that of another model, method or selection.
         """
         stepper = self._open()
         source = stepper.comparison.source_tensors()
@@ -263,17 +268,17 @@ class Session:
         saved = saved.on(device_of(self.model))
         stepper.selection.write(saved.weights)
         stepper.state = saved.method_state
-        saved.put_back(stepper.optimizer, stepper.rng)
+        saved.restore(stepper.optimizer, stepper.rng)
         compared, paced = saved.stream
         stepper.comparison.load_state_dict(compared)
         if stepper.pace is not None and paced is not None:
             stepper.pace.load_state_dict(paced)
         stepper.accept()
         self._steps_before = saved.report.steps_before + len(saved.report.steps)
-        stepper.probe.again(stepper.state)
+        stepper.probe.measure_again(stepper.state)
 
     def report(self) -> SessionReport:
-        """Return what was done so far."""
+        """Return the report of the session until now."""
         stepper = self._open()
         steps = tuple(self._steps)
         return SessionReport(
@@ -302,7 +307,7 @@ class Session:
         held_bytes = stepper.held_bytes if self.budget.max_bytes is not None else 0
         refused = self.budget.exhausted(seconds=self._adapt_seconds, steps=len(self._steps), held_bytes=held_bytes)
         if refused is not None:
-            # Not appended: a step that was refused is no step, and a stopped session may be asked many times.
+            # Not appended to the report: no step was made, and a long stream would add one entry for every batch.
             self._stop_reason = refused.reason
             report = StepReport(
                 index=index,
@@ -316,7 +321,7 @@ class Session:
         self._adapt_seconds += report.seconds
         self._steps.append(report)
         if report.verdict in ("rolled_back", "reset"):
-            # A stream on which the unadapted model predicts is one piece of news, not one for each of its batches.
+            # While falling back, only the first batch is worth a warning.
             level = logging.DEBUG if stepper.comparison.consecutive_failures > 1 else logging.WARNING
             logger.log(level, "step %d %s: %s", index, report.verdict.replace("_", " "), report.reason)
         return report, step

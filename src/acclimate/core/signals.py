@@ -1,7 +1,7 @@
-"""What a model's outputs look like as a whole: how sure, how varied, how many. No label is needed to tell collapse.
+"""Statistics of a model's outputs that show harmful adaptation without labels: certainty, variety and detections.
 
-A model that has collapsed gives one class to everything, or detects nothing; one whose statistics are of the wrong
-images is unsure of what it was sure of before. :class:`acclimate.core.WorseThanSource` looks at both.
+A collapsed model predicts one class for everything, or detects nothing. A model whose BatchNorm statistics come from
+unsuitable images makes decisions with a higher entropy. :class:`acclimate.core.WorseThanSource` checks both.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Signals:
     """Sums over the decisions in one or more batches.
 
     Attributes:
-        samples: images.
-        decisions: what was decided on in them: one for each image of a classifier, candidate objects of a detector.
-        classes: alternatives that a decision has, no object included.
-        entropy_sum_nats: of the decisions' entropies; the ``_nats`` properties below are means.
-        energy_sum: of the decisions' ``logsumexp`` of logits, which is high for what a network knows (Liu et al.,
-            NeurIPS 2020, arXiv 2010.03759).
-        score_sum: of the probability of each decision's best class, no object left out.
-        probability_sum: of the class probabilities ``(classes)``, no object left out; None without decisions.
-        decided: the class of each decision, in order.
+        samples: number of images.
+        decisions: number of decisions: one for each image of a classifier, candidate objects of a detector.
+        classes: number of columns that a decision has, "no object" included.
+        entropy_sum_nats: sum of the decisions' entropies; the ``_nats`` properties below are means.
+        energy_sum: sum of the decisions' ``logsumexp`` of logits, which is higher on images like those of training (the
+            negative energy of Liu et al., NeurIPS 2020, arXiv 2010.03759).
+        score_sum: sum of the probability of each decision's best class, "no object" excluded.
+        probability_sum: sum of the class probabilities ``(classes)``, "no object" excluded; None without decisions.
+        decided: the most probable class of each decision, in order.
     """
 
     samples: int
@@ -83,12 +83,12 @@ class Signals:
 
     @property
     def entropy_nats(self) -> float:
-        """Mean entropy of a decision."""
+        """Mean entropy of a decision, in nats."""
         return self.entropy_sum_nats / self.decisions if self.decisions else 0.0
 
     @property
     def mean_prediction_entropy_nats(self) -> float:
-        """Entropy of the mean class probabilities: near 0 when everything gets one class."""
+        """Entropy of the mean class probabilities, in nats: near 0 when one class is predicted for everything."""
         if self.probability_sum is None:
             return 0.0
         mean = (self.probability_sum / self.probability_sum.sum()).clamp(min=1e-9)
@@ -96,7 +96,7 @@ class Signals:
 
     @property
     def effective_classes(self) -> float:
-        """The number of classes that decisions are spread over: the exponential of that entropy."""
+        """Effective number of predicted classes: the exponential of ``mean_prediction_entropy_nats``."""
         return math.exp(self.mean_prediction_entropy_nats)
 
     @property
@@ -127,7 +127,7 @@ class Signals:
 
 @dataclass(frozen=True, slots=True)
 class SignalPair:
-    """The adapted and the unadapted model on the same images."""
+    """Signals of the adapted and of the unadapted model on the same images."""
 
     adapted: Signals
     source: Signals
@@ -139,9 +139,9 @@ class SignalPair:
 
     @classmethod
     def recent(cls, pairs: Sequence[SignalPair], *, decisions: int = 0, images: int = 0) -> SignalPair:
-        """Return the newest pairs together: as many as it takes for so many of the source's decisions, and images.
+        """Return the sum of the newest pairs, as many as contain that number of decisions and of images.
 
-        An image without a decision counts as one.
+        Decisions are counted on the source model; an image without a decision counts as one.
         """
         chosen: list[SignalPair] = []
         held = seen = 0
@@ -155,7 +155,7 @@ class SignalPair:
 
     @property
     def entropy_rise(self) -> float:
-        """How much less sure the adapted model is, as a fraction of the largest entropy that a decision can have."""
+        """How much higher the adapted model's mean entropy is, as a fraction of the largest entropy of a decision."""
         classes = max(self.adapted.classes, self.source.classes)
         if classes < 2 or not self.adapted.decisions or not self.source.decisions:
             return 0.0
@@ -163,7 +163,7 @@ class SignalPair:
 
     @property
     def energy_drop(self) -> float:
-        """By how much less the adapted model knows what it sees: the drop of mean energy, relative to the source's."""
+        """The drop of the adapted model's mean energy relative to the source's; 0 where it does not drop."""
         if not self.adapted.decisions or self.source.energy_sum <= 0:
             return 0.0
         source = self.source.energy_sum / self.source.decisions
@@ -171,23 +171,23 @@ class SignalPair:
 
     @property
     def agreement(self) -> float | None:
-        """Share of decisions on which both give the same class; None where they cannot be told to be the same ones."""
+        """Share of decisions on which both predict the same class; None where decisions cannot be matched."""
         ours, theirs = self.adapted.decided, self.source.decided
-        # One for each image: a classifier's. A detector's candidates come in another order and number each time.
+        # Only a classifier has one for each image. A detector's candidates differ in order and number in each pass.
         if not len(ours) == len(theirs) == self.adapted.samples or not ours:
             return None
         return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
 
     @property
     def variety_ratio(self) -> float:
-        """Over how many classes the adapted model's decisions spread, over how many the source's do."""
+        """The adapted model's effective number of classes over the source's; 1 where either has no decisions."""
         if not self.adapted.decisions or not self.source.decisions:
             return 1.0
         return self.adapted.effective_classes / self.source.effective_classes
 
     @property
     def detection_ratio(self) -> float:
-        """The adapted model's summed scores over the source's: below 1 it sees less."""
+        """The adapted model's summed scores over the source's; below 1 it detects less."""
         if self.source.score_sum == 0:
             return 1.0
         return self.adapted.score_sum / self.source.score_sum
@@ -195,19 +195,20 @@ class SignalPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certainty:
-    """Tells by how sure two models are of the same images whether adapting has made it worse.
+    """Computes from the certainty of two models on the same images whether adaptation has made the model worse.
 
-    Two signals, added: by how much the mean entropy of a decision rises, against what is allowed, and by how much the
-    energy falls. Where both models agree on next to nothing, the unadapted one is lost on these images (noise, fog) and
-    its being sure says little: then more is allowed. The numbers are from ``benchmarks/guards/thresholds.py``.
+    The degradation score adds two signals: the rise of the mean entropy of a decision, divided by the allowed rise, and
+    the relative drop of energy. Where the models hardly ever agree, the unadapted one fails on these images (noise,
+    fog) and its certainty means little; then larger changes are allowed (the ``lost_`` settings). The default values
+    were measured by ``benchmarks/guards/thresholds.py``.
 
     Attributes:
-        entropy_rise: of the mean entropy of a decision, as a fraction of the largest entropy that one can have, at
-            which the adapted model is thought to be the worse one; ``lost_entropy_rise``: where the unadapted one is
-            lost.
-        chance: added to either, divided by the root of how many decisions were compared.
-        energy_weight: of the relative drop of energy; ``lost_energy_weight``: where the unadapted model is lost.
-        lost_agreement: the share of equal decisions below which it is.
+        entropy_rise: the allowed rise of the mean entropy, as a fraction of the largest entropy of a decision;
+            ``lost_entropy_rise``: the same where the unadapted model fails.
+        chance: added to the allowed rise after division by the square root of the number of compared decisions, which
+            allows for sampling error.
+        energy_weight: weight of the relative drop of energy; ``lost_energy_weight``: where the unadapted model fails.
+        lost_agreement: the unadapted model is taken to fail where the share of equal decisions is below this.
     """
 
     entropy_rise: float = 0.06
@@ -218,12 +219,12 @@ class Certainty:
     lost_agreement: float = 0.25
 
     def allowed(self, decisions: int, *, lost: bool = False) -> float:
-        """Return the entropy rise that is allowed by itself."""
+        """Return the allowed entropy rise for a number of compared decisions."""
         allowed = self.lost_entropy_rise if lost else self.entropy_rise
         return allowed + self.chance / math.sqrt(max(1, decisions))
 
     def degradation_score(self, both: SignalPair) -> float:
-        """Return how much speaks against the adapted model; above 1 it is thought to be the worse one."""
+        """Return the degradation score of the adapted model; above 1 it is considered worse than the unadapted one."""
         lost = both.agreement is not None and both.agreement < self.lost_agreement
         allowed = self.allowed(min(both.adapted.decisions, both.source.decisions), lost=lost)
         return (

@@ -1,4 +1,4 @@
-"""A copy of the tensors that a method may move, in buffers allocated once, and the way back."""
+"""Copies of trainable parameters, buffers and optimizer moments, from which they can be restored."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from acclimate.core.outputs import nbytes
 class Snapshot:
     """The values of a selection and of an optimizer's moments at one point in time.
 
-    :meth:`capture` overwrites the previous copy in place; nothing is allocated after the first time, but for
-    the moments that the optimizer makes in its first step.
+    :meth:`capture` overwrites the previous copy in place, without allocating memory, except once for the moments that
+    the optimizer creates in its first step.
     """
 
     def __init__(self, selection: Selection, optimizer: torch.optim.Optimizer | None) -> None:
@@ -46,7 +46,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put every tensor, every moment and every optimizer setting back, to the bit."""
+        """Restore every tensor, every moment and every optimizer setting exactly."""
         _copy(self._tensors, self._copies)
         if self._optimizer is None:
             return
@@ -55,7 +55,7 @@ class Snapshot:
         targets, sources = [], []
         for parameter, key, copy in self._moments:
             moment = live.get((id(parameter), key))
-            # Reuse the live tensor, so that the optimizer goes on with the memory it has.
+            # Reuse the existing tensor, so that the optimizer keeps its memory.
             if not isinstance(moment, Tensor) or moment.shape != copy.shape:
                 moment = torch.empty_like(copy)
             self._optimizer.state[parameter][key] = moment

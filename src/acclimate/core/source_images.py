@@ -9,17 +9,17 @@ from typing import Any, Final
 from acclimate.core.spectrum import PowerSpectrum
 
 FROM_SOURCE_IMAGES: Final[Mapping[str, bool]] = {"from_source_images": True}
-"""Metadata of a method's dataclass field that is filled from source images, and so is no option of the user's."""
+"""Metadata of a method's dataclass field that is computed from source images, and so is not a setting of the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceImages:
-    """What is known of the images that a model was trained on.
+    """The available source images and their statistics.
 
     Attributes:
         batches: returns the model's inputs for all source images, in batches of about the given size, or of the run's
-            own where that is None; itself None where there are no such images.
-        spectrum: their mean power spectrum, where it came with the model.
+            own size for None; ``batches`` itself is None where there are no source images.
+        spectrum: their mean power spectrum; None where it is not stored with the model.
     """
 
     batches: Callable[[int | None], Iterable[Any]] | None = None

@@ -1,4 +1,4 @@
-"""The model as it was before it was adapted, without a second copy of it."""
+"""Running the unadapted model without a second copy of it, and comparing it with the adapted model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from acclimate.core.signals import SignalPair, Signals
 from acclimate.core.task import Task
 
 REMEMBERED_PAIRS: Final = 256
-"""How many batches a comparison may reach back; batches of one fill it last."""
+"""Of how many of the newest compared batches the signals are kept."""
 REMEMBERED_COMPARISONS: Final = 8
 """Over how many of the newest comparisons failures are counted."""
 STICKY_SCORE: Final = 1.5
@@ -26,54 +26,59 @@ STICKY_PASSES: Final = 3
 
 
 class FunctionalModel:
-    """Calls a model with other weights in place of some of its own."""
+    """Calls a model with some of its weights replaced."""
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         self._model = model
         self._weights = dict(weights)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model returns with these weights."""
+        """Return the model's outputs with the replaced weights."""
         return functional_call(self._model, self._weights, args, kwargs)
 
 
 @torch.no_grad()
 def source_outputs(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor], *, task: Task) -> Any:
-    """Return what the unadapted model says: ``weights`` for those that move, and the source's statistics."""
+    """Return the unadapted model's outputs, computed with its ``weights`` and the source's BatchNorm statistics.
+
+    ``weights`` are the source's values of the trainable parameters, by name.
+    """
     with norm.source_statistics():
         return task.forward(FunctionalModel(model, weights), layout.for_prediction(inputs))
 
 
 class SourceComparison:
-    """Compares the adapted model with the unadapted one over a session, and remembers how it went.
+    """Compares the adapted model with the unadapted one over a session, and keeps the results.
 
     Attributes:
-        images_checked, images_since_check: on how many images the unadapted model was asked, and how many came since.
+        images_checked, images_since_check: number of images on which the models were compared, and of images since the
+            last comparison.
         verified: signals of the adapted model on the newest batch that passed; None before the first.
         last: the newest comparison.
         consecutive_failures: how many of the newest comparisons failed in a row, that is, favoured the unadapted model.
-        sticky_fallback: comparisons failed so clearly that several must pass, under a stricter limit, before the
-            adapted model predicts again: a stream that is of one class stays so when its light changes.
-        falling_back: the newest comparison failed, so the unadapted model predicts.
-        seconds: wall-clock seconds that running the unadapted model took.
+        sticky_fallback: whether comparisons failed so clearly that several must pass, under a stricter limit, before
+            the adapted model predicts again. On a stream with only one class, say, adaptation stays harmful even where
+            a single comparison passes.
+        falling_back: whether the newest comparison failed, so that the unadapted model predicts.
+        seconds: wall-clock seconds spent on running the unadapted model.
     """
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], *, task: Task) -> None:
         self._model, self._weights, self._task = model, weights, task
         self._pairs: deque[SignalPair] = deque(maxlen=REMEMBERED_PAIRS)
-        # With batches of one a summary is of hundreds of pairs, and it is asked for more often than they change.
+        # With a batch size of 1 a summary covers hundreds of pairs, and it is used more often than they change.
         self._summaries: dict[tuple[int, int], SignalPair] = {}
         self._failures: deque[bool] = deque(maxlen=REMEMBERED_COMPARISONS)
         self.seconds = 0.0
         self.reset()
 
     def reset(self) -> None:
-        """Start again, as on a new stream."""
+        """Clear all results, as for a new stream."""
         self._pairs.clear()
         self._summaries.clear()
         self._failures.clear()
         self._latest: tuple[Any, Any] | None = None
-        self._was_asked = False
+        self._was_compared = False
         self.images_checked = self.images_since_check = 0
         self.verified: Signals | None = None
         self.last: SignalPair | None = None
@@ -92,7 +97,7 @@ class SourceComparison:
         return sum(self._failures)
 
     def outputs(self, batch: Any) -> Any:
-        """Return what the unadapted model says about ``batch``; after :meth:`compare` on it, it is not run again."""
+        """Return the unadapted model's outputs on ``batch``; those of the last :meth:`compare` are reused."""
         if self._latest is not None and self._latest[0] is batch:
             return self._latest[1]
         started = time.perf_counter()
@@ -101,13 +106,13 @@ class SourceComparison:
         return outputs
 
     def record_score(self, score: float) -> None:
-        """Record the degradation score of the batch that was compared; 1 is the limit."""
+        """Record the degradation score of the compared batch; the limit is 1."""
         self._scores.append(score)
 
     def compare(self, batch: Any, adapted: Signals, *, decisions: int) -> SignalPair:
-        """Ask the unadapted model about ``batch``, and return how both did on about the last so many decisions."""
+        """Run the unadapted model on ``batch``, and return the signals of both on about the last ``decisions``."""
         outputs = self.outputs(batch)
-        self._latest, self._was_asked = (batch, outputs), True
+        self._latest, self._was_compared = (batch, outputs), True
         source = Signals.of(self._task, outputs, samples=adapted.samples)
         self._pairs.append(SignalPair(adapted, source))
         self._summaries.clear()
@@ -117,20 +122,20 @@ class SourceComparison:
         return self.last
 
     def recent(self, decisions: int, *, images: int = 0) -> SignalPair:
-        """Return how both did on about the last so many decisions, and images, that were compared."""
+        """Return the signals of both models on about the last ``decisions`` and ``images`` that were compared."""
         key = (decisions, images)
         if key not in self._summaries:
             self._summaries[key] = SignalPair.recent(self._pairs, decisions=decisions, images=images)
         return self._summaries[key]
 
     def clear_history(self) -> None:
-        """Forget how both did before weights and state went back to the source: those outputs judge nobody any more."""
+        """Clear the signals from before a reset to the source, which say nothing about the model after it."""
         self._pairs.clear()
         self._summaries.clear()
         self.consecutive_failures = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must outlive a restart, as plain values."""
+        """Return what is needed to continue after a restart, as plain values."""
         return {
             "falling_back": self.falling_back,
             "sticky_fallback": self.sticky_fallback,
@@ -139,16 +144,16 @@ class SourceComparison:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Start again with what :meth:`state_dict` returned."""
+        """Continue from what :meth:`state_dict` returned."""
         self.reset()
         self.falling_back, self.sticky_fallback = state["falling_back"], state["sticky_fallback"]
         self.consecutive_failures = state["consecutive_failures"]
         self._failures.extend(state["failures"])
 
     def record(self, adapted: Signals, *, falling_back: bool) -> None:
-        """Note how a batch was judged, whether or not the unadapted model was asked about it."""
-        asked, self._was_asked = self._was_asked, False
-        if not asked:
+        """Record the result for a batch, whether or not the models were compared on it."""
+        compared, self._was_compared = self._was_compared, False
+        if not compared:
             self.images_since_check += adapted.samples
             return
         self._failures.append(falling_back)
@@ -163,5 +168,5 @@ class SourceComparison:
             self.verified = adapted
 
     def release(self) -> None:
-        """Let go of what was said about the newest batch: its tensor may hold other images the next time."""
-        self._latest, self._was_asked = None, False
+        """Drop the stored outputs on the newest batch, whose tensor the caller may fill with other images."""
+        self._latest, self._was_compared = None, False

@@ -1,8 +1,8 @@
-"""What a camera does to images on the whole, seen in their mean power spectrum, and a filter that undoes it.
+"""Mean power spectra of image streams, and a filter that changes a stream's spectrum towards the source's.
 
-Noise adds power at high frequencies, blur takes it away, low contrast takes it away at all of them. Natural images have
-a mean spectrum that hardly depends on what they show (Field, JOSA A 1987), so the spectrum of a stream, held against
-the source's, shows what happened in between, without labels.
+Noise adds power at high frequencies, blur removes it, and low contrast removes power at all frequencies. The mean
+spectrum of natural images hardly depends on their content (Field, JOSA A 1987), so comparing the spectrum of a stream
+with the source's reveals the degradation of the images without labels.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor
 from acclimate.errors import ConfigError
 
 BANDS: Final = 32
-"""Bands of spatial frequency, spaced by the logarithm; from one half-period in the image up to its diagonal."""
+"""Number of bands of spatial frequency, spaced logarithmically up to the highest diagonal frequency."""
 
-# Brightness, red against blue, green against both: nearly uncorrelated in photos (Ohta et al., CGIP 1980).
+# Brightness, red minus blue, green minus both: nearly uncorrelated in photos (Ohta et al., CGIP 1980).
 _OPPONENT: Final = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 2.0, -1.0))
-_LOWEST_FREQUENCY: Final = 1 / 128  # of the sampling rate: what is below shares the first band
+_LOWEST_FREQUENCY: Final = 1 / 128  # of the sampling rate; lower frequencies belong to the first band
 _SMALL: Final = 1e-10
 _END: Final = 1 / 255
 _LEAST_SPIKE: Final = 0.2
@@ -35,10 +35,10 @@ class PowerSpectrum:
     """Mean power spectrum of a set of images in [0, 1].
 
     Attributes:
-        power: ``(3, BANDS)`` mean power in each opponent colour and band, each image's own mean left out.
-        variation: ``(3, BANDS)`` standard deviation over images of that power, relative to ``power``.
-        mean: ``(3,)`` mean of each colour channel; ``mean_deviation`` ``(3,)``: of the images' means.
-        count: images.
+        power: ``(3, BANDS)`` mean power in each opponent colour and band, without each image's own mean.
+        variation: ``(3, BANDS)`` standard deviation of that power over images, relative to ``power``.
+        mean: ``(3,)`` mean of each colour channel; ``mean_deviation``: ``(3,)`` standard deviation of the image means.
+        count: number of images.
     """
 
     power: Tensor
@@ -48,13 +48,13 @@ class PowerSpectrum:
     count: int
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything as tensors by name, for a safetensors file."""
+        """Return all fields as tensors by name, for a safetensors file."""
         fields = ("power", "variation", "mean", "mean_deviation")
         return {**{name: getattr(self, name) for name in fields}, "count": torch.tensor(self.count)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PowerSpectrum:
-        """Return what :meth:`tensors` described.
+        """Return the spectrum whose fields :meth:`tensors` returned.
 
         Raises:
             ConfigError: a tensor is missing or has another shape.
@@ -68,17 +68,17 @@ class PowerSpectrum:
                 int(tensors["count"]),
             )
         except KeyError as error:
-            raise ConfigError(f"a source spectrum needs a tensor {error}; measure it again") from error
+            raise ConfigError(f"a source spectrum needs a tensor {error}, which is missing; compute it anew") from error
         if made.power.shape != (3, BANDS) or made.variation.shape != (3, BANDS) or made.mean.shape != (3,):
             raise ConfigError(
-                f"a source spectrum's power is (3, {BANDS}), got {tuple(made.power.shape)}; measure it again"
+                f"a source spectrum's power is (3, {BANDS}), got {tuple(made.power.shape)}; compute it anew"
             )
         return made
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Running sums over images; ``count`` is their weight, which decays where a stream is forgotten."""
+    """Running sums over images; ``count`` is the sum of their weights, which decay exponentially on a stream."""
 
     power: Tensor
     squared_power: Tensor
@@ -93,7 +93,7 @@ class Sums:
         return cls(power.sum(0), power.square().sum(0), mean.sum(0), mean.square().sum(0), float(len(images)))
 
     def plus(self, other: Sums, *, keep: float = 1.0) -> Sums:
-        """Return these sums, weighted by ``keep``, and the other's."""
+        """Return these sums, multiplied by ``keep``, plus the other's."""
         return Sums(
             keep * self.power + other.power,
             keep * self.squared_power + other.squared_power,
@@ -103,7 +103,7 @@ class Sums:
         )
 
     def spectrum(self) -> PowerSpectrum:
-        """Return the means."""
+        """Return the mean spectrum of the summed images."""
         power, mean = self.power / self.count, self.mean / self.count
         spread = (self.squared_power / self.count - power.square()).clamp(min=0).sqrt()
         return PowerSpectrum(
@@ -140,35 +140,35 @@ def band_power(images: Tensor) -> Tensor:
 
 
 def distance_nats(spectrum: PowerSpectrum, source: PowerSpectrum) -> float:
-    """Return how far apart two spectra are: the mean over colours and bands of ``|log ratio|``."""
+    """Return the distance of two spectra: the mean over colours and bands of ``|log ratio|``."""
     ratio = (spectrum.power + _SMALL) / (source.power + _SMALL)
     return float(ratio.log().abs()[_used(source)].mean())
 
 
 def excess_distance_nats(spectrum: PowerSpectrum, source: PowerSpectrum, *, chance_nats: float) -> float:
-    """Return the distance with what chance alone would give taken out of it (they add up as squares)."""
+    """Return the distance without the part that is due to sampling error; the squares of the two parts add up."""
     return math.sqrt(max(0.0, distance_nats(spectrum, source) ** 2 - chance_nats**2))
 
 
 def expected_distance_nats(source: PowerSpectrum, count: float) -> float:
-    """Return the distance that ``count`` images of the source itself would have, from chance alone."""
+    """Return the expected distance between the source and ``count`` images of the source, due to sampling error."""
     # The mean of |N(0, s)| is s sqrt(2 / pi), and log(1 + x) is about x.
     relative = source.variation[_used(source)].mean() / math.sqrt(max(count, 1.0))
     return float(relative) * math.sqrt(2 / math.pi)
 
 
 def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor:
-    """Return ``(B, 3, H, W)`` images in [0, 1] without the spikes of dead, hot or flipped pixels.
+    """Return ``(B, 3, H, W)`` images in [0, 1] without the outliers of dead, hot or flipped pixels (spikes).
 
-    No linear filter takes those away. A spike is a value at an end of the range that is farther from the median of the
-    3 x 3 values around it than ``deviations`` times what is usual in its image, and more than a fifth of the range; the
-    median takes its place (a switching median filter, Sun & Neuvo, Pattern Recognition Letters 1994). Noise that is
-    everywhere makes large distances usual, so it has no spikes.
+    No linear filter removes them, so this is a switching median filter (Sun & Neuvo, Pattern Recognition Letters 1994).
+    A spike is a value at an end of the range whose distance from the median of the 3 x 3 values around it is more than
+    ``deviations`` times the median of such distances in its image, and more than a fifth of the range; it is replaced
+    by the median of its 3 x 3 values. Noise in all pixels makes large distances common, so it is not taken for spikes.
 
     Args:
         images: in [0, 1].
-        deviations: how unusual a spike is.
-        least_share: with fewer spikes among all values the images are returned as they are.
+        deviations: the factor in the definition above.
+        least_share: the images are returned unchanged if the share of spikes among all values is smaller.
     """
     extreme = (images <= _END) | (images >= 1 - _END)
     if float(extreme.float().mean()) < least_share:
@@ -185,15 +185,16 @@ def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor
 def gains(stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, sharpening: float) -> Tensor:
     """Return the factor ``(3, BANDS)`` for the amplitude of each opponent colour and band.
 
-    What three quarters of a colour's bands have lost is lost contrast, and is given back in full to all of them. Of
-    what is left, a band with too much power is taken for noise that was added, and weakened as Wiener's filter does, by
-    the ratio of the powers; one with too little for blur, and raised by the ratio to the power of ``sharpening``.
+    A loss of power that at least three quarters of a colour's bands share is taken for lost contrast and is made up for
+    in full in all bands. Of the remaining difference, too much power in a band is taken for added noise, and the band
+    is attenuated by the ratio of the powers, as by a Wiener filter; too little power is taken for blur, and the band is
+    amplified by the ratio to the power of ``sharpening``.
 
     Args:
-        stream: what the images are like on the whole.
-        source: what they should be like.
-        max_gain: the largest factor, which also limits how much noise is raised.
-        sharpening: 0.5 would give the source's power back in full, noise and all.
+        stream: the spectrum of the stream.
+        source: the spectrum of the source.
+        max_gain: the largest factor, which also limits the amplification of noise.
+        sharpening: exponent for blurred bands; 0.5 would restore the source's power in full, but amplify noise too.
     """
     ratio = ((source.power + _SMALL) / (stream.power + _SMALL)).log()
     contrast = torch.stack([_lower_quartile(row[used]) for row, used in zip(ratio, _used(source), strict=True)])
@@ -206,9 +207,9 @@ def gains(stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, shar
 def filtered(
     images: Tensor, stream: PowerSpectrum, source: PowerSpectrum, *, strength: float, max_gain: float, sharpening: float
 ) -> Tensor:
-    """Return ``(B, 3, H, W)`` images in [0, 1] filtered by :func:`gains`, means moved by the difference of the means.
+    """Return ``(B, 3, H, W)`` images in [0, 1], filtered with :func:`gains` and shifted by the difference of the means.
 
-    ``strength`` in [0, 1] is the exponent of the gains and the factor of the shift: 0 leaves the images as they are.
+    ``strength`` in [0, 1] is the exponent of the gains and the factor of the shift; 0 returns the images unchanged.
     """
     factor = gains(stream, source, max_gain=max_gain, sharpening=sharpening) ** strength
     bands, _ = _bands(images.shape[2], images.shape[3], images.device)
@@ -227,7 +228,8 @@ def _median_of_neighbours(images: Tensor) -> Tensor:
     def beside(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return values[..., :-2], values[..., 1:-1], values[..., 2:]
 
-    # Of nine values in three sorted columns, it is the median of the highest low, the middle middle, the lowest high.
+    # With three sorted columns, the median of the nine values is the median of three: the largest of the low values,
+    # the median of the middle values, and the smallest of the high values.
     lows, highs = beside(low), beside(high)
     highest_low = torch.maximum(torch.maximum(lows[0], lows[1]), lows[2])
     lowest_high = torch.minimum(torch.minimum(highs[0], highs[1]), highs[2])
@@ -245,12 +247,12 @@ def _lower_quartile(values: Tensor) -> Tensor:
 
 
 def _used(source: PowerSpectrum) -> Tensor:
-    """Say which bands exist: a small image has no coefficient in the lowest."""
+    """Return which bands contain coefficients; small images have none in the lowest bands."""
     return source.power > _SMALL
 
 
 def _transformed(images: Tensor, *, centred: bool = True) -> Tensor:
-    """Return the orthonormal cosine transform of the opponent colours; without the mean of each where ``centred``."""
+    """Return the orthonormal cosine transform of the opponent colours, without their means if ``centred``."""
     height, width = images.shape[-2:]
     opponent = torch.einsum("oc,bchw->bohw", _opponent(images.device), images.float())
     coefficients = _cosines(height, images.device) @ opponent @ _cosines(width, images.device).T
@@ -276,7 +278,7 @@ def _opponent(device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _cosines(size: int, device: torch.device) -> Tensor:
-    """Return the orthonormal DCT-II ``(size, size)``; its implied mirror images leave no edge to ring at."""
+    """Return the orthonormal DCT-II ``(size, size)``, which extends images by reflection: no ringing at edges."""
     frequency, position = torch.arange(size)[:, None], torch.arange(size)[None]
     matrix = torch.cos(math.pi * (position + 0.5) * frequency / size) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
@@ -285,8 +287,8 @@ def _cosines(size: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _bands(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the band of each coefficient ``(H, W)``, and how many there are in each ``(BANDS,)``."""
-    # Row k oscillates k / (2 H) times a pixel, so that bands mean the same at every size.
+    """Return the band of each coefficient ``(H, W)``, and the number of coefficients in each band ``(BANDS,)``."""
+    # In cycles per pixel (k / (2 H) for row k), so that bands mean the same at every image size.
     rows, columns = torch.arange(height) / (2 * height), torch.arange(width) / (2 * width)
     frequency = torch.sqrt(rows[:, None] ** 2 + columns[None] ** 2)
     highest = math.sqrt(0.5)

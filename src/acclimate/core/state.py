@@ -1,6 +1,6 @@
-"""What a session has learned, in one safetensors file: weights, the method's state, optimizer moments, report.
+"""State files: the adapted weights, the method's state, optimizer moments and report of a session, as safetensors.
 
-A camera's adapted state survives a restart: a session that loads it goes on as if it had never stopped.
+A session that loads a state file continues as if it had not been interrupted, for example after a restart.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from acclimate.registry import METHODS
 
 FORMAT: Final = "acclimate session state 2"
 _FORMAT_1: Final = "acclimate session state 1"
-"""Named the classes of a method's state by their Python paths; of these only the last part is looked at."""
+"""The older format, which stores classes of a method's state by Python path; only the class name is read from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
-    """What a file holds.
+    """The contents of a state file.
 
     Attributes:
-        method, settings: of the session that was saved; ``method_version``: of the method's state, see
-            :class:`acclimate.registry.MethodInfo`.
-        source_sha256: of the source model's weights and buffers: a state is of one model.
-        weights: the selected parameters by name.
-        method_state: the method's state, as it was. None where the file is of a method that is not installed.
-        optimizer: its ``state_dict``, or None.
-        rng: the state of the session's generator.
-        optimizer_name: of its class.
-        stream: what the comparison with the unadapted model, and pacing, know of the stream.
-        report: of the session.
+        method, settings: name and hyper-parameters of the saved session's method; ``method_version``: the version of
+            the method's state, see :class:`acclimate.registry.MethodInfo`.
+        source_sha256: of the source model's weights and buffers; a state fits only the model it was saved with.
+        weights: the trainable parameters by name.
+        method_state: the method's state. None where the file is of a method that is not installed.
+        optimizer: the optimizer's ``state_dict``, or None.
+        rng: the state of the session's random generator.
+        optimizer_name: the name of the optimizer's class.
+        stream: the state of the comparison with the unadapted model, and of pacing.
+        report: the report of the session.
     """
 
     method: str
@@ -72,7 +72,7 @@ class SavedState:
         rng: torch.Generator,
         stream: Any,
     ) -> SavedState:
-        """Return the state of a session; ``source`` is every weight and buffer of the unadapted model."""
+        """Return the state of a session; ``source`` contains every weight and buffer of the unadapted model."""
         return cls(
             method=method.info.name,
             method_version=method.info.state_version,
@@ -88,10 +88,11 @@ class SavedState:
         )
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically: on an error, an existing file is left unchanged.
 
         Raises:
-            CheckpointError: it cannot be written, or the method's state holds what files have no form for.
+            CheckpointError: the file cannot be written, or the method's state contains an object of another type than
+                files can represent.
         """
         tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in self.weights.items()}
         described = {
@@ -106,12 +107,12 @@ class SavedState:
             "stream": json.dumps(_described(self.stream, "stream", tensors)),
         }
         tensors["rng"] = self.rng
-        # A long report would not fit into the header.
+        # As a tensor, because a long report would not fit into the header.
         tensors["report"] = torch.frombuffer(bytearray(self.report.to_json(indent=None).encode()), dtype=torch.uint8)
         partial = path.with_name(f".{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Copies: tensors that share memory are refused.
+            # Clones, because safetensors rejects tensors that share memory.
             save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, partial, described)
             partial.replace(path)
         except (OSError, SafetensorError) as error:
@@ -123,14 +124,14 @@ class SavedState:
         """Read a file.
 
         Args:
-            path: of the file.
-            method: that goes on from it; None takes the registered method of the name in the file.
+            path: the file.
+            method: the method that will use it; None takes the registered method that the file names.
 
         Raises:
-            CheckpointError: there is none, or it is no session's state.
+            CheckpointError: the file does not exist, cannot be read, or is no session's state.
         """
         if not path.exists():
-            raise CheckpointError(f"state file {path} does not exist")
+            raise CheckpointError(f"state file {path} does not exist; give a file that --ttt-save-state wrote")
         try:
             with safe_open(str(path), framework="pt") as file:
                 described = file.metadata() or {}
@@ -160,7 +161,7 @@ class SavedState:
         )
 
     def on(self, device: torch.device) -> SavedState:
-        """Return this state with what a session computes with on ``device``."""
+        """Return this state with weights, method state and stream statistics on ``device``."""
 
         def moved(tree: Any) -> Any:
             return map_tensors(lambda tensor: tensor.to(device), tree)
@@ -169,10 +170,10 @@ class SavedState:
             self, weights=moved(self.weights), method_state=moved(self.method_state), stream=moved(self.stream)
         )
 
-    def put_back(self, optimizer: torch.optim.Optimizer | None, rng: torch.Generator) -> None:
-        """Give an optimizer its moments back, but not its settings, and a generator its position.
+    def restore(self, optimizer: torch.optim.Optimizer | None, rng: torch.Generator) -> None:
+        """Restore the optimizer's moments, but not its settings, and the generator's state.
 
-        A generator of another kind of device keeps its own: their states have nothing in common.
+        A generator on another type of device than the saved one is not changed, because their states are incompatible.
         """
         if optimizer is not None:
             own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -191,25 +192,28 @@ def read_fitting(
     *,
     source: Mapping[str, Tensor],
 ) -> SavedState:
-    """Read a file that a session of this method, selection and source model can go on from.
+    """Read a file and check that it fits a session of this method, optimizer, selection and source model.
 
     Raises:
-        CheckpointError: the file is no state, or of another model, method, optimizer or selection.
+        CheckpointError: the file is no state, or that of another model, method, optimizer or selection.
     """
     name, version = method.info.name, method.info.state_version
     saved = SavedState.read(path, method=method)
     if saved.method != name:
-        raise CheckpointError(f"{path} is a state of {saved.method}, and this session's method is {name}")
+        raise CheckpointError(
+            f"{path} is a state of {saved.method}, and this session's method is {name}; load it with {saved.method}"
+        )
     if saved.method_version != version:
         raise CheckpointError(
-            f"{path} holds version {saved.method_version} of the state of {name}, and here it has version {version}; "
-            "adapt anew, or use the version that saved it"
+            f"{path} holds version {saved.method_version} of the state of {name}, and the installed version of {name} "
+            f"reads version {version}; adapt again without the file, or install the version that saved it"
         )
     other = saved.weights.keys() ^ selection.parameters.keys()
     if other:
         raise CheckpointError(
-            f"in {path} other parameters are trainable ({len(saved.weights)}, here {len(selection.parameters)}; first "
-            f"{min(other)}); load it with the filter and the low-rank settings that it was saved with"
+            f"in {path} other parameters are trainable than in this session ({len(saved.weights)}, here "
+            f"{len(selection.parameters)}; the first difference is {min(other)}); load it with the filter and the "
+            "low-rank settings that it was saved with"
         )
     if saved.source_sha256 != fingerprint(source):
         raise CheckpointError(f"{path} is a state of another model; load it with the weights that it was saved with")
@@ -222,13 +226,14 @@ def read_fitting(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
+class TensorDifference:
     """How one tensor differs between two states.
 
     Attributes:
         name: of the tensor.
-        changed: elements that differ; ``elements``: all of them.
-        distance: L2 norm of the difference; ``relative``: over the norm of the first; ``largest``: of one element.
+        changed: number of elements that differ; ``elements``: number of all elements.
+        distance: L2 norm of the difference; ``relative``: the same over the norm of the first tensor; ``largest``: the
+            largest difference of one element.
     """
 
     name: str
@@ -239,8 +244,10 @@ class Moved:
     largest: float
 
 
-def difference(first: SavedState, second: SavedState) -> tuple[Moved, ...]:
-    """Return what moved between two states of one model, farthest first; a tensor that only one has is left out.
+def difference(first: SavedState, second: SavedState) -> tuple[TensorDifference, ...]:
+    """Return the differences between two states of one model, the largest relative one first.
+
+    Tensors that only one of the states contains are left out.
 
     Raises:
         CheckpointError: the states are of different models.
@@ -253,7 +260,7 @@ def difference(first: SavedState, second: SavedState) -> tuple[Moved, ...]:
         gap = b - a
         distance, norm = float(gap.norm()), float(a.norm())
         found.append(
-            Moved(
+            TensorDifference(
                 name=name,
                 changed=int((gap != 0).sum()),
                 elements=gap.numel(),
@@ -262,11 +269,11 @@ def difference(first: SavedState, second: SavedState) -> tuple[Moved, ...]:
                 largest=float(gap.abs().max()) if gap.numel() else 0.0,
             )
         )
-    return tuple(sorted(found, key=lambda moved: (-moved.relative, moved.name)))
+    return tuple(sorted(found, key=lambda entry: (-entry.relative, entry.name)))
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, shapes and values."""
+    """Return the SHA-256 of names, shapes, number formats and values."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -275,7 +282,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def _described(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """Return ``tree`` as JSON; its tensors are put into ``tensors`` under names that begin with ``prefix``."""
+    """Return ``tree`` as JSON; its tensors are added to ``tensors`` under names that begin with ``prefix``."""
     if isinstance(tree, Tensor):
         name = f"{prefix}.{len(tensors)}"
         tensors[name] = tree
@@ -298,7 +305,7 @@ def _described(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _restored(described: Any, tensors: Mapping[str, Tensor], types: Mapping[str, type] | None = None) -> Any:
-    """Return what :func:`_described` described; ``types`` are the dataclasses that may be in it, by name."""
+    """Return the object that :func:`_described` described; ``types``: the dataclasses that may occur in it, by name."""
     types = types or {}
     (kind, content), *rest = described.items()
     if kind == "tensor":
@@ -311,10 +318,10 @@ def _restored(described: Any, tensors: Mapping[str, Tensor], types: Mapping[str,
         fields = {name: _restored(value, tensors, types) for name, value in dict(rest)["fields"].items()}
         name = content.rpartition(":")[2]
         if name not in types:
-            # A file must not choose which code is called.
+            # Only listed classes are constructed, so that a file cannot choose which code is called.
             raise CheckpointError(
                 f"the state holds a record {name!r}, which is none of the method's state types "
-                f"({', '.join(types) or 'it has none'}); was the file changed?"
+                f"({', '.join(types) or 'it has none'}); use an unmodified file that --ttt-save-state wrote"
             )
         return types[name](**fields)
     return content
@@ -335,7 +342,7 @@ _RENAMED: Final = {
     "trips_in_a_row": "consecutive_failures",
     "judgements": "failures",
 }
-"""Keys of format 1."""
+"""Keys of format 1, and their present names."""
 
 
 def _stream_of(stream: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What a model's outputs mean, so that a method needs to know only tensors.
+"""Tasks interpret a model's outputs, so that methods work on tensors alone.
 
-A method asks a :class:`Task` for *decisions*: rows of softmax logits, one for each thing the model decided
-on (an image for a classifier, a candidate object for a detector). Adapters supply the task.
+A :class:`Task` converts outputs to *decisions*: rows of softmax logits, one for each image of a classifier or each
+candidate object of a detector. Adapters supply the task.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from acclimate.errors import ConfigError, TTTNotSupportedError
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """Rows of softmax logits that a loss may learn from.
+    """Rows of softmax logits to compute losses from.
 
     Attributes:
-        logits: ``(N, K)``; one row for each decision, one column for each alternative.
-        weights: ``(N,)`` without gradient: how much each row counts; None counts all alike.
+        logits: ``(N, K)``; one row for each decision, one column for each class.
+        weights: the weight of each row, ``(N,)`` without gradient; None weights all rows equally.
         background: whether the last column means "no object" and is not a class.
     """
 
@@ -50,25 +50,25 @@ def _unchanged(outputs: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """An augmented copy of a batch, and how to map the outputs on it back to the original; by default as they are."""
+    """An augmented copy of a batch, and the function that maps outputs on it to the original (default: identity)."""
 
     batch: Any
     undo: Callable[[Any], Any] = _unchanged
 
 
 class Task(Protocol):
-    """What a method may ask about a model without knowing what the model is for."""
+    """The operations on a model's inputs and outputs that methods use."""
 
     def forward(self, model: Callable[..., Any], batch: Any) -> Any:
-        """Call ``model`` on ``batch`` and return only what the other functions here need."""
+        """Call ``model`` on ``batch`` and return the part of its outputs that the other functions use."""
         ...
 
     def decisions(self, outputs: Any) -> Decisions:
-        """Return the rows to learn from; there may be none."""
+        """Return the decisions in ``outputs``; there may be none."""
         ...
 
     def divergence(self, student_outputs: Any, teacher_outputs: Any) -> Tensor:
-        """Return how far the student is from the teacher in nats, ``(N,)``; gradient flows to the student."""
+        """Return the divergence of the student from the teacher in nats, ``(N,)``, differentiable in the student."""
         ...
 
     def images(self, batch: Any) -> Tensor:
@@ -84,11 +84,15 @@ class Task(Protocol):
         ...
 
     def mirrored(self, batch: Any) -> View | None:
-        """Return the batch mirrored left to right; None where what it shows does not survive that."""
+        """Return the batch mirrored left to right; None where mirroring changes the meaning of the images."""
         ...
 
     def merge(self, outputs: Sequence[Any], reference: Any | None) -> Any:
-        """Average the outputs on several views, each already undone, into one in the shape of ``reference``."""
+        """Average the outputs on several views, each mapped back by :attr:`View.undo`.
+
+        ``reference``: the outputs on the batch itself, which decide the structure of the result; None where
+        :attr:`aligned` is true.
+        """
         ...
 
     @property
@@ -103,22 +107,22 @@ class Task(Protocol):
 
     @property
     def aligned(self) -> bool:
-        """Say whether row i of the decisions means the same thing in any two passes over one batch.
+        """Whether row i of the decisions refers to the same object in any two passes over one batch.
 
-        True for a classifier. A detector's candidates come in another order, and in another number, each time;
-        then :meth:`merge` needs the outputs on the batch itself as its reference.
+        True for a classifier. A detector's candidates differ in order and number in each pass; then :meth:`merge`
+        needs the outputs on the batch itself as its reference.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """The task of a classifier whose ``(B, K)`` logits are what it returns, or stand in what it returns.
+    """The task of a classifier that returns logits ``(B, K)``, or a container with them (see :func:`logits_of`).
 
     Attributes:
-        pixel_range: the lowest and highest value of a pixel in a batch, for all channels or for each; images are
-            augmented within it. None leaves out the augmentations that need a range.
-        flips: whether mirrored images keep their class (not so for digits and text).
+        pixel_range: the lowest and highest possible pixel value in a batch, for all channels or for each; augmented
+            images are clipped to it. None leaves out the augmentations that need a range.
+        flips: whether mirrored images keep their class (False for digits and text).
     """
 
     pixel_range: PixelRange | None = (0.0, 1.0)
@@ -135,8 +139,8 @@ class Classification:
         logits = logits_of(model(batch))
         if logits.dim() != 2:
             raise ConfigError(
-                f"a classifier's logits are (B, K), and this model returned {tuple(logits.shape)}; "
-                "give the session the task that it is for, such as acclimate.vision.models.detection.Detection "
+                f"the shape of a classifier's logits is (B, K), and this model returned {tuple(logits.shape)}; "
+                "give the session the model's task, such as acclimate.vision.models.detection.Detection "
                 "(in a TorchModel: kind='detector')"
             )
         return logits
@@ -160,7 +164,7 @@ class Classification:
         return images
 
     def views(self, batch: Any, *, count: int, rng: torch.Generator) -> Iterator[View]:
-        """Yield the augmented copies of :func:`acclimate.core.views.augmented`; nothing needs undoing."""
+        """Yield augmented copies made by :func:`acclimate.core.views.augmented`; classes are not affected."""
         images = self.images(batch)
         for _ in range(count):
             augmented = views.augmented(
@@ -169,30 +173,30 @@ class Classification:
             yield View(augmented)
 
     def mirrored(self, batch: Any) -> View | None:
-        """Return the images mirrored, where mirrored images keep their class."""
+        """Return the images mirrored left to right; None if ``flips`` is false."""
         return View(self.images(batch).flip(-1)) if self.flips else None
 
     def merge(self, outputs: Sequence[Any], reference: Any | None) -> Tensor:
-        """Return the mean of the logits ``(B, K)`` (CoTTA's official code averages logits)."""
+        """Return the mean of the logits ``(B, K)``, as CoTTA's official code does."""
         return torch.stack([logits_of(output) for output in outputs]).mean(0)
 
 
 def require_classifier(task: Task, method: str) -> None:
-    """Check that each row of a task's decisions is an image, the same in every pass.
+    """Check that the task is a classifier's, in which each row of decisions belongs to one image in every pass.
 
     Raises:
         TTTNotSupportedError: it is a detector's task.
     """
     if not task.aligned:
         raise TTTNotSupportedError(
-            f"{method} compares an image's predictions over several passes, which a detector's queries do not allow; "
-            "use spectrum, align, bn, mim or cotta"
+            f"{method} compares an image's predictions over several passes, and a detector's queries cannot be matched "
+            "between passes; use spectrum, align, bn, mim or cotta"
         )
 
 
 @contextmanager
 def correcting_logits(model: nn.Module, correct: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside the block, whatever calls ``model`` gets its logits as ``correct`` returns them, in the same container."""
+    """Inside the block, ``model`` returns its logits as changed by ``correct``, in the same container."""
 
     def changed(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         logits = logits_of(output)
@@ -207,10 +211,10 @@ def correcting_logits(model: nn.Module, correct: Callable[[Tensor], Tensor]) -> 
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Return the logits in what a classifier returned: a tensor, ``.logits``, ``["logits"]``, or the first of a tuple.
+    """Return a classifier's logits: the outputs themselves, ``.logits``, ``["logits"]``, or the first of a tuple.
 
     Raises:
-        ConfigError: nothing of that kind is there.
+        ConfigError: the outputs contain none of these.
     """
     if isinstance(outputs, Tensor):
         return outputs

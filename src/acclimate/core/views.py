@@ -1,7 +1,7 @@
-"""Augmented copies of image batches on plain tensors, ``(B, C, H, W)`` in and out.
+"""Augmentations of image batches: functions that take and return tensors ``(B, C, H, W)``.
 
 The ranges are those of the test-time augmentation in CoTTA's official CIFAR code (Wang et al. 2022). As there,
-one draw of the random numbers serves a whole batch; the colour operations are composed into one matrix.
+all images of a batch share one draw of the random numbers. The colour operations are composed into one matrix.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from acclimate.errors import ConfigError
 
 PixelRange = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
-"""Lowest and highest value of a pixel, for all channels or for each."""
+"""Lowest and highest possible pixel value, for all channels or for each."""
 
 BRIGHTNESS: Final = (0.6, 1.4)
 CONTRAST: Final = (0.7, 1.3)
@@ -48,9 +48,9 @@ def augmented(
 
     Args:
         images: ``(B, C, H, W)``.
-        rng: on the same device as ``images``.
-        pixel_range: lowest and highest pixel value; None leaves out colour changes and clipping.
-        flip_probability: of mirroring the whole batch left to right.
+        rng: a generator on the same device as ``images``.
+        pixel_range: lowest and highest possible pixel value; None leaves out colour changes and clipping.
+        flip_probability: the probability of mirroring the whole batch left to right.
         geometric: whether to rotate, shift and scale.
 
     Raises:
@@ -111,7 +111,7 @@ def color_jittered(
 ) -> Tensor:
     """Return ``images`` ``(B, C, H, W)`` with changed colours, clipped to ``pixel_range``.
 
-    Hue and saturation are left out unless there are three channels.
+    Hue and saturation are changed only in images with three channels.
 
     Raises:
         ConfigError: a pixel lies outside ``pixel_range``.
@@ -120,7 +120,7 @@ def color_jittered(
     slack = 1e-3 * (high - low)
     if bool(((images < low - slack) | (images > high + slack)).any()):
         raise ConfigError(
-            f"pixels lie outside the task's pixel_range {pixel_range}: they reach from {float(images.min()):.3g} to "
+            f"pixels lie outside the task's pixel_range {pixel_range}: they range from {float(images.min()):.3g} to "
             f"{float(images.max()):.3g}; give the task the range of your batches, or None"
         )
     unit = images if pixel_range == (0.0, 1.0) else ((images - low) / (high - low)).clamp(0.0, 1.0)
@@ -141,23 +141,23 @@ def color_jittered(
 
 
 def normalised_range(mean: Sequence[float], std: Sequence[float]) -> PixelRange:
-    """Return the range of pixels that were in [0, 1] before ``mean`` was subtracted and ``std`` divided by."""
+    """Return the pixel range of images in [0, 1] after normalisation with ``mean`` and ``std`` of each channel."""
     return tuple(-m / s for m, s in zip(mean, std, strict=True)), tuple(
         (1 - m) / s for m, s in zip(mean, std, strict=True)
     )
 
 
 def bounds(pixel_range: PixelRange, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return lowest and highest value as tensors that broadcast over ``(B, C, H, W)``."""
+    """Return lowest and highest pixel value as tensors that broadcast over ``(B, C, H, W)``."""
     low, high = (torch.tensor(bound, dtype=images.dtype, device=images.device).view(-1, 1, 1) for bound in pixel_range)
     return low, high
 
 
 def with_content(images: Tensor, *, pixel_range: PixelRange | None) -> Tensor:
-    """Say of each of ``(B, C, H, W)`` images whether it shows anything: ``(B,)``, false where it is of one colour.
+    """Return for each of ``(B, C, H, W)`` images whether it has any content: ``(B,)``, false for uniform images.
 
-    A lens cap, a dropped frame: its values differ by less than one of 255 steps of the range, or not at all where no
-    range is known. Nothing is to be learned from it, and as part of a batch's statistics it spoils those of the others.
+    An image is uniform if its values differ by at most 1/255 of the range, or not at all where the range is unknown (a
+    lens cap, a dropped frame). Such images contain nothing to learn from, and distort the statistics of their batch.
     """
     flat = images.flatten(2)
     spread = flat.amax(-1) - flat.amin(-1)
@@ -165,7 +165,7 @@ def with_content(images: Tensor, *, pixel_range: PixelRange | None) -> Tensor:
     if pixel_range is not None:
         low, high = bounds(pixel_range, images)
         least = (high - low).flatten() * _ONE_STEP
-    # Written so that NaN is no such image: it is another guard's to find.
+    # Negated so that images with NaN count as having content: the guard NonFinite must still see them.
     return ~(spread <= least).all(-1)
 
 
@@ -181,12 +181,12 @@ def _hue_saturation_matrix(saturation: float, hue_turns: float) -> Tensor:
 
 
 def affine(images: Tensor, *, degrees: float, shift: tuple[float, float], scale: float, flip: bool) -> Tensor:
-    """Return ``images`` rotated, shifted (fractions of the size), scaled and perhaps mirrored, edges repeated."""
+    """Return ``images`` rotated, shifted (fractions of the size), scaled, and mirrored if ``flip``; edges repeated."""
     height, width = images.shape[-2:]
     radians = math.radians(degrees)
     cos, sin = math.cos(radians) / scale, math.sin(radians) / scale
     mirror = -1.0 if flip else 1.0
-    # Maps output to input coordinates, each in [-1, 1]; the ratio keeps a rotation of a non-square image a rotation.
+    # Maps output to input coordinates in [-1, 1]; without the ratio, a rotation would distort non-square images.
     matrix = torch.tensor(
         [
             [mirror * cos, sin * height / width, 2 * shift[0]],
@@ -202,7 +202,7 @@ def affine(images: Tensor, *, degrees: float, shift: tuple[float, float], scale:
 
 
 def blurred(images: Tensor, *, sigma_pixels: float) -> Tensor:
-    """Return ``images`` ``(B, C, H, W)`` under a Gaussian blur, edges repeated."""
+    """Return ``images`` ``(B, C, H, W)`` with a Gaussian blur; edges repeated."""
     radius = max(1, math.ceil(3 * sigma_pixels))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / max(sigma_pixels, 1e-3)) ** 2)
@@ -218,7 +218,7 @@ def blurred(images: Tensor, *, sigma_pixels: float) -> Tensor:
 def patch_mask(images: Tensor, *, patch_size: int, probability: float, rng: torch.Generator) -> Tensor:
     """Return a boolean mask ``(B, 1, H, W)``, true on the square patches to hide.
 
-    Each patch is hidden with ``probability``; at least one patch in every image is hidden.
+    Each patch is hidden with the given probability, and at least one patch of every image is hidden.
     """
     batch, _, height, width = images.shape
     rows, columns = math.ceil(height / patch_size), math.ceil(width / patch_size)

@@ -1,4 +1,4 @@
-"""Adaptation methods: one paper, one file. :mod:`acclimate.registry` finds whatever file is added here."""
+"""Adaptation methods, one module for each. :mod:`acclimate.registry` finds every module that is added here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ __all__ = sorted(entry.target.rpartition(":")[2] for entry in METHODS.shipped().
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is first used. The stub beside this file is for type checkers; make docs writes it.
+    # A method is imported when it is first used. The stub beside this file, which "make docs" writes, is for type
+    # checkers.
     for entry in METHODS.shipped().values():
         module, _, cls = entry.target.partition(":")
         if cls == name:

@@ -1,8 +1,9 @@
-"""Align: bring the statistics of a network's features back to the source's (Mirza et al., CVPR 2023, arXiv 2211.12870).
+"""Align: align the statistics of activations with the source's (ActMAD: Mirza et al., CVPR 2023, arXiv 2211.12870).
 
 ActMAD aligns mean and variance of activations with those of the training set by gradient descent. Here the activations
-are the inputs of BatchNorm layers, whose source statistics every network carries (as in Yin et al., CVPR 2020, arXiv
-1912.08795), so that no training image is needed; the paper takes statistics by position as well, which needs them.
+are the inputs of BatchNorm layers, whose source statistics are stored in every network (as in Yin et al., CVPR 2020,
+arXiv 1912.08795), so that no training images are needed. The paper also uses statistics of each position, which
+require training images.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ from acclimate.registry import MethodInfo, Paper, Preset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Align:
-    """Descend the distance of BatchNorm's inputs from its running statistics, channel by channel.
+    """Minimise the distance between the statistics of BatchNorm's inputs and its running statistics.
 
     The loss is the mean over layers and channels of ``|mean - source mean| + |std - source std|``, in source standard
-    deviations (the paper's L1, eq. 3, made free of scale). It needs no confidence, so it works on any head.
+    deviations (the paper's L1 distance, eq. 3, made independent of scale). It does not depend on predictions, so it
+    works with any head.
 
     Attributes:
-        lr: of Adam. Ours, tuned on ``benchmarks/pose_scenes``: from 5e-4 on clean images suffer.
-        update: what may move; the paper moves every parameter.
-        batch_statistics: normalise with the batch's statistics.
-        spectrum: filter images first (see :class:`~acclimate.methods.SpectrumFilter`); None leaves them as they are.
+        lr: of Adam. Not from the paper: tuned on ``benchmarks/pose_scenes``, where 5e-4 and more lower the accuracy on
+            clean images.
+        update: the trainable parameters; the paper's are all parameters.
+        batch_statistics: whether to normalise with the batch's statistics.
+        spectrum: filters images first (see :class:`~acclimate.methods.SpectrumFilter`); None leaves them unfiltered.
 
     Raises:
         ConfigError: the rate is negative.
@@ -68,12 +71,12 @@ class Align:
             raise ConfigError(f"align: lr must not be negative, got {self.lr}")
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
-        """Return the method with a filter towards the source images' spectrum, where it is known."""
+        """Return the method with a filter towards the source images' spectrum; itself where that is unknown."""
         spectrum = (self.spectrum or SpectrumFilter()).with_source(model, source, task=task)
         return self if spectrum.source is None else replace(self, spectrum=spectrum)
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names.
+        """Select the parameters that ``update`` chooses.
 
         Raises:
             EmptySelectionError: no BatchNorm layer keeps running statistics.
@@ -104,7 +107,7 @@ class Align:
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> Step:
-        """Descend the distance once; the outputs are those before the update."""
+        """Make one gradient step on the distance; the outputs are those before the update."""
         if self.spectrum is not None:
             state, batch = self.spectrum.observe(batch, state, task=task)
             batch = layout.for_learning(batch)
@@ -119,30 +122,30 @@ class Align:
         return Step(state, detach(outputs), loss.detach(), sample_count(batch))
 
     def predict(self, model: nn.Module, inputs: Any, state: SpectrumState, *, task: Task) -> Any:
-        """Return the adapted model's outputs, on filtered images where there is a filter."""
+        """Return the adapted model's outputs, on filtered images if ``spectrum`` is set."""
         if self.spectrum is not None:
             inputs = layout.for_prediction(self.spectrum.cleaned(inputs, state, task=task))
         return task.forward(model, inputs)
 
     def installed(self, model: nn.Module, state: SpectrumState, *, task: Task) -> AbstractContextManager[None]:
-        """Inside the block, whatever calls ``model`` has its images filtered, where there is a filter."""
+        """Inside the block, the inputs of ``model`` are filtered if ``spectrum`` is set."""
         return nullcontext() if self.spectrum is None else self.spectrum.filtering(model, state, task=task)
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say what is aligned, and what images go through before."""
+        """Return the number of aligned layers, and the notes of the filter."""
         first = f"align: the inputs of {len(_layers(model))} BatchNorm layers"
         return (first, *(() if self.spectrum is None else self.spectrum.notes(model, task)))
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that keep running statistics, frozen BatchNorm included."""
+    """Return the layers with running statistics, frozen BatchNorm included."""
     kept = ("running_mean", "running_var")
     return [module for module in model.modules() if all(module._buffers.get(name) is not None for name in kept)]
 
 
 @contextmanager
 def _measured(model: nn.Module, distances: list[Tensor]) -> Iterator[None]:
-    """Inside the block, each BatchNorm layer adds the distance of its input from its running statistics."""
+    """Inside the block, each BatchNorm layer appends the distance of its inputs from its running statistics."""
 
     def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         values, source_mean, source_var = inputs[0], layer._buffers["running_mean"], layer._buffers["running_var"]

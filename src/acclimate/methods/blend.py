@@ -1,7 +1,8 @@
-"""Blend: clean the image, blend the stream's remembered statistics with the source's, average two mirrored views.
+"""Blend: filter images, mix running statistics of the stream with the source's, and average over flips.
 
-Ours, without gradient. What it builds on: mixed statistics (Schneider et al., NeurIPS 2020, arXiv 2006.16971); a memory
-of target statistics (Yuan et al., RoTTA, CVPR 2023, arXiv 2303.13899); the filter of :mod:`acclimate.methods.spectrum`.
+A method of this project, without gradients. It builds on mixed statistics (Schneider et al., NeurIPS 2020, arXiv
+2006.16971), running target statistics (RoTTA: Yuan et al., CVPR 2023, arXiv 2303.13899) and the filter of
+:mod:`acclimate.methods.spectrum`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from acclimate.registry import MethodInfo, Preset
 
 @dataclass(frozen=True, slots=True)
 class BlendState:
-    """What is remembered of the stream.
+    """Statistics of the stream.
 
     Attributes:
-        seen: of its images, where they are filtered.
-        memory: mean and variance of what enters each BatchNorm layer, by name.
+        seen: the state of the filter, where images are filtered.
+        memory: running mean and variance of the inputs of each BatchNorm layer, by name.
         classes: mean class probabilities of recent decisions ``(K,)``; None before the first.
-        decisions: how many decisions ``classes`` stands for, up to the window.
+        decisions: the number of decisions that ``classes`` averages, at most the window.
     """
 
     seen: SpectrumState = SpectrumState()
@@ -49,25 +50,26 @@ class BlendState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blend:
-    """Normalise with the source's statistics and a memory of the stream's, on filtered images, with flip averaging.
+    """Normalise filtered images with a mixture of running and source statistics, and average predictions over flips.
 
-    The memory starts as the source's and moves by ``n / (n + memory_images)`` with a batch of n, so it serves batches
-    of one as well as of hundreds. A stream that shows one class after the other would fill it with the class of the
-    hour: so the more one-sided recent decisions are, the slower it moves.
+    The running statistics start as the source's and are updated with each batch of n images at the rate
+    ``n / (n + memory_images)``, which suits batches of one image as well as of hundreds. On a stream that is ordered by
+    class they would become those of the present class, so the rate is lower when recent decisions have few classes.
 
     Attributes:
-        memory_weight: of the memory against the source's statistics.
-        memory_images: how many images the memory counts for against a new batch.
-        diversity_exponent: of the diversity of recent decisions (the effective number of classes less one, as a
-            fraction of all less one), by which the memory's rate is multiplied; 0 looks at no decision.
-        diversity_window: over how many recent decisions.
-        certainty: how a first batch that is too one-sided to learn statistics from is told: by them the model would be
-            less sure of it.
-        flip_averaging: average the prediction with that on the flipped image, where the task allows it, at twice the
-            cost.
-        spectrum: filter images first; None leaves them as they are.
+        memory_weight: weight of the running statistics in the mixture; that of the source's is one minus it.
+        memory_images: the number of images that the running statistics count for when a batch is added.
+        diversity_exponent: the rate is multiplied by the diversity of recent decisions to this power. Diversity is
+            (effective number of classes - 1) / (number of classes - 1); an exponent of 0 ignores it.
+        diversity_window: the number of recent decisions from which diversity is computed.
+        certainty: detects a first batch with too few classes to take statistics from: with its statistics the model
+            would be less certain.
+        flip_averaging: whether to average the predictions on each image and on its mirror image, where the task allows
+            it; this doubles the cost.
+        spectrum: filters images first; None leaves them unfiltered.
 
-    All were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, under corruptions and severities that are not reported.
+    The defaults were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, with corruptions and severities that are not
+    part of the reported benchmark.
 
     Raises:
         ConfigError: a field is out of range.
@@ -84,7 +86,7 @@ class Blend:
         certainty_allowance=2.0,
         presets=(Preset(name="blend_safe", settings={"update_filter": "norm_only"}),),
         auto={"classifier": ({},)},
-        auto_reason="ahead on every kind of stream that was measured, and nothing speaks against it",
+        auto_reason="the most accurate method on every kind of stream that was measured, and all checks passed",
     )
     state_types: ClassVar[tuple[type, ...]] = (BlendState, SpectrumState, Sums)
 
@@ -106,28 +108,28 @@ class Blend:
             raise ConfigError(f"blend: diversity_exponent must not be negative, got {self.diversity_exponent}")
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
-        """Return the method with a filter towards the source images' spectrum, where it is known."""
+        """Return the method with a filter towards the source images' spectrum; itself where that is unknown."""
         spectrum = (self.spectrum or SpectrumFilter()).with_source(model, source, task=task)
         return self if spectrum.source is None else replace(self, spectrum=spectrum)
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select nothing: no parameter moves.
+        """Select no parameter; only statistics adapt.
 
         Raises:
-            EmptySelectionError: there is neither BatchNorm nor a filter, so nothing would adapt.
+            EmptySelectionError: there is neither BatchNorm nor a filter, so there is nothing to adapt.
         """
         if self.spectrum is None and not norm.batch_norms(model):
             raise EmptySelectionError(
-                "blend needs BatchNorm layers or source images (--ttt-source) to filter by, and has neither here; "
-                "use tent, eata, sar, cotta or mim"
+                "blend needs a model with BatchNorm layers, or source images (--ttt-source) for its filter, and has "
+                "neither; use tent, eata, sar, cotta or mim"
             )
         return nothing_selected(model)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Return None: there is no gradient."""
+        """Return None: no gradient is computed."""
 
     def start(self, model: nn.Module, selection: Selection) -> BlendState:
-        """Return a memory of nothing but the source."""
+        """Return the initial state, in which statistics are the source's."""
         return BlendState()
 
     def step(
@@ -141,33 +143,33 @@ class Blend:
         optimizer: torch.optim.Optimizer | None,
         rng: torch.Generator,
     ) -> Step:
-        """Take the batch into the memory and return the outputs that follow from it.
+        """Update the running statistics with the batch, and return the outputs under the new statistics.
 
-        Images of one colour (a lens cap, a dropped frame) are predicted and not remembered.
+        Images of one colour (a lens cap, a dropped frame) are predicted but do not enter the statistics.
         """
         with torch.no_grad():
-            shown = with_content(task.images(batch), pixel_range=task.pixel_range)
-            if not bool(shown.all()):
-                if bool(shown.any()):
-                    rest = map_tensors(lambda tensor: tensor[shown], batch)
-                    how: dict[str, Any] = {"task": task, "selection": selection, "optimizer": optimizer, "rng": rng}
-                    state = self.step(model, rest, state, **how).state
+            usable = with_content(task.images(batch), pixel_range=task.pixel_range)
+            if not bool(usable.all()):
+                if bool(usable.any()):
+                    rest = map_tensors(lambda tensor: tensor[usable], batch)
+                    options: dict[str, Any] = {"task": task, "selection": selection, "optimizer": optimizer, "rng": rng}
+                    state = self.step(model, rest, state, **options).state
                 outputs = self.predict(model, layout.for_prediction(batch), state, task=task)
-                return Step(state, detach(outputs), None, int(shown.sum()))
+                return Step(state, detach(outputs), None, int(usable.sum()))
             if self.spectrum is not None:
                 seen, batch = self.spectrum.observe(batch, state.seen, task=task)
                 state = replace(state, seen=seen)
             batch = layout.for_prediction(batch)
             count = sample_count(batch)
-            rate = count / (count + self.memory_images) * self._pace(model, batch, state, task=task)
-            with norm.remembered(model, state.memory, memory_weight=self.memory_weight, rate=rate) as memory:
+            rate = count / (count + self.memory_images) * self._rate_factor(model, batch, state, task=task)
+            with norm.running_statistics(model, state.memory, memory_weight=self.memory_weight, rate=rate) as memory:
                 outputs = task.forward(model, batch)
             state = self._with_decisions(replace(state, memory=memory), task.decisions(outputs).class_probabilities())
             outputs = self._flip_averaged(model, batch, outputs, state, task=task)
         return Step(state, detach(outputs), None, count)
 
     def predict(self, model: nn.Module, inputs: Any, state: BlendState, *, task: Task) -> Any:
-        """Return the outputs under filter and blended statistics, with flip averaging."""
+        """Return the outputs on filtered images under mixed statistics, averaged over flips."""
         if self.spectrum is not None:
             inputs = layout.for_prediction(self.spectrum.cleaned(inputs, state.seen, task=task))
         with self._blended(model, state):
@@ -176,7 +178,7 @@ class Blend:
 
     @contextmanager
     def installed(self, model: nn.Module, state: BlendState, *, task: Task) -> Iterator[None]:
-        """Filter images and blend statistics for whatever calls ``model`` inside the block; flips are not averaged."""
+        """Inside the block, ``model`` gets filtered images and uses mixed statistics, without flip averaging."""
         with ExitStack() as stack:
             if self.spectrum is not None:
                 stack.enter_context(self.spectrum.filtering(model, state.seen, task=task))
@@ -184,44 +186,44 @@ class Blend:
             yield
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say what is looked at and what is not."""
+        """Return the notes of the filter, and which parts of the method are not used on this model."""
         found = [] if self.spectrum is None else list(self.spectrum.notes(model, task))
         if self.spectrum is None:
             found.append("blend: no source images are known, so images are not filtered (see --ttt-source)")
         if self.flip_averaging and not task.flips:
-            found.append("blend: what this model looks at does not survive mirroring, so flips are not averaged")
+            found.append("blend: mirrored images may have another class in this task, so flips are not averaged")
         return tuple(found)
 
     def diversity(self, state: BlendState) -> float:
-        """Return how many classes recent decisions are spread over, in [0, 1]; 1 until enough is known."""
+        """Return the diversity of recent decisions, in [0, 1]; 1 while there are too few of them."""
         if state.classes is None or len(state.classes) < 2 or state.decisions < self.diversity_window / 4:
             return 1.0
         entropy_nats = float(-(state.classes * state.classes.clamp(min=1e-9).log()).sum())
         return min(1.0, max(0.0, (math.exp(entropy_nats) - 1) / (len(state.classes) - 1)))
 
-    def _pace(self, model: nn.Module, batch: Any, state: BlendState, *, task: Task) -> float:
-        """Return how fast the memory may move, in [0, 1]."""
+    def _rate_factor(self, model: nn.Module, batch: Any, state: BlendState, *, task: Task) -> float:
+        """Return the factor of the rate at which the running statistics are updated, in [0, 1]."""
         if state.classes is not None or sample_count(batch) < self.diversity_window / 4:
             return math.pow(self.diversity(state), self.diversity_exponent)
-        # A stream may begin with one class. Then its statistics make the model less sure than the source's do.
+        # A stream may begin with one class, and then its statistics make the model less certain than the source's do.
         count = sample_count(batch)
         source = task.forward(model, batch)
         rate = count / (count + self.memory_images)
-        with norm.remembered(model, {}, memory_weight=self.memory_weight, rate=rate):
-            moved = task.forward(model, batch)
-        both = SignalPair.of(task, moved, source, samples=count)
+        with norm.running_statistics(model, {}, memory_weight=self.memory_weight, rate=rate):
+            adapted = task.forward(model, batch)
+        both = SignalPair.of(task, adapted, source, samples=count)
         if self.certainty.degradation_score(both) <= 1:
             return 1.0
         state = self._with_decisions(state, task.decisions(source).class_probabilities())
         return math.pow(self.diversity(state), self.diversity_exponent)
 
     def _blended(self, model: nn.Module, state: BlendState) -> AbstractContextManager[Any]:
-        return norm.remembered(model, state.memory, memory_weight=self.memory_weight, rate=0.0)
+        return norm.running_statistics(model, state.memory, memory_weight=self.memory_weight, rate=0.0)
 
     def _with_decisions(self, state: BlendState, probabilities: Tensor) -> BlendState:
         if len(probabilities) == 0:
             return state
-        # A mean over about a window of decisions, the newest ones in full.
+        # The newest decisions count in full, and the earlier mean for the rest of the window.
         newest = probabilities[-self.diversity_window :]
         kept = 0.0 if state.classes is None else min(state.decisions, self.diversity_window - len(newest))
         total = newest.sum(0) if state.classes is None else newest.sum(0) + kept * state.classes

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of the target, mixed with the source's (Schneider et al., NeurIPS 2020, arXiv 2006.16971)."""
+"""BatchNorm statistics of each batch, mixed with the source's (Schneider et al., NeurIPS 2020, arXiv 2006.16971)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from acclimate.registry import MethodInfo, Paper, Preset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchNormStats:
-    """Normalise each batch with a mixture of its own statistics and the source's; no gradient, nothing moves.
+    """Normalise each batch with a mixture of its own statistics and the source's; no gradient, no weight is updated.
 
     Attributes:
-        source_strength: N of eq. 1, the samples that the source statistics count for against the n of the batch.
-            0 is the batch alone (Nado et al. 2020). The paper leaves N to the batch size; None takes N = n, half and
-            half, which was within a point of the best strength at every batch size from 4 to 200 on the images that
-            ``benchmarks/bn_strength`` tunes on.
+        source_strength: N of eq. 1, the number of samples that the source statistics count for, where a batch counts
+            for its n samples. 0 uses the batch alone (Nado et al. 2020). In the paper the best N depends on the batch
+            size; None takes N = n (equal weights), which was within one point of the best N at every batch size from 4
+            to 200 on the tuning images of ``benchmarks/bn_strength``.
 
     Raises:
         ConfigError: the strength is negative.
@@ -57,7 +57,7 @@ class BatchNormStats:
         return statistics_only(model, source_strength=self.source_strength)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Return None: there is no gradient."""
+        """Return None: no gradient is computed."""
 
     def start(self, model: nn.Module, selection: Selection) -> None:
         """Return None: there is no state."""
@@ -83,5 +83,5 @@ class BatchNormStats:
         return task.forward(model, inputs)
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say that nothing is carried from batch to batch."""
-        return ("bn: statistics are of each predicted batch; no weight moves",)
+        """Return that batches are independent."""
+        return ("bn: each batch is predicted with its own statistics; no weight is updated",)

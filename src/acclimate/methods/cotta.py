@@ -31,21 +31,22 @@ class CottaState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cotta:
-    """Learn from a slowly moving teacher, and restore a few random weights to the source in every step.
+    """Train on the predictions of a weight-averaged teacher, and restore a few random weights to the source every step.
 
-    The teacher predicts. Where the source model is unsure of a batch, the teacher's target is its mean over
-    augmented views; they are computed only then, and without gradient.
+    The teacher predicts. Where the source model's confidence on a batch is low, the target is the teacher's mean
+    prediction over augmented views, which are computed only then, and without gradient.
 
     Attributes:
         lr: of Adam (1e-3, section 4).
         betas: of Adam.
-        ema: of the teacher's weights (eq. 2; 0.999). Buffers do not move in a session, so the teacher shares them.
-        restore_probability: with which each element goes back to the source (eq. 8; 0.01).
-        view_count: augmented views (32, section 3).
+        ema: momentum of the teacher's weights (eq. 2; 0.999). The teacher shares the student's buffers, which do not
+            change in a session.
+        restore_probability: the probability that an element is restored to the source (eq. 8; 0.01).
+        view_count: number of augmented views (32, section 3).
         anchor_threshold: the source model's mean confidence below which views are used (p_th of eq. 4; 0.92 is the
-            official code's for CIFAR-10). 0 never uses them and saves the source model's pass.
-        update: what may move; the paper moves everything.
-        batch_statistics: normalise with the batch's statistics.
+            official code's for CIFAR-10). 0 never uses them and saves the source model's forward pass.
+        update: the trainable parameters; the paper's are all parameters.
+        batch_statistics: whether to normalise with the batch's statistics.
 
     Raises:
         ConfigError: a fraction lies outside [0, 1], or there are no views.
@@ -64,8 +65,8 @@ class Cotta:
                 detector={"lr": 1e-4},
             ),
         ),
-        # A mean over augmented views is less certain by nature: 1.9 times the usual where it gains thirty points on
-        # CIFAR-10, and 2.1 times on the detector that ships.
+        # A mean over augmented views has a higher entropy by nature. The degradation score reaches 1.9 on CIFAR-10,
+        # where the method gains thirty points, and 2.1 on the detector of this package.
         certainty_allowance=3.0,
     )
     state_types: ClassVar[tuple[type, ...]] = (CottaState,)
@@ -87,7 +88,7 @@ class Cotta:
             raise ConfigError(f"cotta: view_count must be at least 1, got {self.view_count}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names."""
+        """Select the parameters that ``update`` chooses."""
         return selecting(model, self.update, batch_statistics=self.batch_statistics)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -110,7 +111,7 @@ class Cotta:
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> Step:
-        """Follow the teacher once (eqs. 1 to 8); the outputs are the teacher's before its update."""
+        """Make one step towards the teacher (eqs. 1 to 8); the outputs are the teacher's before its update."""
         student_outputs = task.forward(model, batch)
         teacher_outputs = self._teach(model, batch, state, task=task, rng=rng)
         divergence = task.divergence(student_outputs, teacher_outputs)
@@ -133,17 +134,17 @@ class Cotta:
         return task.forward(FunctionalModel(model, state.teacher), inputs)
 
     def prediction_weights(self, state: CottaState) -> Mapping[str, Tensor]:
-        """Return the weights that predict, by name: the teacher's."""
+        """Return the weights used for prediction, by name: the teacher's."""
         return state.teacher
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Return nothing: there is nothing to explain."""
+        """Return no notes."""
         return ()
 
     @torch.no_grad()
     def _teach(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task, rng: torch.Generator) -> Any:
         teacher = FunctionalModel(model, state.teacher)
-        if not self._source_is_unsure(model, batch, state, task=task):
+        if not self._source_is_uncertain(model, batch, state, task=task):
             return task.forward(teacher, batch)
         reference = None if task.aligned else task.forward(teacher, batch)
         outputs = [
@@ -152,7 +153,7 @@ class Cotta:
         ]
         return task.merge(outputs, reference)
 
-    def _source_is_unsure(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task) -> bool:
+    def _source_is_uncertain(self, model: nn.Module, batch: Any, state: CottaState, *, task: Task) -> bool:
         if self.anchor_threshold == 0:
             return False
         decisions = task.decisions(task.forward(FunctionalModel(model, state.source), batch))
@@ -165,7 +166,7 @@ class Cotta:
         if self.restore_probability == 0:
             return
         sizes = [parameter.numel() for parameter in parameters]
-        # One draw for all tensors: a call for each costs more than the numbers.
+        # One draw for all tensors: a call for each tensor takes longer than generating the numbers.
         chosen = torch.rand(sum(sizes), generator=rng, device=rng.device) < self.restore_probability
         for parameter, value, mask in zip(parameters, source, chosen.split(sizes), strict=True):
             parameter.copy_(torch.where(mask.view_as(parameter), value, parameter))

@@ -1,4 +1,4 @@
-"""DeYO: entropy of samples whose prediction rests on the object's shape (Lee et al., ICLR 2024, arXiv 2403.07366)."""
+"""DeYO: entropy of samples whose prediction depends on the object's shape (Lee et al., ICLR 2024, arXiv 2403.07366)."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from acclimate.registry import MethodInfo, Paper, Preset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deyo:
-    """Minimise the entropy of samples that are certain and that become uncertain when their patches are shuffled.
+    """Minimise the entropy of samples that are certain, and less so after their patches have been shuffled.
 
     Attributes:
         lr: of the optimizer. 1e-3 with Adam is the benchmark repository's for CIFAR-10; the paper's is SGD at 2.5e-4
             for ResNet-50.
-        entropy_margin: tau_Ent as a fraction of ln(classes): samples above teach nothing (eq. 5; 0.5 in the code).
-        weight_margin: Ent_0 as a fraction of ln(classes), in the weights (eq. 7; 0.4).
-        min_difference: tau_PLPD: a sample whose pseudo-label loses less probability by shuffling teaches nothing
-            (eq. 5; 0.2).
-        patches: along each side, which are shuffled (4).
-        frozen_layers: patterns of layers that never move, as in the official code (and SAR's); they match nothing in
-            other networks.
-        update: what may move.
-        batch_statistics: normalise with the batch's statistics.
+        entropy_margin: tau_Ent as a fraction of ln(classes); samples with a higher entropy are not used (eq. 5; 0.5 in
+            the code).
+        weight_margin: Ent_0 as a fraction of ln(classes), in the sample weights (eq. 7; 0.4).
+        min_difference: tau_PLPD; samples whose pseudo-label loses less probability by shuffling are not used (eq. 5;
+            0.2).
+        patches: number of patches along each side (4).
+        frozen_layers: patterns of layers that are never trainable, as in the official code (and SAR's); they match
+            nothing in other networks.
+        update: the trainable parameters.
+        batch_statistics: whether to normalise with the batch's statistics.
 
     Raises:
-        ConfigError: a margin is not positive, or there are fewer than two patches a side.
+        ConfigError: a margin is not positive, or there are fewer than two patches along each side.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -69,7 +70,7 @@ class Deyo:
             raise ConfigError(f"deyo: patches must be at least 2, got {self.patches}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names, without ``frozen_layers``."""
+        """Select the parameters that ``update`` chooses, without ``frozen_layers``."""
         return selecting(model, self.update.without(self.frozen_layers), batch_statistics=self.batch_statistics)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -90,7 +91,7 @@ class Deyo:
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> Step:
-        """Descend eq. 8 once; the outputs are those before the update.
+        """Make one gradient step on eq. 8; the outputs are those before the update.
 
         Raises:
             TTTNotSupportedError: the task is no classifier's.
@@ -125,19 +126,22 @@ class Deyo:
         return task.forward(model, inputs)
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Return nothing: there is nothing to explain."""
+        """Return no notes."""
         return ()
 
 
 def shuffled_patches(images: Tensor, *, patches: int, rng: torch.Generator) -> Tensor:
-    """Return ``(B, C, H, W)`` images cut into ``patches`` by ``patches`` parts, in another order for each image.
+    """Return ``(B, C, H, W)`` images whose ``patches`` by ``patches`` parts are in a random order for each image.
 
-    A size that does not divide is resized to one that does, and back, as in the official code.
+    Images whose size is not a multiple of ``patches`` are resized to one that is, and back, as in the official code.
     """
     batch, channels, height, width = images.shape
     rows, columns = height // patches, width // patches
     if rows < 1 or columns < 1:
-        raise ConfigError(f"deyo: images of {height} x {width} cannot be cut into {patches} patches a side")
+        raise ConfigError(
+            f"deyo: images of {height} x {width} pixels cannot be cut into {patches} patches along each side; "
+            "use fewer patches"
+        )
     fitting = _resized(images, rows * patches, columns * patches)
     cut = fitting.reshape(batch, channels, patches, rows, patches, columns).permute(0, 2, 4, 1, 3, 5)
     order = torch.rand((batch, patches * patches), generator=rng, device=images.device).argsort(-1)

@@ -1,4 +1,4 @@
-"""EATA: entropy of reliable, non-redundant samples, near the source (Niu et al., ICML 2022, arXiv 2204.02610)."""
+"""EATA: entropy of reliable, non-redundant samples, regularised (Niu et al., ICML 2022, arXiv 2204.02610)."""
 
 from __future__ import annotations
 
@@ -31,22 +31,21 @@ class EataState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eata:
-    """Minimise the weighted entropy of samples that are reliable and not redundant, near the source weights.
+    """Minimise the weighted entropy of samples that are reliable and not redundant, regularised to the source weights.
 
     Attributes:
         lr: of SGD; 5e-3, the paper's for CIFAR-10 (appendix C).
         momentum: of SGD.
         entropy_margin: E0 as a fraction of the largest entropy, ln(classes) (eq. 3; 0.4 in the paper).
-        redundancy_margin: d of eq. 5, the cosine similarity above which a sample brings nothing new; 0.4 is the
-            official code's for CIFAR-10, 0.05 its value for ImageNet.
+        redundancy_margin: d of eq. 5, the cosine similarity above which a sample is redundant; 0.4 is the official
+            code's for CIFAR-10, 0.05 its value for ImageNet.
         probability_momentum: of the moving average of probabilities (eq. 5; 0.9).
-        fisher: the Fisher information by parameter name, from :func:`fisher_information`; None if no source
-            samples are at hand.
+        fisher: the Fisher information by parameter name, from :func:`fisher_information`; None without source samples.
         fisher_weight: beta of eq. 8; 1 on CIFAR-10 and 2000 on ImageNet in the official code.
-        anchor_weight: of the plain squared distance to the source weights, which stands in for the Fisher term
-            where ``fisher`` is None. Ours: the paper has no such case and turns the term off (ETA); 0 does that.
-        update: what may move.
-        batch_statistics: normalise with the batch's statistics.
+        anchor_weight: weight of the squared distance to the source weights, which replaces the Fisher term where
+            ``fisher`` is None. Not in the paper, which omits the term in that case (ETA); 0 does the same.
+        update: the trainable parameters.
+        batch_statistics: whether to normalise with the batch's statistics.
 
     Raises:
         ConfigError: a margin is not positive or a weight is negative.
@@ -91,13 +90,13 @@ class Eata:
                 raise ConfigError(f"eata: {name} must not be negative, got {getattr(self, name)}")
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
-        """Return the method with the Fisher information of the source images (eq. 9)."""
+        """Return the method with the Fisher information of the source images (eq. 9); itself without such images."""
         if source.batches is None:
             return self
         return replace(self, fisher=fisher_information(model, source.batches(None), method=self, task=task))
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names."""
+        """Select the parameters that ``update`` chooses."""
         return selecting(model, self.update, batch_statistics=self.batch_statistics)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -105,7 +104,7 @@ class Eata:
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, foreach=True)
 
     def start(self, model: nn.Module, selection: Selection) -> EataState:
-        """Return a state without memory, anchored at the present weights."""
+        """Return a state without a moving average, whose source weights are the present ones."""
         source = selection.copied()
         return EataState(None, source)
 
@@ -120,7 +119,7 @@ class Eata:
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> Step:
-        """Descend eq. 8 once; the outputs are those before the update."""
+        """Make one gradient step on eq. 8; the outputs are those before the update."""
         outputs = task.forward(model, batch)
         decisions = task.decisions(outputs)
         if len(decisions) == 0:
@@ -129,7 +128,7 @@ class Eata:
         margin = entropy_margin_nats(self.entropy_margin, decisions.logits.shape[-1])
         keep = entropy.detach() < margin
         probabilities = decisions.class_probabilities()
-        # With one class every two decisions are alike, and all but the first would be redundant.
+        # With a single class all decisions have a similarity of 1, and all but the first would be redundant.
         if state.mean_probabilities is not None and probabilities.shape[1] > 1:
             similarity = F.cosine_similarity(state.mean_probabilities[None], probabilities, dim=1)
             keep &= similarity.abs() < self.redundancy_margin
@@ -139,7 +138,7 @@ class Eata:
         kept_entropy = entropy[keep]
         weight = torch.exp(margin - kept_entropy.detach())
         loss = weighted_mean(kept_entropy * weight, None if decisions.weights is None else decisions.weights[keep])
-        loss = self._with_pull(loss, selection.parameters, state.source)
+        loss = self._regularised(loss, selection.parameters, state.source)
         loss.backward()
         optimizer.step()
         mean = probabilities[keep].mean(0)
@@ -152,17 +151,19 @@ class Eata:
         return task.forward(model, inputs)
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say what holds the weights near the source."""
+        """Return how the weights are regularised where there is no Fisher information."""
         if self.fisher is not None or self.fisher_weight == 0:
             return ()
         if self.anchor_weight == 0:
-            return ("eata: no source samples, so no Fisher term; nothing holds the weights near the source",)
+            return ("eata: without source samples there is no Fisher term; the weights are not regularised",)
         return (
-            f"eata: no source samples, so a plain squared distance (weight {self.anchor_weight:g}) stands in "
-            "for the Fisher term",
+            f"eata: without source samples, the squared distance to the source weights (weight {self.anchor_weight:g}) "
+            "replaces the Fisher term",
         )
 
-    def _with_pull(self, loss: Tensor, parameters: Mapping[str, nn.Parameter], source: Mapping[str, Tensor]) -> Tensor:
+    def _regularised(
+        self, loss: Tensor, parameters: Mapping[str, nn.Parameter], source: Mapping[str, Tensor]
+    ) -> Tensor:
         if self.fisher_weight == 0 or (self.fisher is None and self.anchor_weight == 0):
             return loss
         differences = torch._foreach_sub(list(parameters.values()), [source[name] for name in parameters])
@@ -179,14 +180,14 @@ def fisher_information(
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information of the selected parameters by name (eq. 9).
 
-    Like the official code: labels are the model's own predictions, and the squared gradient of each batch's mean
-    cross-entropy is averaged over the batches. The model is left as it was.
+    As in the official code, labels are the model's own predictions, and the squared gradient of each batch's mean
+    cross-entropy is averaged over the batches. The model is not changed.
 
     Args:
         model: any module.
-        batches: unlabelled source samples, as the model takes them (the paper uses 2,000).
-        method: whose selection to use; :class:`Eata` by default.
-        task: what the outputs mean; classification by default.
+        batches: the model's inputs for unlabelled source samples (2,000 in the paper).
+        method: the method whose trainable parameters are selected; :class:`Eata` by default.
+        task: interprets the outputs; classification by default.
 
     Raises:
         ConfigError: there is no batch.

@@ -1,4 +1,4 @@
-"""LAME: predictions of a batch corrected by its images' likeness (Boudiaf et al., CVPR 2022, arXiv 2201.05718)."""
+"""LAME: predictions of a batch corrected by feature similarity (Boudiaf et al., CVPR 2022, arXiv 2201.05718)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _SMALL: Final = 1e-10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lame:
-    """Give images of a batch that look alike to the network like predictions (eqs. 6 and 7); the model is as it was.
+    """Correct the predictions of a batch so that images with similar features get similar ones (eqs. 6 and 7).
 
-    Likeness is between what enters the network's last linear layer. Made for streams in which neighbours are of one
-    class; where they are not, as in a shuffled benchmark, it takes predictions away from the right class.
+    The model is not changed. Features are the inputs of the network's last linear layer. The method is made for streams
+    in which consecutive images often have the same class; elsewhere, as in shuffled benchmarks, it lowers the accuracy.
 
     Attributes:
-        affinity: ``rbf``: a Gaussian of the distance, as wide as the mean distance to the ``neighbours``-th image
+        affinity: ``rbf``: a Gaussian of the distance, whose width is the mean distance to the ``neighbours``-th image
             (the benchmark repository's choice); ``knn``: 1 for the nearest ``neighbours`` images, else 0 (the official
-            code's choice for most data sets); ``linear``: the cosine.
-        neighbours: images that count as near (5).
-        max_steps: of the fixed-point iteration (100).
+            code's choice for most data sets); ``linear``: the cosine similarity.
+        neighbours: number of nearest images (5).
+        max_steps: limit of the fixed-point iteration (100).
 
     Raises:
         ConfigError: the affinity is unknown, or a number is below 1.
@@ -64,11 +64,11 @@ class Lame:
                 raise ConfigError(f"lame: {name} must be at least 1, got {getattr(self, name)}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select nothing: no parameter moves."""
+        """Select no parameter."""
         return nothing_selected(model)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Return None: there is no gradient."""
+        """Return None: no gradient is computed."""
 
     def start(self, model: nn.Module, selection: Selection) -> None:
         """Return None: there is no state."""
@@ -100,26 +100,27 @@ class Lame:
 
     @contextmanager
     def installed(self, model: nn.Module, state: None, *, task: Task) -> Iterator[None]:
-        """Inside the block, whatever calls ``model`` gets corrected predictions.
+        """Inside the block, ``model`` returns corrected predictions.
 
         Raises:
             TTTNotSupportedError: the task is no classifier's.
         """
         require_classifier(task, self.info.name)
-        seen: list[Tensor] = []
+        features: list[Tensor] = []
 
-        def remember(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # The last linear layer that is called decides; those before it are overwritten.
-            seen[:] = [inputs[0].detach()]
+        def capture(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # Overwrites the inputs of the linear layers called before, so that those of the last one remain.
+            features[:] = [inputs[0].detach()]
 
         def correct(logits: Tensor) -> Tensor:
-            if not seen:
+            if not features:
                 raise TTTNotSupportedError(
-                    "lame compares what enters the last linear layer, and this network has none; use another method"
+                    "lame compares the inputs of the last linear layer, and this network has no linear layer; "
+                    "use another method"
                 )
-            return self.corrected(logits, seen[0].flatten(1))
+            return self.corrected(logits, features[0].flatten(1))
 
-        hooks = [m.register_forward_pre_hook(remember) for m in model.modules() if isinstance(m, nn.Linear)]
+        hooks = [m.register_forward_pre_hook(capture) for m in model.modules() if isinstance(m, nn.Linear)]
         try:
             with correcting_logits(model, correct):
                 yield
@@ -128,7 +129,7 @@ class Lame:
                 hook.remove()
 
     def corrected(self, logits: Tensor, features: Tensor) -> Tensor:
-        """Return logits ``(B, K)`` after the correction, as large as before; features are ``(B, D)``."""
+        """Return corrected logits ``(B, K)`` with the same logsumexp as before; features are ``(B, D)``."""
         unary = -(logits.softmax(-1) + _SMALL).log()
         kernel = self._kernel(F.normalize(features, dim=-1))
         assigned = (-unary).softmax(-1)
@@ -148,11 +149,11 @@ class Lame:
         count = len(features)
         if self.affinity == "rbf":
             width = distance.topk(min(self.neighbours, count), largest=False).values[:, -1].mean()
-            # Of one image, or of equal ones, the width is nothing: they are all alike.
+            # With a single image, or equal ones, the width is 0; the clamp makes their affinity 1.
             return torch.exp(-distance.square() / (2 * width.square()).clamp(min=_SMALL))
         nearest = distance.topk(min(self.neighbours + 1, count), largest=False).indices[:, 1:]
         return torch.zeros_like(distance).scatter_(-1, nearest, 1.0)
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say that nothing is learned."""
-        return ("lame: predictions of a batch are corrected together; no weight moves",)
+        """Return that only predictions are changed."""
+        return ("lame: the predictions of each batch are corrected together; no weight is updated",)

@@ -1,4 +1,4 @@
-"""MEMO: a step on one image's augmented views, for it alone (Zhang et al., NeurIPS 2022, arXiv 2110.09506)."""
+"""MEMO: one step on the augmented views of each single image (Zhang et al., NeurIPS 2022, arXiv 2110.09506)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from acclimate.registry import MethodInfo, Paper, Preset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memo:
-    """For each image, make its augmented views agree and be certain, predict it, and forget.
+    """For each image, minimise the entropy of the mean prediction over its augmented views, then predict the image.
 
-    The step is taken on a copy of the weights, so the model itself never moves, and prediction adapts just as a step
-    does. It costs some ``3 * view_count`` plain predictions an image.
+    Each image starts from the model's own weights: the step is made on a copy, in ``predict`` as well as in ``step``.
+    An image costs about as much as ``3 * view_count`` predictions without adaptation.
 
     Attributes:
-        lr: of the one step of gradient descent (5e-3, the paper's for CIFAR-10).
-        view_count: augmented views of each image (32). They are acclimate's, not AugMix: colours, blur, noise,
-            mirroring, small rotations and shifts.
-        source_strength: N of the statistics that BatchNorm mixes, see :class:`acclimate.methods.BatchNormStats`; the
-            paper's 16. The views of an image count as one sample.
-        view_seed: of the views in prediction.
-        update: what may move; the paper moves everything.
+        lr: of the single gradient step (5e-3, the paper's for CIFAR-10).
+        view_count: number of augmented views of each image (32). They are those of :mod:`acclimate.core.views`, not
+            AugMix: colours, blur, noise, mirroring, small rotations and shifts.
+        source_strength: N of the mixed BatchNorm statistics, see :class:`acclimate.methods.BatchNormStats`; 16 as in
+            the paper. The views of an image count as one sample.
+        view_seed: seed of the views in ``predict``.
+        update: the trainable parameters; the paper's are all parameters.
 
     Raises:
         ConfigError: there are fewer than two views, or the strength is negative.
@@ -68,14 +68,14 @@ class Memo:
             raise ConfigError(f"memo: source_strength must not be negative, got {self.source_strength}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names, under statistics in which one image counts as one."""
+        """Select the parameters that ``update`` chooses, with statistics in which all views count as one sample."""
         return selecting(model, self.update, batch_statistics=True, batch_weight=1 / (1 + self.source_strength))
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Return None: the step is plain gradient descent, on a copy."""
+        """Return None: the step is plain gradient descent on a copy of the weights."""
 
     def start(self, model: nn.Module, selection: Selection) -> None:
-        """Return None: every image is by itself."""
+        """Return None: images are independent."""
 
     def step(
         self,
@@ -107,8 +107,8 @@ class Memo:
             return self._adapted(model, layout.for_learning(inputs), task=task, rng=rng)[0]
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say that nothing is carried from image to image."""
-        return ("memo: each image is adapted to by itself, on a copy; no weight of the model moves",)
+        """Return that images are independent."""
+        return ("memo: a copy of the weights is adapted to each image alone; the model's own weights are not updated",)
 
     def _adapted(self, model: nn.Module, batch: Any, *, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         require_classifier(task, self.info.name)
@@ -118,13 +118,13 @@ class Memo:
             views = [view.batch for view in task.views(image, count=self.view_count, rng=rng)]
             loss = marginal_entropy(logits_of(task.forward(model, torch.cat(views))))
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            moved = {
+            adapted = {
                 name: weight.detach() if gradient is None else weight.detach() - self.lr * gradient
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             }
             with torch.no_grad():
                 predictions.append(
-                    logits_of(task.forward(FunctionalModel(model, moved), task.with_images(batch, image)))
+                    logits_of(task.forward(FunctionalModel(model, adapted), task.with_images(batch, image)))
                 )
             losses.append(loss.detach())
         return torch.cat(predictions), torch.stack(losses).mean()

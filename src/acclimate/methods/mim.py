@@ -1,7 +1,7 @@
-"""MIM: learn from masked images, by reconstruction or by consistent predictions.
+"""MIM: adaptation on masked images, by reconstructing them or by predicting the same as on the whole images.
 
-Reconstruction at test time is Gandelsman et al., NeurIPS 2022 (arXiv 2209.07522), after He et al., CVPR 2022 (arXiv
-2111.06377); masked image consistency is Hoyer et al., CVPR 2023 (arXiv 2212.01322).
+Reconstruction at test time follows Gandelsman et al., NeurIPS 2022 (arXiv 2209.07522), based on He et al., CVPR 2022
+(arXiv 2111.06377); masked image consistency follows Hoyer et al., CVPR 2023 (arXiv 2212.01322).
 """
 
 from __future__ import annotations
@@ -30,31 +30,32 @@ class Reconstructs(Protocol):
     """A model with a reconstruction head."""
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Return the whole images ``(B, C, H, W)`` for partly masked ones of the same shape."""
+        """Return the reconstruction ``(B, C, H, W)`` of partly masked images of the same shape."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MimState:
-    """What is reconstructed in this session."""
+    """The target that is used in this session: ``Mim.target``, with ``auto`` resolved for the model."""
 
     target: Literal["pixels", "predictions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mim:
-    """Hide patches of each image and learn to make up for them.
+    """Mask random patches of each image, and minimise the difference from the pixels or predictions of the whole image.
 
     Attributes:
-        lr: of Adam (ours: 1e-4, the flag's default; the papers use SGD and AdamW on other networks).
-        mask_probability: with which a patch is hidden (0.75 in MAE, 0.7 in MIC; 0.6 is the flag's default).
+        lr: of Adam. 1e-4 is this package's choice; the papers use SGD and AdamW on other networks.
+        mask_probability: the probability that a patch is masked (0.75 in MAE, 0.7 in MIC; the default is this
+            package's).
         patch_size: side of a patch in pixels.
-        mask_value: of hidden pixels, in the units of the batch.
-        target: ``pixels``: mean squared error on hidden pixels, for a model with ``reconstruct``;
-            ``predictions``: the prediction on the masked image follows the one on the whole image; ``auto``:
-            pixels where the model can, predictions elsewhere.
-        update: what may move.
-        batch_statistics: normalise with the batch's statistics.
+        mask_value: value of masked pixels, in the units of the batch.
+        target: ``pixels``: the loss is the mean squared error on masked pixels, for models with ``reconstruct``;
+            ``predictions``: the loss is the divergence of the prediction on the masked image from that on the whole
+            image; ``auto``: pixels for models with ``reconstruct``, predictions for others.
+        update: the trainable parameters.
+        batch_statistics: whether to normalise with the batch's statistics.
 
     Raises:
         ConfigError: a field is out of range.
@@ -93,7 +94,11 @@ class Mim:
             raise ConfigError(f"mim: target must be auto, pixels or predictions, got {self.target!r}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names."""
+        """Select the parameters that ``update`` chooses.
+
+        Raises:
+            TTTNotSupportedError: the target is ``pixels`` and the model cannot reconstruct images.
+        """
         if self.target == "pixels" and not isinstance(model, Reconstructs):
             raise TTTNotSupportedError(
                 f"mim with target 'pixels' needs a model with a reconstruction head (a method reconstruct(images)) and "
@@ -106,7 +111,7 @@ class Mim:
         return torch.optim.Adam(parameters, lr=self.lr, foreach=True)
 
     def start(self, model: nn.Module, selection: Selection) -> MimState:
-        """Decide what is reconstructed."""
+        """Return the target for this model."""
         return MimState(self._target(model))
 
     def step(
@@ -120,7 +125,7 @@ class Mim:
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> Step:
-        """Descend the masked loss once; the outputs are those on the whole images before the update."""
+        """Make one gradient step on the loss; the outputs are those on the whole images before the update."""
         images = task.images(batch)
         mask = patch_mask(images, patch_size=self.patch_size, probability=self.mask_probability, rng=rng)
         masked = images.masked_fill(mask, self.mask_value)
@@ -145,7 +150,7 @@ class Mim:
         return task.forward(model, inputs)
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say what is reconstructed."""
+        """Return the target for this model."""
         return (f"mim: the target is {self._target(model)}",)
 
     def _target(self, model: nn.Module) -> Literal["pixels", "predictions"]:

@@ -1,4 +1,4 @@
-"""ROID: diverse, certain samples, averaged weights, corrected priors (Marsden et al., WACV 2024, arXiv 2306.00650)."""
+"""ROID: weighted samples, weight averaging and prior correction (Marsden et al., WACV 2024, arXiv 2306.00650)."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ class RoidState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roid:
-    """Sharpen samples that are certain and unlike recent ones; stay near the source by averaging the weights with it.
+    """Minimise the soft likelihood ratio of certain, diverse samples, and average the weights with the source's.
 
-    On a detector the loss is over its candidates, without the consistency term and the prior correction, which need
+    On a detector the loss is over its candidates, without the consistency term and the prior correction, which require
     the same rows in every pass.
 
     Attributes:
         lr: of Adam (1e-3, the authors' for CIFAR-10).
-        source_momentum: of the weights against the source's in the average after each step (eq. 4; 0.99).
+        source_momentum: weight of the adapted weights in the average with the source's after each step (eq. 4; 0.99).
         probability_momentum: of the moving average of class probabilities (0.9).
-        temperature: of the product of the two weights (eq. 3; 1/3).
-        clip: probabilities above count as this in the likelihood ratio (0.99), so that certain samples do not dominate.
-        consistency: predict augmented images as the images themselves (eq. 6), at twice the cost.
-        prior_correction: multiply the logits by the smoothed share of each class in the batch (eq. 9).
-        update: what may move.
-        batch_statistics: normalise with the batch's statistics.
+        temperature: of the product of the two sample weights (eq. 3; 1/3).
+        clip: upper limit of probabilities in the likelihood ratio (0.99), so that certain samples do not dominate.
+        consistency: whether to add the consistency loss between augmented and original images (eq. 6), which doubles
+            the cost.
+        prior_correction: whether to multiply the logits by the smoothed share of each class in the batch (eq. 9).
+        update: the trainable parameters.
+        batch_statistics: whether to normalise with the batch's statistics.
 
     Raises:
         ConfigError: a momentum or the clip lies outside [0, 1], or the temperature is not positive.
@@ -86,7 +87,7 @@ class Roid:
             raise ConfigError(f"roid: temperature must be positive, got {self.temperature}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names."""
+        """Select the parameters that ``update`` chooses."""
         return selecting(model, self.update, batch_statistics=self.batch_statistics)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -94,7 +95,7 @@ class Roid:
         return torch.optim.Adam(parameters, lr=self.lr, foreach=True)
 
     def start(self, model: nn.Module, selection: Selection) -> RoidState:
-        """Return a state without memory, whose source is the present weights."""
+        """Return a state without a moving average, whose source weights are the present ones."""
         source = selection.copied()
         return RoidState(None, source)
 
@@ -109,7 +110,7 @@ class Roid:
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> Step:
-        """Descend the weighted loss once and average with the source; the outputs are those before it, corrected."""
+        """Make one step and average the weights with the source's; the outputs are the corrected ones before it."""
         outputs = task.forward(model, batch)
         decisions = task.decisions(outputs)
         if len(decisions) == 0:
@@ -129,32 +130,32 @@ class Roid:
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            moved = [parameter.data for parameter in selection.parameters.values()]
+            adapted = [parameter.data for parameter in selection.parameters.values()]
             source = [state.source[name] for name in selection.parameters]
-            torch._foreach_lerp_(moved, source, 1 - self.source_momentum)
+            torch._foreach_lerp_(adapted, source, 1 - self.source_momentum)
         mean = torch.lerp(probabilities.mean(0), mean, self.probability_momentum)
         corrected = self._with_prior(detach(outputs), task)
         return Step(RoidState(mean, state.source), corrected, loss.detach(), int(used.sum()))
 
     def predict(self, model: nn.Module, inputs: Any, state: RoidState, *, task: Task) -> Any:
-        """Return the adapted model's outputs, corrected for the batch's prior."""
+        """Return the adapted model's outputs with prior correction."""
         return self._with_prior(task.forward(model, inputs), task)
 
     @contextmanager
     def installed(self, model: nn.Module, state: RoidState, *, task: Task) -> Iterator[None]:
-        """Inside the block, whatever calls ``model`` gets predictions that are corrected for the batch's prior."""
+        """Inside the block, ``model`` returns logits with prior correction."""
         corrects = self.prior_correction and task.aligned
         with correcting_logits(model, prior_corrected) if corrects else nullcontext():
             yield
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say what is left out on a detector."""
+        """Return what is not used on a detector."""
         if task.aligned:
             return ()
-        return ("roid: on a detector there is no consistency term and no prior correction",)
+        return ("roid: the consistency term and the prior correction are not used on a detector",)
 
     def _weights(self, probabilities: Tensor, entropy: Tensor, mean: Tensor) -> Tensor:
-        """Return the weight of each sample (eqs. 1 to 3); 0 for those that are less diverse than the average."""
+        """Return the weight of each sample (eqs. 1 to 3); 0 where its diversity is below the mean."""
         diversity = _to_unit(1 - F.cosine_similarity(mean[None], probabilities, dim=1))
         certainty = _to_unit(-entropy)
         weights = torch.exp(diversity * certainty / self.temperature)
@@ -168,7 +169,7 @@ class Roid:
     def _inconsistency(
         self, model: nn.Module, batch: Any, outputs: Any, used: Tensor, *, task: Task, rng: torch.Generator
     ) -> Tensor:
-        """Return the symmetric cross-entropy of augmented to plain images, for those in ``used``."""
+        """Return the symmetric cross-entropy between augmented and original images, for those in ``used``."""
         images = task.with_images(batch, task.images(batch)[used])
         view = next(iter(task.views(images, count=1, rng=rng)))
         augmented, plain = logits_of(task.forward(model, view.batch)), logits_of(outputs)[used]
@@ -181,7 +182,8 @@ class Roid:
 def prior_corrected(logits: Tensor) -> Tensor:
     """Return logits ``(B, K)`` times the smoothed share of each class in the batch (eqs. 8 and 9), times K.
 
-    The last factor is ours and changes no decision: without it even shares would make every prediction unsure.
+    The factor K is not in the paper and changes no decision. Without it, equal shares would shrink all logits, and
+    every prediction would be uncertain.
     """
     batch, classes = logits.shape
     prior = logits.softmax(-1).mean(0)
@@ -190,6 +192,6 @@ def prior_corrected(logits: Tensor) -> Tensor:
 
 
 def _to_unit(values: Tensor) -> Tensor:
-    """Return values moved and scaled to [0, 1]; equal ones, such as that of a single sample, all count in full."""
+    """Return values scaled linearly to [0, 1]; ones where all values are equal, as with a single sample."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else torch.ones_like(values)

@@ -1,4 +1,4 @@
-"""RoTTA: a balanced memory of images, slow statistics and a teacher (Yuan et al., CVPR 2023, arXiv 2303.13899)."""
+"""RoTTA: a class-balanced memory bank, running statistics and a teacher (Yuan et al., CVPR 2023, arXiv 2303.13899)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from acclimate.registry import MethodInfo, Paper, Preset
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """An image ``(C, H, W)``, the class it was taken for, the entropy of that in nats, and how many came since."""
+    """An image ``(C, H, W)`` in the memory bank, its predicted class and entropy in nats, and its age in images."""
 
     image: Tensor
     label: int
@@ -36,7 +36,7 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class RottaState:
-    """The memory, the teacher's weights, the statistics of teacher and student, and how many images came so far."""
+    """The memory bank, the teacher's weights, both models' running statistics, and the number of images so far."""
 
     memory: tuple[Remembered, ...]
     teacher: Mapping[str, Tensor]
@@ -47,16 +47,17 @@ class RottaState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotta:
-    """Learn, every ``update_every`` images, from a memory that holds few, recent and certain images of each class.
+    """Train every ``update_every`` images on a class-balanced memory bank of recent images with certain predictions.
 
     Attributes:
         lr: of Adam (1e-3, section 4.1).
-        capacity: images in the memory (64).
-        update_every: images between two steps (64).
-        statistics_rate: by which BatchNorm's statistics move towards a batch of the memory (eq. 3; 0.05).
-        teacher_rate: by which the teacher's weights move towards the student's (eq. 9; 0.001).
-        age_weight, entropy_weight: of an image's age and of its entropy when one has to go (eq. 5; 1 and 1).
-        update: what may move.
+        capacity: maximum number of images in the memory bank (64).
+        update_every: number of images between two steps (64).
+        statistics_rate: rate of the moving average of BatchNorm's statistics over memory batches (eq. 3; 0.05).
+        teacher_rate: rate of the moving average of the student's weights that is the teacher (eq. 9; 0.001).
+        age_weight, entropy_weight: weights of an image's age and of its entropy in the score by which images are
+            removed (eq. 5; 1 and 1).
+        update: the trainable parameters.
 
     Raises:
         ConfigError: a rate lies outside [0, 1], or a count is below 1.
@@ -92,7 +93,7 @@ class Rotta:
                 raise ConfigError(f"rotta: {name} must be at least 1, got {getattr(self, name)}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names; statistics are the state's affair."""
+        """Select the parameters that ``update`` chooses; the running statistics are part of the state."""
         return selecting(model, self.update, batch_statistics=False)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -100,7 +101,7 @@ class Rotta:
         return torch.optim.Adam(parameters, lr=self.lr, foreach=True)
 
     def start(self, model: nn.Module, selection: Selection) -> RottaState:
-        """Return an empty memory and a teacher equal to the source."""
+        """Return an empty memory bank and a teacher equal to the source."""
         return RottaState((), selection.copied())
 
     def step(
@@ -114,7 +115,9 @@ class Rotta:
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> Step:
-        """Take the images into the memory and learn from it when it is time; the outputs are the teacher's before.
+        """Add the images to the memory bank, and train on it every ``update_every`` images.
+
+        The outputs are the teacher's from before the step.
 
         Raises:
             TTTNotSupportedError: the task is no classifier's.
@@ -135,54 +138,55 @@ class Rotta:
         return Step(state, detach(outputs), torch.stack(losses).mean() if losses else None, sample_count(batch))
 
     def predict(self, model: nn.Module, inputs: Any, state: RottaState, *, task: Task) -> Any:
-        """Return the teacher's outputs under its statistics."""
+        """Return the teacher's outputs under its running statistics."""
         with self.installed(model, state, task=task):
             return task.forward(FunctionalModel(model, state.teacher), inputs)
 
     def prediction_weights(self, state: RottaState) -> Mapping[str, Tensor]:
-        """Return the weights that predict, by name: the teacher's."""
+        """Return the weights used for prediction, by name: the teacher's."""
         return state.teacher
 
     @contextmanager
     def installed(self, model: nn.Module, state: RottaState, *, task: Task) -> Iterator[None]:
-        """Inside the block BatchNorm uses the teacher's statistics."""
-        with norm.remembered(model, state.teacher_statistics, memory_weight=1.0, rate=0.0):
+        """Inside the block, BatchNorm uses the teacher's running statistics."""
+        with norm.running_statistics(model, state.teacher_statistics, memory_weight=1.0, rate=0.0):
             yield
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say what is kept."""
+        """Return how many images are stored."""
         return (f"rotta: keeps up to {self.capacity} of the stream's images in memory",)
 
     def with_image(self, memory: Sequence[Remembered], new: Remembered, *, classes: int) -> tuple[Remembered, ...]:
-        """Return the memory after one more image, everything in it one older (algorithm 1).
+        """Return the memory bank after one more image, with all ages increased by one (algorithm 1).
 
-        A class that has its share of the capacity gives up its worst image, and so does the largest class when the
-        memory is full; unless the new image is worse still, which then stays out.
+        If the new image's class already has its share of the capacity, the new image replaces the worst one of that
+        class; if the bank is full, the worst one of the largest classes. If the new image is worse than that one, it
+        is not added.
         """
         kept = list(memory)
         held = Counter(item.label for item in kept)
-        rivals = None
+        full_classes = None
         if held[new.label] >= self.capacity / classes:
-            rivals = {new.label}
+            full_classes = {new.label}
         elif len(kept) >= self.capacity:
             most = max(held.values())
-            rivals = {label for label, count in held.items() if count == most}
-        takes = True
-        if rivals is not None:
-            candidates = [position for position, item in enumerate(kept) if item.label in rivals]
-            # Of equals the last goes, as in the official code.
+            full_classes = {label for label, count in held.items() if count == most}
+        adds = True
+        if full_classes is not None:
+            candidates = [position for position, item in enumerate(kept) if item.label in full_classes]
+            # Of equally bad images the last one is removed, as in the official code.
             worst = max(
-                candidates, key=lambda position: (self._badness(kept[position], classes), position), default=None
+                candidates, key=lambda position: (self._removal_score(kept[position], classes), position), default=None
             )
             if worst is not None:
-                takes = self._badness(kept[worst], classes) > self._badness(new, classes)
-                if takes:
+                adds = self._removal_score(kept[worst], classes) > self._removal_score(new, classes)
+                if adds:
                     del kept[worst]
-        if takes:
+        if adds:
             kept.append(new)
         return tuple(replace(item, age=item.age + 1) for item in kept)
 
-    def _badness(self, item: Remembered, classes: int) -> float:
+    def _removal_score(self, item: Remembered, classes: int) -> float:
         age = 1 / (1 + math.exp(-item.age / self.capacity))
         return self.age_weight * age + self.entropy_weight * item.entropy_nats / math.log(max(2, classes))
 
@@ -196,8 +200,8 @@ class Rotta:
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> tuple[RottaState, Tensor]:
-        """Make one step on the memory (eqs. 6 to 9)."""
-        # Grouped by class, as the official code stacks them; a stable sort keeps the order within each.
+        """Make one step on the memory bank (eqs. 6 to 9)."""
+        # Grouped by class, as in the official code; a stable sort keeps the order within each class.
         items = sorted(state.memory, key=lambda item: item.label)
         images = task.with_images(batch, torch.stack([item.image for item in items]))
         ages = torch.tensor([item.age / self.capacity for item in items])
@@ -205,13 +209,13 @@ class Rotta:
         rate = self.statistics_rate
         with (
             torch.no_grad(),
-            norm.remembered(
+            norm.running_statistics(
                 model, state.teacher_statistics, memory_weight=1.0, rate=rate, between=False
             ) as teacher_seen,
         ):
             target = logits_of(task.forward(FunctionalModel(model, state.teacher), layout.for_prediction(images)))
         view = next(iter(task.views(images, count=1, rng=rng)))
-        with norm.remembered(
+        with norm.running_statistics(
             model, state.student_statistics, memory_weight=1.0, rate=rate, between=False
         ) as student_seen:
             divergence = soft_cross_entropy(logits_of(task.forward(model, view.batch)), target)
@@ -220,9 +224,9 @@ class Rotta:
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            moved = [parameter.data for parameter in selection.parameters.values()]
+            student = [parameter.data for parameter in selection.parameters.values()]
             teacher = torch._foreach_lerp(
-                [state.teacher[name] for name in selection.parameters], moved, self.teacher_rate
+                [state.teacher[name] for name in selection.parameters], student, self.teacher_rate
             )
         weights_by_name = dict(zip(selection.parameters, teacher, strict=True))
         return replace(

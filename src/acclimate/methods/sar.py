@@ -28,7 +28,7 @@ class SarState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sar:
-    """Minimise the entropy of reliable samples at the worst nearby weights; start again when it nears collapse.
+    """Minimise the entropy of reliable samples at adversarially perturbed weights; reset to the source near collapse.
 
     Attributes:
         lr: of the base optimizer. The paper's is 2.5e-4 for ResNet-50 and 1e-3 for ViT at batch 64 (appendix C).
@@ -36,12 +36,12 @@ class Sar:
         momentum: of SGD.
         rho: radius of the perturbation (eq. 4; 0.05).
         entropy_margin: E0 as a fraction of ln(classes) (eq. 2; 0.4).
-        reset_below_nats: recover when the moving average of the second loss falls below this (0.2).
+        reset_below_nats: reset to the source when the moving average of the second loss falls below this (0.2).
         loss_momentum: of that moving average (0.9).
-        frozen_layers: patterns of layers that never move; the official code's names for the last blocks of
-            ResNet-50 and ViT. They match nothing in other networks.
-        update: what may move.
-        batch_statistics: normalise with the batch's statistics.
+        frozen_layers: patterns of layers that are never trainable; the official code's for the last blocks of ResNet-50
+            and ViT. They match nothing in other networks.
+        update: the trainable parameters.
+        batch_statistics: whether to normalise with the batch's statistics.
 
     Raises:
         ConfigError: the base optimizer is unknown, or rho or the margin is not positive.
@@ -87,7 +87,7 @@ class Sar:
                 raise ConfigError(f"sar: {name} must be positive, got {getattr(self, name)}")
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names, without ``frozen_layers``."""
+        """Select the parameters that ``update`` chooses, without ``frozen_layers``."""
         return selecting(model, self.update.without(self.frozen_layers), batch_statistics=self.batch_statistics)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -97,7 +97,7 @@ class Sar:
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, foreach=True)
 
     def start(self, model: nn.Module, selection: Selection) -> SarState:
-        """Return a state without memory."""
+        """Return a state without a moving average."""
         return SarState(None)
 
     def step(
@@ -147,22 +147,22 @@ class Sar:
         return task.forward(model, inputs)
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Return nothing: there is nothing to explain."""
+        """Return no notes."""
         return ()
 
 
 @contextmanager
 def _perturbed(parameters: Iterable[nn.Parameter], radius: float) -> Iterator[None]:
-    """Climb by ``radius`` along the gradient, drop the gradients, and put the weights back on exit."""
-    moved = [parameter for parameter in parameters if parameter.grad is not None]
-    values = [parameter.data for parameter in moved]
-    gradients = [parameter.grad.detach() for parameter in moved if parameter.grad is not None]
+    """Inside the block, the weights are moved by ``radius`` along the gradient, and gradients are cleared."""
+    perturbed = [parameter for parameter in parameters if parameter.grad is not None]
+    values = [parameter.data for parameter in perturbed]
+    gradients = [parameter.grad.detach() for parameter in perturbed if parameter.grad is not None]
     with torch.no_grad():
         saved = [value.clone() for value in values]
         norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(gradients))))
         torch._foreach_mul_(gradients, radius / (norm + 1e-12))
         torch._foreach_add_(values, gradients)
-    for parameter in moved:
+    for parameter in perturbed:
         parameter.grad = None
     try:
         yield

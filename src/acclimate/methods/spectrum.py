@@ -1,8 +1,8 @@
-"""Spectrum filter: give the stream the source's mean power spectrum; mix BatchNorm's statistics as far as it was off.
+"""Spectrum filter: change a stream's mean power spectrum to the source's, and mix BatchNorm statistics.
 
-Ours. Aligning amplitudes by frequency comes from Fourier domain adaptation (Yang & Soatto, CVPR 2020, arXiv
-2004.05498), which does it to source images in training; the filter is Wiener's (1949); the mixed statistics are
-Schneider et al.'s (NeurIPS 2020, arXiv 2006.16971).
+A method of this project. Aligning amplitudes by frequency comes from Fourier domain adaptation (Yang & Soatto, CVPR
+2020, arXiv 2004.05498), which does it to source images in training; the filter is Wiener's (1949); the mixed statistics
+are those of Schneider et al. (NeurIPS 2020, arXiv 2006.16971).
 """
 
 from __future__ import annotations
@@ -33,30 +33,34 @@ _SOURCE_BATCH: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class SpectrumState:
-    """What the stream has looked like so far; None before the first batch."""
+    """Running sums of the stream's power spectrum; None before the first batch."""
 
     stream: Sums | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpectrumFilter:
-    """Filter each image so that the stream's mean power spectrum becomes the source's; no gradient, no weight moves.
+    """Filter images so that the stream's mean power spectrum matches the source's; no gradient, no weight is updated.
 
-    How far the stream is off decides how much is done: below ``tolerance_nats`` nothing, from twice that on everything,
-    in between in proportion. A stream that is as the source was is predicted as by the plain model.
+    The strength of filter and mixing depends on the distance between the two spectra: 0 below ``tolerance_nats``, 1
+    from twice that on, linear in between. A stream like the source is predicted exactly as by the unadapted model.
 
     Attributes:
-        source: the spectrum of source images, from :func:`acclimate.core.spectrum.measure`; needed.
+        source: the spectrum of source images, from :func:`acclimate.core.spectrum.measure`; required.
         max_gain: the largest amplification of a band.
-        sharpening: the exponent of the power ratio with which single bands are raised, see
-            :func:`acclimate.core.spectrum.gains`. Tuned on ``benchmarks/pose_scenes``: 0.5 rings, 0 leaves blur alone.
-        spike_deviations: how unusual a single value must be to be a spike, which is taken away before all else; see
+        sharpening: exponent of the power ratio with which single bands are amplified, see
+            :func:`acclimate.core.spectrum.gains`. Tuned on ``benchmarks/pose_scenes``: 0.5 causes ringing, 0 does not
+            reduce blur.
+        spike_deviations: the threshold for spikes, which are removed before filtering; see
             :func:`acclimate.core.spectrum.despiked`.
-        spike_share: with fewer spikes in a batch they are left alone; clean scenes have less than one in 10,000 values.
-        tolerance_nats: the distance of spectra (mean ``|log ratio|`` over colours and bands, chance left out) that is
-            no shift; 0.3 lies between other clean scenes of ``benchmarks/pose_scenes`` and their weakest corruptions.
-        memory_images: the stream's spectrum is a mean over about so many images.
-        batch_weight: of the batch's own statistics in BatchNorm against the source's, where everything is done.
+        spike_share: spikes are removed only where they are at least this share of a batch's values; clean scenes have
+            less than one in 10,000.
+        tolerance_nats: the distance of spectra (mean ``|log ratio|`` over colours and bands, without sampling error)
+            up to which a stream counts as unchanged; 0.3 lies between other clean scenes of ``benchmarks/pose_scenes``
+            and their weakest corruptions.
+        memory_images: the number of images over which the stream's spectrum is averaged.
+        batch_weight: weight of the batch's own statistics in BatchNorm at full strength; that of the source's is one
+            minus it.
 
     Raises:
         ConfigError: a field is out of range.
@@ -104,24 +108,24 @@ class SpectrumFilter:
             raise ConfigError(f"spectrum: batch_weight must lie in [0, 1], got {self.batch_weight}")
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
-        """Return the method with the spectrum of the source images, or with the one that came with the model."""
+        """Return the method with the spectrum of the source images, or with the one stored with the model."""
         if source.batches is None:
             return replace(self, source=source.spectrum)
         images = (in_unit_range(task.images(inputs), task) for inputs in source.batches(_SOURCE_BATCH))
         return replace(self, source=spectra.measure(images))
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select nothing: no parameter moves."""
+        """Select no parameter."""
         return nothing_selected(model)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Return None: there is no gradient."""
+        """Return None: no gradient is computed."""
 
     def start(self, model: nn.Module, selection: Selection) -> SpectrumState:
-        """Return a state that has seen nothing.
+        """Return the state before the first batch.
 
         Raises:
-            TTTNotSupportedError: it is not known what source images look like.
+            TTTNotSupportedError: the source spectrum is unknown.
         """
         self._source()
         return SpectrumState()
@@ -137,7 +141,7 @@ class SpectrumFilter:
         optimizer: torch.optim.Optimizer | None,
         rng: torch.Generator,
     ) -> Step:
-        """Take the batch into the stream's spectrum and return the outputs under filter and mixed statistics."""
+        """Add the batch to the stream's spectrum, and return the outputs on filtered images under mixed statistics."""
         with torch.no_grad():
             state, cleaned = self.observe(batch, state, task=task)
             with self._mixing(model, state):
@@ -146,7 +150,7 @@ class SpectrumFilter:
 
     @torch.no_grad()
     def observe(self, batch: Any, state: SpectrumState, *, task: Task) -> tuple[SpectrumState, Any]:
-        """Return the state with the batch taken into the stream's spectrum, and the batch as :meth:`cleaned` by it."""
+        """Return the state with the batch added to the stream's spectrum, and the batch filtered with that state."""
         unit = in_unit_range(task.images(batch), task)
         images = self._despiked(unit)
         state = SpectrumState(self._next(Sums.of(images), state.stream))
@@ -154,12 +158,12 @@ class SpectrumFilter:
 
     @torch.no_grad()
     def cleaned(self, batch: Any, state: SpectrumState, *, task: Task) -> Any:
-        """Return the batch with its images filtered, as far as the stream seen so far is off."""
+        """Return the batch with its images filtered, with the strength for the stream so far."""
         unit = in_unit_range(task.images(batch), task)
         return self._filtered(batch, unit, self._despiked(unit), state, task)
 
     def _filtered(self, batch: Any, unit: Tensor, images: Tensor, state: SpectrumState, task: Task) -> Any:
-        """Return the batch with its despiked ``images`` filtered; itself where nothing is to be done."""
+        """Return the batch with its despiked ``images`` filtered; the batch itself where nothing changes."""
         strength = 0.0 if state.stream is None else self.strength(state.stream)
         if images is unit and strength == 0:
             return batch
@@ -175,13 +179,13 @@ class SpectrumFilter:
         return task.with_images(batch, from_unit_range(images, task))
 
     def predict(self, model: nn.Module, inputs: Any, state: SpectrumState, *, task: Task) -> Any:
-        """Return the outputs under filter and mixed statistics, as far as the stream seen so far is off."""
+        """Return the outputs on filtered images under mixed statistics, with the strength for the stream so far."""
         with self.installed(model, state, task=task):
             return task.forward(model, inputs)
 
     @contextmanager
     def installed(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
-        """Inside the block, whatever calls ``model`` has its images filtered and its statistics mixed."""
+        """Inside the block, the inputs of ``model`` are filtered and its statistics mixed."""
         with self.filtering(model, state, task=task), self._mixing(model, state):
             yield
 
@@ -193,7 +197,7 @@ class SpectrumFilter:
 
     @contextmanager
     def filtering(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
-        """Inside the block, whatever calls ``model`` has its images filtered."""
+        """Inside the block, the inputs of ``model`` are filtered."""
 
         def clean(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             batch = layout.for_prediction(self.cleaned(args[0] if args else kwargs, state, task=task))
@@ -209,49 +213,49 @@ class SpectrumFilter:
         return spectra.despiked(images, deviations=self.spike_deviations, least_share=self.spike_share)
 
     def strength(self, stream: Sums) -> float:
-        """Return how much is done, in [0, 1]: how far the stream is off, in tolerances above the first."""
+        """Return the strength of filter and mixing for a stream, in [0, 1]: 0 at one tolerance, 1 at two."""
         chance = spectra.expected_distance_nats(self._source(), stream.count)
-        off = spectra.excess_distance_nats(stream.spectrum(), self._source(), chance_nats=chance)
-        return min(1.0, max(0.0, off / self.tolerance_nats - 1))
+        distance = spectra.excess_distance_nats(stream.spectrum(), self._source(), chance_nats=chance)
+        return min(1.0, max(0.0, distance / self.tolerance_nats - 1))
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Say what the stream is held against."""
-        return (f"spectrum: held against {self._source().count} source images",)
+        """Return the number of source images in the reference spectrum."""
+        return (f"spectrum: compared with the spectrum of {self._source().count} source images",)
 
     def _next(self, seen: Sums, stream: Sums | None) -> Sums:
-        """Return the stream's sums after one more batch."""
-        if stream is None or self._is_another(seen, stream):
+        """Return the stream's sums after one more batch; they restart where the stream has changed."""
+        if stream is None or self._is_another_stream(seen, stream):
             return seen
         return stream.plus(seen, keep=min(1.0, max(0.0, (self.memory_images - seen.count) / stream.count)))
 
-    def _is_another(self, seen: Sums, stream: Sums) -> bool:
-        """Say whether a batch is so unlike the stream that the camera must have changed."""
+    def _is_another_stream(self, seen: Sums, stream: Sums) -> bool:
+        """Return whether a batch differs so much from the stream that images must come from another source."""
         counts = (seen.count, stream.count)
         chance = math.hypot(*(spectra.expected_distance_nats(self._source(), count) for count in counts))
-        off = spectra.excess_distance_nats(seen.spectrum(), stream.spectrum(), chance_nats=chance)
-        return off > 2 * self.tolerance_nats
+        distance = spectra.excess_distance_nats(seen.spectrum(), stream.spectrum(), chance_nats=chance)
+        return distance > 2 * self.tolerance_nats
 
     def _source(self) -> PowerSpectrum:
         if self.source is None:
             raise TTTNotSupportedError(
-                "spectrum needs to know what source images look like, and this model brings no source spectrum; give "
+                "spectrum needs the power spectrum of source images, and none is stored with this model; give "
                 "unlabelled source images with --ttt-source, or use bn"
             )
         return self.source
 
 
 def in_unit_range(images: Tensor, task: Task) -> Tensor:
-    """Return ``(B, 3, H, W)`` images scaled to [0, 1], as the task says what black and white are.
+    """Return ``(B, 3, H, W)`` images scaled from the task's ``pixel_range`` to [0, 1].
 
     Raises:
-        TTTNotSupportedError: the task does not know, or the images have no three colours.
+        TTTNotSupportedError: the task has no ``pixel_range``, or the images do not have three channels.
     """
     low, high = _black_and_white(images, task)
     return ((images - low) / (high - low)).float()
 
 
 def from_unit_range(images: Tensor, task: Task) -> Tensor:
-    """Return images in [0, 1] as the model takes them: the inverse of :func:`in_unit_range`."""
+    """Return images in [0, 1] scaled to the task's ``pixel_range``: the inverse of :func:`in_unit_range`."""
     low, high = _black_and_white(images, task)
     return images * (high - low) + low
 
@@ -260,7 +264,7 @@ def _black_and_white(images: Tensor, task: Task) -> tuple[Tensor, Tensor]:
     pixel_range = task.pixel_range
     if pixel_range is None or images.shape[1] != 3:
         raise TTTNotSupportedError(
-            "spectrum works on images of three colours whose values for black and white are known; this model's "
-            f"images have {images.shape[1]} channels and {'no' if pixel_range is None else 'a'} known range; use bn"
+            "spectrum needs images with three channels and a known pixel_range; this model's images have "
+            f"{images.shape[1]} channels and {'no' if pixel_range is None else 'a'} known pixel_range; use bn"
         )
     return bounds(pixel_range, images)

@@ -1,4 +1,4 @@
-"""Tent: entropy minimisation of the normalisation layers (Wang et al., ICLR 2021, arXiv 2006.10726)."""
+"""Tent: entropy minimisation over normalisation parameters (Wang et al., ICLR 2021, arXiv 2006.10726)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Tent:
     Attributes:
         lr: of Adam; 1e-3 as in section 4 of the paper for CIFAR.
         betas: of Adam, as in the official code.
-        update: what may move; the paper's choice is the affine parameters of normalisation layers.
-        batch_statistics: normalise with the batch's statistics, as the paper does.
+        update: the trainable parameters; the paper's are the affine parameters of normalisation layers.
+        batch_statistics: whether to normalise with the batch's statistics, as the paper does.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -56,7 +56,7 @@ class Tent:
     batch_statistics: bool = True
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
-        """Select what ``update`` names."""
+        """Select the parameters that ``update`` chooses."""
         return selecting(model, self.update, batch_statistics=self.batch_statistics)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -77,7 +77,7 @@ class Tent:
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> Step:
-        """Descend the mean entropy of the batch once (eq. 1); the outputs are those before the update."""
+        """Make one gradient step on the mean entropy of the batch (eq. 1); the outputs are those before the update."""
         outputs = task.forward(model, batch)
         decisions = task.decisions(outputs)
         if len(decisions) == 0:
@@ -92,5 +92,5 @@ class Tent:
         return task.forward(model, inputs)
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Return nothing: there is nothing to explain."""
+        """Return no notes."""
         return ()

@@ -1,4 +1,4 @@
-"""The vision pipeline: unlabelled images in, adapted predictions out."""
+"""The vision pipeline: adapts a model to unlabelled images and predicts them."""
 
 from acclimate.extras import lazy_names
 

@@ -1,1 +1,1 @@
-"""What is predicted and what is written: records, images, labels, corruptions, boxes, predictions."""
+"""Inputs and outputs of the vision pipeline: records, images, labels, corruptions, boxes, predictions."""

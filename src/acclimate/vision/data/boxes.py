@@ -1,4 +1,4 @@
-"""Boxes as tensors: ``(cx, cy, w, h)`` fractions of the image unless said otherwise."""
+"""Operations on boxes ``(cx, cy, w, h)``, as fractions of the image unless stated otherwise (centre boxes)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def corners(boxes: Tensor) -> Tensor:
 
 
 def from_coco(boxes: Sequence[Sequence[float]], *, width: float, height: float) -> Tensor:
-    """Return COCO's ``[x, y, w, h]`` in pixels as centre boxes ``(N, 4)``."""
+    """Return COCO boxes ``[x, y, w, h]`` in pixels as centre boxes ``(N, 4)``."""
     fractions = torch.tensor(boxes) / torch.tensor([width, height, width, height])
     return torch.cat([fractions[:, :2] + fractions[:, 2:] / 2, fractions[:, 2:]], dim=1)
 

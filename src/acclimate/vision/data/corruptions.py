@@ -1,8 +1,8 @@
 """ImageNet-C style corruptions (Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261) on numpy, OpenCV and Pillow.
 
 Every function takes an image ``(H, W, 3)`` uint8, a severity from 1 to 5 and a numpy generator, and returns an
-image of the same shape. Lengths (blur radii, flake sizes) are fractions of the shorter side, taken from the
-paper's values at 224 pixels, so that a severity looks alike at every size.
+image of the same shape. Lengths (blur radii, flake sizes) are the paper's values for 224 pixels, scaled with the
+shorter side, so that a severity has a similar effect at every image size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REFERENCE_SIDE: Final = 224
 
 
 def corrupt(image: Uint8Image, name: str, *, severity: int, seed: int) -> Uint8Image:
-    """Return ``image`` under the corruption ``name``; the same seed gives the same image.
+    """Return ``image`` with the corruption ``name`` applied; the same seed gives the same result.
 
     Raises:
         ConfigError: the name is unknown, the severity is not 1 to 5, or the image is not ``(H, W, 3)`` uint8.
@@ -36,24 +36,26 @@ def corrupt(image: Uint8Image, name: str, *, severity: int, seed: int) -> Uint8I
     if severity not in range(1, 6):
         raise ConfigError(f"severity must be 1 to 5, got {severity}")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ConfigError(f"corruptions take images (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+        raise ConfigError(
+            f"corruptions take images (H, W, 3) of type uint8, got {image.shape} of type {image.dtype}; convert them"
+        )
     return CORRUPTIONS[name](image, severity, np.random.default_rng(seed))
 
 
 def gaussian_noise(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Add normal noise."""
+    """Add Gaussian noise."""
     std = (0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]
     return _to_uint8(_to_unit(image) + rng.normal(0, std, image.shape).astype(np.float32))
 
 
 def shot_noise(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Draw photon counts: Poisson noise."""
+    """Draw each value from a Poisson distribution (photon counts)."""
     photons = (60, 25, 12, 5, 3)[severity - 1]
     return _to_uint8(rng.poisson(_to_unit(image) * photons).astype(np.float32) / photons)
 
 
 def impulse_noise(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Replace values by black or white: salt and pepper."""
+    """Replace random values by 0 or 255 (salt and pepper)."""
     amount = (0.03, 0.06, 0.09, 0.17, 0.27)[severity - 1]
     draws = rng.random(image.shape)
     result = image.copy()
@@ -67,7 +69,7 @@ def defocus_blur(image: Uint8Image, severity: int, rng: np.random.Generator) -> 
     radius, alias = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     scaled = _scaled(image, radius)
     reach = int(np.ceil(scaled)) + 1
-    # Each weight is the part of its pixel that the disk covers, so that a fraction of a pixel means something.
+    # Each weight is the fraction of its pixel that the disk covers, so that radii below one pixel have an effect.
     fine = (np.arange(-reach * 8 - 4, reach * 8 + 4) + 0.5) / 8
     inside = np.hypot(*np.meshgrid(fine, fine)) <= scaled + 0.5
     disk = inside.reshape(2 * reach + 1, 8, 2 * reach + 1, 8).mean((1, 3)).astype(np.float32)
@@ -76,7 +78,7 @@ def defocus_blur(image: Uint8Image, severity: int, rng: np.random.Generator) -> 
 
 
 def motion_blur(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Smear along a random direction."""
+    """Blur along a random direction."""
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[severity - 1]
     angle = rng.uniform(-np.pi / 4, np.pi / 4)
     steps = np.arange(0, max(2.0, _scaled(image, 2 * radius)), 0.5)
@@ -90,7 +92,7 @@ def motion_blur(image: Uint8Image, severity: int, rng: np.random.Generator) -> U
 
 
 def zoom_blur(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Average over growing magnifications."""
+    """Average over increasing magnifications."""
     largest, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.33, 0.03))[severity - 1]
     unit = _to_unit(image)
     zooms = np.arange(1, largest, step)
@@ -112,7 +114,7 @@ def fog(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Imag
 
 
 def frost(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Blend with ice crystals grown from noise (the paper pastes photographs of frost)."""
+    """Blend with ice crystals computed from noise (the paper uses photographs of frost)."""
     keep, ice = ((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
     height, width = image.shape[:2]
     field = rng.random((height, width)).astype(np.float32)
@@ -133,7 +135,7 @@ def frost(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Im
 
 
 def snow(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Whiten the scene and let streaked flakes fall over it."""
+    """Whiten the image and add motion-blurred snowflakes."""
     density, length, whitening = (
         (0.008, 6, 0.1), (0.012, 8, 0.15), (0.018, 10, 0.2), (0.024, 12, 0.25), (0.03, 14, 0.3),
     )[severity - 1]  # fmt: skip
@@ -154,7 +156,7 @@ def snow(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Ima
 
 
 def brightness(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Raise the value channel."""
+    """Increase the value channel of HSV."""
     added = (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1]
     hsv = cv2.cvtColor(_to_unit(image), cv2.COLOR_RGB2HSV)
     hsv[..., 2] = np.clip(hsv[..., 2] + added, 0, 1)
@@ -162,7 +164,7 @@ def brightness(image: Uint8Image, severity: int, rng: np.random.Generator) -> Ui
 
 
 def contrast(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Pull every value towards the image's mean colour."""
+    """Move every value towards the image's mean colour."""
     factor = (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1]
     unit = _to_unit(image)
     mean = unit.mean((0, 1), keepdims=True)
@@ -170,7 +172,7 @@ def contrast(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint
 
 
 def pixelate(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Shrink with a box filter and grow with nearest neighbours."""
+    """Downsample with a box filter and upsample with nearest neighbours."""
     factor = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
     height, width = image.shape[:2]
     small = Image.fromarray(image).resize(
@@ -180,7 +182,7 @@ def pixelate(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint
 
 
 def jpeg(image: Uint8Image, severity: int, rng: np.random.Generator) -> Uint8Image:
-    """Compress."""
+    """Compress as JPEG."""
     quality = (25, 18, 15, 10, 7)[severity - 1]
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)

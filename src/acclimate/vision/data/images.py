@@ -1,4 +1,4 @@
-"""Read images, put them through a corruption where asked, and keep account of those that cannot be used."""
+"""Reading images, with an optional corruption, and recording those that cannot be used."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class ImageReader:
     """Reads the images of records as ``(H, W, 3)`` uint8.
 
     Attributes:
-        corruption: what every image is put through; None leaves it as it is.
-        seed: of the corruption; each image draws from this and its own file name.
-        skipped: why an image could not be used, by path, for every image met so far.
+        corruption: applied to every image; None leaves images unchanged.
+        seed: of the corruption; the random numbers of an image depend on this and on its file name.
+        skipped: the images that could not be used so far, by path, and why.
     """
 
     corruption: CorruptionSpec | None = None
@@ -62,7 +62,7 @@ class ImageReader:
 
     @contextmanager
     def without_corruption(self) -> Iterator[None]:
-        """Read images as they are inside the block: source images are not what the camera did."""
+        """Inside the block, read images without the corruption, which must not be applied to source images."""
         corruption, self.corruption = self.corruption, None
         try:
             yield
@@ -73,17 +73,17 @@ class ImageReader:
         """Return the pixels of one image.
 
         Raises:
-            DataError: the file is missing, cannot be decoded, or holds NaN or infinity.
+            DataError: the file is missing, cannot be decoded, or contains NaN or infinity.
         """
         pixels = decode(Path(record.image))
         if self.corruption is None:
             return pixels
-        # The name, not the position, picks the noise: the same image is corrupted alike in every run.
+        # Seeded by name, not by position, so that an image is corrupted in the same way in every run.
         seed = self.seed ^ zlib.crc32(Path(record.image).name.encode())
         return corrupt(pixels, self.corruption.name, severity=self.corruption.severity, seed=seed)
 
     def read_many(self, records: Sequence[Record]) -> list[tuple[Record, Uint8Image]]:
-        """Return the images that can be used; the others are noted in ``skipped``."""
+        """Return the images that can be used; the others are recorded in ``skipped``."""
         usable = []
         for record in records:
             try:
@@ -98,10 +98,10 @@ class ImageReader:
 def decode(path: Path) -> Uint8Image:
     """Return an image file as ``(H, W, 3)`` uint8.
 
-    Besides Pillow's formats, ``.npy`` arrays ``(H, W)`` or ``(H, W, 3)``: uint8, or floats in [0, 1].
+    Supported are Pillow's formats, and ``.npy`` arrays ``(H, W)`` or ``(H, W, 3)``: uint8, or floats in [0, 1].
 
     Raises:
-        DataError: the file is missing, cannot be decoded, or holds NaN or infinity.
+        DataError: the file is missing, cannot be decoded, or contains NaN or infinity.
     """
     try:
         if path.suffix.lower() == ".npy":
@@ -137,7 +137,7 @@ def _float_mode(image: Image.Image) -> np.ndarray:
 
 def _from_array(values: np.ndarray, path: Path) -> Uint8Image:
     if not isinstance(values, np.ndarray) or values.size == 0:
-        raise DataError(f"{path}: holds no image array")
+        raise DataError(f"{path}: contains no image array")
     if values.ndim == 2:
         values = np.repeat(values[..., None], 3, axis=2)
     if values.ndim != 3 or values.shape[2] != 3:
@@ -145,9 +145,9 @@ def _from_array(values: np.ndarray, path: Path) -> Uint8Image:
     if values.dtype == np.uint8:
         return values
     if not np.issubdtype(values.dtype, np.floating):
-        raise DataError(f"{path}: an array image must be of uint8 or of floats in [0, 1], got {values.dtype}")
+        raise DataError(f"{path}: an array image must contain uint8 or floats in [0, 1], got {values.dtype}")
     if not np.isfinite(values).all():
-        raise DataError(f"{path}: holds NaN or infinity")
+        raise DataError(f"{path}: contains NaN or infinity")
     if values.min() < 0 or values.max() > 1:
         raise DataError(f"{path}: floats must lie in [0, 1], got {values.min():g} to {values.max():g}")
     pixels: Uint8Image = np.rint(values * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The ids that predictions carry: a data set's category ids where there are any, otherwise the model's indices."""
+"""Class ids in predictions: a data set's category ids where it has any, otherwise the model's class indices."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class LabelMap:
     """Maps a model's class indices to the ids that are written.
 
     Attributes:
-        ids: id by index; an index that is not in it is not written. None writes the index itself.
-        warnings: what was left out.
+        ids: id by class index; classes without an id are not written. None writes the index itself.
+        warnings: which classes are not written.
     """
 
     ids: Mapping[int, int] | None = None
@@ -22,7 +22,7 @@ class LabelMap:
 
     @classmethod
     def by_name(cls, model_labels: Mapping[int, str] | None, categories: Mapping[int, str]) -> LabelMap:
-        """Match a model's labels to a data set's categories by name, whatever the case.
+        """Match a model's labels to a data set's categories by name, ignoring case.
 
         Raises:
             DataError: a category of the data set has no label of that name in the model.
@@ -30,7 +30,7 @@ class LabelMap:
         if not categories:
             return cls()
         if not model_labels:
-            # Without names there is nothing to match: ids are taken for indices, which only a full match allows.
+            # Category ids need not be class indices, so without names they cannot be matched.
             raise DataError(
                 "the data set has category names and the model has no labels to match them to; "
                 "give the model class names, or use a list of images instead of a COCO file"
@@ -52,5 +52,5 @@ class LabelMap:
         return cls(ids, notes)
 
     def written(self, index: int) -> int | None:
-        """Return the id of class ``index``, or None if it is not to be written."""
+        """Return the id of the class ``index``, or None if the class is not written."""
         return index if self.ids is None else self.ids.get(index)

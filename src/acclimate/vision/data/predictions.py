@@ -1,4 +1,4 @@
-"""Prediction entries and the files they are written to.
+"""Prediction entries, and reading and writing their files.
 
 A detector's entry is ``{image, image_id, width, height, detections: [{class_id, score, bbox: {cx, cy, w, h}}]}`` with
 boxes as fractions of the image; a classifier's has ``classification: {class_id, score, topk: [[class_id, score]]}``.
@@ -36,7 +36,7 @@ def classification_entries(logits: Tensor, batch: ImageBatch, *, labels: LabelMa
     if logits.dim() != 2 or len(logits) != len(batch.records):
         raise ConfigError(
             f"a classifier must return logits (B, K), got {tuple(logits.shape)} for {len(batch.records)} images; "
-            "say kind='detector' in the TorchModel if it is one"
+            "set kind='detector' in the TorchModel if it is a detector"
         )
     _require_finite(logits, batch)
     probabilities = logits.detach().float().softmax(-1).cpu()
@@ -59,12 +59,15 @@ def detection_entries(
     """Return a detector's entries.
 
     Args:
-        found: for each image ``scores`` ``(N,)``, ``labels`` ``(N,)`` (indices) and ``boxes`` ``(N, 4)`` as
+        found: for each image ``scores`` ``(N,)``, ``labels`` ``(N,)`` (class indices) and ``boxes`` ``(N, 4)`` as
             ``(x0, y0, x1, y1)`` fractions of the image. Further keys ``(N, ...)``, such as a pose's, are written under
             their own names.
         batch: the images.
-        labels: the ids to write.
-        max_detections: of each image, highest scores first.
+        labels: maps class indices to the ids to write.
+        max_detections: the limit for each image; those with the highest scores are written.
+
+    Raises:
+        DataError: an output is not finite.
     """
     entries = []
     for row, image in enumerate(found):
@@ -96,7 +99,9 @@ def to_coco(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     results = []
     for entry in entries:
         if "detections" not in entry:
-            raise DataError("COCO results hold boxes, and these predictions are a classifier's; use --format acclimate")
+            raise DataError(
+                "COCO results contain boxes, and these predictions are a classifier's; use --format acclimate"
+            )
         for detection in entry["detections"]:
             width, height, box = entry["width"], entry["height"], detection["bbox"]
             corner = [(box["cx"] - box["w"] / 2) * width, (box["cy"] - box["h"] / 2) * height]
@@ -112,29 +117,32 @@ def to_coco(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def wrapped(entries: Sequence[Entry], meta: dict[str, Any]) -> dict[str, Any]:
-    """Return predictions with what produced them."""
+    """Return predictions with metadata on how they were made."""
     return {"schema_version": SCHEMA_VERSION, "predictions": list(entries), "meta": meta}
 
 
 def read_predictions(path: Path) -> list[Entry]:
-    """Return the entries of a predictions file, plain or wrapped.
+    """Return the entries of a predictions file, written with or without ``--wrap``.
 
     Raises:
-        DataError: it is missing, is no JSON, or has another shape.
+        DataError: the file is missing, is no JSON, or is no predictions file.
     """
     content = read_json(path, "predictions file")
     if isinstance(content, dict) and "predictions" in content:
         content = content["predictions"]
     if not isinstance(content, list) or not all(isinstance(entry, dict) and "image" in entry for entry in content):
-        raise DataError(f"{path} is no predictions file: expected a list of entries with 'image', plain or wrapped")
+        raise DataError(
+            f"{path} is no predictions file: expected a list of entries with 'image', or an object with such a list "
+            "under 'predictions'; give a file that acclimate export wrote"
+        )
     return content
 
 
 def read_coco_results(path: Path) -> list[dict[str, Any]] | None:
-    """Return the COCO results in a file, or None if it holds something else.
+    """Return the COCO results in a file, or None if it contains something else.
 
     Raises:
-        DataError: it is missing or is no JSON.
+        DataError: the file is missing or is no JSON.
     """
     content = read_json(path, "predictions file")
     keys = {"image_id", "category_id", "bbox", "score"}
@@ -144,28 +152,28 @@ def read_coco_results(path: Path) -> list[dict[str, Any]] | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is there whole or not at all."""
+    """Write a JSON file atomically: on an error, an existing file is left unchanged."""
     with atomic(path) as file:
         json.dump(content, file, indent=1, allow_nan=False)
         file.write("\n")
 
 
 def check_writable(path: Path) -> None:
-    """Check, before any work is done, that a file can be written to ``path``.
+    """Check that a file can be written to ``path``, so that a long run does not fail at its end.
 
     Raises:
-        DataError: it is a folder, or a part of its path is a file, or the folder may not be written to.
+        DataError: ``path`` is a folder, a part of it is a file, or its folder is not writable.
     """
     if path.is_dir():
         raise DataError(f"cannot write {path}: it is a folder; name a file")
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise DataError(f"cannot write {path}: {existing} is no folder that can be written to")
+        raise DataError(f"cannot write {path}: {existing} is not a writable folder; choose another place")
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[str]]:
-    """Open a text file that takes the place of ``path`` when the block ends well, and is gone otherwise.
+    """Open a temporary text file that replaces ``path`` when the block ends, and is deleted if it raises.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -179,7 +187,7 @@ def atomic(path: Path) -> Iterator[IO[str]]:
 
 @contextmanager
 def atomic_binary(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of ``path`` when the block ends well, and is gone otherwise.
+    """Open a temporary binary file that replaces ``path`` when the block ends, and is deleted if it raises.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -195,7 +203,7 @@ def atomic_binary(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; a result should be as readable as any other the user writes.
+        # mkstemp creates files that only the user can read; results get the permissions that the umask allows.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)

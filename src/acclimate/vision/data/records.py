@@ -1,4 +1,4 @@
-"""What there is to predict: images from a folder, from a list, or from a COCO file."""
+"""Records of the images to predict, from a folder, a list file or a COCO file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Record:
 
     Attributes:
         image: path of the file, as it appears in predictions.
-        image_id: COCO's id where there is one, otherwise the position counted from 1.
+        image_id: the id in the COCO file, or the position in the folder or list, counted from 1.
         intrinsics: ``(fx, fy, cx, cy)`` in pixels, where a COCO file gives them.
     """
 
@@ -29,11 +29,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Records, and the categories that their annotations use.
+    """Records, and the categories of their annotations.
 
     Attributes:
         records: in the order in which they are predicted.
-        categories: name of each category by its id; empty where the source has none.
+        categories: category names by id; empty where the source has none.
     """
 
     records: tuple[Record, ...]
@@ -41,16 +41,16 @@ class Dataset:
 
 
 def load_dataset(source: Path | str, *, images_root: Path | None = None, max_images: int | None = None) -> Dataset:
-    """Read what to predict.
+    """Return the records of a source of images.
 
     Args:
-        source: a folder (searched recursively), a text file with one path a line, or a COCO json.
-        images_root: where the paths of a list or a COCO file start. Default: the file's folder; for COCO also its
-            neighbour ``images``.
-        max_images: take only the first so many.
+        source: a folder (searched recursively), a text file with one path per line, or a COCO json.
+        images_root: the folder that the paths in a list or a COCO file are relative to. Default: the file's folder; for
+            a COCO file also its parent, or the folder ``images`` in either.
+        max_images: the limit; the first so many are returned.
 
     Raises:
-        DataError: the source is missing, cannot be read, or names no image.
+        DataError: the source is missing, cannot be read, or contains no images.
     """
     source = Path(source)
     if not source.exists():
@@ -64,7 +64,7 @@ def load_dataset(source: Path | str, *, images_root: Path | None = None, max_ima
     if max_images is not None:
         dataset = Dataset(dataset.records[:max_images], dataset.categories)
     if not dataset.records:
-        raise DataError(f"{source} holds no images; known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"{source} contains no images; known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}")
     return dataset
 
 
@@ -72,7 +72,7 @@ def read_json(path: Path, what: str) -> Any:
     """Return the parsed content of a JSON file.
 
     Raises:
-        DataError: it is missing or is no JSON.
+        DataError: the file is missing or is no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -111,11 +111,11 @@ def _from_coco(source: Path, images_root: Path | None) -> Dataset:
         categories = {int(category["id"]): str(category["name"]) for category in content.get("categories", [])}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{source} is no COCO file: images need file_name and id (and intrinsics, where given, four numbers "
-            "fx, fy, cx, cy), categories id and name"
+            f"{source} is no COCO file: each image needs file_name and id (and intrinsics, where given, four numbers "
+            "fx, fy, cx, cy), each category id and name"
         ) from error
     if len({number for _, number, _ in images}) < len(images):
-        raise DataError(f"{source} gives two images the same id")
+        raise DataError(f"{source} gives two images the same id; make the ids unique")
     root = _coco_root(source, [name for name, _, _ in images]) if images_root is None else images_root
     return Dataset(tuple(Record(str(root / name), number, camera) for name, number, camera in images), categories)
 

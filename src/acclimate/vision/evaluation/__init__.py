@@ -1,1 +1,1 @@
-"""Scores, comparison of methods, and pictures of predictions."""
+"""Evaluation: scores, comparison of methods, and pictures of predictions."""

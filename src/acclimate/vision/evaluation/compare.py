@@ -1,4 +1,4 @@
-"""Several methods over the same data in one go: metric, change with its interval, and cost."""
+"""Comparison of several methods on the same images: metric, its change with an interval, and cost."""
 
 from __future__ import annotations
 
@@ -39,19 +39,24 @@ _ACCURACY_RESAMPLES: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What to compare.
+    """The images, the model, and the methods to compare.
 
     Attributes:
         source: a folder, a list file or a COCO json.
-        ground_truth: COCO annotations or class labels; without it only cost and agreement with no TTT are compared.
+        ground_truth: COCO annotations or class labels; None compares only the cost, and the agreement with the
+            unadapted model.
         output: a folder for ``comparison.json``, ``comparison.png`` and the predictions.
-        methods: which; ``none`` is always run. None takes every method that is compared by default.
-        adapter: which model.
-        given: TTT settings that were given, for all methods; a method option goes to the methods that have it.
-        corruption: what images are put through first.
-        ttt_source: source images for EATA's Fisher information.
+        methods: names of methods; ``none`` (the unadapted model) is always run. None means all methods that are
+            compared by default.
+        adapter: the options of the adapter and its model.
+        given: TTT settings for all methods; a method option is passed to the methods that have it.
+        corruption: applied to every image first.
+        ttt_source: unlabelled source images for the methods that use them.
         images_root, max_images: see :func:`load_dataset`.
-        recommend: let ``auto`` say what it would choose for this model and stream.
+        recommend: whether to report the method that ``auto`` chooses for this model and stream.
+
+    Raises:
+        ConfigError: a method is unknown, none is named, or a method option belongs to none of them.
     """
 
     source: Path
@@ -75,7 +80,9 @@ class Comparison:
                 raise ConfigError(f"unknown method {method!r}; choose from none, {', '.join(known)}")
         for name in self.given.get("method_options", {}):
             if not any(name in option_names(method) for method in self.compared):
-                raise ConfigError(f"none of the methods {', '.join(self.compared)} has an option {name!r}")
+                raise ConfigError(
+                    f"none of the methods {', '.join(self.compared)} has an option {name!r}; leave it out"
+                )
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -91,13 +98,13 @@ class Row:
 
     Attributes:
         method: its name.
-        metrics: by name, in [0, 1]; without ground truth the share of images predicted as without TTT.
-        change: of the main metric against no TTT, with its interval; None for the baseline.
-        cpu_seconds: of the run without reading and preparing images, nor the Fisher information; ``cost``: the same
-            over plain prediction's.
-        steps: how many steps had each verdict.
+        metrics: by name, in [0, 1]; without ground truth, the share of images predicted as by the unadapted model.
+        change: difference of the main metric from the unadapted model's, with its interval; None for the baseline.
+        cpu_seconds: CPU time of the run, without reading and preprocessing images and without the Fisher information;
+            ``cost``: the same over that of the unadapted model.
+        steps: number of steps by verdict.
         warnings: of the run.
-        error: why the method could not run on this model, otherwise None.
+        error: why the method could not run on this model; None where it could.
     """
 
     method: str
@@ -112,16 +119,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonResult:
-    """The table and where it was written.
+    """The results of a comparison.
 
     Attributes:
-        metric: the main one.
+        metric: name of the main metric.
         rows: one for each method, the baseline first.
-        picture: the PNG of example images.
-        table: the JSON file.
-        images: how many were predicted.
-        skipped: why an image could not be used, by path.
-        recommended: what ``auto`` would choose, where it was asked.
+        picture: the PNG file with example images.
+        table: the JSON file with the table.
+        images: number of predicted images.
+        skipped: the images that could not be used, by path, and why.
+        recommended: the choice of ``auto``; None where it was not requested.
     """
 
     metric: str
@@ -134,11 +141,12 @@ class ComparisonResult:
 
 
 def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = None) -> ComparisonResult:
-    """Run every method over the same images and write table and picture.
+    """Run every method on the same images, and write table and picture.
+
+    A method that this model does not support is a row with an ``error``.
 
     Raises:
-        InputError: something that was given cannot be used. A method that this model does not support is a row that
-            says so.
+        InputError: an input or a setting cannot be used.
     """
     for name in ("comparison.json", "comparison.png"):
         check_writable(comparison.output / name)
@@ -169,7 +177,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
         if progress is not None:
             progress(method)
         try:
-            # The first pass of a process, and of a method, pays for what is loaded and set up once.
+            # Warm-up: the first pass of a process, and of a method, includes one-time initialisation.
             first = (dataset.records[:batch_size], source_records[:batch_size])
             _run(clocked, configs.get(method), *first, batch_size)
             clocked.aside_seconds, started = 0.0, time.process_time()
@@ -186,11 +194,12 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
         except RuntimeError as error:
             if method == BASELINE:
                 raise
-            # Such as too little memory for one method: the others' results are worth keeping.
+            # One method may run out of memory, for example; the results of the others are kept.
             logger.exception("%s failed", method)
             errors[method] = f"failed: {first_line(error)}"
     if not predictions[BASELINE]:
-        raise DataError(f"none of the {len(reader.skipped)} images can be used")
+        reason = next(iter(reader.skipped.values()), "")
+        raise DataError(f"none of the {len(reader.skipped)} images can be used; the first: {reason}")
     scorer = _scorer(comparison, predictions[BASELINE])
     scores = {method: scorer.score(entries) for method, entries in predictions.items()}
     rows = tuple(_row(method, scorer, scores, seconds, reports, errors) for method in methods)
@@ -233,12 +242,12 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
 def _settings(comparison: Comparison, method: str) -> dict[str, Any]:
     options = comparison.given.get("method_options", {})
     own = {name: value for name, value in options.items() if name in option_names(method)}
-    # Online is how the methods' papers measure: one pass that predicts and adapts.
+    # The methods' papers measure online: one pass that predicts and adapts.
     return {"reset": "online", **comparison.given, "method": method, "method_options": own}
 
 
 class _Clocked:
-    """An adapter that counts the CPU seconds of reading and preparing images apart."""
+    """An adapter that measures the CPU time of reading and preprocessing images, which does not count as cost."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
@@ -280,13 +289,13 @@ def _run(
         return [entry for batch in batches for entry in batch], None
     started = time.process_time()
     with TTTRun(adapter, config, source_records=source_records) as run:
-        # Opening a run costs the Fisher information, which is computed once for a model and not for a stream.
+        # Entering a run computes the Fisher information, which is needed once for a model and not for each stream.
         adapter.aside_seconds = time.process_time() - started
         return [entry for batch in run.predictions(records) for entry in batch], run.report()
 
 
 class _AgreementScorer:
-    """Without ground truth: the share of images whose most probable class is as without TTT."""
+    """Scores without ground truth: the share of images with the same most probable class as the unadapted model's."""
 
     metric = "agreement"
 

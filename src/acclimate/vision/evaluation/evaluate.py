@@ -1,4 +1,4 @@
-"""Score predictions: mean average precision against COCO annotations, accuracy against class labels."""
+"""Scores of predictions: mean average precision for COCO annotations, accuracy for class labels."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _CONFIDENCE: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How good a set of predictions is.
+    """The metrics of a set of predictions.
 
     Attributes:
-        metrics: by name, as fractions in [0, 1]; the first is the one that methods are compared by.
-        per_image: what a bootstrap over images needs; its form is the scorer's own.
+        metrics: by name, as fractions in [0, 1]; the first is the main one, by which methods are compared.
+        per_image: data for a bootstrap over images, in the scorer's own format.
     """
 
     metrics: dict[str, float]
@@ -38,7 +38,7 @@ class Score:
 
 
 class Scorer(Protocol):
-    """Scores predictions and says how sure a difference is."""
+    """Scores predictions, and scores them again over resampled images for a bootstrap."""
 
     metric: str
     image_count: int
@@ -62,7 +62,7 @@ class Interval:
 
 
 def difference(scorer: Scorer, first: Score, second: Score, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """Return ``second`` minus ``first`` in the main metric, over the same images."""
+    """Return ``second`` minus ``first`` in the main metric, with its interval, over the same images."""
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(resamples):
@@ -74,14 +74,14 @@ def difference(scorer: Scorer, first: Score, second: Score, *, resamples: int = 
 
 
 class AccuracyScorer:
-    """The share of the predicted images whose most probable class is right.
+    """Scores a classifier by accuracy: the share of the predicted images whose most probable class is correct.
 
     Args:
         labels: class id by image, as :func:`load_labels` returns them.
         images: the predicted images, each of which must have one label.
 
     Raises:
-        DataError: an image has no label, or two images would share one.
+        DataError: an image has no label, or two images match the same label.
     """
 
     metric = "accuracy"
@@ -90,11 +90,14 @@ class AccuracyScorer:
         keys = {image: label_key(image, labels) for image in images}
         if missing := [image for image, key in keys.items() if key is None]:
             raise DataError(
-                f"{len(missing)} of {len(keys)} predicted images have no label (first: {missing[0]}); "
-                "name files as in the predictions, or by the end of their path"
+                f"{len(missing)} of {len(keys)} predicted images have no label (the first: {missing[0]}); "
+                "in the labels file, use the paths of the predictions, or the last parts of them"
             )
         if len(set(keys.values())) < len(keys):
-            raise DataError("two predicted images share one label: name files by more of their path")
+            raise DataError(
+                "two predicted images share one label, because the name in the labels file fits both; use longer paths "
+                "in the labels file"
+            )
         self._truth = {image: labels[key] for image, key in keys.items() if key is not None}
         self.image_count = len(self._truth)
 
@@ -105,7 +108,7 @@ class AccuracyScorer:
             DataError: they are a detector's.
         """
         if any("classification" not in entry for entry in entries):
-            raise DataError("class labels score a classifier, and these predictions have detections; give a COCO json")
+            raise DataError("class labels are for classifiers, and these predictions have detections; give a COCO json")
         predicted = {entry["image"]: entry["classification"]["class_id"] for entry in entries}
         right = np.array([predicted.get(image) == label for image, label in self._truth.items()], dtype=np.float64)
         return Score({"accuracy": float(right.mean())}, right)
@@ -116,15 +119,15 @@ class AccuracyScorer:
 
 
 class CocoScorer:
-    """Mean average precision as COCO defines it, over the predicted images.
+    """Scores a detector by mean average precision as defined by COCO, over the predicted images.
 
     Args:
         annotations: a COCO json with annotations.
-        images: the predicted images as ``(image, image_id)``; all of the file's by default. They are found in the file
-            by id and name, or by name alone, so that ids counted over a folder are not taken for COCO's.
+        images: the predicted images as ``(image, image_id)``; all images of the file by default. They are matched to
+            the file by id and name, or else by name, because ids of images from a folder are not COCO ids.
 
     Raises:
-        DataError: the file lacks images, categories or annotations, or does not have a predicted image.
+        DataError: the file has no images, categories or annotations, or does not contain a predicted image.
     """
 
     metric = "mAP"
@@ -153,26 +156,32 @@ class CocoScorer:
             return predicted_id
         found = self._by_name.get(name, [])
         if len(found) != 1:
-            raise DataError(f"the ground truth has {len(found) or 'no'} images called {name!r}: cannot score {image}")
+            raise DataError(
+                f"the ground truth has {len(found) or 'no'} images called {name!r}, so {image} cannot be scored; "
+                "each predicted image must match exactly one"
+            )
         return found[0]
 
     def score(self, entries: Sequence[Entry]) -> Score:
         """Score a detector's entries.
 
         Raises:
-            DataError: they are a classifier's, or of a category that the ground truth does not have.
+            DataError: they are a classifier's, or have a category that is not in the ground truth.
         """
         placed = []
         for entry in entries:
             number = self.image_id(entry["image"], entry.get("image_id"))
             size = {key: entry.get(key) or self._images[number].get(key) for key in ("width", "height")}
             if entry.get("detections") and None in size.values():
-                raise DataError(f"neither predictions nor ground truth say how large {entry['image']} is")
+                raise DataError(
+                    f"neither predictions nor ground truth contain the size of {entry['image']}; add width and height "
+                    "to the ground truth"
+                )
             placed.append({**entry, **size, "image_id": number})
         return self.score_results(to_coco(placed))
 
     def pose_errors(self, entries: Sequence[Entry]) -> PoseErrors | None:
-        """Return how far the poses in ``entries`` are from the true ones; None where either has none."""
+        """Return the errors of the poses in ``entries``; None where predictions or ground truth have no poses."""
         placed = [{**entry, "image_id": self.image_id(entry["image"], entry.get("image_id"))} for entry in entries]
         truth = {number: self._truth.imgToAnns[number] for number in self._image_ids}
         sizes = {number: (image.get("width", 0), image.get("height", 0)) for number, image in self._images.items()}
@@ -182,13 +191,16 @@ class CocoScorer:
         """Score COCO results.
 
         Raises:
-            DataError: a result is of an image or a category that the ground truth does not have.
+            DataError: a result has an image or a category that is not in the ground truth.
         """
         if not results:
             return Score({"mAP": 0.0, "mAP50": 0.0, "mAP75": 0.0, "AR100": 0.0}, None)
         for key, known in (("image_id", set(self._images)), ("category_id", set(self._truth.getCatIds()))):
             if unknown := {result[key] for result in results} - known:
-                raise DataError(f"the ground truth has no {key} {sorted(unknown)[0]}, which was predicted")
+                raise DataError(
+                    f"the ground truth has no {key} {sorted(unknown)[0]}, which was predicted; give the ground truth "
+                    "of the predicted images"
+                )
         with _quiet():
             evaluation = COCOeval(self._truth, self._truth.loadRes([dict(result) for result in results]), "bbox")
             evaluation.params.imgIds = self._image_ids
@@ -207,7 +219,7 @@ class CocoScorer:
         return Score(metrics, evaluation)
 
     def resampled(self, score: Score, images: npt.NDArray[np.int64]) -> float:
-        """Return the mAP over a multiset of images, by accumulating their matches again."""
+        """Return the mAP over a multiset of images, accumulated from the matches of :meth:`score_results`."""
         evaluation = score.per_image
         if evaluation is None:
             return 0.0
@@ -225,10 +237,10 @@ class CocoScorer:
 
 
 def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
-    """Return the scorer of the images in ``entries`` for a ground truth file: COCO json, or labels as json or csv.
+    """Return the scorer for a ground truth file (COCO json, or labels as json or csv) and the images in ``entries``.
 
     Raises:
-        DataError: the file is missing, of neither kind, or does not have an image of the entries.
+        DataError: the file is missing, is of neither kind, or does not contain an image of the entries.
     """
     if is_coco(ground_truth):
         return CocoScorer(ground_truth, images=[(entry["image"], entry.get("image_id", -1)) for entry in entries])
@@ -236,7 +248,7 @@ def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
 
 
 def is_coco(ground_truth: Path) -> bool:
-    """Say whether a ground truth file is a COCO json."""
+    """Return whether a ground truth file is a COCO json."""
     if ground_truth.suffix != ".json":
         return False
     content = read_json(ground_truth, "ground truth")
@@ -244,10 +256,10 @@ def is_coco(ground_truth: Path) -> bool:
 
 
 def load_labels(path: Path) -> dict[str, int]:
-    """Return class ids by image from ``{"image": class}`` json or ``image,label`` csv lines.
+    """Return class ids by image from a json file ``{"image": class}`` or a csv file with lines ``image,label``.
 
     Raises:
-        DataError: the file is missing, empty, or a class is no whole number.
+        DataError: the file is missing or empty, or a class is no integer.
     """
     if path.suffix == ".json":
         pairs = list(_mapping(read_json(path, "labels file"), path).items())
@@ -258,34 +270,34 @@ def load_labels(path: Path) -> dict[str, int]:
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"labels file {path} cannot be read: {error}") from error
         if any(len(row) != 2 for row in rows):
-            raise DataError(f"labels file {path} must have two columns, image and label")
+            raise DataError(f"labels file {path} must have exactly two columns, image and label")
         pairs = [(row[0], row[1]) for row in rows if row != ["image", "label"]]
     try:
         labels = {str(name): int(label) for name, label in pairs}
     except (TypeError, ValueError) as error:
-        raise DataError(f"labels file {path}: classes must be whole numbers ({error})") from error
+        raise DataError(f"labels file {path}: classes must be integers ({error})") from error
     if not labels:
-        raise DataError(f"labels file {path} is empty")
+        raise DataError(f"labels file {path} is empty; give one line image,label for each image")
     return labels
 
 
 def _mapping(content: Any, path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
-        raise DataError(f"labels file {path} must hold one object of image: class, or COCO annotations")
+        raise DataError(f"labels file {path} must contain one object {{image: class}}, or COCO annotations")
     return content
 
 
 def label_key(image: str, labels: Mapping[str, Any]) -> str | None:
-    """Return the name by which ``labels`` has an image: its path, or the longest end of it; None if it has none."""
+    """Return the key of an image in ``labels``: its path, or the longest trailing part of it; None if there is none."""
     parts = Path(image).parts
     ends = (image, *(str(Path(*parts[start:])) for start in range(len(parts))))
     return next((end for end in ends if end in labels), None)
 
 
 def _coco_truth(content: Any, path: Path) -> dict[str, Any]:
-    """Return a COCO dictionary with what pycocotools needs and files in the wild leave out."""
+    """Return COCO annotations, with the fields that pycocotools requires and many files omit."""
     if not isinstance(content, dict) or not content.get("annotations"):
-        raise DataError(f"{path} has no annotations to score against")
+        raise DataError(f"{path} has no annotations to score against; give a COCO json with annotations")
     try:
         annotations = []
         for number, annotation in enumerate(content["annotations"], start=1):
@@ -300,18 +312,18 @@ def _coco_truth(content: Any, path: Path) -> dict[str, Any]:
         categories = [{**category, "id": int(category["id"])} for category in content["categories"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} is no COCO ground truth: images need id and file_name, categories id and name, annotations "
-            f"image_id, category_id and bbox ({error!r})"
+            f"{path} is no COCO ground truth: each image needs id and file_name, each category id and name, each "
+            f"annotation image_id, category_id and bbox ({error!r})"
         ) from error
     return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:
-    # -1 marks categories without any ground truth.
+    # pycocotools uses -1 for categories without ground truth.
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else 0.0
 
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:
-    # pycocotools reports its progress by print.
+    # pycocotools prints its progress.
     return contextlib.redirect_stdout(io.StringIO())

@@ -1,4 +1,4 @@
-"""How far predicted poses are from the true ones."""
+"""Errors of predicted poses."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from acclimate.vision.data import boxes as box_ops
 from acclimate.vision.models.adapter import Entry
 
 _MATCH_IOU: Final = 0.5
-# Half a turn about its own z axis.
+# Half a turn about the object's z axis.
 _HALF_TURN: Final = np.diag([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True, slots=True)
 class PoseErrors:
-    """Errors over the objects that were found.
+    """Median errors over the objects that were found.
 
     Attributes:
-        found: the share of true objects that a detection of the right class overlaps with an IoU of 0.5 or more; each
-            detection serves one object, best scores first.
-        rotation_degrees: median angle between rotations; the smaller of two for an object that half a turn in its own
-            plane leaves as it is (``half_turn_symmetric`` in the truth).
+        found: the share of true objects that are matched by a detection of their class with an IoU of at least 0.5;
+            each detection matches at most one object, in the order of scores.
+        rotation_degrees: median angle between predicted and true rotation; for objects that look the same after half a
+            turn in their own plane (``half_turn_symmetric`` in the ground truth), the smaller of the two angles.
         depth_relative: median of ``|z - true z| / true z``.
-        translation_relative: median distance between centres over the true depth.
+        translation_relative: median distance between predicted and true centre, over the true depth.
     """
 
     found: float
@@ -42,7 +42,7 @@ def pose_errors(
     *,
     sizes: Mapping[int, tuple[int, int]],
 ) -> PoseErrors | None:
-    """Return the errors of the poses in ``entries``; None where the truth has no poses or nothing was found.
+    """Return the errors of the poses in ``entries``; None where there are no true poses or no object was found.
 
     Args:
         entries: predictions whose detections have ``pose``, by ``image_id``.
@@ -77,7 +77,7 @@ def _matches(
     entry: Entry,
     sizes: Mapping[int, tuple[int, int]],
 ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Yield detections with the objects that they are of."""
+    """Yield matched pairs of detection and annotation."""
     if not annotations or not detections:
         return
     width, height = sizes[entry["image_id"]]

@@ -1,1 +1,1 @@
-"""Adapters, which load and run a model, and the networks that ship."""
+"""Adapters, which load and run models, and the networks that this package contains."""

@@ -1,4 +1,4 @@
-"""What acclimate asks of a model's adapter, and how predictions are made through one."""
+"""The adapter protocol, adapters of the vision integration plan, and prediction with an adapter."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ImageBatch:
-    """What a loader yields.
+    """One batch of an adapter's loader.
 
     Attributes:
-        inputs: what the model takes: a tensor ``(B, C, H, W)`` or a mapping with ``pixel_values``.
+        inputs: the model's input: a tensor ``(B, C, H, W)`` or a mapping with ``pixel_values``.
         records: the ``B`` records, in order.
         sizes: ``(width, height)`` in pixels of the original images, in order.
     """
@@ -37,17 +37,20 @@ class ImageBatch:
 
 @runtime_checkable
 class Adapter(Protocol):
-    """Loads and runs one model; prediction is taken apart into loader, forward pass and entries, so that TTT can act.
+    """Loads and runs one model.
+
+    Loader, forward pass and conversion to entries are separate functions, so that test-time training can act between
+    them.
 
     Attributes:
-        kind: of the model: what it decides on.
-        task: what the model's outputs mean to a method.
-        reader: reads images, and keeps account of those that cannot be used.
-        batch_size: of prediction without TTT.
-        source_spectrum: mean power spectrum of the images that the model was trained on; None where it is not known.
-        warnings: what a user should know about the model as it was loaded.
-        ttt_refusal: why the model cannot be adapted, as a whole sentence with the remedy; None where it can.
-        calls_model_itself: whether predictions are made by :meth:`predict` alone, because there is no :meth:`entries`.
+        kind: whether the model is a classifier or a detector.
+        task: interprets the model's outputs for methods.
+        reader: reads images, and records those that cannot be used.
+        batch_size: used for prediction without TTT.
+        source_spectrum: mean power spectrum of the images that the model was trained on; None where it is unknown.
+        warnings: problems that were found when the model was loaded.
+        ttt_refusal: the error message for a model that cannot be adapted, with the remedy; None where it can.
+        calls_model_itself: whether only :meth:`predict` can make predictions, because :meth:`entries` is missing.
     """
 
     kind: Kind
@@ -61,7 +64,7 @@ class Adapter(Protocol):
 
     @property
     def info(self) -> AdapterInfo:
-        """Name and needs."""
+        """The adapter's name and properties."""
         ...
 
     def predict(self, records: Sequence[Record]) -> list[Entry]:
@@ -69,11 +72,11 @@ class Adapter(Protocol):
         ...
 
     def get_model(self) -> nn.Module:
-        """Return the model, loaded."""
+        """Return the loaded model."""
         ...
 
     def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterable[ImageBatch]:
-        """Return the usable records as batches of preprocessed tensors; images that cannot be used are left out."""
+        """Return the records as batches of preprocessed tensors, without images that cannot be used."""
         ...
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
@@ -94,10 +97,10 @@ class _ExposesModel(Protocol):
 
 
 class MinimalAdapter:
-    """Completes an adapter that has only what the vision integration plan asks for.
+    """Completes an adapter that has only the functions of the vision integration plan.
 
-    That is ``predict``, and for TTT ``get_model`` and ``build_loader``, whose batches are the model's inputs. The model
-    is taken for a classifier of images with unknown pixel range, and predictions are made by ``predict`` alone.
+    These are ``predict``, and for TTT ``get_model`` and ``build_loader``, whose batches are the model's inputs. The
+    model is taken for a classifier of images with an unknown pixel range; only ``predict`` can make predictions.
     """
 
     calls_model_itself = True
@@ -114,7 +117,7 @@ class MinimalAdapter:
         self.ttt_refusal = None if isinstance(wrapped, _ExposesModel) else no_model(type(wrapped).__name__)
 
     def predict(self, records: Sequence[Record]) -> list[Entry]:
-        """Return what the wrapped adapter predicts."""
+        """Return the wrapped adapter's predictions."""
         found: list[Entry] = self._wrapped.predict(records)
         return found
 
@@ -129,25 +132,31 @@ class MinimalAdapter:
             yield batch if isinstance(batch, ImageBatch) else ImageBatch(batch, (), ())
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
-        """Raise TTTNotSupportedError: what the model returned cannot be turned into entries from outside."""
-        raise TTTNotSupportedError(f"{type(self._wrapped).__name__} has no entries(outputs, batch)")
+        """Raise TTTNotSupportedError, because the wrapped adapter has no such function."""
+        raise TTTNotSupportedError(
+            f"the adapter {type(self._wrapped).__name__} has no entries(outputs, batch), which converts outputs to "
+            "predictions; use its predict(records)"
+        )
 
 
 def as_adapter(given: Any) -> Adapter:
-    """Return ``given`` as an adapter; one of the vision integration plan is completed.
+    """Return ``given`` as an adapter, completed by :class:`MinimalAdapter` where necessary.
 
     Raises:
-        ConfigError: it cannot predict.
+        ConfigError: it has no function ``predict``.
     """
     if isinstance(given, Adapter):
         return given
     if not isinstance(given, _Predicts):
-        raise ConfigError(f"a {type(given).__name__} is no adapter: it has no predict(records)")
+        raise ConfigError(
+            f"an object of type {type(given).__name__} is no adapter, because it has no predict(records); "
+            "give an acclimate.vision.models.adapter.Adapter"
+        )
     return MinimalAdapter(given)
 
 
 def no_model(name: str) -> str:
-    """Return the refusal of an adapter that shows no model."""
+    """Return the error message for an adapter that does not provide its model."""
     return (
         f"adapter {name!r} does not support test-time training: it has no get_model and no build_loader; use the "
         "adapter transformers or torch, or leave out --ttt"
@@ -158,7 +167,7 @@ def require_ttt(adapter: Adapter) -> None:
     """Check that an adapter's model can be adapted.
 
     Raises:
-        TTTNotSupportedError: with the adapter's refusal.
+        TTTNotSupportedError: it cannot; the message is the adapter's ``ttt_refusal``.
     """
     if adapter.ttt_refusal is not None:
         raise TTTNotSupportedError(adapter.ttt_refusal)
@@ -174,10 +183,10 @@ def predict_in_batches(
     """Yield the entries of each batch.
 
     Args:
-        adapter: where batches come from and outputs go to.
-        records: what to predict.
-        batch_size: images at a time.
-        forward: returns the outputs for a batch's inputs; the plain model by default.
+        adapter: makes the batches, and converts the outputs to entries.
+        records: the images to predict.
+        batch_size: number of images in a batch.
+        forward: returns the outputs for a batch's inputs; the base model by default.
     """
     if forward is None:
         forward = plain_forward(adapter)
@@ -186,7 +195,7 @@ def predict_in_batches(
 
 
 def plain_forward(adapter: Adapter) -> Callable[[Any], Any]:
-    """Return a function that runs the adapter's model as it is, in eval mode and without gradient."""
+    """Return a function that runs the adapter's base model in eval mode and without gradient."""
     model = adapter.get_model()
 
     def forward(inputs: Any) -> Any:
@@ -198,6 +207,6 @@ def plain_forward(adapter: Adapter) -> Callable[[Any], Any]:
 
 
 def chunks(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
-    """Yield consecutive runs of at most ``size`` records."""
+    """Yield consecutive slices of at most ``size`` records."""
     for start in range(0, len(records), size):
         yield records[start : start + size]

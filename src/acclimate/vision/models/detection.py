@@ -1,4 +1,4 @@
-"""The task of a DETR-like detector: which of its queries to learn from, and how two passes are matched."""
+"""The task of a DETR-like detector: selects queries to learn from, and matches the queries of two passes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ DetectionOutputs = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """Queries with class logits ``(B, Q, K)`` and boxes ``(B, Q, 4)`` in the keys ``logits`` and ``pred_boxes``.
+    """The task of a detector that returns ``logits`` ``(B, Q, K)`` and ``pred_boxes`` ``(B, Q, 4)`` of Q queries.
 
-    Most queries look at background, so averaging over all of them would mostly teach the background. A method
-    learns from *candidates*: queries whose foreground score reaches ``min_foreground``, at most ``max_candidates`` of
-    each image, weighted by that score. An image without candidates teaches nothing.
+    Most queries predict background, which would dominate an average over all of them. So the decisions are
+    *candidates*: queries whose foreground score reaches ``min_foreground``, at most ``max_candidates`` of each image,
+    weighted by that score. Images without candidates are not learned from.
 
     Attributes:
-        head: ``sigmoid`` scores each class by itself (RT-DETR, D-FINE, Deformable DETR); ``softmax`` has a last
-            no-object column (DETR, YOLOS).
-        min_foreground: the score below which a query is no candidate.
-        max_candidates: of each image, highest scores first.
-        match_iou: the overlap from which boxes of two passes are taken for the same object.
-        box_weight: of the L1 distance between matched boxes against the cross-entropy (5 in DETR's own loss).
-        pixel_range: lowest and highest pixel value in a batch, for all channels or for each; None leaves out colour
-            changes in views.
+        head: ``sigmoid``: independent scores of the classes (RT-DETR, D-FINE, Deformable DETR); ``softmax``: scores
+            with a last column for "no object" (DETR, YOLOS).
+        min_foreground: the lowest score of a candidate.
+        max_candidates: the limit for each image; those with the highest scores are used.
+        match_iou: the overlap (IoU) from which boxes of two passes are taken for the same object.
+        box_weight: weight of the L1 distance between matched boxes; that of the cross-entropy is 1 (5 as in DETR's
+            loss).
+        pixel_range: lowest and highest possible pixel value in a batch, for all channels or for each; None leaves out
+            colour changes in views.
         flips: whether mirrored images keep their classes.
         extra_outputs: further keys of the model's output to keep.
 
@@ -59,7 +60,7 @@ class Detection:
             raise ConfigError(f"a detector's head must be sigmoid or softmax, got {self.head!r}")
 
     def forward(self, model: Callable[..., Any], batch: Any) -> DetectionOutputs:
-        """Return ``logits``, ``pred_boxes`` and the extra outputs; all else that the model returns is dropped.
+        """Return ``logits``, ``pred_boxes`` and the extra outputs, without the model's other outputs.
 
         Raises:
             ConfigError: the model's output has no ``logits`` or no ``pred_boxes``.
@@ -69,10 +70,12 @@ class Detection:
         try:
             return {key: outputs[key] if isinstance(outputs, Mapping) else getattr(outputs, key) for key in keys}
         except (KeyError, AttributeError) as error:
-            raise ConfigError(f"a detector must return {', '.join(keys)} by name; {error} is missing") from error
+            raise ConfigError(
+                f"a detector must return a mapping or an object with {', '.join(keys)}; {error} is missing"
+            ) from error
 
     def decisions(self, outputs: Any) -> Decisions:
-        """Return the candidates of all images as rows of ``K + 1`` logits, the last for no object."""
+        """Return the candidates of all images as rows of ``K + 1`` logits, the last for "no object"."""
         foreground = self.foreground(outputs).detach()
         keep = foreground >= self.min_foreground
         if foreground.shape[1] > self.max_candidates:
@@ -81,9 +84,9 @@ class Detection:
         return Decisions(self.softmax_logits(outputs)[keep], foreground[keep], background=True)
 
     def divergence(self, student_outputs: Any, teacher_outputs: Any) -> Tensor:
-        """Return, for each candidate of the teacher that the student also sees, how far apart they are.
+        """Return the divergence ``(N,)`` of the student from each of the teacher's candidates that it has a match for.
 
-        Cross-entropy in nats to the teacher's classes plus ``box_weight`` times the L1 distance of the boxes: ``(N,)``.
+        It is the cross-entropy in nats to the teacher's classes plus ``box_weight`` times the L1 distance of the boxes.
         """
         student_logits, teacher_logits = self.softmax_logits(student_outputs), self.softmax_logits(teacher_outputs)
         candidates = self.foreground(teacher_outputs).detach() >= self.min_foreground
@@ -106,11 +109,11 @@ class Detection:
         return images
 
     def with_images(self, batch: Any, images: Tensor) -> Any:
-        """Return ``batch`` with other images."""
+        """Return ``batch`` with its images replaced."""
         return {**batch, "pixel_values": images} if isinstance(batch, Mapping) else images
 
     def views(self, batch: Any, *, count: int, rng: torch.Generator) -> Iterator[View]:
-        """Yield copies with other colours, blur and noise, half of them mirrored; boxes are mirrored back."""
+        """Yield copies with changed colours, blur and noise, half of them mirrored; ``undo`` mirrors boxes back."""
         images = self.images(batch)
         for _ in range(count):
             flip = self.flips and float(torch.rand((), generator=rng, device=rng.device)) < 0.5
@@ -121,11 +124,11 @@ class Detection:
             yield self.mirror(view, torch.ones(len(images), dtype=torch.bool)) if flip else View(view)
 
     def mirrored(self, batch: Any) -> View | None:
-        """Return all images mirrored, where mirrored images keep their classes."""
+        """Return all images mirrored left to right; None if ``flips`` is false."""
         return self.mirror(batch, torch.ones(len(self.images(batch)), dtype=torch.bool)) if self.flips else None
 
     def mirror(self, batch: Any, chosen: Tensor) -> View:
-        """Return the batch with the ``chosen`` ``(B,)`` images mirrored left to right, masks and all."""
+        """Return the batch with the ``chosen`` ``(B,)`` images and their masks mirrored left to right."""
         chosen = chosen.to(self.images(batch).device)
 
         def flipped(values: Tensor) -> Tensor:
@@ -140,11 +143,11 @@ class Detection:
         return View(flipped(batch), undo)
 
     def merge(self, outputs: Sequence[Any], reference: Any | None) -> DetectionOutputs:
-        """Average over passes, matched to the queries of ``reference`` in box space.
+        """Average the outputs of several passes, matched to the queries of ``reference`` by their boxes.
 
-        For each query of the reference and each pass, the query that overlaps it most counts if it reaches
-        ``match_iou``; class probabilities and boxes are averaged over the passes that have one, the reference among
-        them. Extra outputs are the reference's.
+        In each pass, the match of a reference query is the query with the largest overlap, if that reaches
+        ``match_iou``. Class probabilities and boxes are averaged over the reference and all matches. Extra outputs are
+        the reference's.
         """
         base: DetectionOutputs = outputs[0] if reference is None else reference
         probabilities, boxes = self._probabilities(base["logits"]), base["pred_boxes"]
@@ -168,7 +171,7 @@ class Detection:
         return (probabilities[..., :-1] if self.head == "softmax" else probabilities).amax(-1)
 
     def softmax_logits(self, outputs: Any) -> Tensor:
-        """Return ``(B, Q, K + 1)`` softmax logits whose last column is no object."""
+        """Return ``(B, Q, K + 1)`` softmax logits whose last column is "no object"."""
         logits: Tensor = outputs["logits"]
         return sigmoid_to_softmax(logits) if self.head == "sigmoid" else logits
 

@@ -1,4 +1,4 @@
-"""An adapter without a model: for tests, and as the baseline that nothing may change."""
+"""An adapter without a model, for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from acclimate.vision.models.loading import AdapterOptions
 
 
 class DummyAdapter:
-    """Finds nothing in any image, and cannot be adapted."""
+    """Predicts no objects for any image, and cannot be adapted."""
 
     info: ClassVar[AdapterInfo] = AdapterInfo(name="dummy", title="Finds nothing in any image; has no model")
     calls_model_itself = True
@@ -35,7 +35,7 @@ class DummyAdapter:
 
     @classmethod
     def from_options(cls, options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Self:
-        """Return the adapter; there is nothing to load."""
+        """Return the adapter; the options are not used."""
         return cls()
 
     def predict(self, records: Sequence[Record]) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""From the options of a command to a loaded adapter."""
+"""The options that choose an adapter and its model, and loading them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterOptions:
-    """How to make an adapter.
+    """The options of an adapter.
 
     Attributes:
         adapter: a name in :data:`acclimate.registry.ADAPTERS`.
         model: a local folder or hub name (transformers), ``package.module:factory`` (torch), or a local folder, by
-            default the model that comes with the package (rtdetr_pose).
-        checkpoint: weights for the torch adapter.
-        trust_pickle: allow a checkpoint that is not safetensors.
+            default the model of this package (rtdetr_pose).
+        checkpoint: a file with weights for the torch adapter.
+        trust_pickle: whether to allow a checkpoint that is not safetensors.
         device: such as ``cpu`` or ``cuda``.
-        score_threshold: detections below this are not written.
+        score_threshold: detections with a lower score are not written.
     """
 
     adapter: str = "transformers"
@@ -37,15 +37,16 @@ class AdapterOptions:
 
 
 def make_adapter(options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Adapter:
-    """Return a loaded adapter; of a plug-in, completed where it has only what the integration plan asks for.
+    """Return a loaded adapter, completed by :func:`acclimate.vision.models.adapter.as_adapter` where necessary.
 
     Raises:
-        ConfigError: the adapter is unknown, or it needs a model and none is named.
+        ConfigError: the adapter is unknown, needs a model and none is given, or takes no checkpoint and one is given.
     """
     info = ADAPTERS.info(options.adapter)
     if options.checkpoint and not info.takes_checkpoint:
         raise ConfigError(
-            f"--checkpoint is for the adapter torch; the adapter {options.adapter} loads --model as a whole"
+            f"--checkpoint is for the adapter torch, and the adapter {options.adapter} loads its weights from --model; "
+            "leave --checkpoint out"
         )
     if info.model is not None and not options.model and info.default_model is None:
         raise ConfigError(f"adapter {options.adapter!r} needs --model ({info.model})")

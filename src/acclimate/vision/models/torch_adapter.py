@@ -1,11 +1,11 @@
-"""Any torch model: a callable ``package.module:factory`` that returns it.
+"""The adapter for any torch model that a function ``package.module:factory`` returns.
 
-The factory takes no argument and returns a :class:`TorchModel`, or a bare module, which then is a classifier of
-images in [0, 1] at their own size. What the module returns is its output contract:
+The factory takes no argument and returns a :class:`TorchModel`, or only a module, which is then taken for a classifier
+of images in [0, 1] at their own size. The module must return:
 
-- a classifier: logits ``(B, K)``, as a tensor or under the key ``logits``;
-- a detector: a mapping with ``logits`` ``(B, Q, K)`` (sigmoid head) or ``(B, Q, K + 1)`` (softmax head, no object
-  last) and ``pred_boxes`` ``(B, Q, 4)`` as ``(cx, cy, w, h)`` fractions of the image.
+- as a classifier: logits ``(B, K)``, as a tensor or under the key ``logits``;
+- as a detector: a mapping with ``logits`` ``(B, Q, K)`` (sigmoid head) or ``(B, Q, K + 1)`` (softmax head, last column
+  "no object") and ``pred_boxes`` ``(B, Q, 4)`` as ``(cx, cy, w, h)`` fractions of the image.
 """
 
 from __future__ import annotations
@@ -43,17 +43,20 @@ from acclimate.vision.models.loading import AdapterOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchModel:
-    """A module and what has to be known about it.
+    """A module, with the description that the adapter needs.
 
     Attributes:
-        module: takes images ``(B, 3, H, W)``; see the module's docstring for what it must return.
+        module: takes images ``(B, 3, H, W)``; see :mod:`acclimate.vision.models.torch_adapter` for what it must return.
         kind: ``classifier`` or ``detector``.
-        head: of a detector.
-        image_size: ``(width, height)`` that images are resized to; None keeps their size, so that all images of a
-            batch must have the same.
-        mean, std: of each channel, subtracted and divided by; None leaves pixels in [0, 1].
+        head: the type of a detector's class scores, see :class:`acclimate.vision.models.detection.Detection`.
+        image_size: ``(width, height)`` to which images are resized; None keeps their size, which must then be the same
+            for all images of a batch.
+        mean, std: of each channel, for normalisation; None leaves pixels in [0, 1].
         class_names: label of each class, in order.
-        flips: whether a mirrored image keeps its class (not so for digits and text).
+        flips: whether mirrored images keep their class (False for digits and text).
+
+    Raises:
+        ConfigError: the kind is unknown, or only one of mean and std is given.
     """
 
     module: nn.Module
@@ -69,7 +72,7 @@ class TorchModel:
         if self.kind not in KINDS:
             raise ConfigError(f"kind must be {' or '.join(KINDS)}, got {self.kind!r}")
         if (self.mean is None) != (self.std is None):
-            raise ConfigError("give mean and std together, or neither")
+            raise ConfigError(f"give mean and std together, or neither; got mean {self.mean} and std {self.std}")
 
 
 class TorchAdapter:
@@ -77,13 +80,14 @@ class TorchAdapter:
 
     Args:
         factory: ``package.module:callable``; the current folder is searched too.
-        checkpoint: safetensors to load into it; None keeps the weights the factory gave it.
-        trust_pickle: allow a checkpoint that is not safetensors.
-        reader, categories, device, score_threshold, batch_size: as in the transformers adapter.
+        checkpoint: a safetensors file to load; None keeps the weights that the factory returns.
+        trust_pickle: whether to allow a checkpoint that is not safetensors.
+        reader, categories, device, score_threshold, batch_size: as for
+            :class:`acclimate.vision.models.transformers_adapter.TransformersAdapter`.
 
     Raises:
         ConfigError: the factory cannot be found, fails, or returns something else.
-        CheckpointError: the checkpoint cannot be loaded, or may not be.
+        CheckpointError: the checkpoint cannot be loaded, or is a pickle and ``trust_pickle`` is false.
     """
 
     info: ClassVar[AdapterInfo] = AdapterInfo(
@@ -110,7 +114,9 @@ class TorchAdapter:
         if isinstance(made, nn.Module):
             made = TorchModel(module=made)
         if not isinstance(made, TorchModel):
-            raise ConfigError(f"{factory} returned {type(made).__name__}; return a TorchModel or a torch module")
+            raise ConfigError(
+                f"{factory} returned an object of type {type(made).__name__}; return a TorchModel or a torch module"
+            )
         self.model = made
         self.reader = ImageReader() if reader is None else reader
         self.score_threshold = score_threshold
@@ -135,7 +141,7 @@ class TorchAdapter:
 
     @classmethod
     def from_options(cls, options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Self:
-        """Return the adapter of the model that ``options`` name."""
+        """Return the adapter for these options."""
         return cls(
             str(options.model),
             checkpoint=options.checkpoint,
@@ -151,10 +157,10 @@ class TorchAdapter:
         return self.model.module
 
     def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
-        """Yield batches ``(B, 3, H, W)``, resized and normalised as the :class:`TorchModel` says.
+        """Yield batches ``(B, 3, H, W)``, resized and normalised as described by the :class:`TorchModel`.
 
         Raises:
-            DataError: no size is given and the images of a batch differ in size.
+            DataError: ``image_size`` is None and the images of a batch differ in size.
         """
         for part in chunks(records, batch_size):
             usable = self.reader.read_many(part)
@@ -163,7 +169,7 @@ class TorchAdapter:
             sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
             if self.model.image_size is None and len(set(sizes)) > 1:
                 raise DataError(
-                    f"images of a batch differ in size ({sizes[0]} and {next(s for s in sizes if s != sizes[0])}); "
+                    f"the images of a batch differ in size ({sizes[0]} and {next(s for s in sizes if s != sizes[0])}); "
                     "give the TorchModel an image_size, or use a batch size of 1"
                 )
             inputs = torch.stack([self._tensor(pixels) for _, pixels in usable]).to(self._device)
@@ -190,10 +196,10 @@ class TorchAdapter:
 
 
 def load_checkpoint(module: nn.Module, path: Path, *, trust_pickle: bool) -> None:
-    """Load weights into a module, strictly.
+    """Load weights into a module; they must fit exactly.
 
     Raises:
-        CheckpointError: the file is missing, is a pickle and that is not allowed, or does not fit the module.
+        CheckpointError: the file is missing, is a pickle and ``trust_pickle`` is false, or does not fit the module.
     """
     if not path.exists():
         raise CheckpointError(f"checkpoint {path} does not exist")
@@ -205,12 +211,12 @@ def load_checkpoint(module: nn.Module, path: Path, *, trust_pickle: bool) -> Non
             tensors = tensors.get("state_dict", tensors)
         else:
             raise CheckpointError(
-                f"{path} is not safetensors, and loading a pickle runs code from it; "
+                f"{path} is not a safetensors file, and loading a pickle executes code from it; "
                 "convert it, or pass --trust-pickle if you trust its source"
             )
         module.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-        # torch names the tensors that do not fit on the lines after the first.
+        # torch lists the tensors that do not fit on the lines after the first one.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"checkpoint {path} cannot be loaded: {reason}") from error
 
@@ -220,7 +226,7 @@ def _detections(task: Detection, outputs: Any, *, threshold: float) -> list[dict
     found = []
     for image in range(len(logits)):
         if task.head == "sigmoid":
-            # A query may be of several classes: the best pairs of query and class, as RT-DETR's post-processing.
+            # A query may have several classes: take the best pairs of query and class, as RT-DETR's post-processing.
             classes = logits.shape[-1]
             scores, positions = logits[image].sigmoid().flatten().topk(logits.shape[1])
             labels, queries = positions % classes, positions // classes
@@ -246,7 +252,7 @@ def _made_by(factory: str) -> Any:
             raise ConfigError(f"{factory!r} is a {type(found).__name__}, not a callable that returns a model")
         return found()
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot find {factory!r}, or what it needs: {first_line(error)}") from error
+        raise ConfigError(f"{factory!r} or one of its imports cannot be found: {first_line(error)}") from error
     except ConfigError:
         raise
     except Exception as error:

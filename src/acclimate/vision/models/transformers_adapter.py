@@ -1,4 +1,4 @@
-"""Object detectors and image classifiers of transformers, from a local folder or by hub name."""
+"""The adapter for object detectors and image classifiers of transformers, from a local folder or by hub name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from acclimate.vision.models.loading import AdapterOptions
 
 logger = logging.getLogger(__name__)
 
-# One sigmoid for each class, or a softmax whose last column is no object. Other families predict, and refuse TTT.
+# A sigmoid for each class, or a softmax whose last column is "no object". Other families can predict, but not adapt.
 _HEADS: Final[dict[str, Head]] = {
     "rt_detr": "sigmoid",
     "rt_detr_v2": "sigmoid",
@@ -49,7 +49,7 @@ _HEADS: Final[dict[str, Head]] = {
     "table-transformer": "softmax",
     "yolos": "softmax",
 }
-# YOLOS has no mask: its boxes are fractions of the padded batch, not of the image.
+# YOLOS has no pixel mask, so its boxes are fractions of the padded batch, not of the image.
 _BOXES_OF_PADDED_BATCH: Final = frozenset({"yolos"})
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -59,16 +59,16 @@ class TransformersAdapter:
 
     Args:
         model: a folder that ``save_pretrained`` wrote (model and image processor), or a hub name.
-        reader: where pixels come from.
-        categories: the data set's categories; ids are matched to the model's labels by name.
-        device: where to run.
-        score_threshold: detections below this are not written.
-        batch_size: for :meth:`predict`.
-        trust_pickle: allow weights that are not safetensors.
+        reader: reads the images.
+        categories: the data set's category names by id, which are matched to the model's labels.
+        device: such as ``cpu`` or ``cuda``.
+        score_threshold: detections with a lower score are not written.
+        batch_size: used by :meth:`predict`.
+        trust_pickle: whether to allow weights that are not safetensors.
 
     Raises:
         ConfigError: there is no such model, or it is neither a detector nor a classifier.
-        CheckpointError: the weights are a pickle and ``trust_pickle`` is false.
+        CheckpointError: the weights cannot be loaded, are incomplete, or are a pickle and ``trust_pickle`` is false.
     """
 
     info: ClassVar[AdapterInfo] = AdapterInfo(
@@ -111,8 +111,11 @@ class TransformersAdapter:
             raise CheckpointError(f"cannot load weights from {model!r}: {first_line(error)}") from error
         absent = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
         if absent:
-            # transformers fills them with random numbers.
-            raise CheckpointError(f"{model!r} has no fitting weights for {len(absent)} tensors (first: {absent[0]})")
+            # transformers would initialise them with random numbers.
+            raise CheckpointError(
+                f"in {model!r}, weights are missing or have another shape for {len(absent)} tensors (first: "
+                f"{absent[0]}); give a folder with the weights of the whole model"
+            )
         self._model: nn.Module = loaded.to(self._device).eval()
         model_labels = {int(index): str(name) for index, name in (config.id2label or {}).items()}
         self.labels = LabelMap.by_name(model_labels, categories or {})
@@ -123,7 +126,7 @@ class TransformersAdapter:
 
     @classmethod
     def from_options(cls, options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Self:
-        """Return the adapter of the model that ``options`` name."""
+        """Return the adapter for these options."""
         return cls(
             str(options.model),
             reader=reader,
@@ -138,7 +141,7 @@ class TransformersAdapter:
         return self._model
 
     def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
-        """Yield batches through the model's own image processor."""
+        """Yield batches preprocessed by the model's own image processor."""
         for part in chunks(records, batch_size):
             usable = self.reader.read_many(part)
             if not usable:
@@ -156,7 +159,7 @@ class TransformersAdapter:
             )
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
-        """Return entries through the processor's own post-processing."""
+        """Return the entries of one batch; a detector's are made by the image processor's post-processing."""
         if self.kind == "classifier":
             return classification_entries(logits_of(outputs), batch, labels=self.labels)
         found = self._processor.post_process_object_detection(
@@ -182,7 +185,8 @@ class TransformersAdapter:
             self.kind = "classifier"
             return AutoModelForImageClassification
         raise ConfigError(
-            f"{architecture or config.model_type} is neither an object detector nor an image classifier of transformers"
+            f"{architecture or config.model_type} is neither an object detector nor an image classifier of "
+            "transformers; give such a model, or use the adapter torch"
         )
 
     def _task(self) -> Task:
@@ -191,13 +195,13 @@ class TransformersAdapter:
             return Classification(pixel_range=pixel_range)
         if self._family not in _HEADS:
             self.ttt_refusal = (
-                f"this model cannot be adapted: it is not known what the outputs of {self._family!r} mean; known "
-                f"detectors are {', '.join(_HEADS)}"
+                f"this model cannot be adapted, because the head type of the family {self._family!r} is unknown; "
+                f"use one of {', '.join(_HEADS)}, or the adapter torch"
             )
         return Detection(head=_HEADS.get(self._family, "sigmoid"), pixel_range=pixel_range)
 
     def _pixel_range(self) -> PixelRange | None:
-        """Return what the processor turns black and white into."""
+        """Return the pixel values that the image processor makes of black and white."""
         if not getattr(self._processor, "do_rescale", False):
             return None
         if not getattr(self._processor, "do_normalize", False):
@@ -220,6 +224,6 @@ class TransformersAdapter:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
         if pickles:
             raise CheckpointError(
-                f"{folder / pickles[0]} is not safetensors, and loading a pickle runs code from it; "
+                f"{folder / pickles[0]} is not a safetensors file, and loading a pickle executes code from it; "
                 "convert it, or pass --trust-pickle if you trust its source"
             )

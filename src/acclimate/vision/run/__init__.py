@@ -1,1 +1,1 @@
-"""Runs: settings, test-time training, export."""
+"""Runs of test-time training: settings, choice of a method, adaptation, export."""

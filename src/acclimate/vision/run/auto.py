@@ -1,9 +1,10 @@
-"""``--ttt-method auto``: which method for this model and this stream, found without labels, and why.
+"""``--ttt-method auto``: chooses a method for a model and a stream without labels, and gives the reasons.
 
-What a model is made of says which methods can work on it; what they do to its first images says which do. Measured
-on ``benchmarks/cifar`` and ``benchmarks/pose_scenes``: on classifiers `blend` is ahead on every kind of stream, so it
-is taken unless the model grows less sure by it. On detectors it depends on the camera, and the mean entropy of what is
-found tells: the surest of the methods that do not themselves drive entropy down is the best one, or close to it.
+The candidates are the methods that the model's layers allow; each is tried on the stream's first images. The rules come
+from measurements on ``benchmarks/cifar`` and ``benchmarks/pose_scenes``. On classifiers, `blend` is the most accurate
+method on every kind of stream, so it is taken unless it makes the model less certain. On detectors, the best method
+depends on the camera. Among the methods that do not minimise entropy themselves, the one with the lowest mean entropy
+of detections is the most accurate, or close to it.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from acclimate.vision.run.ttt import TTTRun
 logger = logging.getLogger(__name__)
 
 UNADAPTED: Final = "none"
-"""The name that the unadapted model has among the trials."""
+"""The name of the unadapted model among the trials."""
 TRIAL_IMAGES: Final = {"classifier": 256, "detector": 64}
 """How many of the stream's first images each candidate is tried on."""
 
-# Entropies of two methods that are closer than this, as a fraction, are the same: then the cheaper one is taken.
+# Methods whose entropies differ by less than this fraction count as equal, and the cheapest of them is taken.
 _SAME_ENTROPY: Final = 0.02
 _LEAST_VARIETY: Final = 0.5
 _LEAST_FOUND: Final = 0.5
@@ -42,14 +43,15 @@ _LEAST_FOUND: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What a candidate did to the stream's first images.
+    """The results of one candidate on the stream's first images.
 
     Attributes:
-        method: its name; ``none`` is the unadapted model. ``lr``: its learning rate, None for a method without.
-        entropy_nats, effective_classes, detections_per_image, mean_score: of its decisions.
-        degradation_score: how much speaks against it beside the unadapted model, as a fraction of what this method is
-            allowed; see :class:`acclimate.core.Certainty`.
-        refused: why it cannot be used here, else None.
+        method: its name; ``none`` is the unadapted model. ``lr``: its learning rate; None for a method without one.
+        entropy_nats, effective_classes, detections_per_image, mean_score: of its decisions, see
+            :class:`acclimate.core.Signals`.
+        degradation_score: compares it with the unadapted model, see :class:`acclimate.core.Certainty`; divided by the
+            method's ``certainty_allowance``.
+        refused: why it cannot be used on this model or stream; None where it can.
     """
 
     method: str
@@ -64,13 +66,13 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What was chosen, and why.
+    """The chosen method, and the reasons.
 
     Attributes:
         method: its name, or ``none``.
-        config: the settings to run it with; None if nothing should be adapted.
+        config: the settings to run it with; None if the model should not be adapted.
         reasons: in words, in the order in which they were found.
-        trials: what each candidate did.
+        trials: the results of each candidate.
     """
 
     method: str
@@ -89,27 +91,29 @@ def choose(
     """Choose method, update filter and learning rate for a model and a stream.
 
     Args:
-        adapter: with the model.
-        given: settings that the user gave; they hold for every candidate. ``method`` is ``auto``.
-        records: the stream; its first images are looked at.
-        source_records: unlabelled source images, where there are any.
+        adapter: the adapter with the model.
+        given: settings that the user gave, which apply to every candidate. ``method`` is ``auto``.
+        records: the stream, on whose first images candidates are tried.
+        source_records: unlabelled source images, if there are any.
 
     Raises:
-        ConfigError: the stream is empty, a setting was given that only one method has, or reset is ``sample``.
+        ConfigError: the stream is empty, method options were given, or reset is ``sample``.
         DataError: none of the first images can be used.
     """
     adapter = as_adapter(adapter)
     require_ttt(adapter)
     kind = adapter.kind
     if not records:
-        raise ConfigError("auto looks at the stream's first images, and there are none")
+        raise ConfigError("auto tries methods on the stream's first images, and there are none; give at least one")
     if given.get("method_options"):
         names = ", ".join(sorted(given["method_options"]))
-        raise ConfigError(f"auto chooses the method, so options of one ({names}) have no meaning; name the method")
+        raise ConfigError(
+            f"auto chooses the method, so options of one ({names}) cannot be used; name the method, or leave them out"
+        )
     if given.get("reset") == "sample":
         raise ConfigError(
-            "auto chooses for a stream, and reset 'sample' takes each image by itself; use stream or online, or name "
-            "the method"
+            "auto chooses for a stream, and reset 'sample' adapts to each image alone; use reset 'stream' or 'online', "
+            "or name the method"
         )
     rest = {name: value for name, value in given.items() if name != "method"}
     candidates, reasons = _candidates(adapter, knows_source=bool(source_records))
@@ -117,13 +121,13 @@ def choose(
     trials: list[Trial] = []
     configs: list[TTTConfig | None] = []
     for candidate in candidates:
-        # A rate that was given holds; else a candidate may bring one of its own.
+        # Settings of the user replace those of the candidate, such as its learning rate.
         config = TTTConfig.resolve({**candidate, **rest}, kind=kind)
         try:
             both = _try(adapter, config, first, source_records)
         except (TTTNotSupportedError, EmptySelectionError) as error:
             if rest.get("include") or rest.get("exclude"):
-                # The user's patterns, not the method, may be what does not fit.
+                # The cause may be the user's patterns and not the method.
                 raise
             trials.append(Trial(method=config.method, refused=str(error)))
             configs.append(None)
@@ -146,12 +150,12 @@ def choose(
 
 
 def _candidates(adapter: Adapter, *, knows_source: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the settings to try on a model that is made so, cheapest method first, and what is worth saying of it."""
+    """Return the settings to try on this model, cheapest method first, and the reasons for this selection."""
     kind, layers = adapter.kind, len(batch_norms(adapter.get_model()))
     source = knows_source or adapter.source_spectrum is not None
     reasons = [
         f"the model is a {kind} with " + (f"{layers} BatchNorm layers" if layers else "no BatchNorm"),
-        "source images are known" if source else "no source images are known (--ttt-source), so none are filtered",
+        "source images are known" if source else "no source images are known (--ttt-source): images are not filtered",
     ]
     fitting = [
         (name, info)
@@ -161,14 +165,14 @@ def _candidates(adapter: Adapter, *, knows_source: bool) -> tuple[list[dict[str,
     chosen = [pair for pair in fitting if not pair[1].auto_last_resort]
     if not chosen:
         chosen = fitting
-        reasons.append("without statistics to mix and images to filter, only methods that learn are left")
+        reasons.append("without BatchNorm and source images, only methods with gradient steps can be used")
     return [{"method": name, **settings} for name, info in chosen for settings in info.auto[kind]], reasons
 
 
 def _try(
     adapter: Adapter, config: TTTConfig, records: Sequence[Record], source_records: Sequence[Record]
 ) -> SignalPair:
-    """Return how adapted and unadapted model did on the first images, online, with no guard between."""
+    """Return the signals of the adapted and the unadapted model on the first images, online and without guards."""
     free = dataclasses.replace(config, guards=False, collapse_share=None, probe=False, reset="stream")
     pairs = []
     with TTTRun(adapter, free, source_records=source_records) as run:
@@ -176,12 +180,12 @@ def _try(
             inputs = batch.inputs
             source = run.session.predict_as_source(inputs)
             if not all_finite(source):
-                # A poisoned image says nothing about a method, and without guards it would end the trial.
+                # An image with NaN is no evidence for or against a method, and without guards it would end the trial.
                 continue
             outputs, report = run.session.adapt_and_predict(inputs)
             pairs.append(SignalPair.of(run.task, outputs, source, samples=report.samples))
     if not pairs:
-        raise DataError("none of the stream's first images can be used")
+        raise DataError(f"none of the stream's first {len(records)} images can be used; check the files")
     return SignalPair(Signals.total(pair.adapted for pair in pairs), Signals.total(pair.source for pair in pairs))
 
 
@@ -200,10 +204,10 @@ def _trial(method: str, lr: float | None, both: SignalPair) -> Trial:
 
 
 def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
-    """Return the position of the candidate to take, None for none, and why."""
+    """Return the position of the candidate to take, None for the unadapted model, and the reasons."""
     plain = next((trial for trial in trials if trial.method == UNADAPTED), None)
     if plain is None:
-        return None, ["no candidate can be used on this model: nothing is adapted"]
+        return None, ["no candidate can be used on this model, so the model is not adapted"]
     standing, reasons = [], []
     for position, trial in enumerate(trials):
         if trial.refused is not None or trial.method == UNADAPTED:
@@ -215,33 +219,34 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
             what = (
                 "gives outputs that are not finite"
                 if not finite
-                else f"decides for {trial.effective_classes:.1f} classes where the unadapted model has "
+                else f"spreads its decisions over {trial.effective_classes:.1f} classes, the unadapted model over "
                 f"{plain.effective_classes:.1f}"
                 if collapsed
-                else f"makes it less sure: {trial.entropy_nats:.2f} nats a decision, not {plain.entropy_nats:.2f}"
+                else f"makes the model less certain: mean entropy {trial.entropy_nats:.2f} nats per decision, "
+                f"unadapted {plain.entropy_nats:.2f}"
             )
             reasons.append(f"{trial.method}{rate} {what}")
         else:
             standing.append(position)
     if not standing:
-        return None, [*reasons, "nothing is adapted"]
+        return None, [*reasons, "the model is not adapted"]
     if kind == "classifier":
         position = standing[-1]
         chosen = trials[position]
         rate = "" if chosen.lr is None else f", at lr {chosen.lr:g}"
         known = METHODS.info(chosen.method).auto_reason
-        reasons.append(f"{chosen.method}: {known or 'nothing speaks against it'}{rate}")
+        reasons.append(f"{chosen.method}: {known or 'all checks passed'}{rate}")
         return position, reasons
-    # The unadapted model competes too: where it is as sure as any, there is nothing to do. But what finds next to
-    # nothing has next to nothing to be unsure of.
+    # The unadapted model is a candidate too. Those with few detections are excluded: their entropy may be low only
+    # because uncertain objects are missing.
     enough = _LEAST_FOUND * max(trial.detections_per_image for trial in (plain, *(trials[p] for p in standing)))
-    rivals: list[int | None] = [p for p in standing if trials[p].detections_per_image >= enough]
-    rivals += [None] if plain.detections_per_image >= enough else []
-    of = {place: plain if place is None else trials[place] for place in rivals}
-    surest = min(of.values(), key=lambda trial: trial.entropy_nats)
-    equals = [place for place in rivals if of[place].entropy_nats <= surest.entropy_nats * (1 + _SAME_ENTROPY)]
-    # Of equals: a method that leaves a stream alone which is as the source was, until it changes; then the unadapted
-    # model; then the cheapest.
+    places: list[int | None] = [p for p in standing if trials[p].detections_per_image >= enough]
+    places += [None] if plain.detections_per_image >= enough else []
+    of = {place: plain if place is None else trials[place] for place in places}
+    most_certain = min(of.values(), key=lambda trial: trial.entropy_nats)
+    equals = [place for place in places if of[place].entropy_nats <= most_certain.entropy_nats * (1 + _SAME_ENTROPY)]
+    # Among equals prefer a method that does not change predictions until the stream differs from the source; then the
+    # unadapted model; then the cheapest method.
     chosen_place = min(
         equals,
         key=lambda place: (
@@ -252,13 +257,14 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
     )
     listed = ", ".join(f"{t.method} {t.entropy_nats:.2f}" for t in trials if t.refused is None)
     reasons.append(
-        f"{of[chosen_place].method} is the surest of what it finds, or as sure as the surest ({listed} nats)"
+        f"{of[chosen_place].method} has the lowest mean entropy of detections, or one within "
+        f"{100 * _SAME_ENTROPY:g} % of it ({listed} nats)"
     )
     return chosen_place, reasons
 
 
 def as_flags(choice: Choice, *, source: Path | None = None) -> str:
-    """Return the flags of ``acclimate export`` that run what was chosen, beside those that were given."""
+    """Return the flags of ``acclimate export`` that run the chosen method, in addition to those that were given."""
     if choice.config is None:
         return "(without --ttt)"
     flags = ["--ttt", "--ttt-method", choice.method]

@@ -1,4 +1,4 @@
-"""The settings of test-time training in vision: the integration plan's defaults, and presets."""
+"""The settings of test-time training in vision: the defaults of the integration plan, and presets."""
 
 from __future__ import annotations
 
@@ -14,42 +14,43 @@ from acclimate.registry import FILTER_KINDS, FilterKind, Kind
 ResetPolicy = Literal["stream", "sample", "online"]
 RESET_POLICIES: Final[tuple[ResetPolicy, ...]] = get_args(ResetPolicy)
 AUTO: Final = "auto"
-"""In place of a method: find out which suits the model and the stream."""
+"""Given as the method, lets :func:`acclimate.vision.run.auto.choose` choose one for the model and the stream."""
 DEFAULT_METHOD: Final = "tent"
-"""Of the integration plan; see :func:`safe_method` for what ``--ttt`` alone runs."""
+"""The integration plan's default; ``--ttt`` without a method runs :func:`safe_method` instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TTTConfig:
-    """Everything that says how a model is adapted to a set of images.
+    """The settings of adapting a model to a set of images.
 
-    The defaults are those of the integration plan. They are not tuned: presets are, see :meth:`resolve`.
+    The defaults are those of the integration plan, which are not tuned; presets are, see :meth:`resolve`.
 
     Attributes:
-        enabled: adapt at all.
-        method: what to do with a batch.
+        enabled: whether to adapt.
+        method: name of the adaptation method.
         steps: adaptation steps on each batch.
         lr: learning rate.
-        batch_size: images in a batch.
+        batch_size: number of images in a batch.
         max_batches: adapt on at most so many batches; None means all.
         update_filter: which parameters are trainable.
-        include, exclude: name patterns that narrow the filter.
-        reset: ``stream``: adapt first, then predict everything; ``sample``: adapt to one image, predict it, go
-            back; ``online``: predict and adapt batch by batch in one pass.
-        seed: of everything random.
-        mask_prob, patch_size, mask_value: of mim.
-        lora_rank, lora_alpha, lora_targets: attach low-rank weights for the length of the run.
+        include, exclude: name patterns that restrict the filter further.
+        reset: ``stream``: adapt on all images, then predict them; ``sample``: adapt to one image, predict it, and
+            restore the source model; ``online``: predict and adapt batch by batch in one pass.
+        seed: of all random numbers.
+        mask_prob, patch_size, mask_value: settings of mim.
+        lora_rank, lora_alpha, lora_targets: low-rank weights to attach during the run, see
+            :class:`acclimate.core.TensorFilter`.
         method_options: further fields of the method, by name.
-        guards: check every step; False turns all guards off.
+        guards: whether to check every step; False turns all guards off.
         guard_values: further guards, or other limits, by the guard's name: a number, True for the guard's own
             default, False to leave the guard out. See :data:`acclimate.registry.GUARDS`.
         max_update: largest step, relative to the weights' norm.
         max_drift: largest distance from the source, relative to the weights' norm.
         collapse_share: reset when one class takes more than this share of recent decisions; None never does.
-        probe: keep the first batch and compare the entropy on it around every step.
-        paced: learn only while the stream is new or changes, and predict between (:class:`acclimate.core.Pacing`).
-        max_seconds: of adaptation; None means no limit.
-        preset: the preset that :meth:`resolve` took; ``filled``: the fields that it filled in.
+        probe: whether to keep the first batch and compare the entropy on it before and after every step.
+        paced: whether to adapt only while the stream is new or changes (:class:`acclimate.core.Pacing`).
+        max_seconds: limit of the adaptation time; None means no limit.
+        preset: the preset that :meth:`resolve` took; ``filled``: the fields whose values come from it.
 
     Raises:
         ConfigError: a value is unknown or out of range.
@@ -96,17 +97,25 @@ class TTTConfig:
             raise ConfigError(f"lr must not be negative, got {self.lr}")
         if self.collapse_share is not None and self.reset == "sample":
             raise ConfigError(
-                "collapse_share looks at recent decisions, and reset 'sample' forgets them after each image"
+                "collapse_share counts recent decisions, and reset 'sample' drops them after each image; use another "
+                "reset, or leave it out"
             )
         if self.probe and self.reset == "sample":
-            raise ConfigError("probe keeps the stream's first batch, and reset 'sample' takes each image by itself")
+            raise ConfigError(
+                "probe keeps the stream's first batch, and reset 'sample' adapts to each image alone; use another "
+                "reset, or leave it out"
+            )
         if self.paced and self.reset == "sample":
-            raise ConfigError("paced looks at how the stream goes on, and reset 'sample' takes each image by itself")
+            raise ConfigError(
+                "paced compares each batch with the stream before it, and reset 'sample' adapts to each image alone; "
+                "use another reset, or leave it out"
+            )
         for name, value in self.guard_values.items():
             _one_of("guard", name, registry.GUARDS.names())
             if value is not False and self.reset == "sample" and registry.GUARDS.info(name).needs_probe:
                 raise ConfigError(
-                    f"the guard {name} keeps the stream's first batch, and reset 'sample' takes each image by itself"
+                    f"the guard {name} keeps the stream's first batch, and reset 'sample' adapts to each image alone; "
+                    "use another reset, or leave it out"
                 )
         if not 0 < self.mask_prob < 1:
             raise ConfigError(f"mask_prob must lie between 0 and 1, got {self.mask_prob}")
@@ -115,21 +124,22 @@ class TTTConfig:
     def resolve(
         cls, given: Mapping[str, Any], *, kind: Kind, preset: str | None = None, safe_method: str = DEFAULT_METHOD
     ) -> TTTConfig:
-        """Return the settings ``given``, with the rest from a preset.
+        """Return the settings ``given``, completed by a preset.
 
         Args:
-            given: settings that the user gave, by field name; they win over everything.
-            kind: of the model: presets differ.
-            preset: its name; None takes the method's own, ``none`` takes no preset but the defaults here.
-            safe_method: of the preset ``safe`` where no method is given; see :func:`safe_method`.
+            given: settings that the user gave, by field name; they replace those of the preset.
+            kind: the kind of model; presets may differ between kinds.
+            preset: its name; None takes the method's own preset, ``none`` the defaults of this class.
+            safe_method: the method of the preset ``safe`` where no method is given; see :func:`safe_method`.
 
         Raises:
             ConfigError: the preset or a setting is unknown, or the preset is another method's.
-            TTTNotSupportedError: the method is for classifiers, and this is a detector.
+            TTTNotSupportedError: the method does not work on this kind of model.
         """
         unknown = set(given) - {f.name for f in dataclasses.fields(cls) if f.init}
         if unknown:
-            raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}")
+            known = ", ".join(sorted(f.name for f in dataclasses.fields(cls) if f.init))
+            raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; choose from {known}")
         if preset is None:
             method = given.get("method", DEFAULT_METHOD)
             preset = own_preset(_one_of("method", method, registry.METHODS.names()))
@@ -147,7 +157,7 @@ class TTTConfig:
         _refuse_other_kinds(method, kind)
         options = {**values.pop("method_options", {}), **given.get("method_options", {})}
         config = cls(**{**values, **given, "method_options": options})
-        # Not constructor arguments: a preset that is only named would change nothing.
+        # Not constructor arguments, because naming a preset there would not apply it.
         object.__setattr__(config, "preset", preset)
         said = given if own != preset else (*given, "method")
         object.__setattr__(config, "filled", tuple(name for name in values if name not in said))
@@ -158,10 +168,10 @@ _BATCH_SIZE: Final[Mapping[Kind, int]] = {"classifier": 64, "detector": 8}
 
 
 def safe_method(kind: Kind, *, knows_source: bool, has_batch_norm: bool) -> str:
-    """Return the method that ``--ttt`` without a method runs, which is also that of the preset ``safe``.
+    """Return the method that ``--ttt`` runs without ``--ttt-method``, which is also that of the preset ``safe``.
 
-    Entropy on a detector's outputs helps nowhere that it was measured (``benchmarks/pose_scenes``), so detectors get
-    what does: the first in the order of ``safe_rank`` that the model and the data allow.
+    It is the first in the order of ``safe_rank`` that the model and the data allow. For detectors, methods that
+    minimise entropy come last, because they helped in none of the measurements (``benchmarks/pose_scenes``).
     """
     fitting = [
         (info.safe_rank[kind], name)
@@ -172,7 +182,7 @@ def safe_method(kind: Kind, *, knows_source: bool, has_batch_norm: bool) -> str:
 
 
 def preset_values(name: str, kind: Kind) -> dict[str, Any]:
-    """Return the settings of a preset for a kind of model, ``method`` and ``batch_size`` among them.
+    """Return the settings of a preset for a kind of model, including ``method`` and ``batch_size``.
 
     Raises:
         ConfigError: there is no such preset.
@@ -184,7 +194,7 @@ def preset_values(name: str, kind: Kind) -> dict[str, Any]:
 
 
 def own_preset(method: str) -> str:
-    """Return the preset that a method takes unless another is named; ``none`` where it has no preset."""
+    """Return the default preset of a method; ``none`` where it has no preset."""
     presets = registry.METHODS.info(method).presets
     return presets[0].name if presets else "none"
 

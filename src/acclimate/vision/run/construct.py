@@ -1,4 +1,4 @@
-"""From the settings of a run to its method and guards."""
+"""Constructing the method and the guards from the settings of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from acclimate.vision.run.config import TTTConfig
 
 
 def make_method(config: TTTConfig) -> Method:
-    """Return the method that ``config`` describes, before it has seen source images.
+    """Return the method that ``config`` describes, without statistics of source images.
 
     Raises:
         ConfigError: a method option is unknown or has the wrong type, or the method is a plug-in that cannot be loaded.
@@ -48,8 +48,8 @@ def make_guards(config: TTTConfig) -> tuple[Guard, ...]:
     """Return the guards that ``config`` describes; none if they are turned off.
 
     Raises:
-        ConfigError: a value is out of a guard's range, is given to one that takes none, or contradicts a short form; or
-            a guard is a plug-in that cannot be loaded.
+        ConfigError: a value is out of a guard's range or given to a guard that takes none, or a guard is a plug-in that
+            cannot be loaded.
     """
     if not config.guards:
         return ()
@@ -58,25 +58,25 @@ def make_guards(config: TTTConfig) -> tuple[Guard, ...]:
         for name, info in _guard_infos(config).items()
         if (guard := _guard(name, info, config)) is not None
     ]
-    # Those that may cost a prediction are asked last, when no cheaper one has fired.
+    # Guards that may cost a prediction come last, so that they are called only if no cheaper one has fired.
     return tuple(guard for _, guard in sorted(made, key=lambda pair: pair[0]))
 
 
 def needs_probe(config: TTTConfig) -> bool:
-    """Say whether a guard looks at a probe batch."""
+    """Return whether a guard needs a probe batch."""
     return config.guards and any(
         info.needs_probe and _value(name, info, config) is not False for name, info in _guard_infos(config).items()
     )
 
 
 def _guard_infos(config: TTTConfig) -> dict[str, GuardInfo]:
-    """Return what the guards are like that may be wanted; plug-ins only where they are named."""
+    """Return the properties of this package's guards, and of the plug-ins that ``config`` names."""
     named = {name: GUARDS.info(name) for name in config.guard_values}
     return {name: entry.info for name, entry in GUARDS.shipped().items() if entry.info is not None} | named
 
 
 def _value(name: str, info: GuardInfo, config: TTTConfig) -> Any:
-    """Return what a guard is set to: a number, True for its default, False where it is left out."""
+    """Return the setting of a guard: a number, True for its default, False where it is off."""
     if name in config.guard_values:
         return config.guard_values[name]
     given = None if info.setting is None else getattr(config, info.setting)
@@ -101,7 +101,7 @@ def _guard(name: str, info: GuardInfo, config: TTTConfig) -> Guard | None:
 
 
 def option_names(method: str) -> tuple[str, ...]:
-    """Return the names of the fields of ``method`` that have no flag of their own."""
+    """Return the names of the method's fields that have no flag of their own."""
     flagged = {"lr", "update", *METHODS.info(method).own_settings}
     return tuple(
         field.name
@@ -111,7 +111,7 @@ def option_names(method: str) -> tuple[str, ...]:
 
 
 def parse_option(method: str, name: str, value: Any) -> Any:
-    """Return ``value`` (text from the command line, or a Python value) as the type of the method's field.
+    """Return ``value``, converted to the type of the method's field if it is text from the command line.
 
     Raises:
         ConfigError: there is no such field, or the value does not fit it.
@@ -140,11 +140,11 @@ def _converted(text: str, wanted: Any) -> Any:
     if origin is tuple:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if Ellipsis not in arguments and len(parts) != len(arguments):
-            raise ValueError(f"give {len(arguments)} values with commas between")
+            raise ValueError(f"give {len(arguments)} values separated by commas")
         return tuple(_converted(part, arguments[0]) for part in parts)
     if wanted is bool:
         if text.lower() not in ("true", "false"):
-            raise ValueError("say true or false")
+            raise ValueError("use true or false")
         return text.lower() == "true"
     return wanted(text)
 

@@ -1,4 +1,4 @@
-"""The whole job: images in, predictions out, adapted or not, whole or not at all."""
+"""The export job: reads images, predicts them with or without adaptation, and writes the predictions file."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportJob:
-    """What to predict, with what, and where to write it.
+    """The images to predict, the model, the settings, and the files to write.
 
     Attributes:
         source: a folder, a list file or a COCO json.
         output: the predictions file.
-        adapter: which model.
+        adapter: the options of the adapter and its model.
         ttt: the settings that were given, by field name of :class:`TTTConfig`; None does not adapt.
         preset: see :meth:`TTTConfig.resolve`.
-        ttt_source: source images for EATA's Fisher information: a folder, a list or a COCO json.
-        probe_images: of the probe, in place of the stream's first batch; needs the setting ``probe``.
-        load_state, save_state: files to go on from, and to write what was learned to; see :class:`TTTRun`.
-        tta: test-time augmentation.
-        wrap: write ``{schema_version, predictions, meta}``.
+        ttt_source: unlabelled source images for the methods that use them: a folder, a list or a COCO json.
+        probe_images: images of the probe, instead of the stream's first batch; requires the setting ``probe``.
+        load_state, save_state: the state file to continue from, and the one to write; see :class:`TTTRun`.
+        tta: settings of test-time augmentation.
+        wrap: whether to write ``{schema_version, predictions, meta}``.
         format: ``acclimate``, or ``coco`` results.
-        log_output: where to write the TTT log.
+        log_output: the file for the TTT log.
         images_root, max_images: see :func:`load_dataset`.
-        corruption: what images are put through first.
+        corruption: applied to every image first.
         batch_size: without TTT; None means the adapter's own.
-        strict: images that cannot be used are an error.
-        resume: go on from what an interrupted run of the same job left.
-        config: a string to repeat in ``meta.config``.
+        strict: whether images that cannot be used are an error.
+        resume: whether to continue from the partial file of an interrupted run of the same job.
+        config: any text, which is repeated in ``meta.config``.
     """
 
     source: Path
@@ -80,14 +80,14 @@ class ExportJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What an export wrote.
+    """The results of an export.
 
     Attributes:
         entries: the predictions.
-        meta: as with ``--wrap``.
-        report: of the adaptation, if there was one.
-        choice: how ``auto`` chose the method, where it was asked to.
-        skipped: why an image could not be used, by path.
+        meta: the metadata that ``--wrap`` writes.
+        report: the report of the adaptation; None without TTT.
+        choice: the choice of ``auto``; None where the method was given.
+        skipped: the images that could not be used, by path, and why.
     """
 
     entries: tuple[Entry, ...]
@@ -101,15 +101,15 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     """Predict every image of the job's source and write the predictions.
 
     Args:
-        job: what to do.
-        progress: hears what is being done, how many images are done, and of how many.
+        job: the images, the model, the settings and the files to write.
+        progress: called with the current task (``adapt`` or ``predict``), the images done, and their total number.
 
     Raises:
-        InputError: something that was given cannot be used; nothing is written then.
+        InputError: an input or a setting cannot be used; no output file is written then.
     """
     if job.format == "coco" and job.wrap:
         raise ConfigError(
-            "--wrap adds acclimate's meta to predictions, and COCO results have no place for it; leave one out"
+            "--wrap adds metadata to the predictions file, and COCO results have no place for it; leave one out"
         )
     for target in (job.output, job.log_output, job.save_state):
         if target is not None:
@@ -118,7 +118,7 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     reader = ImageReader(job.corruption)
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
     if job.format == "coco" and adapter.kind == "classifier":
-        raise ConfigError("COCO results hold boxes, and this model is a classifier; use --format acclimate")
+        raise ConfigError("COCO results contain boxes, and this model is a classifier; use --format acclimate")
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
     config, choice = settings_for(
         adapter, job.ttt, job.preset, dataset.records, source_records=source_records, goes_on=job.load_state is not None
@@ -134,14 +134,14 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         if choice is not None:
             meta["ttt"]["choice"] = to_jsonable(dataclasses.replace(choice, config=None))
             if config is None and job.save_state is not None:
-                meta["warnings"].append(f"auto adapted nothing, so no state was written to {job.save_state}")
+                meta["warnings"].append(f"auto chose not to adapt, so no state was written to {job.save_state}")
         _write(job, entries, meta)
         partial.finished = True
     return ExportResult(entries=entries, meta=meta, report=work.report, skipped=dict(reader.skipped), choice=choice)
 
 
 class _Work:
-    """Predictions batch by batch, adapted or not."""
+    """Predicts batch by batch, with or without adaptation."""
 
     def __init__(
         self,
@@ -159,17 +159,20 @@ class _Work:
         self.warnings: list[str] = []
         if job.tta.enabled:
             if adapter.calls_model_itself:
-                raise ConfigError(f"adapter {adapter.info.name!r} does not support --tta: it does not show its outputs")
+                raise ConfigError(
+                    f"adapter {adapter.info.name!r} does not support --tta, because it has no entries(outputs, batch); "
+                    "leave --tta out"
+                )
             self.augmenter = Augmenter(job.tta, adapter.task)
-        # An online model is what its whole stream made it, and which images tta mirrors follows from those before:
-        # both start again from the first image.
+        # The state of an online run, and the random choice of images that tta mirrors, depend on all images before:
+        # these runs restart from the first image.
         self.can_resume = not job.tta.enabled and (config is None or config.reset != "online")
 
     def predict(self, records: Sequence[Record], *, done: Sequence[Entry]) -> Iterator[list[Entry]]:
         start = self._start(records, done)
         remaining = records[start:]
         if self.job.resume and not self.can_resume:
-            self.warnings.append("resume: online runs and tta start again from the first image")
+            self.warnings.append("resume: online runs and tta restart from the first image")
         if start and self.config is not None:
             self.warnings.append(f"resumed: the report of the adaptation leaves out the first {start} images")
         total = len(records)
@@ -187,7 +190,7 @@ class _Work:
         finished = {entry["image_id"] for entry in done}
         last = max(position for position, record in enumerate(records) if record.image_id in finished)
         start = min(len(records), -(-(last + 1) // self._batch_size()) * self._batch_size())
-        # What was skipped before the interruption must be counted again.
+        # Read again, so that images skipped before the interruption are counted.
         self.adapter.reader.read_many([record for record in records[:start] if record.image_id not in finished])
         return start
 
@@ -211,17 +214,17 @@ class _Work:
         ) as run:
             adapted = 0
 
-            def heard(images: int) -> None:
+            def count_images(images: int) -> None:
                 nonlocal adapted
                 adapted += images
                 if self.progress is not None:
                     self.progress("adapt", adapted, len(records))
 
             done = len(records) - len(remaining)
-            yield from run.predictions(records, augment=self.augmenter, done=done, on_batch=heard)
+            yield from run.predictions(records, augment=self.augmenter, done=done, on_batch=count_images)
             self.report = run.report()
             if self.job.strict:
-                # Before the state is written: a run that is refused must leave nothing to go on from.
+                # Inside the block, because the state is written on exit, and a failed run must not write one.
                 _refuse_skipped(adapter.reader)
 
     def _plain(self, records: Sequence[Record]) -> Iterator[list[Entry]]:
@@ -237,7 +240,7 @@ class _Work:
 
 
 def _made_from(job: ExportJob, dataset: Dataset, config: TTTConfig | None) -> dict[str, Any]:
-    """Return everything that the entries of a job depend on."""
+    """Return all inputs and settings that the entries of a job depend on."""
     return {
         "records": [(record.image, record.image_id) for record in dataset.records],
         "categories": to_jsonable(dataset.categories),
@@ -260,13 +263,15 @@ def _check_skipped(job: ExportJob, reader: ImageReader, entries: Sequence[Entry]
         _refuse_skipped(reader)
     first = next(iter(reader.skipped.values()))
     if not entries:
-        raise DataError(f"none of the {len(reader.skipped)} images can be used; first: {first}")
+        raise DataError(f"none of the {len(reader.skipped)} images can be used; the first: {first}")
 
 
 def _refuse_skipped(reader: ImageReader) -> None:
     if reader.skipped:
         first = next(iter(reader.skipped.values()))
-        raise DataError(f"{len(reader.skipped)} images cannot be used (--strict); first: {first}")
+        raise DataError(
+            f"{len(reader.skipped)} images cannot be used; the first: {first}; remove them, or leave out --strict"
+        )
 
 
 def _write(job: ExportJob, entries: Sequence[Entry], meta: dict[str, Any]) -> None:
@@ -309,12 +314,12 @@ def ttt_meta(config: TTTConfig | None, report: TTTReport | None) -> dict[str, An
     """Return the ``ttt`` block of meta and of the TTT log."""
     if config is None or report is None:
         return {"enabled": False}
-    # The integration plan has the settings of mim in a block of their own.
+    # The integration plan puts the settings of mim into a block of their own.
     own = ("mask_prob", "patch_size", "mask_value")
     used = METHODS.info(config.method).own_settings.values()
     values = {f.name: to_jsonable(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in own}
     reported = to_jsonable(report)
-    # The steps stand in step_metrics already.
+    # The steps are in step_metrics already.
     reported["session"]["steps"] = None
     return {
         **values,

@@ -1,4 +1,4 @@
-"""What an interrupted export leaves, and how the next one continues from it."""
+"""The partial file of an interrupted export, from which the next one can continue."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ logger = logging.getLogger(__name__)
 
 
 class PartialResult:
-    """Entries of an unfinished run, on disk from the first batch on, so that ``--resume`` can continue.
+    """Writes the entries of an unfinished run to disk batch by batch, so that ``--resume`` can continue.
 
     Args:
-        output: of the run; the partial file lies beside it.
-        made_from: everything that the entries depend on; a run with something else refuses the file.
-        resume: read what an earlier run left.
-        restarts: check what it left, and begin at the first image nevertheless.
+        output: the run's predictions file; the partial file is in the same folder.
+        made_from: all inputs and settings that the entries depend on; a partial file of other ones is an error.
+        resume: whether to read the partial file of an earlier run.
+        restarts: whether to start at the first image nevertheless, after checking the partial file.
+
+    Raises:
+        DataError: the partial file is of a run with other images or settings.
     """
 
     def __init__(self, output: Path, made_from: Mapping[str, Any], *, resume: bool, restarts: bool) -> None:
@@ -48,9 +51,9 @@ class PartialResult:
         Raises:
             DataError: the partial file cannot be written.
         """
-        # One line for a whole batch: a run that goes on in the middle of one would batch its images otherwise.
+        # One line for each batch: a run continued inside a batch would divide its images into other batches.
         if self._file is None:
-            # Not before: what is refused before the first batch leaves nothing behind, not even a folder.
+            # Opened late, so that a run that fails before its first batch creates neither a file nor a folder.
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("w", encoding="utf-8")
@@ -64,7 +67,7 @@ class PartialResult:
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         if self._file is not None:
             self._file.close()
-        # Bad input leaves nothing behind; an interruption or a crash leaves what --resume goes on from.
+        # Kept after an interruption or a crash, for --resume; deleted after an error in the input.
         refused = kind is not None and issubclass(kind, InputError) and self._file is not None
         if self.finished or refused:
             self.path.unlink(missing_ok=True)
@@ -85,13 +88,13 @@ class PartialResult:
             try:
                 self.entries.extend(json.loads(line))
             except json.JSONDecodeError:
-                # The run was cut off inside its last line.
+                # The run was interrupted while it wrote its last line.
                 break
         logger.info("resuming after %d images", len(self.entries))
 
 
 def file_stamps(*paths: str | None) -> list[Any]:
-    """Return size and time of the files that hold the weights, so that overwritten weights are another job."""
+    """Return size and modification time of weight files, so that a change of the weights is detected."""
     files = []
     for path in (Path(name) for name in paths if name):
         files += sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []

@@ -1,4 +1,4 @@
-"""The functions that the vision integration plan names: for an adapter and records, or for a model and batches."""
+"""The functions of the vision integration plan, for an adapter and records or for a model and batches."""
 
 from __future__ import annotations
 
@@ -29,43 +29,44 @@ def run_ttt(
     *,
     source_records: Sequence[Record] = (),
 ) -> TTTReport:
-    """Adapt an adapter's model to the records, before prediction, and leave the adapted weights in it.
+    """Adapt an adapter's model to the records before prediction, and leave the adapted weights in it.
 
-    Flags and modes of the model are as before. A method that needs more than weights to predict (batch or mixed
-    statistics) cannot leave that behind: predict inside :class:`TTTRun`, as ``acclimate export`` does. The report
-    warns where that is so.
+    Flags and modes of the model are restored. Methods that predict with more than weights (batch or mixed statistics)
+    have their full effect only inside :class:`TTTRun`, as in ``acclimate export``; the report warns about that.
 
     Raises:
-        ConfigError: the configuration is not enabled, or asks for ``sample`` or ``online``, which predict as they go.
+        ConfigError: ``enabled`` is false, or ``reset`` is ``sample`` or ``online``, which predict while adapting.
         TTTNotSupportedError: the adapter lacks ``get_model`` or ``build_loader``.
     """
     if not config.enabled:
-        raise ConfigError("run_ttt was called with enabled=False")
+        raise ConfigError("run_ttt was called with enabled=False; set enabled=True, or do not call it")
     if config.reset != "stream":
-        raise ConfigError(f"run_ttt adapts before prediction; reset {config.reset!r} predicts as it goes: use TTTRun")
+        raise ConfigError(
+            f"run_ttt adapts before prediction, and reset {config.reset!r} predicts while adapting: use TTTRun"
+        )
     with TTTRun(adapter, config, source_records=source_records, keep_weights=True) as run:
         run.adapt(records)
-        run.warn_about_what_stays_behind()
+        run.warn_about_lost_effects()
         return run.report()
 
 
 def dry_run(
     adapter: Adapter, config: TTTConfig, *, source_records: Sequence[Record] = ()
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Return name and shape of each tensor that would move, without moving any."""
+    """Return name and shape of each trainable parameter, without adapting."""
     with TTTRun(adapter, config, source_records=source_records) as run:
         return [(name, tuple(parameter.shape)) for name, parameter in run.session.selection.parameters.items()]
 
 
 @dataclass(frozen=True, slots=True)
 class TTTMIMResult:
-    """What :func:`run_ttt_mim` did.
+    """The results of :func:`run_ttt_mim`.
 
     Attributes:
-        losses: of every step, in order; None where a batch was skipped.
-        mask_ratio: the probability with which a patch was hidden.
-        updated_param_count: elements that were selected to move.
-        report: the session's whole report.
+        losses: the loss of every step, in order; None where a batch was skipped.
+        mask_ratio: the probability with which a patch was masked.
+        updated_param_count: number of trainable elements.
+        report: the session's report.
     """
 
     losses: tuple[float | None, ...]
@@ -87,19 +88,19 @@ def run_ttt_mim(
     seed: int = 0,
     task: Task | None = None,
 ) -> TTTMIMResult:
-    """Adapt ``model`` to ``batches`` by masked images and leave the adapted weights in it.
+    """Adapt ``model`` to ``batches`` on masked images (see :class:`Mim`), and leave the adapted weights in it.
 
     Args:
-        model: any module; with a method ``reconstruct`` it learns pixels, otherwise consistent predictions.
-        batches: what the model takes.
-        steps: on each batch.
+        model: any module; with a method ``reconstruct`` the target is pixels, otherwise consistent predictions.
+        batches: inputs of the model.
+        steps: number of steps on each batch.
         lr: of Adam.
-        mask_prob: probability of hiding a patch.
+        mask_prob: the probability of masking a patch.
         patch_size: side of a patch in pixels.
-        mask_value: of hidden pixels.
-        update_filter: which parameters may move.
+        mask_value: value of masked pixels.
+        update_filter: which parameters are trainable.
         seed: of the masks.
-        task: what the outputs mean; classification by default.
+        task: interprets the outputs; classification by default.
     """
     method = Mim(
         lr=lr,
@@ -116,14 +117,14 @@ def run_ttt_mim(
 
 
 class TentRunner:
-    """Tent on a model, for as many batches as you bring.
+    """Adapts a model with Tent.
 
     Args:
         model: any module.
         lr: of Adam.
-        update_filter: which parameters may move.
-        task: what the outputs mean; classification by default.
-        seed: of everything random.
+        update_filter: which parameters are trainable.
+        task: interprets the outputs; classification by default.
+        seed: of all random numbers.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class TentRunner:
         self.report: SessionReport | None = None
 
     def run(self, batches: Iterable[Any], *, steps: int = 1) -> SessionReport:
-        """Adapt to the batches and leave the adapted weights in the model; each call starts fresh moments."""
+        """Adapt to the batches and leave the adapted weights in the model; each call uses a new optimizer."""
         with Session(self._model, self._method, task=self._task, seed=self._seed) as session:
             for batch in batches:
                 session.adapt(batch, steps=steps)
@@ -151,5 +152,5 @@ class TentRunner:
 
     @property
     def updated_param_count(self) -> int:
-        """Elements that were selected to move in the last run; 0 before the first."""
+        """Number of trainable elements in the last run; 0 before the first."""
         return 0 if self.report is None else self.report.updated_param_count

@@ -1,4 +1,4 @@
-"""From what a user gave to the settings that a run has: presets, the safe method, ``auto``."""
+"""Completing the settings that a user gave: presets, the default method, ``auto``."""
 
 from __future__ import annotations
 
@@ -23,25 +23,28 @@ def settings_for(
     source_records: Sequence[Record],
     goes_on: bool,
 ) -> tuple[TTTConfig | None, Choice | None]:
-    """Return the settings that a run has, None without TTT, and how ``auto`` chose them where it was asked to.
+    """Return the settings of a run (None without TTT), and the choice of ``auto`` (None where it was not used).
 
     Args:
-        adapter: with the model.
-        given: the settings that were given, None without TTT.
+        adapter: the adapter with the model.
+        given: the settings that were given; None without TTT.
         preset: its name, if one was given.
         records: the stream.
         source_records: unlabelled source images.
-        goes_on: whether the run goes on from a saved state.
+        goes_on: whether the run continues from a saved state.
 
     Raises:
-        ConfigError: ``auto`` is given together with a preset or a state, which are one method's.
+        ConfigError: ``auto`` is given together with a preset or a state, which belong to one method.
     """
     if given is None:
         return None, None
     if given.get("method") != AUTO:
         return resolve_config(adapter, given, preset, source_records=source_records), None
     if preset is not None or goes_on:
-        raise ConfigError("a preset or a saved state is of one method; name it, or leave them out with auto")
+        raise ConfigError(
+            "a preset or a saved state is of one method, and auto chooses the method; name the method, or leave the "
+            "preset and the state out"
+        )
     choice = choose(adapter, given, records, source_records=source_records)
     return choice.config, choice
 
@@ -53,7 +56,7 @@ def resolve_config(
 
     Raises:
         TTTNotSupportedError: the adapter cannot be adapted.
-        ConfigError: source images are given and the method takes nothing from them.
+        ConfigError: source images are given and the method does not use them.
     """
     require_ttt(adapter)
     chosen = safe_method(

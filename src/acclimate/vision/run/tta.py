@@ -1,4 +1,4 @@
-"""Test-time augmentation: some images are predicted a second time, mirrored, and the two predictions merged."""
+"""Test-time augmentation: some images are also predicted mirrored, and the two predictions are merged."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class TTAConfig:
     """Settings of test-time augmentation.
 
     Attributes:
-        enabled: augment at all.
-        seed: decides which images are mirrored; None means 0.
-        flip_prob: the share of images that are also predicted mirrored.
-        norm_only: merge only the (normalised) boxes, and leave scores as they are on the plain image.
+        enabled: whether to augment.
+        seed: of the random choice of images; None means 0.
+        flip_prob: the probability that an image is also predicted mirrored.
+        norm_only: whether to merge only the (normalised) boxes, and take scores from the original image.
 
     Raises:
         ConfigError: the probability lies outside [0, 1].
@@ -39,12 +39,12 @@ class TTAConfig:
 
 @dataclass
 class Augmenter:
-    """Predicts with mirrored views and keeps count.
+    """Predicts with mirrored views, and counts the mirrored images.
 
     Attributes:
-        config: which images are mirrored.
-        task: how views are undone and merged.
-        images, mirrored_images: counted so far.
+        config: the settings.
+        task: mirrors the views, and merges the outputs.
+        images, mirrored_images: number of images, and of mirrored ones, so far.
     """
 
     config: TTAConfig
@@ -77,12 +77,12 @@ class Augmenter:
         return {"images": self.images, "mirrored": self.mirrored_images}
 
     def warnings(self) -> list[str]:
-        """Return what the user should know about these settings."""
+        """Return warnings about settings that have no effect or may do harm."""
         found = []
         if not isinstance(self.task, Detection) and self.config.norm_only:
             found.append("tta norm_only merges only boxes, and a classifier has none: predictions are unchanged")
         if not getattr(self.task, "flips", True):
-            found.append("this model's classes do not survive mirroring; tta mirrors all the same, as asked")
+            found.append("mirrored images may have another class in this task, and tta mirrors them: leave --tta out")
         return found
 
 
@@ -90,7 +90,10 @@ def _mirrored(task: Task, inputs: Any, chosen: torch.Tensor) -> View:
     if isinstance(task, Detection):
         return task.mirror(inputs, chosen)
     if not isinstance(task, Classification):
-        raise ConfigError(f"test-time augmentation knows classifiers and detectors, not {type(task).__name__}")
+        raise ConfigError(
+            "test-time augmentation supports the tasks Classification and Detection, not "
+            f"{type(task).__name__}; leave --tta out"
+        )
     images = task.images(inputs)
     return View(task.with_images(inputs, _where(chosen, images.flip(-1), images)))
 

@@ -1,4 +1,4 @@
-"""Test-time training of an adapter's model: open a run, adapt, predict through it."""
+"""Test-time training of an adapter's model: a run that adapts the model and predicts with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from acclimate.vision.run.ttt_report import (
     TTTReport,
     differences,
     few_images_warning,
-    not_left_behind,
+    lost_effects,
     step_warnings,
 )
 
@@ -41,27 +41,26 @@ Predictor = Callable[[Any], Any]
 
 
 class TTTRun:
-    """A model under test-time training, from opening to closing.
+    """Test-time training of a model, as a context manager.
 
-    Inside the ``with`` block the model is selected, and predictions go through the session, so that a teacher or
-    mixed statistics predict. On exit the model is put back, weights included, unless ``keep_weights`` is true.
+    Inside the block, predictions go through the session, so that a method's teacher or mixed statistics are used. On
+    exit the model is restored, weights included, unless ``keep_weights`` is true.
 
     Args:
-        adapter: with ``get_model`` and ``build_loader``.
-        config: how to adapt.
-        source_records: unlabelled source images, for EATA's Fisher information and for what spectrum holds a stream
-            against.
-        keep_weights: leave the adapted weights (a teacher's, where one predicts) in the model on exit.
-        probe_records: images of the probe, at most a batch of them; in place of the stream's first batch.
-        load_state: go on from the state in this file; ``save_state``: write the state there on exit. Either is a
-            safetensors file, see :meth:`acclimate.core.Session.save_state`.
+        adapter: an adapter with ``get_model`` and ``build_loader``.
+        config: the settings.
+        source_records: unlabelled source images, for EATA's Fisher information and for the source spectrum.
+        keep_weights: whether to leave the adapted weights (or the teacher's, if it predicts) in the model on exit.
+        probe_records: images of the probe, of which the first batch is used; empty uses the stream's first batch.
+        load_state: the state file to continue from; ``save_state``: the one to write on exit. Both are safetensors
+            files, see :meth:`acclimate.core.Session.save_state`.
         on_report: called with the session's report on exit.
 
     Raises:
         TTTNotSupportedError: the adapter or the model cannot be adapted.
-        EmptySelectionError: nothing in the model matches what was asked to move.
+        EmptySelectionError: no parameter of the model is trainable with these settings.
         CheckpointError: the state cannot be read, is another model's or method's, or cannot be written.
-        ConfigError: a state is given with reset ``sample``, which keeps none.
+        ConfigError: a state file is given with reset ``sample``, which keeps no state.
     """
 
     def __init__(
@@ -81,10 +80,13 @@ class TTTRun:
         if config.reset != "stream" and adapter.calls_model_itself:
             raise TTTNotSupportedError(
                 f"reset {config.reset!r} predicts batch by batch, and adapter {adapter.info.name!r} has no "
-                "entries(outputs, batch) to write them with; use reset 'stream'"
+                "entries(outputs, batch) to convert outputs to predictions; use reset 'stream'"
             )
         if (load_state or save_state) and config.reset == "sample":
-            raise ConfigError("reset 'sample' forgets after each image, so there is no state to load or save")
+            raise ConfigError(
+                "reset 'sample' restores the source model after each image, so there is no state to load or save; use "
+                "another reset, or leave the state out"
+            )
         self.adapter = adapter
         self.config = config
         self.info = METHODS.info(config.method)
@@ -126,7 +128,7 @@ class TTTRun:
                 self._stack.close()
                 raise
             self._warnings.append(
-                f"goes on from the state in {self._load_state}, after {self._session.report().steps_before} steps"
+                f"continues from the state in {self._load_state}, after {self._session.report().steps_before} steps"
             )
         self._warnings += differences(self.config, self.info)
         return self
@@ -156,13 +158,13 @@ class TTTRun:
         done: int = 0,
         on_batch: Callable[[int], None] | None = None,
     ) -> Iterator[list[Entry]]:
-        """Yield the entries of each batch, adapting as ``config.reset`` says.
+        """Yield the entries of each batch, adapting according to ``config.reset``.
 
         Args:
             records: the whole stream.
             augment: test-time augmentation, see :meth:`predict`.
-            done: how many records were predicted before, in a run that this one goes on from. An online run cannot go
-                on, so it must be 0 there.
+            done: number of records that an interrupted run has predicted already; 0 for online runs, which cannot be
+                continued.
             on_batch: see :meth:`adapt`.
         """
         remaining = records[done:]
@@ -175,10 +177,10 @@ class TTTRun:
             yield from self.predict(remaining, augment=augment)
 
     def adapt(self, records: Sequence[Record], *, on_batch: Callable[[int], None] | None = None) -> None:
-        """Adapt on the records in order, up to ``max_batches``; ``on_batch`` hears the number of images done."""
+        """Adapt on the records in order, up to ``max_batches``; ``on_batch`` is called with each batch's size."""
         for batch in itertools.islice(self._loader(records), self.config.max_batches):
             inputs = batch.inputs
-            self._see(inputs)
+            self._record_size(inputs)
             self._open_probe(inputs)
             report = self.session.adapt(inputs, steps=self.config.steps)
             if report.verdict == "refused":
@@ -190,14 +192,14 @@ class TTTRun:
     def predict(
         self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
     ) -> Iterator[list[Entry]]:
-        """Yield the entries of each batch, predicted as the method predicts.
+        """Yield the entries of each batch, predicted with the adapted model.
 
         Args:
-            records: what to predict.
-            augment: test-time augmentation: returns outputs for inputs and a predictor.
+            records: the images to predict.
+            augment: test-time augmentation: a function of inputs and a predictor that returns outputs.
         """
         if self.adapter.calls_model_itself:
-            # An adapter that insists on predicting by itself calls the model: let it predict as the method does.
+            # Such an adapter calls the model directly, so the method's way to predict is installed in the model.
             with self.session.installed():
                 yield self.adapter.predict(records)
             return
@@ -208,10 +210,10 @@ class TTTRun:
     def online(
         self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
     ) -> Iterator[list[Entry]]:
-        """Yield the entries of each batch, from the same pass that adapts; after ``max_batches`` only predict."""
+        """Adapt on each batch and yield its entries from the same pass; after ``max_batches`` only predict."""
         limit = self.config.max_batches
         for batch in self._loader(records):
-            self._see(batch.inputs)
+            self._record_size(batch.inputs)
             if limit is not None and self._batches >= limit:
                 outputs = self._outputs(batch.inputs, augment)
             else:
@@ -229,12 +231,12 @@ class TTTRun:
         augment: Callable[[Any, Predictor], Any] | None = None,
         done: int = 0,
     ) -> Iterator[list[Entry]]:
-        """Yield the entry of each image: adapt to it alone, predict it, and go back to the source.
+        """Yield the entry of each image: adapt to it alone, predict it, and restore the source model.
 
-        ``done`` images went before, in a run that this one goes on from: they count towards ``max_batches``.
+        ``done``: number of images that an interrupted run has predicted; they count towards ``max_batches``.
         """
         limit = self.config.max_batches
-        # One loader for each record: an image that cannot be used must not shift which ones are adapted to.
+        # One loader for each record, so that images that cannot be used count towards max_batches as well.
         for position, record in enumerate(records, start=done):
             for batch in self.adapter.build_loader([record], batch_size=1):
                 yield self._sampled(batch, adapts=limit is None or position < limit, augment=augment)
@@ -243,7 +245,7 @@ class TTTRun:
         self, batch: ImageBatch, *, adapts: bool, augment: Callable[[Any, Predictor], Any] | None
     ) -> list[Entry]:
         self.session.reset()
-        self._see(batch.inputs)
+        self._record_size(batch.inputs)
         if adapts:
             report = self.session.adapt(batch.inputs, steps=self.config.steps)
             self._batches += report.verdict != "refused"
@@ -251,7 +253,7 @@ class TTTRun:
         return self.adapter.entries(self._outputs(batch.inputs, augment), batch)
 
     def report(self) -> TTTReport:
-        """Return what was done so far."""
+        """Return the report of the run until now."""
         session = self.session.report()
         warnings = list(self._warnings)
         if self._uses_batch_statistics() and 0 < self._smallest_batch < FEW_IMAGES:
@@ -269,15 +271,15 @@ class TTTRun:
             session=session,
         )
 
-    def warn_about_what_stays_behind(self) -> None:
-        """Note what predicted inside the run and will not predict after it."""
-        self._warnings += not_left_behind(self.config, self.info, batch_statistics=self._uses_batch_statistics())
+    def warn_about_lost_effects(self) -> None:
+        """Add a warning for each effect of the method on predictions that ends with the run."""
+        self._warnings += lost_effects(self.config, self.info, batch_statistics=self._uses_batch_statistics())
 
     def _uses_batch_statistics(self) -> bool:
         settings = settings_of(self.session.method)
         return bool(settings.get("batch_statistics", False) and batch_norms(self.session.model))
 
-    def _see(self, inputs: Any) -> None:
+    def _record_size(self, inputs: Any) -> None:
         count = sample_count(inputs)
         self._smallest_batch = min(self._smallest_batch or count, count)
 
@@ -295,10 +297,10 @@ class TTTRun:
         with self.adapter.reader.without_corruption():
             for batch in self._loader(self._probe_records):
                 return batch.inputs
-        raise DataError("none of the probe images can be used")
+        raise DataError(f"none of the {len(self._probe_records)} probe images can be used; check the files")
 
     def _with_source(self, method: Method, model: nn.Module) -> Method:
-        """Return the method with what it takes from source images, which no corruption is put over."""
+        """Return the method with its statistics of source images, which are read without the corruption."""
         if not isinstance(method, UsesSourceImages):
             return method
         with self.adapter.reader.without_corruption():
@@ -311,7 +313,7 @@ class TTTRun:
 
 
 def _first_from(outputs: Any, then: Predictor) -> Predictor:
-    """Return a predictor whose first answer is ``outputs``, already computed, and whose others come from ``then``."""
+    """Return a predictor whose first call returns the known ``outputs``, and whose other calls go to ``then``."""
     answers = [outputs]
 
     def predict(inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run did, and what its user should be told about it."""
+"""The report of a run, and its warnings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from acclimate.registry import GUARDS, MethodInfo
 from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.construct import paper_note
 
-# Statistics of fewer images are mostly those of the images, not of the stream: see benchmarks/bn_strength.
+# Statistics of fewer images say little about the stream: see benchmarks/bn_strength.
 FEW_IMAGES: Final = 4
 _FALLBACKS: Final = frozenset(
     code
@@ -18,22 +18,22 @@ _FALLBACKS: Final = frozenset(
     if entry.info and entry.info.costs_prediction
     for code in entry.info.codes
 )
-"""Codes with which the unadapted model predicts instead."""
+"""Codes of rejections after which the unadapted model predicts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TTTReport:
-    """What a run did, for ``meta.ttt.report`` and the TTT log.
+    """The results of a run, as in ``meta.ttt.report`` and the TTT log.
 
     Attributes:
-        losses: of every step, in order; None where there was none.
-        mask_ratio: the probability of hiding a patch (mim), else None.
-        updated_param_count: elements that were selected; ``changed_param_count``: those that differ from the source.
-        warnings: whatever differs from what was asked or from the paper.
-        stopped_early, stop_reason: whether a budget ended the adaptation.
-        batches: batches that were adapted on.
+        losses: the loss of every step, in order; None where the method computed none.
+        mask_ratio: the probability of masking a patch (mim); None for other methods.
+        updated_param_count: number of trainable elements; ``changed_param_count``: those that differ from the source.
+        warnings: notes of the method, settings that had no effect, and differences from the paper.
+        stopped_early, stop_reason: whether a budget ended the adaptation, and which.
+        batches: number of batches that were adapted on.
         step_metrics: one entry for each step.
-        session: the whole report of the session; after a ``sample`` run, of all its images.
+        session: the session's report; after a ``sample`` run, that of all images.
     """
 
     losses: tuple[float | None, ...]
@@ -49,7 +49,7 @@ class TTTReport:
 
 
 def step_warnings(session: SessionReport) -> list[str]:
-    """Return, in words, what the verdicts on the steps of a session mean for who reads its predictions."""
+    """Return warnings about a session's steps that were undone, skipped, or predicted by the unadapted model."""
     found = []
     for verdict, words in (
         ("rolled_back", "rolled back"),
@@ -59,33 +59,36 @@ def step_warnings(session: SessionReport) -> list[str]:
         steps = [step for step in session.steps if step.verdict == verdict]
         if steps:
             found.append(
-                f"{len(steps)} of {len(session.steps)} steps were {words}; first, step {steps[0].index}: "
+                f"{len(steps)} of {len(session.steps)} steps were {words}; the first was step {steps[0].index}: "
                 f"{steps[0].reason}"
             )
     fallbacks = sum(step.code in _FALLBACKS for step in session.steps)
     if fallbacks:
         found.append(
-            f"{fallbacks} of {len(session.steps)} batches were predicted by the unadapted model, which was surer of "
-            "them: the stream may be of one class, in small batches, or not what the model is for; blend tolerates more"
+            f"{fallbacks} of {len(session.steps)} batches were predicted by the unadapted model, because the adapted "
+            "one looked worse: the stream may contain only one class, come in small batches, or differ too much from "
+            "the model's training images; try the method blend"
         )
     count = len(session.steps)
     if session.counts.get("recovered", 0) > count / 2:
         found.append(
-            f"{session.method} recovered on most steps: for few classes or a low loss, lower its threshold (of sar, "
-            "reset_below_nats)"
+            f"{session.method} was reset to the source weights on most steps: for few classes or a low loss, lower its "
+            "threshold (reset_below_nats of sar)"
         )
     if count / 2 < session.counts.get("skipped", 0) < count:
-        found.append(f"{session.counts['skipped']} of {count} batches were skipped: little was worth learning from")
+        found.append(
+            f"{session.counts['skipped']} of {count} batches were skipped: the method used none of their decisions"
+        )
     if session.steps and all(step.verdict == "skipped" for step in session.steps):
         found.append(
-            "every batch was skipped: nothing was worth learning from and no weight moved (with BatchNorm, "
-            "predictions still use the statistics of their batch)"
+            "every batch was skipped: the method used none of their decisions, and no weight was updated (with "
+            "BatchNorm, predictions still use the statistics of their batch)"
         )
     return found
 
 
 def differences(config: TTTConfig, info: MethodInfo) -> list[str]:
-    """Return what a preset filled in, and what of the settings has no effect or is not the paper's choice."""
+    """Return notes on values from a preset, on settings without effect, and on differences from the paper."""
     found = []
     if config.preset is not None:
         unused = set() if info.needs_gradient else {"lr", "update_filter"}
@@ -95,7 +98,7 @@ def differences(config: TTTConfig, info: MethodInfo) -> list[str]:
     if (note := paper_note(config)) is not None:
         found.append(note)
     if not info.needs_gradient:
-        found.append(f"{config.method} has no gradient: steps, lr and update filter have no effect")
+        found.append(f"{config.method} computes no gradient: steps, lr and update filter have no effect")
     if config.max_batches is not None:
         found.append(f"adapts on the first {config.max_batches} batches only (max_batches)")
     if config.reset == "sample" and config.batch_size != 1 and "batch_size" not in config.filled:
@@ -104,22 +107,22 @@ def differences(config: TTTConfig, info: MethodInfo) -> list[str]:
 
 
 def few_images_warning(smallest: int) -> str:
-    """Return the warning that BatchNorm took the statistics of so few images."""
+    """Return the warning about BatchNorm statistics of small batches; ``smallest``: the smallest batch size."""
     return (
-        f"BatchNorm took the statistics of as few as {smallest} images, which can be worse than no adaptation: use "
-        "larger batches, bn, or --ttt-option batch_statistics=false"
+        f"BatchNorm used the statistics of batches of only {smallest} images, which can be worse than no adaptation: "
+        "use larger batches, the method bn, or --ttt-option batch_statistics=false"
     )
 
 
-def not_left_behind(config: TTTConfig, info: MethodInfo, *, batch_statistics: bool) -> list[str]:
-    """Return what predicts inside a run and cannot be left in the model after it."""
+def lost_effects(config: TTTConfig, info: MethodInfo, *, batch_statistics: bool) -> list[str]:
+    """Return warnings about effects on predictions that end with the run, because they are not part of the weights."""
     found = []
     if config.lora_rank is not None:
-        found.append("the low-rank weights are detached after the run; predict inside TTTRun to have them")
+        found.append("the low-rank weights are detached after the run; predict inside TTTRun to use them")
     what = info.also_predicts_with or ("batch statistics" if batch_statistics else None)
     if what is not None:
         found.append(
-            f"{config.method} adapts with {what}, which adapter.predict() does not use; predict inside TTTRun to have "
-            "them"
+            f"{config.method} adapts with {what}, which adapter.predict() does not use after the run; predict inside "
+            "TTTRun to use them"
         )
     return found

@@ -1,4 +1,4 @@
-"""Predicts boxes and poses with an :class:`RTDETRPose`, and can be adapted."""
+"""The adapter for :class:`RTDETRPose`, which predicts boxes and poses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from acclimate.vision.models.rtdetr_pose.model import RTDETRPose
 from acclimate.vision.models.rtdetr_pose.pose import decode_pose
 
 SHIPPED: Final = "pose_scenes"
-"""The name of the model that comes with the package."""
+"""The name of the model that is part of this package."""
 
 POSE_OUTPUTS: Final = ("log_z", "rot6d", "offsets", "k_delta")
 
@@ -42,12 +42,12 @@ class RTDETRPoseAdapter:
     """Predicts with an RT-DETR that has pose heads.
 
     Args:
-        model: a folder that ``save_pretrained`` wrote; ``pose_scenes`` is the model that comes with the package.
-        reader: where pixels come from.
-        categories: the data set's categories; ids are matched to the model's labels by name.
-        device: where to run.
-        score_threshold: detections below this are not written.
-        batch_size: for :meth:`predict`.
+        model: a folder that ``save_pretrained`` wrote; ``pose_scenes`` is the model of this package.
+        reader: reads the images.
+        categories: the data set's category names by id, which are matched to the model's labels.
+        device: such as ``cpu`` or ``cuda``.
+        score_threshold: detections with a lower score are not written.
+        batch_size: used by :meth:`predict`.
 
     Raises:
         ConfigError: there is no such folder, or its configuration is of another kind of model.
@@ -80,7 +80,7 @@ class RTDETRPoseAdapter:
         labels = {int(index): str(name) for index, name in self._model.config.id2label.items()}
         self.labels = LabelMap.by_name(labels, categories or {})
         self.warnings: tuple[str, ...] = self.labels.warnings
-        # Digits do not survive mirroring, nor does a pose.
+        # Mirroring would change the classes of digits, and poses.
         self.task: Task = Detection(head="sigmoid", pixel_range=(0.0, 1.0), flips=False, extra_outputs=POSE_OUTPUTS)
         self.kind: Kind = "detector"
         self.ttt_refusal: str | None = None
@@ -89,7 +89,7 @@ class RTDETRPoseAdapter:
 
     @classmethod
     def from_options(cls, options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Self:
-        """Return the adapter of the model that ``options`` name."""
+        """Return the adapter for these options."""
         return cls(
             options.model or SHIPPED,
             reader=reader,
@@ -119,7 +119,7 @@ class RTDETRPoseAdapter:
             yield ImageBatch(inputs, tuple(record for record, _ in usable), sizes)
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
-        """Return entries whose detections carry the pose: what the heads said, and what it means."""
+        """Return the entries of one batch; each detection has its pose and the outputs of the pose heads."""
         scores, positions = outputs["logits"].detach().sigmoid().flatten(1).topk(outputs["logits"].shape[1])
         classes = outputs["logits"].shape[-1]
         rotations, translations = decode_pose(outputs, batch.inputs["intrinsics"])
@@ -164,10 +164,10 @@ class RTDETRPoseAdapter:
 
 
 def load_source_spectrum(name: str) -> PowerSpectrum | None:
-    """Return the spectrum of the images that a model was trained on, where its folder has ``spectrum.safetensors``.
+    """Return the spectrum of a model's training images from ``spectrum.safetensors`` in its folder; None without it.
 
     Raises:
-        CheckpointError: the file cannot be read or holds something else.
+        CheckpointError: the file cannot be read or contains something else.
     """
     path = _folder(name) / "spectrum.safetensors"
     if not path.is_file():
@@ -183,7 +183,7 @@ def _folder(name: str) -> Path:
 
 
 def load_model(name: str) -> RTDETRPose:
-    """Return the model in a folder, or the one that comes with the package, in float32 and eval mode.
+    """Return the model in a folder, or the one of this package, in float32 and eval mode.
 
     Raises:
         ConfigError: there is no such folder, or its configuration is of another kind of model.
@@ -192,15 +192,16 @@ def load_model(name: str) -> RTDETRPose:
     folder = _folder(name)
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"{name!r} is no folder with a config.json; give one that RTDETRPose.save_pretrained wrote, or {SHIPPED!r}"
+            f"{name!r} is no folder with a config.json; give a folder that RTDETRPose.save_pretrained wrote, or "
+            f"{SHIPPED!r}"
         )
     try:
         config = RTDETRPoseConfig.from_pretrained(folder, local_files_only=True)
         model = RTDETRPose(config)
-        # Half-precision weights are copied into float32 tensors; anything missing or left over is an error.
+        # Half-precision weights are copied into float32 tensors; missing or unexpected tensors are an error.
         model.load_state_dict(load_file(str(folder / "model.safetensors")))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        # torch names the tensors that do not fit on the lines after the first.
+        # torch lists the tensors that do not fit on the lines after the first one.
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"cannot load an RTDETRPose from {folder}: {reason}") from error
     loaded: RTDETRPose = model.eval()

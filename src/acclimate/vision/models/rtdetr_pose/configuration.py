@@ -1,4 +1,4 @@
-"""The configuration of ``RTDETRPose``: RT-DETR's, and what the pose heads need."""
+"""The configuration of ``RTDETRPose``: that of RT-DETR, with settings of the pose heads."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from transformers import RTDetrConfig, RTDetrResNetConfig
 
 
 class RTDETRPoseConfig(RTDetrConfig):  # type: ignore[misc]
-    """Settings of an RT-DETR with pose heads: everything that :class:`transformers.RTDetrConfig` takes, and more.
+    """Settings of an RT-DETR with pose heads, in addition to those of :class:`transformers.RTDetrConfig`.
 
     Args:
-        image_side: of the square images that the model was trained on, in pixels.
-        reconstruction_stride: side in pixels of the patch that one cell of the finest feature map paints back.
-        default_intrinsics: ``(fx / W, fy / H, cx / W, cy / H)`` of a camera about which nothing is known.
-        pose_loss_weight: of the pose losses against the detector's own.
-        object_side_m: side of the square objects in metres, for drawing and for pose errors in length.
+        image_side: side of the square images that the model was trained on, in pixels.
+        reconstruction_stride: side in pixels of the patch that is reconstructed from one cell of the finest feature
+            map.
+        default_intrinsics: ``(fx / W, fy / H, cx / W, cy / H)`` of an unknown camera.
+        pose_loss_weight: weight of the pose losses; that of the detector's own losses is 1.
+        object_side_m: side of the square objects in metres, for drawing and for pose errors in metres.
     """
 
     model_type = "rtdetr_pose"
@@ -27,7 +28,7 @@ class RTDETRPoseConfig(RTDetrConfig):  # type: ignore[misc]
 
 
 def small_config(class_names: tuple[str, ...], **changes: Any) -> RTDETRPoseConfig:
-    """Return the configuration of the model that ships: a ResNet of basic blocks and a two-layer decoder."""
+    """Return the configuration of this package's model: a ResNet of basic blocks and a two-layer decoder."""
     backbone = RTDetrResNetConfig(
         embedding_size=32,
         hidden_sizes=[32, 64, 96, 128],

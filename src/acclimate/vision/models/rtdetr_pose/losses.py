@@ -1,4 +1,4 @@
-"""What the pose heads are trained on."""
+"""The training losses of the pose heads."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def pose_losses(
 ) -> dict[str, Tensor]:
     """Return the losses of depth, rotation, offset and intrinsics.
 
-    Queries are matched to objects as in the detector's own loss; denoising queries, which start at a known object,
-    learn its pose as well.
+    Queries are matched to objects as in the detector's own loss. Denoising queries, which start from a known object,
+    are trained on its pose as well.
 
     Args:
-        config: of the model.
-        found: the detector's own output, in training with denoising queries first.
+        config: the model's configuration.
+        found: the detector's own output, in which denoising queries come first during training.
         heads: ``log_z``, ``rot6d`` and ``offsets`` of all queries.
-        k_delta: ``(B, 4)``.
-        given_intrinsics: ``(B, 4)``.
-        labels: as for the model.
+        k_delta: the predicted correction of the intrinsics, ``(B, 4)``.
+        given_intrinsics: the assumed intrinsics, ``(B, 4)``.
+        labels: as for :meth:`RTDETRPose.forward`.
     """
     images, queries, objects = _matched(config, found, labels)
     counts = [len(label["class_labels"]) for label in labels]
@@ -64,8 +64,8 @@ def pose_losses(
 def rotation_loss(rot6d: Tensor, rotation: Tensor, symmetric: Tensor) -> Tensor:
     """Return the mean chordal distance of rotations ``(N, 6)`` and ``(N, 3, 3)``.
 
-    Where ``symmetric`` ``(N,)`` says that half a turn about the object's z axis changes nothing, the smaller of the two
-    distances counts.
+    Where ``symmetric`` ``(N,)`` is true, the object looks the same after half a turn about its z axis, and the smaller
+    of the two distances is used.
     """
     predicted = rotation_from_6d(rot6d)
     distance = (predicted - rotation).flatten(1).norm(dim=1)
@@ -75,13 +75,13 @@ def rotation_loss(rot6d: Tensor, rotation: Tensor, symmetric: Tensor) -> Tensor:
 
 
 def denoising_count(found: Any) -> int:
-    """Return how many denoising queries come before the real ones in a detector's output."""
+    """Return how many denoising queries come before the detection queries in a detector's output."""
     meta = found.denoising_meta_values
     return 0 if meta is None else int(meta["dn_num_split"][0])
 
 
 def _matched(config: Any, found: Any, labels: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return image, query and object (in its image) of every match."""
+    """Return the image, the query and the object's index in its image, for every match."""
     meta, split = found.denoising_meta_values, denoising_count(found)
     real = {
         "logits": found.logits[:, split:].detach().float(),

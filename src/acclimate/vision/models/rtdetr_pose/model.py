@@ -18,16 +18,16 @@ from acclimate.vision.models.rtdetr_pose.losses import denoising_count, pose_los
 
 @dataclass
 class RTDETRPoseOutput(ModelOutput):  # type: ignore[misc]
-    """What the model says.
+    """The outputs of the model.
 
     Attributes:
-        loss: the weighted sum of all losses, where labels were given; ``loss_dict`` its parts.
-        logits: ``(B, Q, K)``; the sigmoid of each is a class's score.
-        pred_boxes: ``(B, Q, 4)`` centre boxes ``(cx, cy, w, h)``, fractions of the image.
-        log_z: ``(B, Q, 1)`` log of the virtual depth in metres, see :func:`decode_pose`.
+        loss: the weighted sum of all losses, where labels were given; ``loss_dict``: its parts.
+        logits: ``(B, Q, K)``; the sigmoid of each is the score of a class.
+        pred_boxes: ``(B, Q, 4)`` centre boxes ``(cx, cy, w, h)``, as fractions of the image.
+        log_z: ``(B, Q, 1)`` logarithm of the virtual depth in metres, see :func:`decode_pose`.
         rot6d: ``(B, Q, 6)`` the first two columns of the rotation from object to camera.
-        offsets: ``(B, Q, 2)`` from the box's centre to where the object's centre is seen, in box sizes.
-        k_delta: ``(B, 4)`` relative correction of the given ``(fx, fy, cx, cy)``.
+        offsets: ``(B, Q, 2)`` from the box's centre to the projection of the object's centre, in box sizes.
+        k_delta: ``(B, 4)`` relative correction of the given intrinsics ``(fx, fy, cx, cy)``.
     """
 
     loss: Tensor | None = None
@@ -41,7 +41,7 @@ class RTDETRPoseOutput(ModelOutput):  # type: ignore[misc]
 
 
 class RTDETRPose(RTDetrForObjectDetection):  # type: ignore[misc]
-    """An RT-DETR that also says how each object stands in space.
+    """An RT-DETR that also predicts the 6-DoF pose of each object.
 
     ``from_pretrained`` and ``save_pretrained`` read and write a folder of ``config.json`` and ``model.safetensors``.
     """
@@ -72,11 +72,11 @@ class RTDETRPose(RTDetrForObjectDetection):  # type: ignore[misc]
 
         Args:
             pixel_values: ``(B, 3, H, W)`` in [0, 1].
-            intrinsics: the given ones, ``(B, 4)``: ``(fx / W, fy / H, cx / W, cy / H)``; the configuration's default
-                where they are not known.
-            labels: for training, for each image ``class_labels`` ``(N,)``, ``boxes`` ``(N, 4)``, ``rotation``
-                ``(N, 3, 3)``, ``translation`` ``(N, 3)``, ``symmetric`` ``(N,)`` (half a turn about its z axis changes
-                nothing) and ``intrinsics`` ``(4,)``, the true ones.
+            intrinsics: the assumed ones, ``(B, 4)``: ``(fx / W, fy / H, cx / W, cy / H)``; None uses the
+                configuration's default.
+            labels: for training: for each image ``class_labels`` ``(N,)``, ``boxes`` ``(N, 4)``, ``rotation``
+                ``(N, 3, 3)``, ``translation`` ``(N, 3)``, ``symmetric`` ``(N,)`` (whether the object looks the same
+                after half a turn about its z axis) and the true ``intrinsics`` ``(4,)``.
         """
         if intrinsics is None:
             default = torch.tensor(self.config.default_intrinsics, dtype=pixel_values.dtype, device=pixel_values.device)
@@ -100,14 +100,14 @@ class RTDETRPose(RTDetrForObjectDetection):  # type: ignore[misc]
         return RTDETRPoseOutput(logits=found.logits, pred_boxes=found.pred_boxes, k_delta=k_delta, **heads)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Return whole images ``(B, 3, H, W)`` for partly hidden ones; H and W are multiples of 32."""
+        """Return the reconstruction ``(B, 3, H, W)`` of partly masked images; H and W are multiples of 32."""
         features = [feature for feature, _ in self.model.backbone(images, self._no_padding(images))]
         projected = [layer(feature) for layer, feature in zip(self.model.encoder_input_proj, features, strict=True)]
         finest = self.model.encoder(projected).last_hidden_state[0]
         return F.pixel_shuffle(self.reconstruction_head(finest), self.config.reconstruction_stride)
 
     def _intrinsics_correction(self, feature_maps: Sequence[Tensor], intrinsics: Tensor) -> Tensor:
-        # The finest and the coarsest map: vignetting shows in how brightness falls over the whole image.
+        # Both the finest and the coarsest map, because vignetting is a change of brightness over the whole image.
         pooled = torch.cat([feature_maps[0].mean((2, 3)), feature_maps[-1].mean((2, 3))], dim=-1)
         return self.camera_head(torch.cat([pooled, intrinsics], dim=-1))  # type: ignore[no-any-return]
 

@@ -1,6 +1,6 @@
-"""From what the pose heads say to a rotation and a translation.
+"""Conversion between the outputs of the pose heads and rotations and translations.
 
-The pose of an object takes its own coordinates to the camera's: ``x_camera = R x_object + t``, in metres, with x to
+The pose of an object maps its own coordinates to the camera's: ``x_camera = R x_object + t``, in metres, with x to
 the right, y down and z away from the camera.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor
 def rotation_from_6d(rot6d: Tensor) -> Tensor:
     """Return rotation matrices ``(..., 3, 3)`` for ``(..., 6)`` numbers (Zhou et al., CVPR 2019, arXiv 1812.07035).
 
-    The numbers are the first two columns, not necessarily of length one or at right angles; Gram and Schmidt see to
-    that, and the third column is their cross product.
+    The numbers are the first two columns, which are orthonormalised by the Gram-Schmidt process; the third column is
+    their cross product.
     """
     first = F.normalize(rot6d[..., :3], dim=-1)
     second = F.normalize(rot6d[..., 3:] - (first * rot6d[..., 3:]).sum(-1, keepdim=True) * first, dim=-1)
@@ -44,15 +44,15 @@ def corrected_intrinsics(intrinsics: Tensor, k_delta: Tensor) -> Tensor:
 def decode_pose(outputs: Mapping[str, Any], intrinsics: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rotation ``(B, Q, 3, 3)`` and the translation ``(B, Q, 3)`` in metres of every query.
 
-    The centre is seen at the box's centre plus ``offsets`` times the box's size. Its depth is ``exp(log_z)`` times the
-    corrected focal length in image widths: ``log_z`` is the depth that a camera whose focal length is the image's
-    size would see (virtual depth, Brazil et al., CVPR 2023, arXiv 2207.10660), which a network can tell from an
-    apparent size alone.
+    The object's centre is projected to the box's centre plus ``offsets`` times the box's size. Its depth is
+    ``exp(log_z)`` times the corrected focal length as a fraction of the image's size. ``exp(log_z)`` is the depth for a
+    camera whose focal length equals the image's size (virtual depth, Brazil et al., CVPR 2023, arXiv 2207.10660), which
+    a network can predict from the apparent size alone.
 
     Args:
         outputs: ``pred_boxes`` ``(B, Q, 4)`` as fractions, ``log_z`` ``(B, Q, 1)``, ``rot6d`` ``(B, Q, 6)``,
             ``offsets`` ``(B, Q, 2)``, ``k_delta`` ``(B, 4)``.
-        intrinsics: the given ones ``(B, 4)``: ``(fx / W, fy / H, cx / W, cy / H)``.
+        intrinsics: the assumed ones ``(B, 4)``: ``(fx / W, fy / H, cx / W, cy / H)``.
     """
     boxes = outputs["pred_boxes"]
     camera = corrected_intrinsics(intrinsics, outputs["k_delta"])[:, None]
@@ -64,7 +64,7 @@ def decode_pose(outputs: Mapping[str, Any], intrinsics: Tensor) -> tuple[Tensor,
 
 
 def encode_pose(rotation: Tensor, translation: Tensor, boxes: Tensor, intrinsics: Tensor) -> dict[str, Tensor]:
-    """Return what the heads should say of known poses: the inverse of :func:`decode_pose`.
+    """Return the target outputs of the pose heads for known poses: the inverse of :func:`decode_pose`.
 
     Args:
         rotation: ``(N, 3, 3)``.
