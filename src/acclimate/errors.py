@@ -7,7 +7,7 @@
     │   ├── ConfigError            a setting is unknown, out of range, or contradicts another
     │   ├── DataError              images, lists, annotations or predictions that cannot be read
     │   ├── CheckpointError        weights that cannot be loaded, or may not be (pickle)
-    │   ├── EmptySelectionError    no tensor of the model matches what was asked to move
+    │   ├── EmptySelectionError    no parameter of the model matches the filter of trainable parameters
     │   ├── TTTNotSupportedError   the adapter or the model cannot be adapted with this method
     │   ├── StoreError             the metrics store cannot be opened, or lacks what was asked for
     │   └── MissingExtraError      an optional package is not installed
@@ -45,7 +45,7 @@ class CheckpointError(InputError):
 
 
 class EmptySelectionError(InputError):
-    """No tensor of the model matches what was asked to move."""
+    """No parameter of the model matches the filter of trainable parameters."""
 
 
 class TTTNotSupportedError(InputError):

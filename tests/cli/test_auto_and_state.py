@@ -100,7 +100,7 @@ def test_a_state_survives_a_restart_and_two_can_be_compared(folder: Path) -> Non
         (("--ttt-method", "bn", "--ttt-paced"), "has no gradient"),
         (("--no-ttt-guards", "--ttt-probe"), "no effect without guards"),
         (("--no-ttt-guards", "--ttt-probe-images", "others"), "no effect without guards"),
-        (("--ttt-method", "memo", "--ttt-steps", "2"), "memo takes each image alone"),
+        (("--ttt-method", "memo", "--ttt-steps", "2"), "memo adapts to each image alone"),
         (("--ttt-probe-images", "nowhere"), "nowhere"),
     ],
 )

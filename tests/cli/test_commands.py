@@ -191,7 +191,7 @@ BAD |= {
     "option that no method has": (("compare", "images", *MODEL, "--ttt-option", "speed=1"), "has an option 'speed'"),
     "no method to compare": (("compare", "images", *MODEL, "--methods", "none"), "at least one method"),
     "labels that are not there": (("compare", "images", *MODEL, "--ground-truth", "gone.csv"), "gone.csv"),
-    "corrupt over the originals": (("corrupt", "images", "images", "--name", "fog"), "nothing is overwritten"),
+    "corrupt over the originals": (("corrupt", "images", "images", "--name", "fog"), "is not overwritten"),
 }
 
 

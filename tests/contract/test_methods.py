@@ -1,4 +1,4 @@
-"""Every method through the same checks, on every kind of network."""
+"""The same checks for every method, on every kind of network."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from acclimate.vision.models.detection import Detection
 from tests.networks import assert_identical, classifier, detector, images, tensors_of
 
 SMOOTH = torch.nn.functional.interpolate(images(32, side=4, seed=9), size=32, mode="bicubic").clamp(0, 1)
-# Thresholds that networks with random weights pass, and sizes that keep the tests short.
+# Thresholds that samples of networks with random weights pass, and sizes that keep the tests short.
 SETTINGS: dict[str, dict[str, Any]] = {
     "eata": {"lr": 5e-3, "entropy_margin": 2.0, "redundancy_margin": 1.1},
     "sar": {"entropy_margin": 2.0, "reset_below_nats": 0.0},
     "cotta": {"view_count": 2},
     "mim": {"patch_size": 4},
-    # What is installed in a model cannot call it twice.
+    # Flip averaging calls the model twice, which a method installed in the model cannot do.
     "blend": {"flip_averaging": False},
     "deyo": {"entropy_margin": 2.0, "min_difference": -1.0},
     "rotta": {"capacity": 8, "update_every": 8},
@@ -37,14 +37,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def maker(name: str) -> Callable[..., Any]:
-    """Return a function that makes a method for these tests; its arguments come first, then the settings above."""
+    """Return a function that makes a method for these tests; its arguments take precedence over the settings above."""
     cls = registry.METHODS.load(name)
     rate = {"lr": 1e-2} if "lr" in {field.name for field in dataclasses.fields(cls)} else {}
 
     def make(**over: Any) -> Any:
         method = cls(**{**rate, **SETTINGS.get(name, {}), **over})
         if isinstance(method, UsesSourceImages):
-            # Held against smooth images, the noise of the tests is far off, so that all of it is done.
+            # The tests' noise differs so much from smooth source images that the filter has its full strength.
             source = SourceImages(spectrum=measure([SMOOTH]))
             method = method.with_source(nn.Identity(), source, task=Classification())
         return method
@@ -88,7 +88,7 @@ CASES = [
 LEARNING = [
     case for case in CASES if INFOS[case.values[0]].needs_gradient and not INFOS[case.values[0]].adapts_each_image
 ]
-# A method that adapts to every image anew cannot be installed in a model that is called from outside.
+# A method that adapts to each image alone cannot be installed in a model.
 INSTALLED = [case for case in CASES if not INFOS[case.values[0]].adapts_each_image]
 
 
@@ -118,7 +118,7 @@ def test_a_nan_batch_leaves_the_model_identical(method: str, network: str) -> No
     with Session(model, METHODS[method](), task=task) as session:
         state = session.state
         report = session.adapt(poison)
-        # A classifier's logits turn NaN; a detector's too. Nothing may look like "unreliable, skip".
+        # The logits become NaN, which must not be reported as a skipped batch of unreliable samples.
         assert report.verdict == "rolled_back", report
         assert "non-finite" in (report.reason or "")
         assert_identical(model, before)
@@ -127,7 +127,7 @@ def test_a_nan_batch_leaves_the_model_identical(method: str, network: str) -> No
 
 
 @pytest.mark.parametrize(("method", "network"), LEARNING)
-def test_a_tripped_guard_leaves_the_model_identical(method: str, network: str) -> None:
+def test_a_guard_that_fires_leaves_the_model_identical(method: str, network: str) -> None:
     model, batch, task = NETWORKS[network]()
     before = tensors_of(model)
     guards = (NonFinite(), MaxUpdate(1e-9))
@@ -152,7 +152,7 @@ def test_an_all_skipped_batch_leaves_the_model_identical(method: str, network: s
 
 
 @pytest.mark.parametrize("method", ["tent", "eata", "sar", "mim", "cotta", "roid"])
-def test_a_detector_that_sees_nothing_learns_nothing(method: str) -> None:
+def test_a_detector_without_candidates_is_not_updated(method: str) -> None:
     model, batch = detector(), images(side=32)
     before = tensors_of(model)
     with Session(model, METHODS[method](), task=Detection(head="sigmoid", min_foreground=1.0)) as session:
@@ -174,13 +174,13 @@ def test_reset_is_exact_and_clears_all_state(method: str, network: str) -> None:
         after_first = tensors_of(model)
         session.reset()
         assert_identical(model, before)
-        # Moments, moving averages, teachers and random numbers start again: the second run is the first.
+        # Moments, moving averages, teachers and random numbers restart: the second run equals the first.
         assert run(session) == first
         assert_identical(model, after_first)
 
 
 @pytest.mark.parametrize(("method", "network"), LEARNING)
-def test_rollback_goes_back_one_step(method: str, network: str) -> None:
+def test_rollback_undoes_one_step(method: str, network: str) -> None:
     model, batch, task = NETWORKS[network]()
     with Session(model, METHODS[method](), task=task, guards=()) as session:
         session.adapt(batch)
@@ -227,7 +227,7 @@ def test_flags_modes_and_gradients_are_put_back(method: str, network: str) -> No
 
 
 @pytest.mark.parametrize("method", ["tent", "eata", "sar", "cotta", "mim", "roid", "deyo", "rotta"])
-def test_low_rank_weights_are_gone_afterwards(method: str) -> None:
+def test_low_rank_weights_are_removed_on_exit(method: str) -> None:
     model, batch = classifier("bn"), images()
     before = tensors_of(model)
     update = TensorFilter(kind="lora_only", lora_rank=2)
@@ -238,7 +238,7 @@ def test_low_rank_weights_are_gone_afterwards(method: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "network"), CASES)
-def test_predicting_moves_nothing(method: str, network: str) -> None:
+def test_predicting_changes_nothing(method: str, network: str) -> None:
     model, batch, task = NETWORKS[network]()
     with Session(model, METHODS[method](), task=task, guards=()) as session:
         session.adapt(batch)
@@ -263,7 +263,7 @@ def test_an_exception_inside_a_step_leaves_the_model_identical(method: str, netw
 
 
 @pytest.mark.parametrize(("method", "network"), CASES)
-def test_a_spent_budget_refuses_and_still_predicts(method: str, network: str) -> None:
+def test_without_budget_steps_are_refused_and_predictions_made(method: str, network: str) -> None:
     model, batch, task = NETWORKS[network]()
     with Session(model, METHODS[method](), task=task, guards=(), budget=Budget(max_steps=1)) as session:
         session.adapt(batch)
@@ -276,7 +276,7 @@ def test_a_spent_budget_refuses_and_still_predicts(method: str, network: str) ->
 
 
 @pytest.mark.parametrize(("method", "network"), INSTALLED)
-def test_what_is_installed_predicts_as_the_session_does(method: str, network: str) -> None:
+def test_an_installed_method_predicts_as_the_session(method: str, network: str) -> None:
     model, batch, task = NETWORKS[network]()
     with Session(model, METHODS[method](), task=task, guards=()) as session, ExitStack() as stack:
         session.adapt(batch)
@@ -292,7 +292,7 @@ def test_what_is_installed_predicts_as_the_session_does(method: str, network: st
 
 
 @pytest.mark.parametrize("method", CLASSIFIERS_ONLY)
-def test_a_method_for_classifiers_refuses_a_detector_and_says_what_to_use(method: str) -> None:
+def test_a_method_for_classifiers_refuses_a_detector_with_a_remedy(method: str) -> None:
     with (
         Session(detector(), METHODS[method](), task=Detection(head="sigmoid")) as session,
         pytest.raises(TTTNotSupportedError, match=f"{method} .*use spectrum"),

@@ -43,12 +43,12 @@ def test_the_fused_transformer_path_does_not_bypass_low_rank_weights() -> None:
         torch.testing.assert_close(layer(batch), before)
 
 
-def test_attentions_own_projection_is_no_target() -> None:
+def test_the_output_projection_of_attention_is_not_a_target() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16)
     assert lora.target_layers(layer, lambda name: True) == ["linear1", "linear2"]
 
 
-def test_a_convolution_carries_low_rank_weights() -> None:
+def test_low_rank_weights_of_a_convolution() -> None:
     torch.manual_seed(0)
     convolution, batch = nn.Conv2d(3, 6, 3, stride=2, padding=1), torch.randn(2, 3, 8, 8)
     model = nn.Sequential(convolution)
@@ -63,7 +63,7 @@ def test_a_convolution_carries_low_rank_weights() -> None:
 
 
 def small_gpt2() -> nn.Module:
-    """Its layers are transformers' Conv1D, whose weights are transposed."""
+    """A small GPT-2, whose layers are transformers' Conv1D with transposed weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_a_saved_adapter_loads_in_peft_and_gives_the_same_logits(
         torch.testing.assert_close(theirs(tokens).logits, ours, rtol=0, atol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_start() -> None:
+def test_the_same_seed_gives_the_same_initial_values() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     with lora.attached(model, ["0"], rank=2, seed=3) as first:
         start = first["0"].lora_A.detach().clone()
@@ -97,10 +97,10 @@ def test_the_same_seed_gives_the_same_start() -> None:
         assert torch.equal(second["0"].lora_A, start)
 
 
-def test_names() -> None:
+def test_low_rank_and_adapter_names() -> None:
     assert lora.is_low_rank("layer.q_proj.lora_A.default.weight")
     assert lora.is_low_rank("layer.q_proj.low_rank.lora_B")
-    # PEFT's wrapper keeps the base weight under base_layer: it is no low-rank tensor.
+    # PEFT's wrapper names the base weight base_layer, which is no low-rank tensor.
     assert not lora.is_low_rank("layer.q_proj.base_layer.weight")
     assert lora.is_adapter("block.adapter_down.weight")
     assert not lora.is_adapter("block.linear.weight")
@@ -121,7 +121,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_copies_are_independent_pairs_that_share_a_pass() -> None:
+def test_copies_are_independent_and_share_one_forward_pass() -> None:
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(6, 5))
     batch = torch.randn(3, 2, 4, 6)
@@ -139,14 +139,14 @@ def test_copies_are_independent_pairs_that_share_a_pass() -> None:
 
 
 @pytest.mark.parametrize(("copies", "said"), [(0, "at least 1"), (2, "is a convolution")])
-def test_copies_that_cannot_be_are_refused(copies: int, said: str) -> None:
+def test_unsupported_copies_are_refused(copies: int, said: str) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1))
     with pytest.raises(ConfigError, match=said), lora.attached(network, ["0"], rank=1, copies=copies):
         pass
 
 
 @pytest.mark.parametrize("make", [small_llama, small_gpt2])
-def test_the_product_and_its_gradients_are_those_of_autograd(
+def test_the_fused_product_has_the_values_and_gradients_of_autograd(
     make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make().requires_grad_(False)
@@ -169,7 +169,7 @@ def test_the_product_and_its_gradients_are_those_of_autograd(
 
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_learns_what_single_tensors_learn(copies: int, dtype: torch.dtype) -> None:
+def test_packed_adapters_learn_the_same_as_single_tensors(copies: int, dtype: torch.dtype) -> None:
     model = small_llama().requires_grad_(False).to(dtype)
     targets = lora.target_layers(model, lambda name: "q_proj" in name or "down_proj" in name)
     tokens = torch.randint(3, 30, (3, 7))
@@ -194,7 +194,7 @@ def test_a_block_learns_what_single_tensors_learn(copies: int, dtype: torch.dtyp
     torch.testing.assert_close(results[1], results[0], **close)
 
 
-def test_a_layer_that_nothing_came_from_has_no_gradient_in_a_block() -> None:
+def test_an_unused_layer_has_a_zero_gradient_in_packed_adapters() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     with lora.attached(model, ["0", "1"], rank=1) as pairs:
         block = PackedAdapters(pairs, torch.float32)

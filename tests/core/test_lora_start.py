@@ -1,4 +1,4 @@
-"""Low-rank weights that begin in the directions of the first gradient."""
+"""Initialisation of low-rank weights in the directions of the first gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from acclimate.core.packed_adapters import PackedAdapters
 
 
 @pytest.mark.parametrize("copies", [1, 2])
-def test_directions_are_orthogonal_and_hold_the_whole_of_a_gradient_of_low_rank(copies: int) -> None:
+def test_directions_are_orthogonal_and_span_a_low_rank_gradient(copies: int) -> None:
     torch.manual_seed(0)
     rows, grad = torch.randn(copies, 3, 20), torch.randn(copies, 3, 12)
     found = lora_start.start(rows, grad, torch.randn(12, 4))
@@ -23,9 +23,9 @@ def test_directions_are_orthogonal_and_hold_the_whole_of_a_gradient_of_low_rank(
     assert torch.allclose(whole @ along.transpose(1, 2) @ along, whole, atol=1e-4)
 
 
-def test_of_a_gradient_of_full_rank_they_hold_more_than_random_ones() -> None:
+def test_directions_capture_more_of_a_full_rank_gradient_than_random_ones() -> None:
     torch.manual_seed(0)
-    # Directions count for less and less, as those of gradients do.
+    # Singular values decrease, as those of gradients do.
     rows = torch.randn(1, 60, 40) * torch.logspace(0, -2, 40)
     grad = torch.randn(1, 60, 30)
     found = lora_start.start(rows, grad, torch.randn(30, 4)).directions[0] * math.sqrt(3)
@@ -36,7 +36,7 @@ def test_of_a_gradient_of_full_rank_they_hold_more_than_random_ones() -> None:
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_the_gradient_that_comes_with_them_is_the_one_that_a_pass_with_them_gives(copies: int) -> None:
+def test_the_captured_gradient_equals_that_of_a_pass_with_the_directions(copies: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 6)).requires_grad_(False)
     inputs = torch.randn(6, 10)
@@ -58,7 +58,7 @@ def test_the_gradient_that_comes_with_them_is_the_one_that_a_pass_with_them_give
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_more_directions_than_a_layer_has_inputs_leave_the_last_ones_empty() -> None:
+def test_directions_beyond_the_number_of_inputs_are_zero() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8)).requires_grad_(False)
     with lora.attached(model, ["0"], rank=5) as pairs:
@@ -70,7 +70,7 @@ def test_more_directions_than_a_layer_has_inputs_leave_the_last_ones_empty() -> 
         assert not pairs["0"].lora_A[3:].any()
 
 
-def test_a_layer_that_no_gradient_reaches_keeps_its_random_directions() -> None:
+def test_a_layer_without_gradient_keeps_its_random_initialisation() -> None:
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4)}).requires_grad_(False)
     with lora.attached(model, ["used", "idle"], rank=2) as pairs:
         with lora_start.capture_gradients(model, pairs) as starts:

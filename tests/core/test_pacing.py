@@ -20,12 +20,12 @@ def due(pacing: Pacing, batches: list[torch.Tensor]) -> list[bool]:
     return [pace.is_due(batch) for batch in batches]
 
 
-def test_it_learns_at_the_start_then_now_and_then() -> None:
+def test_it_adapts_at_the_start_and_then_at_intervals() -> None:
     found = due(Pacing(warm_up=3, every=5), stream(14))
     assert [position for position, is_due in enumerate(found) if is_due] == [0, 1, 2, 7, 12]
 
 
-def test_a_shift_makes_it_learn_again() -> None:
+def test_a_shift_resumes_adaptation() -> None:
     found = due(Pacing(warm_up=2, after_shift=3, every=100), [*stream(10), *stream(10, offset=0.4)])
     assert [position for position, is_due in enumerate(found) if is_due] == [0, 1, 10, 11, 12]
 
@@ -44,12 +44,12 @@ def test_sharpness_tells_noise_from_blur() -> None:
     assert bool((image_statistics(sharp)[:, 6:] > image_statistics(blurred)[:, 6:]).all())
 
 
-def test_a_paced_session_predicts_between_and_moves_nothing() -> None:
+def test_a_paused_step_predicts_and_changes_no_weight() -> None:
     model = classifier()
     with Session(model, Tent(lr=1e-3), guards=(), pacing=Pacing(warm_up=2, every=100, step_scale=3.0)) as session:
         reports = [session.adapt_and_predict(batch)[1] for batch in stream(2)]
         assert {report.verdict for report in reports} == {"kept"}
-        # Adam's first step is lr for each element: three times as far here, and the rate itself is as it was.
+        # Adam's first step is lr for each element: here three times that, without changing the rate itself.
         assert reports[0].update_norm == pytest.approx(3e-3 * 16**0.5, rel=0.05)
         assert session.optimizer is not None
         assert session.optimizer.param_groups[0]["lr"] == 1e-3
@@ -74,7 +74,7 @@ def test_numbers_must_be_positive() -> None:
         Pacing(every=0)
 
 
-def test_a_resting_session_is_watched_too() -> None:
+def test_guards_check_paused_steps_too() -> None:
     model = classifier()
     with torch.no_grad():
         model[5].weight.mul_(40)
@@ -82,7 +82,7 @@ def test_a_resting_session_is_watched_too() -> None:
     with Session(model, BatchNormStats(source_strength=0), pacing=pacing) as session:
         verdicts = [session.adapt_and_predict(images(64, seed=seed))[1].verdict for seed in range(3)]
         assert verdicts == ["kept", "paused", "paused"]
-        # One image, again and again: its own statistics leave nothing to tell.
+        # A single repeated image, whose own batch statistics remove all differences.
         alone = images(1).repeat(64, 1, 1, 1)
         outputs, report = session.adapt_and_predict(alone)
         assert report.verdict == "rolled_back"
@@ -90,7 +90,7 @@ def test_a_resting_session_is_watched_too() -> None:
         assert session.adapt(alone).verdict != "paused"
 
 
-def test_an_infinite_pixel_does_not_blind_it() -> None:
+def test_an_infinite_pixel_does_not_disable_shift_detection() -> None:
     poisoned = stream(1, seed=3)[0].clone()
     poisoned[0, 0, 0, 0] = float("inf")
     found = due(Pacing(warm_up=1, every=1000), [*stream(4), poisoned, *stream(2, seed=4), *stream(2, offset=0.4)])
@@ -98,7 +98,7 @@ def test_an_infinite_pixel_does_not_blind_it() -> None:
     assert not found[-1]
 
 
-def test_several_steps_are_one_decision() -> None:
+def test_pacing_decides_once_for_several_steps_on_a_batch() -> None:
     with Session(classifier(), Tent(lr=1e-4), guards=(), pacing=Pacing(warm_up=2, every=1000)) as session:
         for batch in stream(3):
             session.adapt(batch, steps=3)

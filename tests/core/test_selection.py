@@ -11,7 +11,7 @@ from tests.networks import assert_identical, classifier, images, tensors_of
 
 
 class FrozenBatchNorm(nn.Module):
-    """As the DETR family has it: even the affine parameters are buffers."""
+    """A frozen BatchNorm as in the DETR family, whose affine parameters are buffers too."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def test_include_and_exclude_narrow_the_filter() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adapter_only", "lora_only", "lora_norm_only"])
-def test_an_empty_selection_says_what_the_model_has_and_what_to_do(kind: str) -> None:
+def test_the_error_for_an_empty_selection_names_layers_and_remedy(kind: str) -> None:
     with (
         pytest.raises(EmptySelectionError, match=r"1 Conv2d.*--lora-rank"),
         selecting(classifier(), TensorFilter(kind=kind), batch_statistics=True),
@@ -97,7 +97,7 @@ def test_low_rank_weights_are_attached_selected_and_removed(kind: str, parts: se
         assert torch.equal(model(batch), expected), "attaching must change nothing"
         assert all(set(name.split(".")) & parts for name in selection.parameters)
         assert any("low_rank" in name for name in selection.parameters)
-        # The base weight that carries the low-rank pair must not move.
+        # The base weight below the low-rank pair must not be trainable.
         assert "5.weight" not in selection.parameters
     assert_identical(model, before)
 
@@ -115,7 +115,7 @@ def test_unknown_filter_and_rank_are_refused() -> None:
         TensorFilter(lora_rank=0)
 
 
-def test_frozen_batch_norm_is_thawed_learns_and_freezes_again() -> None:
+def test_frozen_batch_norm_is_trainable_inside_the_selection_only() -> None:
     model, batch = frozen_network(), images()
     buffers = dict(model.named_buffers())
     assert norm_affine_names(model) == set() or "1.weight" not in dict(model.named_parameters())
@@ -131,7 +131,7 @@ def test_frozen_batch_norm_is_thawed_learns_and_freezes_again() -> None:
     torch.testing.assert_close(model[1].weight, torch.linspace(0.5, 1.5, 4) + 1)
 
 
-def test_batch_statistics_equal_those_of_a_layer_in_training_and_buffers_stay() -> None:
+def test_batch_statistics_equal_training_mode_and_buffers_do_not_change() -> None:
     model, batch = classifier(), images()
     before = tensors_of(model)
     with norm.statistics(model):
@@ -151,7 +151,7 @@ def test_frozen_layers_use_batch_statistics_too() -> None:
 
 
 @pytest.mark.parametrize(("strength", "weight"), [(10, 6 / 16), (None, 0.5), (1e9, 0.0)])
-def test_mixed_statistics_are_the_papers_formula(strength: float | None, weight: float) -> None:
+def test_mixed_statistics_follow_the_papers_formula(strength: float | None, weight: float) -> None:
     model, batch = classifier(), images(6)
     features, layer = model[0](batch).detach(), model[1]
     mean = weight * features.mean((0, 2, 3)) + (1 - weight) * layer.running_mean

@@ -1,4 +1,4 @@
-"""The guard that asks the unadapted model, and the signals that it compares."""
+"""The guard that compares with the unadapted model, and the signals that it uses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_signals_add_up() -> None:
         assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-5)
 
 
-def test_an_image_without_detections_is_counted() -> None:
+def test_images_without_detections_count_as_images() -> None:
     task = Detection(head="sigmoid")
     outputs = {"logits": torch.full((2, 3, 4), -9.0), "pred_boxes": torch.rand(2, 3, 4)}
     outputs["logits"][0, 0, 1] = 4.0
@@ -63,7 +63,7 @@ def test_the_degradation_score_grows_with_entropy_and_with_lost_energy_and_less_
     assert Certainty().degradation_score(SignalPair(sure, sure)) == 0
     assert Certainty().degradation_score(SignalPair(unsure, sure)) > 1
     assert Certainty().degradation_score(SignalPair(sure, unsure)) < 0
-    # Softmax cannot tell them apart; energy can.
+    # Softmax probabilities are equal; energies differ.
     assert SignalPair(weak, sure).entropy_rise == pytest.approx(0, abs=1e-6)
     assert Certainty().degradation_score(SignalPair(weak, sure)) > 1
     elsewhere = signals(torch.eye(5).roll(1, 1).repeat(20, 1) * 3)
@@ -73,14 +73,14 @@ def test_the_degradation_score_grows_with_entropy_and_with_lost_energy_and_less_
     )
 
 
-def test_few_decisions_must_differ_more() -> None:
+def test_fewer_decisions_allow_a_larger_entropy_rise() -> None:
     assert Certainty().allowed(1) > Certainty().allowed(64) > Certainty().entropy_rise
 
 
 @pytest.mark.parametrize(
     "method", [Tent(lr=0.05), Cotta(view_count=1, lr=0.05), BatchNormStats(), Blend(flip_averaging=False)]
 )
-def test_the_unadapted_model_is_asked_without_a_copy_and_without_a_trace(method: Any) -> None:
+def test_the_unadapted_model_is_run_without_a_copy_or_side_effects(method: Any) -> None:
     model, batch = classifier(), images(32)
     with torch.no_grad():
         expected = model(batch)
@@ -95,12 +95,12 @@ def test_the_unadapted_model_is_asked_without_a_copy_and_without_a_trace(method:
 
 
 @dataclasses.dataclass(frozen=True)
-class Unsure:
-    """Learns nothing and says less of every batch than the model does."""
+class Uncertain:
+    """Does not adapt, and returns outputs with a lower certainty than the model's."""
 
     inner: BatchNormStats = BatchNormStats()
     scale: float = 0.0
-    info = MethodInfo(name="unsure")
+    info = MethodInfo(name="uncertain")
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.inner, attribute)
@@ -117,18 +117,18 @@ def confident() -> torch.nn.Module:
     return model
 
 
-def test_the_unadapted_model_predicts_where_it_is_surer_and_until_it_is_not() -> None:
+def test_the_unadapted_model_predicts_as_long_as_it_is_more_certain() -> None:
     model, batch = confident(), images(64)
     with torch.no_grad():
         expected = model(batch)
-    with Session(model, Unsure()) as session:
+    with Session(model, Uncertain()) as session:
         outputs, report = session.adapt_and_predict(batch)
         assert report.verdict == "rolled_back"
         assert "less certain than the unadapted model" in (report.reason or "")
         assert report.signals is not None
         assert report.signals["entropy_nats"] == pytest.approx(math.log(5))
         torch.testing.assert_close(outputs, expected)
-        # Not only this batch: whatever is predicted before it is trusted again, also from outside.
+        # Until a comparison passes again, all predictions are the unadapted model's, also those of direct calls.
         torch.testing.assert_close(session.predict(batch), expected)
         with session.installed(), torch.no_grad():
             torch.testing.assert_close(model(batch), expected)
@@ -141,10 +141,10 @@ def test_the_unadapted_model_predicts_where_it_is_surer_and_until_it_is_not() ->
         assert session.report().source_seconds > 0
 
 
-def test_a_stream_that_goes_well_is_seldom_checked() -> None:
+def test_comparisons_are_rare_while_they_pass() -> None:
     guard = WorseThanSource(first_images=64, every_images=128)
     asked = []
-    with Session(confident(), Unsure(scale=1.1), guards=(guard,)) as session:
+    with Session(confident(), Uncertain(scale=1.1), guards=(guard,)) as session:
         for _ in range(12):
             before = session.report().source_seconds
             session.adapt(images(16))
@@ -152,22 +152,22 @@ def test_a_stream_that_goes_well_is_seldom_checked() -> None:
     assert asked == [True] * 4 + [False] * 7 + [True]
 
 
-def test_growing_less_sure_is_looked_into_at_once() -> None:
+def test_a_loss_of_certainty_triggers_a_comparison() -> None:
     guard = WorseThanSource(first_images=16, every_images=10_000)
-    with Session(confident(), Unsure(scale=1.1), guards=(guard,)) as session:
+    with Session(confident(), Uncertain(scale=1.1), guards=(guard,)) as session:
         assert [session.adapt(images(32)).verdict for _ in range(4)] == ["kept"] * 4
-        session.method = Unsure(scale=0.05)
+        session.method = Uncertain(scale=0.05)
         assert session.adapt(images(32)).verdict == "rolled_back"
 
 
-def test_one_class_in_earnest_is_no_collapse_and_collapse_is() -> None:
+def test_a_stream_of_one_class_is_no_collapse_and_one_predicted_class_is() -> None:
     task = Classification()
     one_class, mixed = signals(torch.tensor([[9.0, 0, 0, 0]]).repeat(64, 1)), signals(torch.eye(4).repeat(16, 1) * 9)
     assert SignalPair(one_class, one_class).variety_ratio == 1
     assert SignalPair(one_class, mixed).variety_ratio < WorseThanSource().min_variety
     assert task.aligned
 
-    class OneClass(Unsure):
+    class OneClass(Uncertain):
         def step(self, model: Any, batch: Any, state: Any, **kwargs: Any) -> Step:
             step = self.inner.step(model, batch, state, **kwargs)
             outputs = torch.zeros_like(step.outputs)
@@ -184,12 +184,12 @@ def test_one_class_in_earnest_is_no_collapse_and_collapse_is() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_a_detector_that_goes_blind_is_rejected(size: int) -> None:
+def test_a_detector_that_stops_detecting_is_rejected(size: int) -> None:
     model, task = detector(), Detection(head="sigmoid", min_foreground=0.3)
     with torch.no_grad():
         model.classes.bias.fill_(0.5)
 
-    class Blind(Unsure):
+    class Blind(Uncertain):
         def step(self, model: Any, batch: Any, state: Any, **kwargs: Any) -> Step:
             step = self.inner.step(model, batch, state, **kwargs)
             return dataclasses.replace(step, outputs={**step.outputs, "logits": step.outputs["logits"] - 50})
@@ -201,7 +201,7 @@ def test_a_detector_that_goes_blind_is_rejected(size: int) -> None:
         assert float(outputs["logits"].max()) > 0
 
 
-def test_a_poisoned_image_does_not_spoil_the_others() -> None:
+def test_an_image_with_nan_does_not_affect_the_others() -> None:
     model, batch = classifier(), images(16)
     batch[3] = float("nan")
     fine = torch.arange(16) != 3
@@ -214,11 +214,11 @@ def test_a_poisoned_image_does_not_spoil_the_others() -> None:
         torch.testing.assert_close(session.predict(batch)[fine], expected[fine])
 
 
-def test_a_buffer_that_is_used_again_is_looked_at_again() -> None:
+def test_a_reused_input_tensor_is_predicted_again() -> None:
     model, buffer = confident(), images(64)
     with torch.no_grad():
         expected = model(images(64, seed=7))
-    with Session(model, Unsure()) as session:
+    with Session(model, Uncertain()) as session:
         session.adapt_and_predict(buffer)
         buffer.copy_(images(64, seed=7))
         torch.testing.assert_close(session.predict(buffer), expected)
@@ -241,21 +241,21 @@ def test_limits_are_checked() -> None:
 
 def test_two_clear_failures_in_a_row_begin_a_sticky_fallback() -> None:
     batch = images(64)
-    with Session(confident(), Unsure()) as session:
+    with Session(confident(), Uncertain()) as session:
         for _ in range(2):
             session.adapt(batch)
         assert session.source_comparison.sticky_fallback
-        # Somewhat less sure would do on another stream; here it takes three comparisons that go well.
-        session.method = Unsure(scale=0.9)
+        # Otherwise this loss of certainty would be allowed; in a sticky fallback, three comparisons must pass first.
+        session.method = Uncertain(scale=0.9)
         assert session.adapt(batch).verdict in ("rolled_back", "reset")
-        session.method = Unsure(scale=1.5)
+        session.method = Uncertain(scale=1.5)
         assert [session.adapt(batch).verdict for _ in range(3)] == ["kept"] * 3
         assert not session.source_comparison.sticky_fallback
-        session.method = Unsure(scale=0.9)
+        session.method = Uncertain(scale=0.9)
         assert session.adapt(batch).verdict == "kept"
 
 
-def test_a_guard_that_raises_leaves_no_half_of_a_step() -> None:
+def test_a_guard_that_raises_undoes_the_step() -> None:
     model, batch = classifier(), images(16)
     before = tensors_of(model)
 
@@ -271,11 +271,11 @@ def test_a_guard_that_raises_leaves_no_half_of_a_step() -> None:
         assert session.report().steps == ()
 
 
-def test_after_a_reset_old_outputs_judge_nobody() -> None:
-    with Session(confident(), Unsure()) as session:
+def test_signals_from_before_a_reset_are_not_compared() -> None:
+    with Session(confident(), Uncertain()) as session:
         verdicts = [session.adapt(images(1, seed=seed)).verdict for seed in range(5)]
         assert "reset" in verdicts
-        session.method = Unsure(scale=1.2)
+        session.method = Uncertain(scale=1.2)
         later = [session.adapt(images(1, seed=seed)).verdict for seed in range(12)]
     assert later.count("reset") <= 1
     assert later[-1] == "kept"

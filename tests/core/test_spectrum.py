@@ -1,4 +1,4 @@
-"""Power spectra: what they measure, and that the filter undoes what it is meant to undo."""
+"""Power spectra, and the filter that reverses corruptions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_band_means_the_same_at_every_size() -> None:
     assert torch.allclose(*power, rtol=0.2)
 
 
-def test_sums_of_parts_are_those_of_the_whole(stream: Tensor) -> None:
+def test_sums_over_parts_equal_the_sum_over_all_images(stream: Tensor) -> None:
     whole = measure([stream])
     parts = Sums.of(stream[:20]).plus(Sums.of(stream[20:])).spectrum()
     for name in ("power", "variation", "mean", "mean_deviation"):
@@ -100,30 +100,30 @@ def test_sums_of_parts_are_those_of_the_whole(stream: Tensor) -> None:
     assert torch.allclose(forgotten.power, measure([stream[20:]]).power)
 
 
-def test_nothing_is_done_to_a_stream_that_is_the_source(stream: Tensor) -> None:
+def test_a_stream_like_the_source_is_not_changed(stream: Tensor) -> None:
     own = measure([stream])
     same = filtered(stream, own, own, strength=1.0, max_gain=10.0, sharpening=0.25)
     assert error(same, stream) < 1e-5
     assert torch.allclose(gains(own, own, max_gain=10.0, sharpening=0.25), torch.ones(3, BANDS))
 
 
-def test_strength_nought_leaves_images_alone(stream: Tensor, source: PowerSpectrum) -> None:
+def test_strength_zero_leaves_images_unchanged(stream: Tensor, source: PowerSpectrum) -> None:
     assert error(repaired(noisy(stream), source, strength=0.0), noisy(stream)) < 1e-5
 
 
-def test_contrast_comes_back(stream: Tensor, source: PowerSpectrum) -> None:
+def test_lost_contrast_is_restored(stream: Tensor, source: PowerSpectrum) -> None:
     dull = low_contrast(stream)
     assert error(repaired(dull, source), stream) < 0.5 * error(dull, stream)
     factor = gains(measure([dull]), source, max_gain=10.0, sharpening=0.25)
-    # The same for all bands, and about what was lost.
+    # The gain is equal in all bands, and about the inverse of the loss.
     assert 3.5 < float(factor.median()) < 7
 
 
-def test_noise_goes(stream: Tensor, source: PowerSpectrum) -> None:
+def test_noise_is_reduced(stream: Tensor, source: PowerSpectrum) -> None:
     assert error(repaired(noisy(stream), source), stream) < 0.6 * error(noisy(stream), stream)
 
 
-def test_spikes_go_and_nothing_else_changes(stream: Tensor) -> None:
+def test_spikes_are_removed_and_no_other_value_changes(stream: Tensor) -> None:
     rng = torch.Generator().manual_seed(1)
     draws = torch.rand(stream.shape, generator=rng)
     spiky = torch.where(draws < 0.05, 0.0, torch.where(draws > 0.95, 1.0, stream))
@@ -134,14 +134,14 @@ def test_spikes_go_and_nothing_else_changes(stream: Tensor) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda images: images, noisy, lambda images: noisy(low_contrast(images))])
-def test_images_without_spikes_are_left_alone(stream: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+def test_images_without_spikes_are_unchanged(stream: Tensor, change: Callable[[Tensor], Tensor]) -> None:
     images = change(stream)
     assert despiked(images, deviations=6.0, least_share=0.005) is images or torch.equal(
         despiked(images, deviations=6.0, least_share=0.005), images
     )
 
 
-def test_the_median_is_that_of_nine_neighbours() -> None:
+def test_the_median_is_over_nine_values() -> None:
     images = torch.rand(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
     nine = torch.stack([padded[:, :, i : i + 7, j : j + 9] for i in range(3) for j in range(3)], dim=-1)
@@ -152,13 +152,13 @@ def test_blur_is_sharpened(stream: Tensor, source: PowerSpectrum) -> None:
     soft = blurred(stream)
     before, after = (distance_nats(measure([images]), source) for images in (soft, repaired(soft, source)))
     assert after < 0.8 * before
-    # In the middle of its bands, where blur has not drowned in the sensor's noise, it is the image that comes back.
+    # In the middle bands, where the blurred image is above the sensor's noise, the image is restored.
     truth = measure([stream]).power[0, 18:24]
     lost, kept = (measure([images]).power[0, 18:24] / truth for images in (soft, repaired(soft, source)))
     assert (kept - 1).abs().mean() < (lost - 1).abs().mean()
 
 
-def test_means_move_to_the_sources(stream: Tensor, source: PowerSpectrum) -> None:
+def test_means_are_shifted_to_the_sources(stream: Tensor, source: PowerSpectrum) -> None:
     bright = (0.6 * stream + 0.4).clamp(0, 1)
     before = (measure([bright]).mean - source.mean).abs().max()
     after = (measure([repaired(bright, source)]).mean - source.mean).abs().max()
@@ -171,7 +171,7 @@ def test_gains_are_limited(stream: Tensor, source: PowerSpectrum) -> None:
     assert float(factor.max()) == pytest.approx(4.0)
 
 
-def test_chance_is_told_from_shift(source: PowerSpectrum) -> None:
+def test_sampling_error_is_no_shift(source: PowerSpectrum) -> None:
     for count in (8, 32, 128):
         chance = expected_distance_nats(source, count)
         clean = [measure([scenes(2000 + count * k, count)]) for k in range(3)]
@@ -183,7 +183,7 @@ def test_chance_is_told_from_shift(source: PowerSpectrum) -> None:
     assert distance_nats(source, source) == 0
 
 
-def test_tensors_and_back(source: PowerSpectrum) -> None:
+def test_a_spectrum_survives_a_round_trip_through_tensors(source: PowerSpectrum) -> None:
     again = PowerSpectrum.from_tensors(source.tensors())
     assert torch.equal(again.power, source.power)
     assert again.count == source.count == 200

@@ -22,7 +22,7 @@ from tests.networks import classifier, images
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_a_session_that_loads_a_state_goes_on_as_if_it_had_not_stopped(method: str, tmp_path: Path) -> None:
+def test_a_session_that_loads_a_state_continues_as_if_uninterrupted(method: str, tmp_path: Path) -> None:
     made = METHODS[method]()
     parts = [images(seed=seed) for seed in range(6)]
 
@@ -65,7 +65,7 @@ STATES = Path(__file__).parent.parent / "data" / "states"
     "method", sorted(path.stem for path in STATES.glob("*.safetensors") if path.stem != "expected")
 )
 def test_files_that_named_classes_by_their_python_path_still_load(method: str) -> None:
-    # Written by acclimate 0.1.0, before classes and modules were renamed; outputs are of the same version.
+    # The file was written by acclimate 0.1.0, before classes and modules were renamed; outputs are of that version too.
     expected = load_file(STATES / "expected.safetensors")
     pacing = Pacing(warm_up=2, every=2)
     with Session(NETWORKS["classifier-bn"]()[0], METHODS[method](), pacing=pacing) as session:
@@ -98,7 +98,7 @@ def saved(path: Path, *, steps: int, seed: int = 0) -> SavedState:
     return SavedState.read(path)
 
 
-def test_the_difference_says_what_moved_and_how_far(tmp_path: Path) -> None:
+def test_the_difference_lists_changed_tensors_with_distances(tmp_path: Path) -> None:
     early, late = saved(tmp_path / "a", steps=1), saved(tmp_path / "b", steps=4)
     moved = difference(early, late)
     assert {tensor.name for tensor in moved} == {"1.weight", "1.bias"}
@@ -111,7 +111,7 @@ def test_the_difference_says_what_moved_and_how_far(tmp_path: Path) -> None:
     assert all(tensor.distance == 0 for tensor in difference(late, late))
 
 
-def test_a_state_is_of_one_model_and_one_method(tmp_path: Path) -> None:
+def test_a_state_of_another_model_or_method_is_refused(tmp_path: Path) -> None:
     state = saved(tmp_path / "state", steps=1)
     update = TensorFilter(kind="all")
     with (
@@ -127,7 +127,7 @@ def test_a_state_is_of_one_model_and_one_method(tmp_path: Path) -> None:
         difference(state, saved(tmp_path / "other", steps=1, seed=1))
 
 
-def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_state_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         SavedState.read(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
@@ -138,7 +138,7 @@ def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
         SavedState.read(tmp_path / "other")
 
 
-def test_a_file_cannot_name_what_is_to_be_called(tmp_path: Path) -> None:
+def test_a_file_cannot_name_other_classes_than_the_methods(tmp_path: Path) -> None:
     saved(tmp_path / "state", steps=1)
     held = SavedState.read(tmp_path / "state")
     described = {
@@ -154,7 +154,7 @@ def test_a_file_cannot_name_what_is_to_be_called(tmp_path: Path) -> None:
     assert "antigravity" not in sys.modules
 
 
-def test_a_state_that_cannot_be_saved_says_what_is_in_it(tmp_path: Path) -> None:
+def test_the_error_for_an_unsupported_state_names_the_type(tmp_path: Path) -> None:
     class Odd(Tent):
         def start(self, model: Any, selection: Any) -> Any:
             return {"what": object()}
@@ -168,13 +168,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot be written"):
         session.save_state(tmp_path / "file" / "state")
-    # What safetensors itself runs into is no OSError.
+    # Errors that safetensors itself raises are no OSError.
     (tmp_path / ".state.partial").mkdir()
     with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot be written"):
         session.save_state(tmp_path / "state")
 
 
-def test_settings_are_the_sessions_own_and_moments_the_files(tmp_path: Path) -> None:
+def test_settings_come_from_the_session_and_moments_from_the_file(tmp_path: Path) -> None:
     saved(tmp_path / "state", steps=2)
     with Session(classifier(), Tent(lr=1e-5), guards=()) as session:
         session.load_state(tmp_path / "state")
@@ -189,7 +189,7 @@ def test_settings_are_the_sessions_own_and_moments_the_files(tmp_path: Path) -> 
         session.load_state(tmp_path / "sar")
 
 
-def test_budgets_are_the_sessions_own(tmp_path: Path) -> None:
+def test_a_loaded_state_does_not_use_up_the_budget(tmp_path: Path) -> None:
     saved(tmp_path / "state", steps=3)
     with Session(classifier(), Tent(), guards=(), budget=Budget(max_steps=1)) as session:
         session.load_state(tmp_path / "state")
@@ -199,7 +199,7 @@ def test_budgets_are_the_sessions_own(tmp_path: Path) -> None:
         assert session.report().counts == {"kept": 1}
 
 
-def test_fallback_and_pacing_outlive_a_restart(tmp_path: Path) -> None:
+def test_fallback_and_pacing_survive_a_restart(tmp_path: Path) -> None:
     alone = images(1).repeat(64, 1, 1, 1)
     sure = classifier()
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_fallback_and_pacing_outlive_a_restart(tmp_path: Path) -> None:
         assert session.adapt(images(64, seed=2)).verdict == "paused"
 
 
-def test_a_report_of_any_length_fits(tmp_path: Path) -> None:
+def test_a_long_report_can_be_saved(tmp_path: Path) -> None:
     with Session(classifier(), Tent(), guards=()) as session:
         report = session.adapt(images(1))
         session.save_state(tmp_path / "short")

@@ -25,8 +25,8 @@ def test_neutral_settings_change_nothing() -> None:
     assert views.blurred(batch, sigma_pixels=0.001) is batch
 
 
-def test_each_change_does_what_its_name_says() -> None:
-    # Far enough from black and white that nothing is clipped.
+def test_each_colour_change_has_its_effect() -> None:
+    # Values far enough from black and white that no change is clipped.
     batch = images() * 0.4 + 0.25
     neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue_turns": 0.0, "gamma": 1.0}
 
@@ -69,7 +69,7 @@ def test_any_number_of_channels(channels: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), geometric=st.booleans())
-def test_views_stay_in_range_and_repeat_with_the_seed(seed: int, geometric: bool) -> None:
+def test_views_stay_in_range_and_are_reproducible(seed: int, geometric: bool) -> None:
     batch = images(2, side=12, seed=seed)
 
     def view() -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_views_stay_in_range_and_repeat_with_the_seed(seed: int, geometric: bool
     assert torch.equal(first, view())
 
 
-def test_normalised_images_are_augmented_in_their_own_range() -> None:
+def test_normalised_images_are_augmented_within_their_range() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     batch = images(3, side=12)
     shift, scale = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
@@ -97,7 +97,7 @@ def test_pixels_outside_the_range_are_an_error_and_not_clipped() -> None:
 
 
 @pytest.mark.parametrize("side", [5, 16, 17])
-def test_masks_hide_whole_patches_and_at_least_one(side: int) -> None:
+def test_masks_cover_whole_patches_and_at_least_one(side: int) -> None:
     batch = images(64, side=side)
     mask = views.patch_mask(batch, patch_size=4, probability=0.5, rng=rng())
     assert mask.shape == (64, 1, side, side)

@@ -1,6 +1,6 @@
-"""What goes wrong with streams and settings, on real images and a real network: Tent breaks, and the guards see it.
+"""Faulty streams and settings on real images and a real network: Tent fails, and the guards detect it.
 
-The same streams on CIFAR-10, with every method and with intervals, are in ``benchmarks/guards``.
+``benchmarks/guards`` measures the same streams on CIFAR-10, with every method and with intervals.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNREAL = -1
 
 @dataclass(frozen=True)
 class Digits:
-    """A network trained on clean digits, and digits that it has not seen, clean and in noise."""
+    """A network trained on clean digits, and digits that are not in its training data, clean and noisy."""
 
     model: nn.Module
     clean: Tensor
@@ -58,7 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Digits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Error in per cent over the real images, and what became of each step."""
+    """Error in per cent over the real images, and the report of each step."""
 
     error: float
     steps: tuple[StepReport, ...] = ()
@@ -123,7 +123,7 @@ def singles_of_one_class_first(data: Digits) -> Iterator[tuple[Tensor, Tensor]]:
     yield from data.batches(data.noisy)
 
 
-def test_nothing_wrong_nothing_trips_and_tent_helps(data: Digits) -> None:
+def test_without_faults_no_guard_fires_and_tent_helps(data: Digits) -> None:
     stream = data.batches(data.noisy)
     free, guarded = (adapted(data, stream, Tent(lr=1e-3), guarded=on) for on in (False, True))
     assert guarded.trips() == []
@@ -153,7 +153,7 @@ def test_one_class_only(data: Digits, method: Any) -> None:
         assert guarded.error <= none.error + 1, label
 
 
-def test_one_class_breaks_unguarded_tent_and_is_seen_on_the_first_batch(data: Digits) -> None:
+def test_one_class_breaks_unguarded_tent_and_is_detected_on_the_first_batch(data: Digits) -> None:
     stream = data.batches(data.clean, label=4) * 10
     none, free = unadapted(data, stream), adapted(data, stream, Tent(lr=1e-3), guarded=False)
     guarded = adapted(data, stream, Tent(lr=1e-3), guarded=True)
@@ -196,7 +196,7 @@ def test_noise_instead_of_images(data: Digits) -> None:
     assert guarded.error <= none.error + 1
 
 
-def test_a_sequence_made_to_collapse_tent(data: Digits) -> None:
+def test_a_stream_constructed_to_collapse_tent(data: Digits) -> None:
     stream = list(singles_of_one_class_first(data))
     none, free = unadapted(data, stream), adapted(data, stream, Tent(lr=1e-3), guarded=False)
     guarded = adapted(data, stream, Tent(lr=1e-3), guarded=True)

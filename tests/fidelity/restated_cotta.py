@@ -1,9 +1,10 @@
-"""The official CoTTA step, restated in plain torch, for processors that round otherwise than the one of the recording.
+"""A reimplementation of the official CoTTA step in plain torch, for processors that round differently.
 
-In CoTTA's first step student and teacher are the same network, so the gradient is nothing but rounding (2e-8 here), and
-Adam divides by it: each weight moves by the full learning rate in a direction that the processor's rounding chose. A
-recording can therefore be met to 1e-5 only on processors that round alike. This restatement runs on the same processor
-as the code under test, and is itself held to the recording wherever that can be.
+In CoTTA's first step student and teacher are the same network, so the gradient consists of rounding errors (2e-8 here),
+and Adam divides by their magnitude: each weight changes by the full learning rate, in a direction that depends on the
+processor. So a recorded run can be reproduced to 1e-5 only on processors that round in the same way. This
+reimplementation runs on the same processor as the code under test, and is itself compared with the recording where that
+is possible.
 """
 
 from __future__ import annotations

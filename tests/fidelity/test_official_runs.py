@@ -1,4 +1,4 @@
-"""Our methods against recorded runs of the authors' code: every output, the final weights, CoTTA's final teacher."""
+"""The methods compared with recorded runs of the authors' code: all outputs, final weights, CoTTA's final teacher."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def rounds_like_the_recording(recorded: dict[str, Tensor]) -> bool:
     return bool((torch.stack(outputs) - recorded["outputs"]).abs().max() <= TOLERANCE)
 
 
-def test_cotta_equals_the_official_code_restated_on_this_processor() -> None:
+def test_cotta_equals_a_reimplementation_of_the_official_code_on_this_processor() -> None:
     recorded = load_file(RECORDED / "cotta_bn.safetensors")
     official, teacher = restated(recorded)
-    # Before rounding is amplified every processor agrees with the recording.
+    # On the first outputs, before rounding errors are amplified, every processor agrees with the recording.
     torch.testing.assert_close(official[0], recorded["outputs"][0], rtol=0, atol=TOLERANCE)
     model = network("bn")
     model.load_state_dict(under(recorded, "source."))
@@ -90,7 +90,7 @@ def test_equals_the_official_run(run: str) -> None:
             torch.testing.assert_close(outputs, official, rtol=0, atol=TOLERANCE)
         state = session.state
 
-    # The official code nulls the running statistics, so its final weights have none to compare.
+    # The official code sets running statistics to None, so there are none to compare in its final weights.
     ours = model.state_dict()
     for name, official in under(recorded, "final.").items():
         torch.testing.assert_close(ours[name], official, rtol=0, atol=TOLERANCE)
@@ -102,7 +102,7 @@ def test_equals_the_official_run(run: str) -> None:
 
 
 @pytest.mark.parametrize(("run", "reliable"), [("eta_bn", 5), ("eata_bn", 5)])
-def test_eata_learns_from_as_many_samples_as_the_official_code(run: str, reliable: int) -> None:
+def test_eata_uses_as_many_samples_as_the_official_code(run: str, reliable: int) -> None:
     recorded = load_file(RECORDED / f"{run}.safetensors")
     model = network("bn")
     model.load_state_dict(under(recorded, "source."))

@@ -1,4 +1,4 @@
-"""What blend promises beyond the contract."""
+"""Behaviour of blend that the contract tests do not cover."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.networks import classifier, detector, images
 
 
 class Recorded(nn.BatchNorm2d):
-    """A BatchNorm that keeps the statistics it normalised with."""
+    """A BatchNorm that records the statistics it normalised with."""
 
     def forward(self, values: Tensor) -> Tensor:
         self.used = self.running_mean.clone(), self.running_var.clone()
@@ -32,7 +32,7 @@ def network() -> tuple[nn.Module, Recorded]:
     return nn.Sequential(layer, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4)).eval(), layer
 
 
-def test_the_memory_is_that_of_all_images_in_their_weights() -> None:
+def test_running_statistics_are_the_weighted_moments_of_all_images() -> None:
     model, layer = network()
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
     method = Blend(memory_images=24, flip_averaging=False, diversity_exponent=0.0)
@@ -42,7 +42,7 @@ def test_the_memory_is_that_of_all_images_in_their_weights() -> None:
             session.adapt(batch)
             rate = count / (count + 24)
             batch_var, batch_mean = torch.var_mean(batch, (0, 2, 3), correction=0)
-            # A mixture's variance: E[x^2] - E[x]^2 of both parts together.
+            # The variance of a mixture: E[x^2] - E[x]^2 over both parts.
             second = (1 - rate) * (var + mean**2) + rate * (batch_var + batch_mean**2)
             mean = (1 - rate) * mean + rate * batch_mean
             var = second - mean**2
@@ -51,7 +51,7 @@ def test_the_memory_is_that_of_all_images_in_their_weights() -> None:
             torch.testing.assert_close(layer.used[1], 0.5 * source_var + 0.5 * var, rtol=1e-4, atol=1e-5)
 
 
-def test_predicting_uses_the_memory_and_leaves_it() -> None:
+def test_prediction_uses_the_running_statistics_without_updating_them() -> None:
     model, layer = network()
     with Session(model, Blend(flip_averaging=False), guards=()) as session:
         session.adapt(images(16))
@@ -60,13 +60,13 @@ def test_predicting_uses_the_memory_and_leaves_it() -> None:
         assert torch.equal(layer.used[0], used[0])
 
 
-def test_one_sided_decisions_slow_the_memory_down() -> None:
+def test_decisions_with_few_classes_lower_the_rate() -> None:
     method = Blend(flip_averaging=False)
     even, single = torch.full((4,), 0.25), torch.tensor([0.97, 0.01, 0.01, 0.01])
     assert method.diversity(BlendState()) == 1
     assert method.diversity(BlendState(classes=even, decisions=64.0)) == pytest.approx(1)
     assert method.diversity(BlendState(classes=single, decisions=64.0)) < 0.1
-    # Too few to tell.
+    # Too few decisions.
     assert method.diversity(BlendState(classes=single, decisions=8.0)) == 1
 
     def moved(state: BlendState) -> float:
@@ -81,20 +81,20 @@ def test_one_sided_decisions_slow_the_memory_down() -> None:
     assert moved(BlendState(classes=single, decisions=64.0)) < 1e-3 * moved(BlendState(classes=even, decisions=64.0))
 
 
-def test_recent_decisions_are_a_window() -> None:
+def test_diversity_is_computed_over_a_window_of_decisions() -> None:
     method = Blend(diversity_window=8)
     state = BlendState()
     for label in (0, 0, 1, 1):
         state = method._with_decisions(state, torch.eye(3)[[label] * 4])
     assert state.decisions == 8
-    # Twelve went before the last four; of eight that count, four are the last ones.
+    # Twelve decisions precede the last four; the window of eight gives the last four half of the weight.
     assert float(state.classes[1]) > float(state.classes[0])  # type: ignore[index]
     state = method._with_decisions(state, torch.eye(3)[[2] * 50])
     assert state.classes is not None
     assert state.classes.tolist() == pytest.approx([0, 0, 1])
 
 
-def test_the_mirrored_view_counts_half() -> None:
+def test_the_mirrored_view_has_half_the_weight() -> None:
     model, batch = classifier("bn"), images()
     with Session(model, Blend(flip_averaging=False), guards=()) as session:
         session.adapt(batch)
@@ -105,7 +105,7 @@ def test_the_mirrored_view_counts_half() -> None:
         torch.testing.assert_close(first, (one + other) / 2)
 
 
-def test_what_does_not_survive_mirroring_is_seen_from_one_side() -> None:
+def test_tasks_that_do_not_allow_mirroring_are_not_flip_averaged() -> None:
     model, batch = classifier("bn"), images()
     with Session(model, Blend(), task=Classification(flips=False)) as session:
         found, _ = session.adapt_and_predict(batch)
@@ -115,7 +115,7 @@ def test_what_does_not_survive_mirroring_is_seen_from_one_side() -> None:
     assert torch.equal(found, expected)
 
 
-def test_a_detectors_mirrored_boxes_come_back() -> None:
+def test_a_detectors_boxes_are_mirrored_back() -> None:
     model, batch = detector(), images(side=32)
     task = Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0))
     with Session(model, Blend(), task=task) as session:
@@ -141,7 +141,7 @@ def test_bad_fields_are_refused(field: str, value: float) -> None:
         Blend(**{field: value})  # type: ignore[arg-type]
 
 
-def test_frames_of_one_colour_are_predicted_and_not_remembered() -> None:
+def test_images_of_one_colour_are_predicted_but_not_in_the_statistics() -> None:
     model, _ = network()
     batch = torch.cat([images(6), torch.zeros(3, 3, 16, 16), torch.full((1, 3, 16, 16), 0.5)])
     with Session(model, Blend(flip_averaging=False), guards=()) as session:
@@ -159,7 +159,7 @@ def test_frames_of_one_colour_are_predicted_and_not_remembered() -> None:
         assert session.state is state
 
 
-def test_what_has_content() -> None:
+def test_which_images_have_content() -> None:
     dim = torch.zeros(1, 3, 4, 4)
     dim[0, 1, 2, 2] = 2 / 255
     batch = torch.cat([images(1, side=4), torch.zeros(1, 3, 4, 4), dim, torch.full((1, 3, 4, 4), float("nan"))])

@@ -1,4 +1,4 @@
-"""What single methods promise beyond the contract."""
+"""Behaviour of single methods that the contract tests do not cover."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from acclimate.vision.models.detection import Detection
 from tests.networks import Detector, classifier, images, tensors_of
 
 
-def test_eata_goes_on_with_a_detector_of_one_class() -> None:
+def test_eata_keeps_adapting_a_detector_with_one_class() -> None:
     torch.manual_seed(0)
     model = Detector(classes=1).eval()
     method = Eata(entropy_margin=2.0)
@@ -25,14 +25,14 @@ def test_eata_goes_on_with_a_detector_of_one_class() -> None:
     assert all(used)
 
 
-def test_eata_skips_what_is_redundant() -> None:
+def test_eata_skips_redundant_samples() -> None:
     with Session(classifier(), Eata(entropy_margin=2.0, redundancy_margin=0.5), guards=()) as session:
         assert session.adapt(images()).verdict == "kept"
-        # The same images again look like the moving average of what was seen.
+        # Repeated images are similar to the moving average.
         assert session.adapt(images()).verdict == "skipped"
 
 
-def test_eata_is_pulled_back_to_the_source() -> None:
+def test_eata_is_regularised_towards_the_source() -> None:
     def drift(anchor_weight: float) -> float:
         method = Eata(lr=0.1, entropy_margin=2.0, redundancy_margin=1.1, anchor_weight=anchor_weight)
         with Session(classifier(), method, guards=()) as session:
@@ -43,7 +43,7 @@ def test_eata_is_pulled_back_to_the_source() -> None:
     assert drift(1.0) < 0.5 * drift(0.0)
 
 
-def test_the_fisher_information_is_the_mean_squared_gradient_and_moves_nothing() -> None:
+def test_the_fisher_information_is_the_mean_squared_gradient() -> None:
     model = classifier()
     before = tensors_of(model)
     batches = [images(4, seed=seed) for seed in range(3)]
@@ -63,7 +63,7 @@ def test_the_fisher_information_is_the_mean_squared_gradient_and_moves_nothing()
 
 
 @pytest.mark.parametrize(("threshold", "views"), [(0.0, 0), (1e-6, 0), (1.0, 3)])
-def test_cotta_computes_views_only_where_the_source_is_unsure(threshold: float, views: int) -> None:
+def test_cotta_computes_views_only_where_the_source_is_uncertain(threshold: float, views: int) -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Counting(Classification):
         drawn: list[int] = dataclasses.field(default_factory=list)
@@ -78,24 +78,24 @@ def test_cotta_computes_views_only_where_the_source_is_unsure(threshold: float, 
     assert sum(task.drawn) == views
 
 
-def test_cotta_restores_everything_with_probability_one() -> None:
+def test_cotta_restores_all_weights_with_probability_one() -> None:
     model = classifier()
     before = tensors_of(model)
     with Session(model, Cotta(restore_probability=1.0, view_count=1), guards=()) as session:
         session.adapt(images())
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         teacher = session.state.teacher
-    # The teacher learned from the student before it was restored.
+    # The teacher was updated before the student's weights were restored.
     assert any(not torch.equal(before[name], value) for name, value in teacher.items())
 
 
-def test_sar_leaves_the_papers_last_blocks_alone() -> None:
+def test_sar_does_not_update_the_papers_frozen_blocks() -> None:
     model = torch.nn.ModuleDict({"layer3": torch.nn.BatchNorm2d(2), "layer4": torch.nn.BatchNorm2d(2)})
     with Sar().select(model) as selection:
         assert set(selection.parameters) == {"layer3.weight", "layer3.bias"}
 
 
-def test_mim_hides_what_it_says() -> None:
+def test_mim_masks_the_given_share_of_patches() -> None:
     class Watching(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -137,7 +137,7 @@ def test_bad_hyper_parameters(make, message: str) -> None:  # type: ignore[no-un
         make()
 
 
-def test_outputs_carry_no_gradient() -> None:
+def test_outputs_do_not_require_a_gradient() -> None:
     with Session(classifier(), Cotta(view_count=1)) as session:
         outputs, _ = session.adapt_and_predict(images())
     assert torch.equal(detach(outputs), outputs)

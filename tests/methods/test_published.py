@@ -1,4 +1,4 @@
-"""ROID, DeYO, RoTTA, MEMO and LAME against the papers' rules, written out again in the plainest way."""
+"""ROID, DeYO, RoTTA, MEMO and LAME compared with direct implementations of the papers' equations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rng(seed: int = 0) -> torch.Generator:
 # ROID
 
 
-def test_roid_descends_the_weighted_likelihood_ratio_and_ensembles_with_the_source() -> None:
+def test_roid_minimises_the_weighted_likelihood_ratio_and_averages_weights() -> None:
     model, batch = classifier(), images(12)
     source = tensors_of(model)
     reference = classifier()
@@ -52,7 +52,7 @@ def test_roid_descends_the_weighted_likelihood_ratio_and_ensembles_with_the_sour
     gradients = torch.autograd.grad(loss, parameters)
     assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5)
     assert report.used == int((weights > 0).sum())
-    # Adam's first step is lr in the gradient's direction; then a hundredth of the way back to the source.
+    # Adam's first step is lr times the sign of the gradient; then the weights move back by a hundredth of the distance.
     for name, parameter, gradient in zip(("1.weight", "1.bias"), parameters, gradients, strict=True):
         moved = parameter.detach() - 1e-2 * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(model.state_dict()[name], 0.99 * moved + 0.01 * source[name])
@@ -62,7 +62,7 @@ def test_roid_descends_the_weighted_likelihood_ratio_and_ensembles_with_the_sour
     assert not torch.allclose(after, outputs)
 
 
-def test_roid_bears_a_batch_of_one() -> None:
+def test_roid_works_with_a_batch_of_one() -> None:
     with Session(classifier("gn"), Roid()) as session:
         report = session.adapt(images(1))
         assert report.verdict == "kept"
@@ -70,7 +70,7 @@ def test_roid_bears_a_batch_of_one() -> None:
         assert math.isfinite(report.loss)
 
 
-def test_an_even_prior_corrects_nothing() -> None:
+def test_an_even_prior_changes_no_logits() -> None:
     logits = torch.eye(4) * 3
     torch.testing.assert_close(prior_corrected(logits), logits)
 
@@ -78,7 +78,7 @@ def test_an_even_prior_corrects_nothing() -> None:
 # DeYO
 
 
-def test_shuffled_patches_are_the_same_patches_in_another_order_for_each_image() -> None:
+def test_patches_are_permuted_independently_in_each_image() -> None:
     batch = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).reshape(2, 3, 8, 8)
     mixed = shuffled_patches(batch, patches=2, rng=rng())
 
@@ -96,7 +96,7 @@ def test_patches_that_do_not_divide_the_image_are_resized() -> None:
         shuffled_patches(images(1, side=3), patches=4, rng=rng())
 
 
-def test_deyo_weighs_what_is_certain_and_rests_on_shape() -> None:
+def test_deyo_weights_certain_samples_that_depend_on_shape() -> None:
     batch = images(16)
     method = Deyo(lr=0.0, entropy_margin=2.0, min_difference=0.0)
     with Session(classifier("gn"), method, guards=(), seed=5) as session:
@@ -119,7 +119,7 @@ def test_deyo_weighs_what_is_certain_and_rests_on_shape() -> None:
 
 
 class PlainMemory:
-    """The paper's algorithm 1 on lists, one for each class, as its authors wrote it."""
+    """The paper's algorithm 1 on lists, one for each class, as in the authors' code."""
 
     def __init__(self, capacity: int, classes: int) -> None:
         self.capacity, self.classes = capacity, classes
@@ -155,12 +155,12 @@ class PlainMemory:
                 item[2] += 1
 
 
-def test_rottas_memory_is_the_papers() -> None:
+def test_rottas_memory_bank_follows_the_papers_algorithm() -> None:
     method, plain = Rotta(capacity=12), PlainMemory(12, 5)
     memory: tuple[Remembered, ...] = ()
     random = rng(3)
     for number in range(300):
-        # Two classes come often, and entropies are all different: ties have no order worth holding to.
+        # Two classes are frequent, and all entropies differ, because the order of ties is not defined.
         label = int(torch.randint(0, 5, (1,), generator=random) * (torch.rand(1, generator=random) > 0.5))
         entropy = float(torch.rand(1, generator=random)) * math.log(5)
         memory = method.with_image(memory, Remembered(torch.tensor(float(number)), label, entropy), classes=5)
@@ -171,7 +171,7 @@ def test_rottas_memory_is_the_papers() -> None:
     assert len(memory) <= 12
 
 
-def test_rotta_learns_when_it_is_time_and_the_teacher_follows_slowly() -> None:
+def test_rotta_steps_at_intervals_and_the_teacher_is_a_moving_average() -> None:
     model = classifier()
     before = tensors_of(model)
     method = Rotta(lr=1e-2, capacity=8, update_every=10, teacher_rate=0.25)
@@ -189,14 +189,14 @@ def test_rotta_learns_when_it_is_time_and_the_teacher_follows_slowly() -> None:
         assert bool((var > 0).all())
 
 
-def test_rottas_statistics_move_by_a_twentieth_of_the_memorys() -> None:
+def test_rottas_running_statistics_use_the_statistics_rate() -> None:
     model, batch = classifier(), images(8)
     with torch.no_grad():
         inputs = model[0](batch)
     with Session(model, Rotta(lr=0.0, capacity=100, update_every=8), guards=()) as session:
         session.adapt(batch)
         mean, var = session.state.teacher_statistics["1"]
-    # The memory holds the whole batch, in another order.
+    # The memory bank contains the whole batch, in another order.
     torch.testing.assert_close(mean, 0.95 * model[1].running_mean + 0.05 * inputs.mean((0, 2, 3)))
     expected = 0.95 * model[1].running_var + 0.05 * inputs.var((0, 2, 3), correction=0)
     torch.testing.assert_close(var, expected)
@@ -205,7 +205,7 @@ def test_rottas_statistics_move_by_a_twentieth_of_the_memorys() -> None:
 # MEMO
 
 
-def test_memo_predicts_each_image_after_a_step_on_its_views_and_forgets() -> None:
+def test_memo_predicts_each_image_after_its_own_step() -> None:
     model, batch = classifier("gn"), images(3)
     before = tensors_of(model)
     method = Memo(lr=0.1, view_count=4, view_seed=7)
@@ -252,17 +252,17 @@ def test_lame_reaches_a_fixed_point_of_its_update() -> None:
     torch.testing.assert_close(found, (kernel @ found - unary).softmax(1), atol=1e-3, rtol=1e-3)
 
 
-def test_lame_gives_like_images_like_classes() -> None:
+def test_lame_gives_similar_images_similar_predictions() -> None:
     features = torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 1.0]] * 5) + 0.01 * torch.randn((10, 2), generator=rng())
     logits = torch.zeros(10, 2)
     logits[:5, 0], logits[5:, 1] = 2.0, 2.0
-    logits[0] = torch.tensor([0.0, 0.5])  # looks like the first five, and is taken for the other class
+    logits[0] = torch.tensor([0.0, 0.5])  # its features are those of the first five, its predicted class is another
     for affinity in ("rbf", "knn", "linear"):
         corrected = Lame(affinity=affinity, neighbours=3).corrected(logits, features)  # type: ignore[arg-type]
         assert corrected.argmax(1).tolist() == [0] * 5 + [1] * 5, affinity
 
 
-def test_lame_leaves_a_single_image_as_it_is() -> None:
+def test_lame_does_not_change_the_prediction_of_a_single_image() -> None:
     logits = torch.tensor([[1.0, 2.0, 0.5]])
     for affinity in ("rbf", "knn", "linear"):
         corrected = Lame(affinity=affinity).corrected(logits, torch.ones(1, 4))  # type: ignore[arg-type]
@@ -290,6 +290,6 @@ def test_lame_needs_a_linear_layer() -> None:
         (lambda: Lame(neighbours=0), "neighbours must be at least 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(made: Any, message: str) -> None:
+def test_invalid_settings_are_refused(made: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made()

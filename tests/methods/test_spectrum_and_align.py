@@ -1,4 +1,4 @@
-"""What the methods that look at a stream's statistics promise beyond the contract."""
+"""Behaviour of spectrum and align that the contract tests do not cover."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def network() -> nn.Module:
     return model.eval()
 
 
-def test_a_stream_like_the_source_is_predicted_to_the_bit_as_without(network: nn.Module, source: PowerSpectrum) -> None:
+def test_predictions_on_a_stream_like_the_source_are_bit_identical(network: nn.Module, source: PowerSpectrum) -> None:
     batch = scenes(1000, 32)
     with torch.no_grad():
         plain = network(batch)
@@ -54,11 +54,11 @@ def test_a_stream_like_the_source_is_predicted_to_the_bit_as_without(network: nn
         outputs, report = session.adapt_and_predict(batch)
         assert report.verdict == "kept"
         assert session.method.cleaned(batch, session.state, task=Classification()) is batch  # type: ignore[attr-defined]
-    # Up to the layout in memory, which changes the order of sums.
+    # Not bit for bit, because the memory layout changes the order of sums.
     torch.testing.assert_close(outputs, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_a_dull_stream_is_predicted_nearly_as_the_clear_one(network: nn.Module, source: PowerSpectrum) -> None:
+def test_a_low_contrast_stream_is_predicted_nearly_as_the_original(network: nn.Module, source: PowerSpectrum) -> None:
     batch = scenes(1000, 32)
     with torch.no_grad():
         clear, without = network(batch), network(dull(batch))
@@ -67,7 +67,7 @@ def test_a_dull_stream_is_predicted_nearly_as_the_clear_one(network: nn.Module, 
     assert (outputs - clear).norm() < 0.5 * (without - clear).norm()
 
 
-def test_what_was_seen_of_the_stream_serves_later_predictions(network: nn.Module, source: PowerSpectrum) -> None:
+def test_predictions_use_the_spectrum_of_the_stream_so_far(network: nn.Module, source: PowerSpectrum) -> None:
     one = dull(scenes(1000, 33)[32:])
     with Session(network, SpectrumFilter(source=source)) as session:
         before = session.predict(one)
@@ -78,14 +78,14 @@ def test_what_was_seen_of_the_stream_serves_later_predictions(network: nn.Module
         assert torch.equal(session.predict(one), before)
 
 
-def test_a_camera_that_changes_starts_a_new_memory(source: PowerSpectrum) -> None:
+def test_a_changed_stream_restarts_the_running_spectrum(source: PowerSpectrum) -> None:
     method = SpectrumFilter(source=source)
     clear = Sums.of(scenes(1000, 64))
     assert method._next(Sums.of(dull(scenes(2000, 16))), clear).count == 16
     assert method._next(Sums.of(scenes(2000, 16)), clear).count == 80
 
 
-def test_the_memory_is_limited(source: PowerSpectrum) -> None:
+def test_the_running_spectrum_is_limited_to_recent_images(source: PowerSpectrum) -> None:
     method = SpectrumFilter(source=source, memory_images=40)
     stream = None
     for start in range(0, 96, 16):
@@ -94,8 +94,8 @@ def test_the_memory_is_limited(source: PowerSpectrum) -> None:
     assert stream.count == pytest.approx(40)
 
 
-def test_normalised_images_are_filtered_as_what_they_are(network: nn.Module, source: PowerSpectrum) -> None:
-    """Black at -2 and white at 2: the same filter, seen through the task's range."""
+def test_normalised_images_are_filtered_in_the_tasks_range(network: nn.Module, source: PowerSpectrum) -> None:
+    """With black at -2 and white at 2 in the task's range, the filter is the same."""
     batch = dull(scenes(1000, 32))
     scaled = nn.Sequential(_Rescaled(), network).eval()
     with Session(network, SpectrumFilter(source=source)) as session:
@@ -134,17 +134,17 @@ def test_no_source_no_range_and_bad_fields_are_refused(network: nn.Module, sourc
         Align(lr=-1.0)
 
 
-def test_alignment_brings_statistics_back(network: nn.Module) -> None:
+def test_alignment_reduces_the_distance_of_statistics(network: nn.Module) -> None:
     shifted = [0.5 * scenes(1000 + 32 * k, 32) + 0.4 for k in range(6)]
     method = Align(lr=2e-2, batch_statistics=False)
     with Session(network, method, guards=(), restore=True) as session:
         losses = [session.adapt(batch).loss or 0.0 for _ in range(8) for batch in shifted]
-    # Not to nought: batches of 32 differ from each other.
+    # Not to zero, because batches of 32 differ from each other.
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
 
 
-def test_alignment_learns_nothing_that_confidence_could_spoil(network: nn.Module) -> None:
-    """The loss does not depend on the layers behind the last BatchNorm: they never move."""
+def test_alignment_does_not_update_layers_behind_the_last_batch_norm(network: nn.Module) -> None:
+    """The loss does not depend on the layers behind the last BatchNorm, so they are not updated."""
     last = network[-1].weight.detach().clone()  # type: ignore[union-attr, operator]
     with Session(network, Align(), guards=()) as session:
         session.adapt(scenes(0, 16))
@@ -170,6 +170,6 @@ def test_alignment_needs_running_statistics() -> None:
         pass
 
 
-def test_settings_tell_of_the_filter(source: PowerSpectrum) -> None:
+def test_settings_include_those_of_the_filter(source: PowerSpectrum) -> None:
     assert dataclasses.asdict(Align())["spectrum"] is None
     assert Align(spectrum=SpectrumFilter(source=source)) != Align()

@@ -1,4 +1,4 @@
-"""What users write for the torch adapter."""
+"""Factories for the torch adapter, as users write them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bare() -> nn.Module:
 
 
 def linear() -> TorchModel:
-    """No normalisation layer."""
+    """Return a model without normalisation layers."""
     return TorchModel(module=nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)), image_size=(8, 8))
 
 
@@ -59,7 +59,7 @@ def broken() -> TorchModel:
 
 
 def sibling() -> TorchModel:
-    """Imports a neighbour of the current folder when it is called."""
+    """Return a model from a module in the current folder, which is imported when this is called."""
     import a_neighbour
 
     return TorchModel(module=a_neighbour.network(), image_size=(16, 16))

@@ -1,4 +1,4 @@
-"""``auto``: candidates from what the model is made of, a choice from what they do, and why."""
+"""``auto``: candidates by the model's layers, the choice by their results, and the reasons."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def group_norm() -> TorchModel:
 
 
 class Doubled(nn.Module):
-    """Sure of what it sees with its own statistics, whatever they are; of one class with those of the stream."""
+    """Certain under its own statistics, whatever the images; less certain under those of the stream."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def chosen(factory: str, folder: Path, given: dict[str, Any] | None = None, *, s
     return choose(adapter, settings, records, source_records=records if source else ())
 
 
-def test_a_classifier_with_batch_norm_gets_blend_and_is_told_why(folder: Path) -> None:
+def test_blend_is_chosen_for_a_classifier_with_batch_norm_with_reasons(folder: Path) -> None:
     choice = chosen("batch_norm", folder, {"batch_size": 8})
     assert choice.method == "blend"
     assert choice.config is not None
@@ -84,7 +84,7 @@ def test_source_images_make_blend_work_without_batch_norm(folder: Path) -> None:
     assert "no BatchNorm" in choice.reasons[0]
 
 
-def test_without_batch_norm_and_source_it_chooses_a_rate(folder: Path) -> None:
+def test_without_batch_norm_and_source_a_learning_rate_is_chosen(folder: Path) -> None:
     choice = chosen("group_norm", folder)
     assert [(trial.method, trial.lr) for trial in choice.trials] == [("none", None), ("eata", 5e-4), ("eata", 5e-3)]
     assert choice.method == "eata"
@@ -93,7 +93,7 @@ def test_without_batch_norm_and_source_it_chooses_a_rate(folder: Path) -> None:
     assert "--ttt-lr 0.005" in as_flags(choice)
 
 
-def test_what_makes_the_model_unsure_is_not_taken(folder: Path) -> None:
+def test_a_method_that_makes_the_model_less_certain_is_not_chosen(folder: Path) -> None:
     choice = chosen("fooled", folder, {"batch_size": 40})
     assert choice.method == "none"
     assert choice.config is None
@@ -102,7 +102,7 @@ def test_what_makes_the_model_unsure_is_not_taken(folder: Path) -> None:
     assert as_flags(choice) == "(without --ttt)"
 
 
-def test_the_model_is_left_as_it_was(folder: Path) -> None:
+def test_the_model_is_not_changed(folder: Path) -> None:
     adapter = TorchAdapter(f"{__name__}:group_norm")
     before = {name: value.clone() for name, value in adapter.get_model().state_dict().items()}
     choose(adapter, {"method": "auto"}, load_dataset(folder / "images").records)
@@ -116,7 +116,7 @@ def test_the_model_is_left_as_it_was(folder: Path) -> None:
         ({"reset": "sample"}, "auto chooses for a stream"),
     ],
 )
-def test_what_belongs_to_one_method_is_refused(folder: Path, given: dict[str, Any], message: str) -> None:
+def test_settings_of_a_single_method_are_refused(folder: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         chosen("batch_norm", folder, given)
 
@@ -127,7 +127,9 @@ def test_an_empty_stream_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("condition", "expected"), [("clean", {"spectrum"}), ("contrast:5", {"spectrum", "align"})])
-def test_the_detector_that_ships_gets_what_its_camera_needs(tmp_path: Path, condition: str, expected: set[str]) -> None:
+def test_the_method_for_the_packages_detector_depends_on_the_corruption(
+    tmp_path: Path, condition: str, expected: set[str]
+) -> None:
     records = load_dataset(write_dataset(tmp_path / "plates", images=24, split="test", seed=1)).records
     reader = ImageReader(None if condition == "clean" else CorruptionSpec.parse(condition))
     adapter = RTDETRPoseAdapter(reader=reader, categories={})
@@ -144,7 +146,7 @@ def trial(method: str, entropy: float, **values: Any) -> Trial:
     return Trial(method=method, entropy_nats=entropy, effective_classes=values.pop("classes", 5.0), **values)
 
 
-def test_detectors_take_the_surest_and_of_equals_the_cheapest() -> None:
+def test_the_most_certain_method_and_among_equals_the_cheapest_is_chosen() -> None:
     def best(*trials: Trial) -> str:
         position, _ = auto._best(trials, "detector")
         return "none" if position is None else trials[position].method
@@ -155,12 +157,12 @@ def test_detectors_take_the_surest_and_of_equals_the_cheapest() -> None:
     assert best(trial("none", 0.6), trial("bn", 0.6), trial("spectrum", 0.6), trial("align", 0.6)) == "spectrum"
     assert best(trial("none", 1.0), trial("bn", 0.1, classes=1.0), trial("align", 0.9)) == "align"
     assert best(trial("none", 1.0), trial("bn", 0.1, refused="no")) == "none"
-    # What finds nothing is not sure of it.
+    # A candidate without detections has an entropy of 0, which is no certainty.
     blind = trial("none", 0.0, detections_per_image=0.0)
     assert best(blind, trial("bn", 0.9, detections_per_image=2.0)) == "bn"
 
 
-def test_the_export_says_what_was_chosen(folder: Path) -> None:
+def test_the_export_reports_the_choice(folder: Path) -> None:
     options = AdapterOptions(adapter="torch", model=f"{__name__}:batch_norm")
     job = ExportJob(
         source=folder / "images", output=folder / "p.json", adapter=options, wrap=True, ttt={"method": "auto"}
@@ -173,7 +175,7 @@ def test_the_export_says_what_was_chosen(folder: Path) -> None:
     assert {trial["method"] for trial in meta["choice"]["trials"]} == {"none", "blend"}
 
 
-def test_the_export_predicts_plainly_where_nothing_helps(folder: Path) -> None:
+def test_the_export_does_not_adapt_where_no_method_helps(folder: Path) -> None:
     options = AdapterOptions(adapter="torch", model=f"{__name__}:fooled")
     plain = export(ExportJob(source=folder / "images", output=folder / "plain.json", adapter=options))
     job = ExportJob(
@@ -188,7 +190,7 @@ def test_the_export_predicts_plainly_where_nothing_helps(folder: Path) -> None:
     assert meta["choice"]["method"] == "none"
 
 
-def test_a_preset_or_a_state_is_one_methods(folder: Path) -> None:
+def test_a_preset_or_a_state_is_refused_with_auto(folder: Path) -> None:
     options = AdapterOptions(adapter="torch", model=f"{__name__}:batch_norm")
     job = ExportJob(
         source=folder / "images", output=folder / "p.json", adapter=options, ttt={"method": "auto"}, preset="safe"
@@ -209,14 +211,14 @@ def test_compare_recommends(folder: Path) -> None:
     assert content["recommended"]["flags"].startswith("--ttt --ttt-method blend")
 
 
-def test_a_candidate_that_gives_nan_is_not_taken() -> None:
+def test_a_candidate_with_nan_outputs_is_not_chosen() -> None:
     broken = trial("eata", float("nan"), lr=5e-3, classes=float("nan"), degradation_score=float("nan"))
     position, reasons = auto._best([trial("none", 1.0), trial("eata", 0.9, lr=5e-4), broken], "classifier")
     assert position == 1
     assert any("not finite" in reason for reason in reasons)
 
 
-def test_a_mistake_of_the_users_is_no_reason_to_adapt_nothing(folder: Path) -> None:
+def test_patterns_that_match_nothing_are_an_error(folder: Path) -> None:
     with pytest.raises(EmptySelectionError, match="nonexistent"):
         chosen("group_norm", folder, {"include": ("nonexistent",)})
 
@@ -231,7 +233,7 @@ def test_an_adapter_without_entries_can_be_tried(folder: Path) -> None:
     assert choose(adapter, {"method": "auto"}, records).method == "blend"
 
 
-def test_what_was_asked_for_and_not_done_is_said(folder: Path) -> None:
+def test_requests_that_were_not_carried_out_are_reported(folder: Path) -> None:
     options = AdapterOptions(adapter="torch", model=f"{__name__}:fooled")
     job = ExportJob(
         source=folder / "images", output=folder / "p.json", adapter=options, ttt={"method": "auto", "batch_size": 40},
@@ -242,7 +244,7 @@ def test_what_was_asked_for_and_not_done_is_said(folder: Path) -> None:
     assert json.loads((folder / "log.json").read_text())["ttt"]["choice"]["method"] == "none"
 
 
-def test_a_state_is_one_methods(folder: Path) -> None:
+def test_a_state_to_load_is_refused_with_auto(folder: Path) -> None:
     options = AdapterOptions(adapter="torch", model=f"{__name__}:batch_norm")
     job = ExportJob(
         source=folder / "images", output=folder / "p.json", adapter=options, ttt={"method": "auto"},
@@ -252,7 +254,7 @@ def test_a_state_is_one_methods(folder: Path) -> None:
         export(job)
 
 
-def test_a_recommendation_does_not_throw_a_comparison_away(folder: Path) -> None:
+def test_a_failing_recommendation_does_not_lose_the_comparison(folder: Path) -> None:
     options = AdapterOptions(adapter="torch", model=f"{__name__}:batch_norm")
     comparison = Comparison(
         source=folder / "images", output=folder / "out", adapter=options, methods=("none", "sar"), recommend=True,

@@ -18,7 +18,7 @@ from acclimate.vision.run.config import TTTConfig, own_preset
 from acclimate.vision.run.construct import make_guards, make_method, needs_probe, option_names, parse_option
 
 
-def test_the_plans_defaults() -> None:
+def test_defaults_are_those_of_the_integration_plan() -> None:
     config = TTTConfig()
     assert (config.method, config.steps, config.lr, config.batch_size, config.max_batches) == ("tent", 1, 1e-4, 1, None)
     assert (config.update_filter, config.reset) == ("all", "stream")
@@ -27,7 +27,7 @@ def test_the_plans_defaults() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS.names())
-def test_a_bare_method_takes_its_preset_and_says_so(method: str) -> None:
+def test_a_method_takes_its_preset_and_reports_the_values(method: str) -> None:
     config = TTTConfig.resolve({"method": method}, kind="classifier")
     assert config.preset == own_preset(method)
     assert config.batch_size == 64
@@ -36,7 +36,7 @@ def test_a_bare_method_takes_its_preset_and_says_so(method: str) -> None:
 
 @pytest.mark.parametrize("preset", list(presets()))
 @pytest.mark.parametrize("kind", ["classifier", "detector"])
-def test_what_was_given_beats_every_preset(preset: str, kind: str) -> None:
+def test_given_settings_replace_those_of_the_preset(preset: str, kind: str) -> None:
     if kind == "detector" and kind not in METHODS.info(presets()[preset][0]).kinds:
         pytest.skip("for classifiers")
     given = {"lr": 0.5, "batch_size": 3, "update_filter": "all", "max_drift": 0.01}
@@ -44,7 +44,7 @@ def test_what_was_given_beats_every_preset(preset: str, kind: str) -> None:
     assert (config.lr, config.batch_size, config.update_filter, config.max_drift) == (0.5, 3, "all", 0.01)
 
 
-def test_a_detector_learns_more_slowly() -> None:
+def test_learning_rates_are_lower_on_a_detector() -> None:
     rates = {kind: TTTConfig.resolve({}, kind=kind).lr for kind in ("classifier", "detector")}  # type: ignore[arg-type]
     assert rates == pytest.approx({"classifier": 1e-3, "detector": 1e-4})
 
@@ -89,7 +89,9 @@ def test_bad_presets() -> None:
         ("mim", "target", "pixels", "pixels"),
     ],
 )
-def test_method_options_are_read_as_their_fields_type(method: str, name: str, text: str, value: object) -> None:
+def test_method_options_are_converted_to_the_type_of_the_field(
+    method: str, name: str, text: str, value: object
+) -> None:
     assert parse_option(method, name, text) == value
     config = TTTConfig(method=method, method_options={name: text})  # type: ignore[arg-type]
     assert getattr(make_method(config), name) == value
@@ -122,7 +124,7 @@ def test_guards() -> None:
     assert len(guards) == 6
 
 
-def test_guards_are_those_of_a_session_and_what_was_asked_for() -> None:
+def test_guards_are_the_default_ones_and_those_given() -> None:
     plain = make_guards(TTTConfig(max_update=0.1, max_drift=0.5))
     assert set(map(type, plain)) == set(map(type, default_guards()))
     assert WorseThanSource() in plain
@@ -131,11 +133,11 @@ def test_guards_are_those_of_a_session_and_what_was_asked_for() -> None:
     assert make_guards(TTTConfig(guards=False)) == ()
 
 
-def test_guards_are_named_and_set() -> None:
+def test_guards_can_be_added_and_set() -> None:
     guards = make_guards(TTTConfig(guard_values={"probe_agreement": "0.7", "max_update": False, "collapse": 0.9}))
     assert {MaxDrift(0.5), ProbeAgreement(0.7), Collapse(0.9)} <= set(guards)
     assert MaxUpdate not in set(map(type, guards))
-    # The one that may cost a prediction is asked last.
+    # The guard that may cost a prediction is called last.
     assert isinstance(guards[-1], WorseThanSource)
 
 

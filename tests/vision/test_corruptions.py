@@ -11,13 +11,13 @@ from acclimate.vision.data.images import CorruptionSpec
 
 
 def scene(height: int = 48, width: int = 63) -> np.ndarray:
-    # Blocks of three pixels: edges for blurs, areas for noise.
+    # Blocks of three pixels have edges, which blurs change, and areas, which noise changes.
     blocks = np.random.default_rng(0).integers(20, 236, (height // 3, width // 3, 3), dtype=np.uint8)
     return blocks.repeat(3, 0).repeat(3, 1)
 
 
 @pytest.mark.parametrize("name", list(CORRUPTIONS))
-def test_damage_grows_with_severity_and_repeats_with_the_seed(name: str) -> None:
+def test_the_effect_grows_with_severity_and_is_reproducible(name: str) -> None:
     image = scene()
     damage = []
     for severity in range(1, 6):
@@ -31,7 +31,7 @@ def test_damage_grows_with_severity_and_repeats_with_the_seed(name: str) -> None
     assert np.array_equal(image, scene()), "the input must not be written to"
 
 
-def test_the_required_corruptions_are_there() -> None:
+def test_the_required_corruptions_exist() -> None:
     required = {
         "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "motion_blur", "zoom_blur", "fog", "snow",
         "frost", "brightness", "contrast", "pixelate", "jpeg",
@@ -47,7 +47,9 @@ def test_the_required_corruptions_are_there() -> None:
     width=st.integers(1, 40),
     value=st.integers(0, 255),
 )
-def test_any_size_and_constant_images_survive(name: str, severity: int, height: int, width: int, value: int) -> None:
+def test_images_of_any_size_and_constant_images_can_be_corrupted(
+    name: str, severity: int, height: int, width: int, value: int
+) -> None:
     image = np.full((height, width, 3), value, np.uint8)
     assert corrupt(image, name, severity=severity, seed=0).shape == image.shape
 
@@ -66,7 +68,7 @@ def test_bad_input(name: str, severity: int, image: np.ndarray, message: str) ->
         corrupt(image, name, severity=severity, seed=0)
 
 
-def test_specifications() -> None:
+def test_corruption_specifications_are_parsed() -> None:
     assert CorruptionSpec.parse("fog:3") == CorruptionSpec("fog", 3)
     assert str(CorruptionSpec.parse("fog")) == "fog:5"
     for text in ("fog:6", "fog:x", "rain:1"):

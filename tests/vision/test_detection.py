@@ -12,7 +12,7 @@ from acclimate.vision.run.tta import Augmenter, TTAConfig
 
 
 def outputs(scores: list[list[float]], places: list[list[float]], *, head: str = "sigmoid") -> dict[str, Tensor]:
-    """One image; probabilities of each query's classes, and its box."""
+    """Return the outputs on one image, from the class probabilities and the box of each query."""
     probabilities = torch.tensor([scores])
     logits = torch.logit(probabilities) if head == "sigmoid" else probabilities.log()
     return {"logits": logits, "pred_boxes": torch.tensor([places])}
@@ -22,13 +22,13 @@ SOMEWHERE = [0.3, 0.3, 0.2, 0.2]
 ELSEWHERE = [0.7, 0.6, 0.2, 0.2]
 
 
-def test_one_sigmoid_is_a_softmax_against_zero() -> None:
+def test_a_sigmoid_equals_a_softmax_with_a_zero_logit() -> None:
     logits = torch.tensor([[0.3], [-2.0]])
     torch.testing.assert_close(sigmoid_to_softmax(logits).softmax(-1)[:, :1], logits.sigmoid())
     torch.testing.assert_close(softmax_entropy(sigmoid_to_softmax(logits)), sigmoid_entropy(logits))
 
 
-def test_background_is_no_candidate_however_sure_it_is() -> None:
+def test_background_is_no_candidate_even_with_high_certainty() -> None:
     task = Detection(head="softmax", min_foreground=0.3)
     decisions = task.decisions(
         outputs([[0.001, 0.001, 0.998], [0.5, 0.1, 0.4]], [SOMEWHERE, ELSEWHERE], head="softmax")
@@ -40,7 +40,7 @@ def test_background_is_no_candidate_however_sure_it_is() -> None:
     assert len(sigmoid.decisions(outputs([[0.001, 0.002], [0.8, 0.1]], [SOMEWHERE, ELSEWHERE]))) == 1
 
 
-def test_no_more_candidates_than_asked_for_highest_first() -> None:
+def test_candidates_are_limited_to_those_with_the_highest_scores() -> None:
     task = Detection(head="sigmoid", max_candidates=2)
     found = task.decisions(outputs([[0.9], [0.5], [0.7], [0.4]], [SOMEWHERE] * 4))
     torch.testing.assert_close(found.weights, torch.tensor([0.9, 0.7]))
@@ -51,7 +51,7 @@ def test_weighted_mean() -> None:
     assert float(weighted_mean(torch.tensor([1.0, 3.0]), None)) == 2.0
 
 
-def test_divergence_matches_by_place_and_not_by_query() -> None:
+def test_divergence_matches_queries_by_their_boxes() -> None:
     task = Detection(head="sigmoid")
     teacher = outputs([[0.9, 0.1], [0.1, 0.8], [0.01, 0.01]], [SOMEWHERE, ELSEWHERE, ELSEWHERE])
     shuffled = {key: value[:, [1, 0, 2]] for key, value in teacher.items()}
@@ -86,7 +86,7 @@ def test_merging_averages_matched_queries_and_keeps_the_others() -> None:
 
 
 @pytest.mark.parametrize("head", ["sigmoid", "softmax"])
-def test_merging_alike_passes_changes_nothing(head: str) -> None:
+def test_merging_equal_passes_changes_nothing(head: str) -> None:
     task = Detection(head=head)  # type: ignore[arg-type]
     scores = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]]
     plain = outputs(scores, [SOMEWHERE, ELSEWHERE], head=head)
@@ -133,7 +133,7 @@ def test_tta_merges_chosen_images_only(norm_only: bool, moves_scores: bool) -> N
 
     def predict(inputs: Tensor) -> dict[str, Tensor]:
         answer = next(answers)
-        if answer is other:  # images that were not mirrored see the same as before
+        if answer is other:  # images that were not mirrored have the same outputs
             return {key: torch.where(chosen[:, None, None], other[key], plain[key]) for key in other}
         return answer
 

@@ -60,7 +60,7 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
     first, second = scorer.score(classified(wrong)), scorer.score(classified(less_wrong))
     found = difference(scorer, first, second)
     assert found.value == pytest.approx(0.1)
-    # 40 of 400 pairs differ, all one way: the standard error of the mean of a Bernoulli(0.1) is 0.015.
+    # 40 of 400 pairs differ, all in one direction: the standard error of the mean of a Bernoulli(0.1) is 0.015.
     assert found.low == pytest.approx(0.1 - 1.96 * 0.015, abs=0.005)
     assert found.high == pytest.approx(0.1 + 1.96 * 0.015, abs=0.005)
     same = difference(scorer, first, first)
@@ -87,13 +87,13 @@ def detected(image: int, category: int, box: list[float], score: float = 0.9) ->
     return {"image": f"{image}.png", "image_id": image, "width": 100, "height": 50, "detections": [detection]}
 
 
-def test_map_is_cocos(tmp_path: Path) -> None:
+def test_map_equals_that_of_coco(tmp_path: Path) -> None:
     scorer = CocoScorer(truth(tmp_path / "gt.json"))
     perfect = scorer.score([detected(1, 3, [10, 10, 20, 20]), detected(2, 4, [50, 5, 40, 40])])
     assert perfect.metrics == pytest.approx({"mAP": 1, "mAP50": 1, "mAP75": 1, "AR100": 1})
     half = scorer.score([detected(1, 3, [10, 10, 20, 20]), detected(2, 3, [50, 5, 40, 40], 0.5)])
     assert half.metrics["mAP"] == pytest.approx(0.5)
-    # IoU 18/22 = 0.818: right at thresholds 0.5 to 0.8, seven of ten.
+    # An IoU of 18/22 = 0.818 is a match at the thresholds 0.5 to 0.8, seven of ten.
     loose = scorer.score([detected(1, 3, [12, 10, 20, 20]), detected(2, 4, [50, 5, 40, 40])])
     assert loose.metrics["mAP"] == pytest.approx((0.7 + 1) / 2)
     nothing = scorer.score([{**detected(1, 3, [0, 0, 1, 1]), "detections": []}])
@@ -106,9 +106,9 @@ def test_map_is_cocos(tmp_path: Path) -> None:
     assert scorer.resampled(perfect, np.array([0, 1])) == pytest.approx(1)
 
 
-def test_images_are_found_by_name_and_not_by_a_number_counted_over_a_folder(tmp_path: Path) -> None:
+def test_images_from_a_folder_are_matched_by_name_and_not_by_id(tmp_path: Path) -> None:
     path = truth(tmp_path / "gt.json")
-    # A folder export counts from 1: here 2.png, alone, is number 1.
+    # Ids of images from a folder are counted from 1: here the only image, 2.png, has the id 1.
     entry = {**detected(2, 4, [50, 5, 40, 40]), "image": "folder/2.png", "image_id": 1}
     scorer = make_scorer(path, [entry])
     assert scorer.image_count == 1
@@ -119,7 +119,7 @@ def test_images_are_found_by_name_and_not_by_a_number_counted_over_a_folder(tmp_
         scorer.score([{**detected(2, 9, [1, 1, 2, 2])}])
 
 
-def test_ground_truth_as_it_is_found_in_the_wild(tmp_path: Path) -> None:
+def test_ground_truth_with_omitted_fields(tmp_path: Path) -> None:
     path = truth(tmp_path / "gt.json")
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
@@ -171,7 +171,7 @@ def comparison(folder: Path, **changes: Any) -> Comparison:
     return Comparison(**{**values, **changes})
 
 
-def test_all_methods_side_by_side(tmp_path: Path) -> None:
+def test_all_methods_are_compared(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "images", 12, side=16)
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({path.name: n % 5 for n, path in enumerate(paths)}))
@@ -217,7 +217,7 @@ def test_detectors_are_compared_by_map(tmp_path: Path) -> None:
     assert result.picture.exists()
 
 
-def test_a_method_that_does_not_fit_is_a_row_that_says_so(tmp_path: Path) -> None:
+def test_an_unsupported_method_is_a_row_with_an_error(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 3, side=16)
     adapter = AdapterOptions(adapter="torch", model=f"{FACTORIES}:normalised")
     result = compare(comparison(tmp_path, methods=("bn", "tent"), adapter=adapter))
@@ -226,7 +226,7 @@ def test_a_method_that_does_not_fit_is_a_row_that_says_so(tmp_path: Path) -> Non
     assert result.rows[2].error is None
 
 
-def test_one_method_that_breaks_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_method_does_not_lose_the_results_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from acclimate.methods import Tent
 
     def out_of_memory(self: Any, *values: Any, **named: Any) -> Any:

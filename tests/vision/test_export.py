@@ -1,4 +1,4 @@
-"""The whole job on real files: plain, adapted, interrupted, resumed, refused."""
+"""The export job on real files: without and with adaptation, interrupted, resumed, and with bad input."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "out").rglob("*")) if (folder / "out").exists() else []
 
 
-def test_without_ttt_it_is_the_adapters_own_prediction_and_nothing_else_is_written(folder: Path) -> None:
+def test_without_ttt_the_export_writes_only_the_adapters_predictions(folder: Path) -> None:
     export(job(folder))
     adapter = TorchAdapter(f"{FACTORIES}:classifier")
     expected = adapter.predict(load_dataset(folder / "images").records)
@@ -67,7 +67,7 @@ def test_without_ttt_it_is_the_adapters_own_prediction_and_nothing_else_is_writt
 @pytest.mark.parametrize("model", ["classifier", "detector"])
 @pytest.mark.parametrize("policy", ["stream", "sample", "online"])
 @pytest.mark.parametrize("method", METHODS.names())
-def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, policy: str, method: str) -> None:
+def test_every_method_and_reset_policy_writes_a_report(folder: Path, model: str, policy: str, method: str) -> None:
     options: dict[str, Any] = {
         "cotta": {"view_count": 2},
         "eata": {"entropy_margin": 2.0},
@@ -134,9 +134,9 @@ def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, p
 
 @pytest.mark.parametrize("preset", list(presets()))
 @pytest.mark.parametrize("model", ["classifier", "detector"])
-def test_presets_work_out_of_the_box(folder: Path, preset: str, model: str) -> None:
+def test_every_preset_can_be_run(folder: Path, preset: str, model: str) -> None:
     method = presets()[preset][0]
-    # It needs source images, and says so before any work (tests/cli/test_pose_scenes_commands.py).
+    # It needs source images; the error without them is tested in tests/cli/test_pose_scenes_commands.py.
     source = folder / "images" if method == "spectrum" else None
     if model not in METHODS.info(method).kinds:
         for given in ({"method": method}, {}):
@@ -149,12 +149,12 @@ def test_presets_work_out_of_the_box(folder: Path, preset: str, model: str) -> N
     assert any(f"preset {preset!r}" in warning for warning in result.report.warnings)
 
 
-def test_stream_and_online_differ_as_they_should(folder: Path) -> None:
+def test_stream_and_online_predict_before_and_after_adaptation(folder: Path) -> None:
     given = {"batch_size": 4, "lr": 0.05, "update_filter": "norm_only", "max_update": 1e9, "max_drift": 1e9}
     runs = {policy: export(job(folder, ttt={**given, "reset": policy})) for policy in ("stream", "online", "sample")}
     scores = {policy: [entry["classification"]["score"] for entry in run.entries] for policy, run in runs.items()}
     assert scores["stream"] != scores["online"] != scores["sample"]
-    # Online, the first batch is predicted before anything was learned: as batch statistics alone predict it.
+    # Online, the first batch is predicted before the first update, so its predictions are those of batch statistics.
     bn = export(
         job(folder, ttt={"method": "bn", "batch_size": 4, "reset": "online", "method_options": {"source_strength": 0}})
     )
@@ -193,7 +193,7 @@ def test_coco_results(folder: Path) -> None:
         export(job(folder, format="coco", wrap=True))
 
 
-def test_tta_is_part_of_the_flow_and_reported(folder: Path) -> None:
+def test_tta_is_applied_and_reported(folder: Path) -> None:
     plain = export(job(folder)).entries
     tta = TTAConfig(enabled=True, seed=4, flip_prob=0.5)
     result = export(job(folder, tta=tta, wrap=True))
@@ -212,13 +212,13 @@ def test_tta_is_part_of_the_flow_and_reported(folder: Path) -> None:
         TTAConfig(flip_prob=2)
 
 
-def test_corruption_comes_first(folder: Path) -> None:
+def test_the_corruption_is_applied_before_prediction(folder: Path) -> None:
     plain, foggy = export(job(folder)), export(job(folder, corruption=CorruptionSpec("fog", 5)))
     assert plain.entries != foggy.entries
     assert foggy.meta["corruption"] == "fog:5"
 
 
-def test_unusable_images_are_skipped_counted_and_strict_refuses(folder: Path) -> None:
+def test_unusable_images_are_skipped_or_an_error_with_strict(folder: Path) -> None:
     (folder / "images" / "broken.png").write_text("no image")
     np.save(folder / "images" / "nan.npy", np.full((24, 24, 3), np.nan, np.float32))
     result = export(job(folder, wrap=True, ttt={"reset": "online", "batch_size": 4}))
@@ -232,7 +232,7 @@ def test_unusable_images_are_skipped_counted_and_strict_refuses(folder: Path) ->
 
 
 class Interrupted(BaseException):
-    """Like Ctrl-C."""
+    """Raised in place of Ctrl-C."""
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ class Interrupted(BaseException):
         {"reset": "online", "batch_size": 2},
     ],
 )
-def test_an_interrupted_run_leaves_no_half_file_and_resumes_to_the_same_result(
+def test_an_interrupted_run_writes_no_output_and_resumes_to_the_same_result(
     folder: Path, ttt: dict[str, Any] | None
 ) -> None:
     (folder / "images" / "image_001.png").write_text("broken on purpose")
@@ -323,14 +323,14 @@ def test_sample_counts_finished_images_towards_max_batches_on_resume(folder: Pat
 
 
 @pytest.mark.parametrize("target", ["a_folder", "a_file/below.json"])
-def test_where_it_cannot_write_is_known_before_any_work(folder: Path, target: str) -> None:
+def test_unwritable_outputs_are_refused_before_prediction(folder: Path, target: str) -> None:
     (folder / "a_folder").mkdir()
     (folder / "a_file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         export(job(folder, output=folder / target), progress=lambda *values: pytest.fail("work was done"))
 
 
-def test_a_line_that_was_cut_off_is_predicted_again(folder: Path) -> None:
+def test_an_incomplete_last_line_is_predicted_again(folder: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
         if done >= 4:
             raise Interrupted
@@ -372,7 +372,7 @@ def test_bad_input_is_refused_and_nothing_is_written(
     assert files(folder) == []
 
 
-def test_bn_without_batch_norm_says_what_to_use(folder: Path) -> None:
+def test_bn_without_batch_norm_is_refused_with_a_remedy(folder: Path) -> None:
     with pytest.raises(EmptySelectionError, match="use tent"):
         export(job(folder, "normalised", ttt={"method": "bn"}))
 
@@ -383,7 +383,7 @@ def test_a_filter_that_is_not_the_papers_is_reported(folder: Path) -> None:
     assert "tent with update filter 'all': the paper updates 'norm_only'" in result.report.warnings
 
 
-def test_eata_takes_source_images_for_its_fisher_term(folder: Path) -> None:
+def test_eata_uses_source_images_for_its_fisher_term(folder: Path) -> None:
     write_images(folder / "source", 4, side=16, seed=3)
     given = {"method": "eata", "reset": "online", "method_options": {"entropy_margin": 2.0, "fisher_weight": 2000.0}}
     with_source = export(job(folder, ttt=given, ttt_source=folder / "source"))
@@ -394,7 +394,7 @@ def test_eata_takes_source_images_for_its_fisher_term(folder: Path) -> None:
     assert any("without source samples" in warning for warning in without.report.warnings)
 
 
-def test_run_ttt_leaves_adapted_weights_and_says_what_it_cannot_leave(folder: Path) -> None:
+def test_run_ttt_keeps_adapted_weights_and_warns_about_lost_effects(folder: Path) -> None:
     adapter, records = TorchAdapter(f"{FACTORIES}:classifier"), load_dataset(folder / "images").records
     before = tensors_of(adapter.get_model())
     report = run_ttt(adapter, records, TTTConfig(batch_size=4, update_filter="norm_only"))
@@ -407,7 +407,7 @@ def test_run_ttt_leaves_adapted_weights_and_says_what_it_cannot_leave(folder: Pa
         run_ttt(adapter, records, TTTConfig(reset="online"))
 
 
-def test_run_ttt_leaves_the_teacher_where_one_predicts(folder: Path) -> None:
+def test_run_ttt_keeps_the_teachers_weights_where_it_predicts(folder: Path) -> None:
     adapter, records = TorchAdapter(f"{FACTORIES}:normalised"), load_dataset(folder / "images").records
     config = TTTConfig(method="cotta", batch_size=4, lr=0.01, method_options={"view_count": 2, "ema": 0.5})
     with TTTRun(adapter, config) as run:
@@ -421,7 +421,7 @@ def test_run_ttt_leaves_the_teacher_where_one_predicts(folder: Path) -> None:
 
 
 class TorchAdapterPredictions:
-    """Plain predictions in batches of one size."""
+    """Predictions of the base model in batches of one size."""
 
     def __init__(self, adapter: TorchAdapter, records: Any, size: int) -> None:
         self.adapter, self.records, self.size = adapter, records, size
@@ -432,7 +432,7 @@ class TorchAdapterPredictions:
 
 
 class OnlyPredicts:
-    """A third party's adapter: the two optional functions, and a predict that calls the model by itself."""
+    """An adapter of a third party, with the two optional functions, whose predict calls the model directly."""
 
     name = "third_party"
 
@@ -455,7 +455,7 @@ class OnlyPredicts:
             return self.inner.entries(self.get_model()(batch.inputs), batch)
 
 
-def test_an_adapter_that_only_predicts_predicts_as_the_method_does(folder: Path) -> None:
+def test_an_adapter_with_only_predict_predicts_with_the_adapted_model(folder: Path) -> None:
     adapter, records = OnlyPredicts(), load_dataset(folder / "images").records
     plain = adapter.predict(records)
     before = tensors_of(adapter.get_model())
@@ -469,7 +469,7 @@ def test_an_adapter_that_only_predicts_predicts_as_the_method_does(folder: Path)
         TTTRun(adapter, TTTConfig(reset="online"))  # type: ignore[arg-type]
 
 
-def test_dry_run_lists_and_moves_nothing() -> None:
+def test_dry_run_lists_parameters_and_changes_nothing() -> None:
     adapter = TorchAdapter(f"{FACTORIES}:classifier")
     before = tensors_of(adapter.get_model())
     assert dry_run(adapter, TTTConfig(update_filter="norm_only")) == [("1.weight", (8,)), ("1.bias", (8,))]
@@ -498,21 +498,21 @@ def test_atomic_writing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{}", "[1, 2]", '{"predictions": 3}', "nonsense"])
-def test_files_that_hold_no_predictions(tmp_path: Path, content: str) -> None:
+def test_files_without_predictions_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(content)
     with pytest.raises(DataError):
         read_predictions(path)
 
 
-def test_the_dummy_adapter_finds_nothing(folder: Path) -> None:
+def test_the_dummy_adapter_predicts_no_objects(folder: Path) -> None:
     result: ExportResult = export(job(folder, adapter=AdapterOptions(adapter="dummy"), wrap=True))
     assert to_coco(result.entries) == []
     assert [Path(entry["image"]).name for entry in result.entries] == [f"image_{n:03d}.png" for n in range(7)]
     assert result.meta["ttt"] == {"enabled": False}
 
 
-def test_source_images_are_not_put_through_the_corruption(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_images_are_not_corrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from acclimate.methods import eata
 
     write_images(folder / "source", 3, side=16, seed=3)
@@ -541,21 +541,21 @@ def test_source_images_are_not_put_through_the_corruption(folder: Path, monkeypa
         ({"reset": "sample", "method_options": {"batch_statistics": False}}, False),
     ],
 )
-def test_statistics_of_a_few_images_are_warned_of(folder: Path, given: dict[str, Any], warned: bool) -> None:
+def test_statistics_of_few_images_cause_a_warning(folder: Path, given: dict[str, Any], warned: bool) -> None:
     # Seven images in batches of four leave a last batch of three.
     report = export(job(folder, ttt=given)).report
     assert report is not None
     assert any("statistics of batches of only" in warning for warning in report.warnings) is warned
 
 
-def test_a_preset_is_resolved_and_not_merely_named() -> None:
+def test_a_preset_cannot_be_named_without_applying_it() -> None:
     with pytest.raises(TypeError, match="preset"):
         TTTConfig(preset="safe")  # type: ignore[call-arg]
     config = TTTConfig.resolve({"lr": 0.5}, kind="classifier")
     assert config.filled == ("update_filter", "max_drift", "batch_size")
 
 
-def test_a_resumed_run_says_what_its_report_leaves_out(folder: Path) -> None:
+def test_a_resumed_run_warns_about_the_missing_part_of_its_report(folder: Path) -> None:
     work = job(folder, ttt={"reset": "sample"}, wrap=True)
 
     def stop(what: str, done: int, total: int) -> None:

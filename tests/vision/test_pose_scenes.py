@@ -1,4 +1,4 @@
-"""Scenes: what is drawn is what the labels say."""
+"""Synthetic scenes: the drawn images agree with the labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from acclimate.vision.demos.pose_scenes.photos import load_photos, sample_photos
 from acclimate.vision.demos.pose_scenes.tensors import as_tensors
 
 
-def test_the_same_arguments_give_the_same_scene_and_others_another() -> None:
+def test_scenes_are_reproducible_and_depend_on_the_arguments() -> None:
     first, again = make_scene(3, split="val", seed=5), make_scene(3, split="val", seed=5)
     assert np.array_equal(first.image, again.image)
     assert first.plates[0].box == again.plates[0].box
@@ -34,7 +34,7 @@ def test_the_same_arguments_give_the_same_scene_and_others_another() -> None:
     assert not any(np.array_equal(first.image, other.image) for other in others)
 
 
-def test_splits_share_no_digit_and_lose_none() -> None:
+def test_splits_are_disjoint_and_complete() -> None:
     pools = [set(split_digits(split).tolist()) for split in SPLITS]
     assert set.union(*pools) == set(range(1797))
     assert sum(map(len, pools)) == 1797
@@ -46,7 +46,7 @@ def test_splits_share_no_digit_and_lose_none() -> None:
 
 
 def test_plates_are_where_their_poses_project() -> None:
-    """The plate's own printed square, warped by the labelled pose, is what the image shows."""
+    """The image contains the plate's printed square, warped by the labelled pose."""
     for index in range(40):
         scene = make_scene(index, split="train")
         for plate in scene.plates:
@@ -56,18 +56,18 @@ def test_plates_are_where_their_poses_project() -> None:
             assert -1 < centre.min() < centre.max() < 97
             assert np.allclose(plate.pose.rotation @ plate.pose.rotation.T, np.eye(3))
             assert np.linalg.det(plate.pose.rotation) == pytest.approx(1)
-            # The printed side is turned to the camera.
+            # The printed side faces the camera.
             assert plate.pose.normal() @ plate.pose.translation < 0
             assert CLASSES[plate.digit] == str(load_digits().target[plate.digit_image])
             assert 0.69 < plate.visible_fraction <= 1.001
 
 
-def test_a_plate_changes_its_own_pixels_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plate_changes_only_its_own_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     from acclimate.vision.demos.pose_scenes import scenes
 
     scene = make_scene(11, split="train")
     draw = scenes._draw_plate
-    # The same random numbers are drawn, on a canvas that nobody looks at.
+    # Draw the same random numbers, on a canvas that is not used.
     monkeypatch.setattr(scenes, "_draw_plate", lambda rng, canvas, *rest: draw(rng, canvas.copy(), *rest))
     empty = make_scene(11, split="train")
     inside = np.zeros((96, 96), bool)
@@ -99,7 +99,7 @@ def test_intrinsics_are_off_by_at_most_a_tenth_and_the_correction_undoes_it() ->
         assert np.abs(correction).max() > 0.001
 
 
-def test_backgrounds_lie_in_the_unit_range_nearly() -> None:
+def test_backgrounds_are_nearly_in_the_unit_range() -> None:
     for seed in range(40):
         background = draw_background(np.random.default_rng(seed), 64, sample_photos())
         assert background.shape == (64, 64, 3)
@@ -153,7 +153,7 @@ def test_a_data_set_is_coco_with_poses(tmp_path: Path) -> None:
         write_dataset(tmp_path / "other", images=0)
 
 
-def test_tensors_say_what_the_scene_says() -> None:
+def test_tensors_equal_the_annotations_of_the_scene() -> None:
     scenes = [make_scene(k, split="train") for k in range(3)]
     images, given, labels = as_tensors(scenes)
     assert images.shape == (3, 3, 96, 96)

@@ -109,7 +109,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_what_cannot_be_used_is_named_and_counted_once(tmp_path: Path) -> None:
+def test_unusable_images_are_reported_once(tmp_path: Path) -> None:
     reasons = bad_files(tmp_path)
     for name, reason in reasons.items():
         with pytest.raises(DataError, match=reason):
@@ -122,7 +122,7 @@ def test_what_cannot_be_used_is_named_and_counted_once(tmp_path: Path) -> None:
     assert set(reader.skipped) == {record.image for record in records}
 
 
-def test_noise_depends_on_the_image_and_not_on_its_place(tmp_path: Path) -> None:
+def test_noise_depends_on_the_file_name_and_not_on_the_position(tmp_path: Path) -> None:
     first, second = (Record(str(path), n) for n, path in enumerate(write_images(tmp_path, 2)))
     reader = ImageReader(CorruptionSpec("gaussian_noise", 3))
     alone = reader.read(second)

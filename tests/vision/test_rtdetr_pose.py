@@ -63,7 +63,7 @@ def heads_that_are_right(label: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_decoded_poses_project_onto_the_ground_truth() -> None:
-    """Given what the heads should say, the decoded pose puts every corner of every plate where it was drawn."""
+    """With the target outputs of the heads, the decoded pose projects the corners of every plate to where they are."""
     scenes = [make_scene(k, split="test") for k in range(30)]
     _, given, labels = as_tensors(scenes)
     for scene, intrinsics, label in zip(scenes, given, labels, strict=True):
@@ -89,13 +89,13 @@ def test_wrong_intrinsics_move_the_pose_and_the_correction_moves_it_back() -> No
     assert torch.allclose(corrected, right, atol=1e-4)
 
 
-def test_six_numbers_make_a_rotation_and_back() -> None:
+def test_rotations_survive_a_round_trip_through_six_numbers() -> None:
     numbers = torch.randn(50, 6)
     rotations = rotation_from_6d(numbers)
     assert torch.allclose(rotations @ rotations.mT, torch.eye(3).expand(50, 3, 3), atol=1e-5)
     assert torch.allclose(torch.linalg.det(rotations), torch.ones(50), atol=1e-5)
     assert torch.allclose(rotation_from_6d(rotation_to_6d(rotations)), rotations, atol=1e-5)
-    # Of any length, and not at right angles: the same rotation.
+    # Columns of another length, and not orthogonal, give the same rotation.
     bent = torch.cat([3 * numbers[:, :3], numbers[:, 3:] + 2 * numbers[:, :3]], dim=1)
     assert torch.allclose(rotation_from_6d(bent), rotations, atol=1e-4)
 
@@ -109,7 +109,7 @@ def test_the_angle_between_rotations(degrees: float) -> None:
     assert float(rotation_angle(torch.eye(3), rotation)) == pytest.approx(turn, abs=1e-3)
 
 
-def test_half_a_turn_costs_nothing_where_it_changes_nothing() -> None:
+def test_half_a_turn_of_a_symmetric_object_has_no_loss() -> None:
     rotation = rotation_from_6d(torch.randn(4, 6))
     turned = rotation @ torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
     losses = [float(rotation_loss(rotation_to_6d(turned), rotation, torch.full((4,), flag))) for flag in (True, False)]
@@ -134,7 +134,7 @@ def test_shapes_and_parameters(model: RTDETRPose) -> None:
     assert rebuilt.shape == (2, 3, 96, 96)
 
 
-def test_the_camera_head_hears_the_given_intrinsics(model: RTDETRPose) -> None:
+def test_the_camera_head_depends_on_the_given_intrinsics(model: RTDETRPose) -> None:
     images = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
         default, same, other = (
@@ -145,7 +145,7 @@ def test_the_camera_head_hears_the_given_intrinsics(model: RTDETRPose) -> None:
     assert not torch.equal(default, other)
 
 
-def test_training_learns_boxes_poses_and_pixels() -> None:
+def test_training_lowers_the_losses_of_boxes_poses_and_pixels() -> None:
     torch.manual_seed(0)
     network = RTDETRPose(small_config(CLASSES)).train()
     images, given, labels = as_tensors([make_scene(k, split="train") for k in range(4)])
@@ -163,7 +163,7 @@ def test_training_learns_boxes_poses_and_pixels() -> None:
     last = {key: float(value.detach()) for key, value in outputs.loss_dict.items()}
     for name in ("loss_log_z", "loss_bbox", "loss_giou"):
         assert last[name] < first[name]
-    # Denoising queries do not show: outputs are those of the real ones.
+    # The outputs do not contain denoising queries.
     assert outputs.logits.shape[1] == network.config.num_queries == outputs.rot6d.shape[1]
 
 
@@ -177,7 +177,7 @@ def test_images_without_plates_can_be_trained_on() -> None:
     assert torch.isfinite(loss)
 
 
-def test_a_saved_model_loads_and_says_the_same(model: RTDETRPose, folder: Path) -> None:
+def test_a_saved_model_loads_and_gives_the_same_outputs(model: RTDETRPose, folder: Path) -> None:
     again = RTDETRPose.from_pretrained(folder).eval()
     assert isinstance(again.config, RTDETRPoseConfig)
     adapter = RTDETRPoseAdapter(str(folder))
@@ -189,7 +189,7 @@ def test_a_saved_model_loads_and_says_the_same(model: RTDETRPose, folder: Path) 
             assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_half_precision_weights_are_computed_with_in_full(model: RTDETRPose, folder: Path, tmp_path: Path) -> None:
+def test_half_precision_weights_are_loaded_as_float32(model: RTDETRPose, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     weights = load_file(str(folder / "model.safetensors"))
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
@@ -200,7 +200,7 @@ def test_half_precision_weights_are_computed_with_in_full(model: RTDETRPose, fol
         assert torch.allclose(value.float(), weights[name].float(), atol=1e-2, rtol=1e-2), name
 
 
-def test_a_folder_that_is_none_and_weights_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
+def test_missing_folders_and_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no folder with a config\.json"):
         RTDETRPoseAdapter(str(tmp_path / "nothing"))
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
@@ -216,7 +216,7 @@ def test_a_folder_that_is_none_and_weights_that_do_not_fit(folder: Path, tmp_pat
         RTDETRPoseAdapter(str(tmp_path))
 
 
-def test_entries_carry_what_the_heads_say_and_what_it_means(folder: Path, plates: Path) -> None:
+def test_entries_contain_poses_and_the_outputs_of_the_heads(folder: Path, plates: Path) -> None:
     dataset = load_dataset(plates)
     adapter = RTDETRPoseAdapter(str(folder), categories=dataset.categories, score_threshold=0.0)
     assert isinstance(adapter, Adapter)
@@ -245,7 +245,7 @@ def test_entries_carry_what_the_heads_say_and_what_it_means(folder: Path, plates
         batch.inputs["intrinsics"][:1],
     )
     assert np.allclose(detection["pose"]["rotation"], rotation[0, 0], atol=1e-4)
-    # The written box is cut at the image's edge, which moves its centre.
+    # The written box is clipped at the image's edge, which shifts its centre.
     if min(box["cx"] - box["w"] / 2, box["cy"] - box["h"] / 2) > 0 and box["cx"] + box["w"] / 2 < 1:
         assert np.allclose(detection["pose"]["translation"][2], translation[0, 0, 2], atol=1e-4)
 
@@ -271,7 +271,7 @@ def test_bad_intrinsics_in_a_coco_file_are_refused(plates: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("target", ["pixels", "auto"])
-def test_mim_reconstructs_pixels_and_leaves_no_trace(
+def test_mim_reconstructs_pixels_and_restores_the_model(
     model: RTDETRPose, plates: Path, folder: Path, target: str
 ) -> None:
     adapter = RTDETRPoseAdapter(str(folder))

@@ -9,7 +9,7 @@ from tests.networks import classifier, images, tensors_of
 
 
 class Autoencoder(nn.Module):
-    """Has a reconstruction head, as RTDETRPose will."""
+    """A model with a reconstruction head, as RTDETRPose has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def test_mim_on_predictions_works_on_any_model() -> None:
     assert not torch.equal(model.state_dict()["1.weight"], before["1.weight"])
 
 
-def test_tent_lowers_the_entropy_of_what_it_sees() -> None:
+def test_tent_lowers_the_entropy_of_its_batches() -> None:
     runner = TentRunner(classifier(), lr=1e-2)
     assert runner.updated_param_count == 0
     report = runner.run([images()] * 20)

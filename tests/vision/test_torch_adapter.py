@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("factory", ["classifier", "normalised", "detector", "softmax_detector"])
-def test_it_predicts(folder: Path, factory: str) -> None:
+def test_the_adapter_predicts(folder: Path, factory: str) -> None:
     adapter = TorchAdapter(f"{FACTORIES}:{factory}", score_threshold=0.1)
     records = load_dataset(folder / "images").records
     entries = adapter.predict(records)
@@ -41,7 +41,7 @@ def test_it_predicts(folder: Path, factory: str) -> None:
             assert 0 <= detection["class_id"] < 3
 
 
-def test_pixels_are_normalised_as_the_model_says(folder: Path) -> None:
+def test_pixels_are_normalised_as_described_by_the_model(folder: Path) -> None:
     records = load_dataset(folder / "images").records
     (plain,) = TorchAdapter(f"{FACTORIES}:classifier").build_loader(records, batch_size=8)
     (scaled,) = TorchAdapter(f"{FACTORIES}:normalised").build_loader(records, batch_size=8)
@@ -59,7 +59,7 @@ def test_a_bare_module_is_a_classifier_of_images_at_their_size(folder: Path) -> 
         adapter.predict(load_dataset(folder / "images").records)
 
 
-def test_a_checkpoint_is_loaded_strictly(folder: Path) -> None:
+def test_a_checkpoint_must_fit_exactly(folder: Path) -> None:
     other = networks.classifier(seed=5)
     save_file(other.state_dict(), folder / "weights.safetensors")
     adapter = TorchAdapter(f"{FACTORIES}:classifier", checkpoint=str(folder / "weights.safetensors"))

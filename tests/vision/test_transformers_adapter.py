@@ -72,7 +72,7 @@ def test_classifiers_rank_all_classes(folder: Path, family: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS.names())
 @pytest.mark.parametrize("family", [*DETECTORS, *CLASSIFIERS])
-def test_every_method_runs_on_every_family_and_leaves_it_as_it_was(folder: Path, family: str, method: str) -> None:
+def test_every_method_runs_on_every_family_and_restores_the_model(folder: Path, family: str, method: str) -> None:
     adapter = TransformersAdapter(str(folder / family))
     if method in ("bn", "align") and family in ("yolos", "vit"):
         pytest.skip("has no BatchNorm")
@@ -81,7 +81,7 @@ def test_every_method_runs_on_every_family_and_leaves_it_as_it_was(folder: Path,
             TTTConfig.resolve({"method": method}, kind="detector")
         return
     if adapter.kind == "detector":
-        # Random weights score low: what is foreground for them is not for a trained detector.
+        # Scores of random weights are low, so that the threshold for candidates is lowered.
         object.__setattr__(adapter.task, "min_foreground", 0.05)
         object.__setattr__(adapter.task, "match_iou", 0.1)
     before = tensors_of(adapter.get_model())
@@ -99,7 +99,7 @@ def test_every_method_runs_on_every_family_and_leaves_it_as_it_was(folder: Path,
             "reset": "online",
             "batch_size": 3,
             "method_options": options.get(method, {}),
-            # Random weights are sure of nothing, with any statistics.
+            # Random weights have a low certainty under any statistics.
             "guards": False,
         },
         kind=adapter.kind,
@@ -148,7 +148,7 @@ def test_category_ids_are_matched_by_name(folder: Path) -> None:
     assert found <= {7, 9}
 
 
-def test_what_cannot_be_loaded_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_loaded_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot load a model"):
         TransformersAdapter(str(tmp_path))
     from transformers import GPT2Config, GPT2Model, ViTImageProcessorPil, ViTModel
@@ -190,7 +190,7 @@ def test_missing_weights_are_an_error_and_not_random_numbers(tmp_path: Path) -> 
         TransformersAdapter(str(folder))
 
 
-def test_a_detector_whose_outputs_are_not_known_predicts_and_refuses_ttt(
+def test_a_detector_with_an_unknown_head_predicts_and_refuses_ttt(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from acclimate.errors import TTTNotSupportedError
@@ -204,7 +204,7 @@ def test_a_detector_whose_outputs_are_not_known_predicts_and_refuses_ttt(
         require_ttt(adapter)
 
 
-def test_views_know_what_the_processor_made_of_black_and_white(folder: Path) -> None:
+def test_the_pixel_range_is_that_of_the_image_processor(folder: Path) -> None:
     assert TransformersAdapter(str(folder / "rt_detr")).task.pixel_range == (0.0, 1.0)  # type: ignore[attr-defined]
     low, high = TransformersAdapter(str(folder / "vit")).task.pixel_range  # type: ignore[attr-defined]
     assert low == pytest.approx((-1, -1, -1))

@@ -26,7 +26,7 @@ def save(family: str, folder: Path, *, seed: int = 0) -> Path:
         "resnet": lambda: hf.ResNetForImageClassification(_resnet()),
     }[family]()
     for module in model.modules():
-        # With the small default weights the signal dies in a backbone this thin, and gradients explode on the way back.
+        # With the small default weights, activations vanish in such a narrow backbone, and gradients explode.
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
     model.eval().save_pretrained(folder)

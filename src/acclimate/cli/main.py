@@ -36,23 +36,27 @@ _COMMANDS: Final = {
     "state": ("acclimate.cli.state", "state_group", "Show or compare the states that runs have saved."),
     "ask": ("acclimate.cli.ask", "ask_command", "Answer a prompt, adapted to the examples in it where that helps."),
     "prime": ("acclimate.cli.prime", "prime_command", "Train an adapter on examples once, for reuse."),
-    "calibrate": ("acclimate.cli.calibrate", "calibrate_command", "Fit the gate's confidence to a language model."),
+    "calibrate": (
+        "acclimate.cli.calibrate",
+        "calibrate_command",
+        "Calibrate the gate's confidence for a language model.",
+    ),
     "health": (
         "acclimate.cli.health",
         "health_command",
-        "Check every indicator.",
+        "Check every health indicator.",
     ),
     "analyze": (
         "acclimate.cli.metrics",
         "analyze_command",
-        "How attempts are going, and what to change.",
+        "Show statistics of recorded attempts, and advice on settings.",
     ),
     "report": ("acclimate.cli.metrics", "report_command", "A daily or weekly report, as text or as one HTML file."),
     "experiment": ("acclimate.cli.experiment", "experiment_group", "Compare two ways of answering on real requests."),
-    "feedback": ("acclimate.cli.metrics", "feedback_command", "Record what a user thought of an answer."),
-    "metrics": ("acclimate.cli.metrics", "metrics_group", "Export what was recorded, or label it."),
+    "feedback": ("acclimate.cli.metrics", "feedback_command", "Record a user's feedback on an answer."),
+    "metrics": ("acclimate.cli.metrics", "metrics_group", "Export recorded attempts, or label them."),
     "audit": ("acclimate.cli.metrics", "audit_command", "Show the audit log, or check that nothing in it was changed."),
-    "maintain": ("acclimate.cli.metrics", "maintain_command", "Delete what is old, and give its space back."),
+    "maintain": ("acclimate.cli.metrics", "maintain_command", "Delete old records, and free their disk space."),
     "demo": ("acclimate.cli.demo", "demo_group", "Run a demonstration on data of this package, without downloads."),
 }
 

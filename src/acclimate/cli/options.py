@@ -68,7 +68,7 @@ def model_options(command: Command) -> Command:
             type=click.Choice(registry.ADAPTERS.names()),
             default="transformers",
             show_default=True,
-            help="The kind of model: what loads and runs it.",
+            help="The adapter that loads and runs the model (see acclimate list adapters).",
         ),
         _model(
             "--model", metavar="NAME", help="A folder or hub name (transformers), or package.module:factory (torch)."
@@ -327,10 +327,10 @@ def _refuse_for_method(info: registry.MethodInfo, needs: Callable[..., None]) ->
     sourced = [name for name, other in registry.METHODS.infos().items() if other.uses_source_images]
     needs(info.uses_source_images, f"--ttt-method {', '.join((*sourced, AUTO))}", "ttt_source")
     gradient = ("ttt_steps", "ttt_lr", "ttt_update_filter", "ttt_include", "ttt_exclude", "lora_rank", "ttt_paced")
-    needs(info.needs_gradient, f"a method that learns ({method} has no gradient)", *gradient)
+    needs(info.needs_gradient, f"a method with gradient steps ({method} has no gradient)", *gradient)
     needs(
         not info.adapts_each_image,
-        f"a method that learns from the stream ({method} takes each image alone)",
+        f"a method that adapts to the stream ({method} adapts to each image alone)",
         "ttt_steps",
         "ttt_paced",
     )

@@ -22,7 +22,7 @@ _SOURCE_STATISTICS: Final[ContextVar[bool]] = ContextVar("source_statistics", de
 
 @contextmanager
 def source_statistics() -> Iterator[None]:
-    """Inside the block, BatchNorm normalises as the source model does, whatever :func:`statistics` around it says."""
+    """Inside the block, BatchNorm uses the source's statistics, even inside :func:`statistics`."""
     token = _SOURCE_STATISTICS.set(True)
     try:
         yield

@@ -172,11 +172,11 @@ class SignalPair:
     @property
     def agreement(self) -> float | None:
         """Share of decisions on which both predict the same class; None where decisions cannot be matched."""
-        ours, theirs = self.adapted.decided, self.source.decided
+        adapted, source = self.adapted.decided, self.source.decided
         # Only a classifier has one for each image. A detector's candidates differ in order and number in each pass.
-        if not len(ours) == len(theirs) == self.adapted.samples or not ours:
+        if not len(adapted) == len(source) == self.adapted.samples or not adapted:
             return None
-        return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+        return sum(a == b for a, b in zip(adapted, source, strict=True)) / len(adapted)
 
     @property
     def variety_ratio(self) -> float:

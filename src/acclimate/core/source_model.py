@@ -57,8 +57,8 @@ class SourceComparison:
         last: the newest comparison.
         consecutive_failures: how many of the newest comparisons failed in a row, that is, favoured the unadapted model.
         sticky_fallback: whether comparisons failed so clearly that several must pass, under a stricter limit, before
-            the adapted model predicts again. On a stream with only one class, say, adaptation stays harmful even where
-            a single comparison passes.
+            the adapted model predicts again. On a stream with only one class, for example, adaptation stays harmful
+            even where a single comparison passes.
         falling_back: whether the newest comparison failed, so that the unadapted model predicts.
         seconds: wall-clock seconds spent on running the unadapted model.
     """
@@ -129,7 +129,7 @@ class SourceComparison:
         return self._summaries[key]
 
     def clear_history(self) -> None:
-        """Clear the signals from before a reset to the source, which say nothing about the model after it."""
+        """Clear the signals from before a reset to the source, because they are not those of the restored model."""
         self._pairs.clear()
         self._summaries.clear()
         self.consecutive_failures = 0

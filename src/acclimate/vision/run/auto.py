@@ -205,14 +205,14 @@ def _trial(method: str, lr: float | None, both: SignalPair) -> Trial:
 
 def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
     """Return the position of the candidate to take, None for the unadapted model, and the reasons."""
-    plain = next((trial for trial in trials if trial.method == UNADAPTED), None)
-    if plain is None:
+    unadapted = next((trial for trial in trials if trial.method == UNADAPTED), None)
+    if unadapted is None:
         return None, ["no candidate can be used on this model, so the model is not adapted"]
     standing, reasons = [], []
     for position, trial in enumerate(trials):
         if trial.refused is not None or trial.method == UNADAPTED:
             continue
-        collapsed = trial.effective_classes < _LEAST_VARIETY * plain.effective_classes
+        collapsed = trial.effective_classes < _LEAST_VARIETY * unadapted.effective_classes
         finite = math.isfinite(trial.entropy_nats)
         if collapsed or not finite or not trial.degradation_score <= 1:
             rate = "" if trial.lr is None else f" at lr {trial.lr:g}"
@@ -220,10 +220,10 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
                 "gives outputs that are not finite"
                 if not finite
                 else f"spreads its decisions over {trial.effective_classes:.1f} classes, the unadapted model over "
-                f"{plain.effective_classes:.1f}"
+                f"{unadapted.effective_classes:.1f}"
                 if collapsed
                 else f"makes the model less certain: mean entropy {trial.entropy_nats:.2f} nats per decision, "
-                f"unadapted {plain.entropy_nats:.2f}"
+                f"unadapted {unadapted.entropy_nats:.2f}"
             )
             reasons.append(f"{trial.method}{rate} {what}")
         else:
@@ -239,10 +239,10 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
         return position, reasons
     # The unadapted model is a candidate too. Those with few detections are excluded: their entropy may be low only
     # because uncertain objects are missing.
-    enough = _LEAST_FOUND * max(trial.detections_per_image for trial in (plain, *(trials[p] for p in standing)))
+    enough = _LEAST_FOUND * max(trial.detections_per_image for trial in (unadapted, *(trials[p] for p in standing)))
     places: list[int | None] = [p for p in standing if trials[p].detections_per_image >= enough]
-    places += [None] if plain.detections_per_image >= enough else []
-    of = {place: plain if place is None else trials[place] for place in places}
+    places += [None] if unadapted.detections_per_image >= enough else []
+    of = {place: unadapted if place is None else trials[place] for place in places}
     most_certain = min(of.values(), key=lambda trial: trial.entropy_nats)
     equals = [place for place in places if of[place].entropy_nats <= most_certain.entropy_nats * (1 + _SAME_ENTROPY)]
     # Among equals prefer a method that does not change predictions until the stream differs from the source; then the

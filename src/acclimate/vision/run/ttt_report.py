@@ -10,7 +10,7 @@ from acclimate.registry import GUARDS, MethodInfo
 from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.construct import paper_note
 
-# Statistics of fewer images say little about the stream: see benchmarks/bn_strength.
+# Statistics of fewer images are no good estimate of the stream's: see benchmarks/bn_strength.
 FEW_IMAGES: Final = 4
 _FALLBACKS: Final = frozenset(
     code
