@@ -31,6 +31,19 @@ from streams import FAULTS, Batch, Fault, Images, to_tensor
 from acclimate.core import Session, default_guards
 from acclimate.core.spectrum import measure as measure_spectrum
 from acclimate.methods import Blend, Eata, Sar, SpectrumFilter, Tent
+from acclimate.registry import GUARDS
+
+# What a rejection's code is called in the tables.
+GUARD_OF = {
+    code: entry.target.rpartition(":")[2]
+    for entry in GUARDS.shipped().values()
+    if entry.info
+    for code in entry.info.codes
+} | {
+    "less_certain_than_source": "WorseThanSource (certainty)",
+    "fewer_classes_than_source": "WorseThanSource (variety)",
+    "lower_scores_than_source": "WorseThanSource (detection)",
+}
 
 
 def methods(source: torch.Tensor) -> dict[str, Any]:
@@ -63,28 +76,18 @@ def adapted(
 ) -> tuple[list[np.ndarray[Any, Any]], dict[str, Any]]:
     """Return the errors, and what the guards did."""
     errors = []
-    trips: dict[str, int] = {}
+    rejections: dict[str, int] = {}
     first = None
     with Session(copy.deepcopy(model), method, guards=default_guards() if guarded else ()) as session:
         for number, batch in enumerate(batches):
             outputs, report = session.adapt_and_predict(batch.images)
             errors.append(wrong(outputs, batch))
             if report.verdict in ("rolled_back", "reset"):
-                kind = guard_of(report.reason or "")
-                trips[kind] = trips.get(kind, 0) + 1
+                kind = GUARD_OF[report.code or ""]
+                rejections[kind] = rejections.get(kind, 0) + 1
                 first = first or {"guard": kind, "batch": number, "reason": report.reason}
         counts = session.report().counts
-    return errors, {"trips": trips, "first": first, "steps": counts}
-
-
-def guard_of(reason: str) -> str:
-    """Return the name of the guard that gives such a reason."""
-    names = {
-        "non-finite": "NonFinite", "update": "MaxUpdate", "drift": "MaxDrift",
-        "less certain": "WorseThanSource (certainty)",
-        "decisions are": "WorseThanSource (variety)", "scores": "WorseThanSource (detection)",
-    }  # fmt: skip
-    return next(name for start, name in names.items() if reason.startswith(start))
+    return errors, {"rejections": rejections, "first": first, "steps": counts}
 
 
 def experiments(
@@ -143,7 +146,7 @@ def main() -> None:
         print(
             f"{row['fault']:24s} {row['method']:9s} none {row['none']:5.1f}  free {row['unguarded']:5.1f}  guarded "
             f"{row['guarded']:5.1f}  ({change['points']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}])  "
-            f"{row['trips']} {first}",
+            f"{row['rejections']} {first}",
             flush=True,
         )
         if options.out is not None:

@@ -82,22 +82,28 @@ def measured(model: nn.Module, batches: Sequence[Batch]) -> list[dict[str, float
 
 def replayed(rows: Rows, certainty: Certainty, guard: WorseThanSource) -> float:
     """Return by how many points the guarded model's error exceeds the unadapted one's, had it been judged so."""
-    trips: list[bool] = []
-    doubts: list[float] = []
-    wrong, passes, convinced = 0.0, 0, False
+    failures: list[bool] = []
+    scores: list[float] = []
+    wrong, passes, sticky = 0.0, 0, False
     for row in rows:
         lost = row["agreement"] < certainty.lost_agreement
         weight = certainty.lost_energy_weight if lost else certainty.energy_weight
-        doubt = row["entropy_rise"] / certainty.allowed(int(row["images"]), lost=lost) + weight * row["energy_drop"]
-        limit = guard.convinced if convinced else guard.suspected if sum(trips[-REMEMBERED_COMPARISONS:]) > 2 else 1.0
-        doubts.append(doubt)
-        trips.append(doubt > limit)
-        passes = 0 if trips[-1] else passes + 1
-        if all(trips[-2:]) and len(trips) > 1 and sum(doubts[-2:]) > 2 * STICKY_SCORE:
-            convinced = True
+        score = row["entropy_rise"] / certainty.allowed(int(row["images"]), lost=lost) + weight * row["energy_drop"]
+        limit = (
+            guard.sticky_factor
+            if sticky
+            else guard.repeated_factor
+            if sum(failures[-REMEMBERED_COMPARISONS:]) > 2
+            else 1.0
+        )
+        scores.append(score)
+        failures.append(score > limit)
+        passes = 0 if failures[-1] else passes + 1
+        if all(failures[-2:]) and len(failures) > 1 and sum(scores[-2:]) > 2 * STICKY_SCORE:
+            sticky = True
         elif passes >= STICKY_PASSES:
-            convinced = False
-        wrong += row["wrong_source"] if trips[-1] else row["wrong_adapted"]
+            sticky = False
+        wrong += row["wrong_source"] if failures[-1] else row["wrong_adapted"]
     images = sum(row["images"] for row in rows)
     return 100 * (wrong - sum(row["wrong_source"] for row in rows)) / images
 

@@ -125,6 +125,8 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
     load, directory, names = lazy_loader.attach_stub(package, file)
 
     def get(name: str) -> Any:
+        if name not in names and importlib.util.find_spec(f"{package}.{name}") is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
         with naming_missing_extra(f"{package}.{name}"):
             return load(name)
 

@@ -128,7 +128,7 @@ def test_dry_run(folder: Path) -> None:
     assert done.stdout.splitlines() == [
         "1.weight  8",
         "1.bias  8",
-        "tent: 2 tensors with 16 elements would move; nothing was changed",
+        "tent: 2 tensors with 16 elements are trainable; nothing was changed",
     ]
     assert not Path("predictions.json").exists()
 
@@ -168,7 +168,7 @@ BAD |= {
     "output is a folder": (("export", "images", *MODEL, "-o", "images"), "it is a folder"),
     "low rank without rank": (("export", "images", *MODEL, "--ttt", "--lora-targets", "5"), "--lora-rank"),
     "mim flag without mim": (("export", "images", *MODEL, "--ttt", "--ttt-mask-prob", "0.5"), "--ttt-method mim"),
-    "source without eata": (("export", "images", *MODEL, "--ttt", "--ttt-source", "images"), "--ttt-method eata"),
+    "source without eata": (("export", "images", *MODEL, "--ttt", "--ttt-source", "images"), "no effect with tent"),
     "tta flag without tta": (("export", "images", *MODEL, "--tta-seed", "3"), "--tta"),
     "batch size with ttt": (("export", "images", *MODEL, "--ttt", "--batch-size", "3"), "--ttt-batch-size"),
     "guard without guards": (("export", "images", *MODEL, "--ttt", "--no-ttt-guards", "--ttt-probe"), "without guards"),

@@ -68,6 +68,7 @@ def resolve_config(
     if source_records and not METHODS.info(config.method).uses_source_images:
         users = ", ".join(name for name, info in METHODS.infos().items() if info.uses_source_images)
         raise ConfigError(
-            f"source images (--ttt-source) have no effect with {config.method}; leave them out, or use {users} or auto"
+            f"source images (--ttt-source) have no effect with {config.method}; leave them out, or use "
+            f"--ttt-method {users} or auto"
         )
     return config
