@@ -49,8 +49,8 @@ from acclimate.methods import (
     Sar,
     SpectrumFilter,
     Tent,
-    fisher_information,
 )
+from acclimate.methods.eata import fisher_information
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "zoom_blur", "fog", "brightness", "contrast",

@@ -42,7 +42,6 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
     "matplotlib": OptionalPackage("matplotlib", ("vision", "monitoring")),
     "platformdirs": OptionalPackage("platformdirs", ("language",)),
-    "psutil": OptionalPackage("psutil", ("language",)),
     "psycopg": OptionalPackage("psycopg", ("postgresql",)),
     "pyarrow": OptionalPackage("pyarrow", ("parquet",)),
     "pycocotools": OptionalPackage("pycocotools", ("vision",)),
@@ -146,5 +145,7 @@ def _importing_modules(traceback: TracebackType | None) -> list[str]:
 
 def _extra_for(package: OptionalPackage, modules: list[str]) -> Extra:
     """Return the extra named like the part of acclimate that imported the package, or the first that brings it."""
-    parts = [module.split(".")[1] for module in modules if module.startswith("acclimate.")]
-    return next((extra for part in reversed(parts) for extra in package.extras if extra == part), package.extras[0])
+    # acclimate.language.engine, or what a command shares: acclimate.cli.language_options.
+    parts = [part for module in modules if module.startswith("acclimate.") for part in module.split(".")[1:3]]
+    fitting = (extra for part in reversed(parts) for extra in package.extras if part.partition("_")[0] == extra)
+    return next(fitting, package.extras[0])

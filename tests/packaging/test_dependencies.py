@@ -90,7 +90,7 @@ def test_every_declared_package_is_imported() -> None:
             for module, _ in third_party(path)
         }
         assert names(EXTRAS[extra]) <= used | NOT_IMPORTED, extra
-    used = {module for path in SOURCE.rglob("*.py") for module, _ in third_party(path)}
+    used = {distribution(module) for path in SOURCE.rglob("*.py") for module, _ in third_party(path)}
     assert names(PROJECT["dependencies"]) <= used
 
 

@@ -80,6 +80,10 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except MissingExtraError as error:
             missing = error
+            if error.purpose.startswith("acclimate."):
+                # A name of Python was not found; who typed a command is told about the command.
+                purpose = f"acclimate {ctx.invoked_subcommand}"
+                missing = MissingExtraError(purpose=purpose, distribution=error.distribution, extra=error.extra)
         except ModuleNotFoundError as error:
             found = missing_extra(error, f"acclimate {ctx.invoked_subcommand}")
             if found is None:
