@@ -66,7 +66,6 @@ def test_core_and_methods_run_without_any_extra(tmp_path: Path) -> None:
         (("demo", "vision"), "sklearn", "scikit-learn", "vision"),
         (("ask", "--model", "spark", "a -> b"), "transformers", "transformers", "language"),
         (("health",), "sqlalchemy", "sqlalchemy", "monitoring"),
-        (("health",), "scipy", "scipy", "monitoring"),
     ],
 )
 def test_a_command_names_the_extra_in_one_line(

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from acclimate.errors import InputError
+from acclimate.errors import InputError, MissingExtraError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,6 +31,9 @@ def reports_input_errors(command: Command) -> Command:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except MissingExtraError:
+            # The group says it, with the name of the command.
+            raise
         except InputError as error:
             click.echo(f"Error: {error}", err=True)
             raise SystemExit(2) from error
