@@ -11,7 +11,8 @@ from acclimate.core.spectrum import measure
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods import Blend, SpectrumFilter
-from acclimate.methods.blend import BlendState
+from acclimate.methods.blend import BlendState, FilterTrial
+from acclimate.methods.spectrum import SpectrumState
 from acclimate.vision.models.detection import Detection
 from tests.networks import classifier, detector, images
 
@@ -96,13 +97,100 @@ def test_diversity_is_computed_over_a_window_of_decisions() -> None:
 
 def test_the_mirrored_view_has_half_the_weight() -> None:
     model, batch = classifier("bn"), images()
-    with Session(model, Blend(flip_averaging=False), guards=()) as session:
-        session.adapt(batch)
-        one, other = session.predict(batch), session.predict(batch.flip(-1))
-    with Session(model, Blend()) as session:
+    with torch.no_grad():
+        one, other = model(batch), model(batch.flip(-1))
+    # With the source's statistics alone, so that only the views differ.
+    with Session(model, Blend(memory_weight=0.0)) as session:
         first, _ = session.adapt_and_predict(batch)
         torch.testing.assert_close(session.predict(batch), (one + other) / 2)
         torch.testing.assert_close(first, (one + other) / 2)
+
+
+def test_mirror_images_have_running_statistics_of_their_own() -> None:
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 4, 3)
+    model = nn.Sequential(first, nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 4)).eval()
+    # Brighter from left to right: a filter for edges gives the opposite values on the mirror images.
+    ramp = torch.linspace(0, 1, 16).expand(8, 3, 16, 16) + 0.05 * images(8)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([-1.0, 0.0, 1.0]).expand(4, 3, 3, 3) / 9)
+    with Session(model, Blend(diversity_exponent=0.0), guards=()) as session:
+        session.adapt(ramp)
+        straight, mirrored = session.state.memory["1"][0], session.state.flipped_memory["1"][0]
+        with torch.no_grad():
+            expected = [model[0](views).mean((0, 2, 3)) for views in (ramp, ramp.flip(-1))]
+    rate = 8 / (8 + 64)
+    torch.testing.assert_close(straight, rate * expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mirrored, rate * expected[1], rtol=1e-4, atol=1e-5)
+
+
+def filter_towards_smooth_images() -> SpectrumFilter:
+    smooth = nn.functional.interpolate(images(32, side=4, seed=9), size=16, mode="bicubic").clamp(0, 1)
+    return SpectrumFilter(source=measure([smooth]))
+
+
+def test_the_filter_is_tried_at_the_beginning_of_a_stream_and_when_its_spectrum_changes() -> None:
+    model, method = classifier("bn"), Blend(spectrum=filter_towards_smooth_images(), filter_trial_images=40)
+    noise = [images(16, seed=seed) for seed in range(6)]
+    with Session(model, method, guards=()) as session:
+        session.adapt(noise[0])
+        assert session.state.trial is not None
+        assert session.state.trial.images == 16
+        for batch in noise[1:]:
+            session.adapt(batch)
+        assert session.state.trial is None, "decided after 40 images at the latest"
+        session.adapt(nn.functional.interpolate(images(16, side=4, seed=3), size=16, mode="bicubic").clamp(0, 1))
+        assert session.state.trial is not None, "a stream without noise is another one"
+
+
+@pytest.mark.parametrize("filter_gain", [-1.0, 1.0])
+def test_evidence_decides_whether_images_are_filtered(filter_gain: float) -> None:
+    spectrum = filter_towards_smooth_images()
+    model = classifier("bn")
+    method = Blend(spectrum=spectrum, filter_gain=filter_gain, filter_trial_images=32, diversity_exponent=0.0)
+    reference = Blend(spectrum=spectrum if filter_gain < 0 else None, filter_trial_images=0, diversity_exponent=0.0)
+    batches = [images(16, seed=seed) for seed in range(4)]
+    found = []
+    for one in (method, reference):
+        with Session(model, one, guards=(), restore=True) as session:
+            outputs = [session.adapt_and_predict(batch)[0] for batch in batches]
+            found.append((outputs[2:], session.predict(batches[0])))
+    # Each kind of images has statistics of its own, so that the one that is chosen is as if it had always been alone.
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_without_evidence_images_are_filtered() -> None:
+    spectrum = filter_towards_smooth_images()
+    method = Blend(spectrum=spectrum)
+    few = FilterTrial(images=16, gain=-16.0, changes=16.0)
+    many = FilterTrial(images=64, gain=-16.0, changes=16.0)
+    model, batch = classifier("bn"), images()
+    seen, _ = spectrum.observe(batch, SpectrumState(), task=Classification())
+    predicted = [
+        method.predict(model, batch, BlendState(seen=seen, trial=trial), task=Classification())
+        for trial in (None, few, many)
+    ]
+    assert torch.equal(predicted[0], predicted[1])
+    assert not torch.allclose(predicted[0], predicted[2], atol=1e-3)
+    expected = Blend().predict(model, batch, BlendState(), task=Classification())
+    torch.testing.assert_close(predicted[2], expected)
+
+
+@pytest.mark.parametrize(("first_diversity", "share"), [(0.0, 1.0), (1.0, 0.0)])
+def test_a_first_batch_is_taken_in_full_where_its_decisions_are_diverse_enough(
+    first_diversity: float, share: float
+) -> None:
+    # The source model is certain of one class, and less certain with statistics of the batch.
+    model, layer = network()
+    with torch.no_grad():
+        layer.running_mean.zero_()
+        layer.running_var.fill_(0.01)
+        model[3].weight.mul_(6)
+    bright = images(32) * 0.2 + 0.8
+    with Session(model, Blend(flip_averaging=False, first_diversity=first_diversity), guards=()) as session:
+        session.adapt(bright)
+        mean = session.state.memory["0"][0]
+    torch.testing.assert_close(mean, share * 32 / (32 + 64) * bright.mean((0, 2, 3)), rtol=1e-4, atol=1e-3)
 
 
 def test_tasks_that_do_not_allow_mirroring_are_not_flip_averaged() -> None:
@@ -134,7 +222,14 @@ def test_a_network_without_batch_norm_is_filtered_or_refused() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("memory_weight", 1.5), ("memory_images", 0), ("diversity_window", 0), ("diversity_exponent", -1.0)],
+    [
+        ("memory_weight", 1.5),
+        ("memory_images", 0),
+        ("diversity_window", 0),
+        ("diversity_exponent", -1.0),
+        ("filter_gain", 2.0),
+        ("filter_trial_images", -1),
+    ],
 )
 def test_bad_fields_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=field):

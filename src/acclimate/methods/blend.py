@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,27 @@ from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods.spectrum import SpectrumFilter, SpectrumState
 from acclimate.registry import MethodInfo, Preset
 
+_LEAST_TRIAL: Final = 32
+"""Fewer images than this say nothing about the filter, which is used until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilterTrial:
+    """Evidence on whether the filter helps, from images that were predicted with and without it.
+
+    Attributes:
+        images: compared so far.
+        gain: in how many more of them the classes of image and mirror image are equal with the filter than without.
+        changes: in how many of them that equality differs between with and without.
+        memory, flipped_memory: running statistics of the images without the filter, and of their mirror images.
+    """
+
+    images: int = 0
+    gain: float = 0.0
+    changes: float = 0.0
+    memory: Mapping[str, Moments] = field(default_factory=dict)
+    flipped_memory: Mapping[str, Moments] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, slots=True)
 class BlendState:
@@ -40,12 +61,34 @@ class BlendState:
         memory: running mean and variance of the inputs of each BatchNorm layer, by name.
         classes: mean class probabilities of recent decisions ``(K,)``; None before the first.
         decisions: the number of decisions that ``classes`` averages, at most the window.
+        flipped_memory: as ``memory``, of the mirror images.
+        filters: whether images are filtered.
+        trial: evidence on that, while it is not decided.
     """
 
     seen: SpectrumState = SpectrumState()
     memory: Mapping[str, Moments] = field(default_factory=dict)
     classes: Tensor | None = None
     decisions: float = 0.0
+    flipped_memory: Mapping[str, Moments] = field(default_factory=dict)
+    filters: bool = True
+    trial: FilterTrial | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Outputs merged over flips, on the images, and on their mirror images (None where not run); and the statistics."""
+
+    outputs: Any
+    unmerged: Any
+    flipped: Any
+    memory: Mapping[str, Moments]
+    flipped_memory: Mapping[str, Moments]
+
+    def agreements(self, task: Task) -> Tensor:
+        """Return 1 for each image whose class equals that of its mirror image, else 0: ``(B,)``."""
+        classes = [task.decisions(found).class_probabilities().argmax(-1) for found in (self.unmerged, self.flipped)]
+        return (classes[0] == classes[1]).float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,17 +98,28 @@ class Blend:
     The running statistics start as the source's and are updated with each batch of n images at the rate
     ``n / (n + memory_images)``, which suits batches of one image as well as of hundreds. On a stream that is ordered by
     class they would become those of the present class, so the rate is lower when recent decisions have few classes.
+    Mirror images have running statistics of their own: oriented features have others there, above all under directional
+    blur.
+
+    The filter undoes damage that is alike in all directions and places. Where it is not (line noise, few grey levels),
+    the filter does harm that the power spectrum does not show. The network shows it: predictions on an image and on its
+    mirror image agree more often where a filter restored what the network knows. So at the beginning of a stream, and
+    after a change of its spectrum, images are predicted with and without the filter until that is decided.
 
     Attributes:
         memory_weight: weight of the running statistics in the mixture; that of the source's is one minus it.
         memory_images: the number of images that the running statistics count for when a batch is added.
         diversity_exponent: the rate is multiplied by the diversity of recent decisions to this power. Diversity is
             (effective number of classes - 1) / (number of classes - 1); an exponent of 0 ignores it.
+        first_diversity: a first batch whose decisions are more diverse than this is taken into the statistics in full.
         diversity_window: the number of recent decisions from which diversity is computed.
         certainty: detects a first batch with too few classes to take statistics from: with its statistics the model
             would be less certain.
         flip_averaging: whether to average the predictions on each image and on its mirror image, where the task allows
             it; this doubles the cost.
+        filter_gain: by how much the share of images whose class equals that of their mirror image must rise with the
+            filter for it to stay in use.
+        filter_trial_images: the number of images after which that is decided at the latest; 0 always filters.
         spectrum: filters images first; None leaves them unfiltered.
 
     The defaults were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, with corruptions and severities that are not
@@ -88,13 +142,16 @@ class Blend:
         auto={"classifier": ({},)},
         auto_reason="the most accurate method on every kind of stream that was measured, and all checks passed",
     )
-    state_types: ClassVar[tuple[type, ...]] = (BlendState, SpectrumState, Sums)
+    state_types: ClassVar[tuple[type, ...]] = (BlendState, FilterTrial, SpectrumState, Sums)
 
     memory_weight: float = 0.5
     memory_images: int = 64
     diversity_exponent: float = 4.0
+    first_diversity: float = 0.25
     diversity_window: int = 64
     flip_averaging: bool = True
+    filter_gain: float = 0.05
+    filter_trial_images: int = 256
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
     spectrum: SpectrumFilter | None = field(default=None, metadata=FROM_SOURCE_IMAGES)
 
@@ -104,6 +161,10 @@ class Blend:
         for name in ("memory_images", "diversity_window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"blend: {name} must be at least 1, got {getattr(self, name)}")
+        if not -1 <= self.filter_gain <= 1:
+            raise ConfigError(f"blend: filter_gain must lie in [-1, 1], got {self.filter_gain}")
+        if self.filter_trial_images < 0:
+            raise ConfigError(f"blend: filter_trial_images must not be negative, got {self.filter_trial_images}")
         if not self.diversity_exponent >= 0:
             raise ConfigError(f"blend: diversity_exponent must not be negative, got {self.diversity_exponent}")
 
@@ -156,33 +217,34 @@ class Blend:
                     state = self.step(model, rest, state, **options).state
                 outputs = self.predict(model, layout.for_prediction(batch), state, task=task)
                 return Step(state, detach(outputs), None, int(usable.sum()))
-            if self.spectrum is not None:
-                seen, batch = self.spectrum.observe(batch, state.seen, task=task)
-                state = replace(state, seen=seen)
-            batch = layout.for_prediction(batch)
             count = sample_count(batch)
-            rate = count / (count + self.memory_images) * self._rate_factor(model, batch, state, task=task)
-            with norm.running_statistics(model, state.memory, memory_weight=self.memory_weight, rate=rate) as memory:
-                outputs = task.forward(model, batch)
-            state = self._with_decisions(replace(state, memory=memory), task.decisions(outputs).class_probabilities())
-            outputs = self._flip_averaged(model, batch, outputs, state, task=task)
+            state, filtered = self._observed(batch, state, task=task)
+            used = layout.for_prediction(filtered if state.filters else batch)
+            rate = count / (count + self.memory_images) * self._rate_factor(model, used, state, task=task)
+            run = self._run(model, used, state.memory, state.flipped_memory, rate=rate, task=task)
+            state = replace(state, memory=run.memory, flipped_memory=run.flipped_memory)
+            state = self._with_decisions(state, task.decisions(run.unmerged).class_probabilities())
+            outputs = run.outputs
+            if state.trial is not None:
+                state, outputs = self._tried(model, batch, filtered, run, state, rate=rate, task=task)
         return Step(state, detach(outputs), None, count)
 
     def predict(self, model: nn.Module, inputs: Any, state: BlendState, *, task: Task) -> Any:
-        """Return the outputs on filtered images under mixed statistics, averaged over flips."""
-        if self.spectrum is not None:
-            inputs = layout.for_prediction(self.spectrum.cleaned(inputs, state.seen, task=task))
-        with self._blended(model, state):
-            outputs = task.forward(model, inputs)
-        return self._flip_averaged(model, inputs, outputs, state, task=task)
+        """Return the outputs under mixed statistics, on filtered images where that helps, averaged over flips."""
+        state = self._in_use(state)
+        if self.spectrum is not None and state.filters:
+            inputs = self.spectrum.cleaned(inputs, state.seen, task=task)
+        inputs = layout.for_prediction(inputs)
+        return self._run(model, inputs, state.memory, state.flipped_memory, rate=0.0, task=task).outputs
 
     @contextmanager
     def installed(self, model: nn.Module, state: BlendState, *, task: Task) -> Iterator[None]:
         """Inside the block, ``model`` gets filtered images and uses mixed statistics, without flip averaging."""
+        state = self._in_use(state)
         with ExitStack() as stack:
-            if self.spectrum is not None:
+            if self.spectrum is not None and state.filters:
                 stack.enter_context(self.spectrum.filtering(model, state.seen, task=task))
-            stack.enter_context(self._blended(model, state))
+            stack.enter_context(self._mixing(model, state.memory, rate=0.0))
             yield
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
@@ -214,11 +276,102 @@ class Blend:
         both = SignalPair.of(task, adapted, source, samples=count)
         if self.certainty.degradation_score(both) <= 1:
             return 1.0
-        state = self._with_decisions(state, task.decisions(source).class_probabilities())
-        return math.pow(self.diversity(state), self.diversity_exponent)
+        # So does strong damage, under which the source model gives one class to everything with certainty. Then the
+        # decisions under the new statistics are of many classes.
+        diversity = self.diversity(self._with_decisions(state, task.decisions(adapted).class_probabilities()))
+        return 1.0 if diversity >= self.first_diversity else math.pow(diversity, self.diversity_exponent)
 
-    def _blended(self, model: nn.Module, state: BlendState) -> AbstractContextManager[Any]:
-        return norm.running_statistics(model, state.memory, memory_weight=self.memory_weight, rate=0.0)
+    def _mixing(
+        self, model: nn.Module, memory: Mapping[str, Moments], *, rate: float
+    ) -> AbstractContextManager[dict[str, Moments]]:
+        return norm.running_statistics(model, memory, memory_weight=self.memory_weight, rate=rate)
+
+    def _observed(self, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, Any]:
+        """Return the state with the batch added to the stream's spectrum, and the batch filtered where that is on."""
+        if self.spectrum is None:
+            return state, batch
+        seen, filtered = self.spectrum.observe(batch, state.seen, task=task, filtering=state.filters)
+        state = replace(state, seen=seen)
+        began_again = seen.stream is not None and seen.stream.count == sample_count(batch)
+        if not began_again or not self._can_try(task):
+            return state, filtered
+        trial = FilterTrial(memory=state.memory, flipped_memory=state.flipped_memory)
+        if not state.filters:
+            filtered = self.spectrum.cleaned(batch, seen, task=task)
+        return replace(state, filters=True, trial=trial), filtered
+
+    def _can_try(self, task: Task) -> bool:
+        return self.filter_trial_images > 0 and task.flips and task.aligned
+
+    def _run(
+        self,
+        model: nn.Module,
+        batch: Any,
+        memory: Mapping[str, Moments],
+        flipped_memory: Mapping[str, Moments],
+        *,
+        rate: float,
+        task: Task,
+        compare: bool = False,
+    ) -> _Run:
+        """Predict a batch and its mirror images, each with running statistics of its own."""
+        with self._mixing(model, memory, rate=rate) as updated:
+            outputs = task.forward(model, batch)
+        view = task.mirrored(batch) if self.flip_averaging or compare else None
+        if view is None:
+            return _Run(outputs, outputs, None, updated, flipped_memory)
+        with self._mixing(model, flipped_memory, rate=rate) as flipped_updated:
+            other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
+        merged = task.merge([outputs, other], outputs) if self.flip_averaging else outputs
+        return _Run(merged, outputs, other, updated, flipped_updated)
+
+    def _tried(
+        self,
+        model: nn.Module,
+        batch: Any,
+        filtered: Any,
+        run: _Run,
+        state: BlendState,
+        *,
+        rate: float,
+        task: Task,
+    ) -> tuple[BlendState, Any]:
+        """Predict the batch without the filter too; return the state with that evidence, and the outputs to use."""
+        trial = state.trial
+        if trial is None or filtered is batch:
+            # Nothing was filtered yet, so both kinds of statistics are the same.
+            if trial is not None:
+                trial = replace(trial, memory=state.memory, flipped_memory=state.flipped_memory)
+            return replace(state, trial=trial), run.outputs
+        how: dict[str, Any] = {"rate": rate, "task": task, "compare": True}
+        if run.flipped is None:
+            # Without flip averaging the mirror images have been left out.
+            run = self._run(model, layout.for_prediction(filtered), state.memory, state.flipped_memory, **how)
+        plain = self._run(model, layout.for_prediction(batch), trial.memory, trial.flipped_memory, **how)
+        gains = run.agreements(task) - plain.agreements(task)
+        trial = FilterTrial(
+            images=trial.images + len(gains),
+            gain=trial.gain + float(gains.sum()),
+            changes=trial.changes + float(gains.abs().sum()),
+            memory=plain.memory,
+            flipped_memory=plain.flipped_memory,
+        )
+        state = replace(state, trial=trial)
+        outputs = run.outputs if self._in_use(state).filters else plain.outputs
+        return self._in_use(replace(state, trial=None), trial) if self._is_decided(trial) else state, outputs
+
+    def _in_use(self, state: BlendState, trial: FilterTrial | None = None) -> BlendState:
+        """Return the state with the filter off, and the statistics without it, where the evidence speaks against it."""
+        trial = state.trial if trial is None else trial
+        if trial is None or trial.images < _LEAST_TRIAL or trial.gain / trial.images > self.filter_gain:
+            return state
+        return replace(state, filters=False, memory=trial.memory, flipped_memory=trial.flipped_memory)
+
+    def _is_decided(self, trial: FilterTrial) -> bool:
+        """Say whether the gain is two standard errors from the limit, or enough images were tried."""
+        distance = abs(trial.gain - trial.images * self.filter_gain)
+        clear = trial.images >= _LEAST_TRIAL and distance > 2 * math.sqrt(max(trial.changes, 1.0))
+        return clear or trial.images >= self.filter_trial_images
 
     def _with_decisions(self, state: BlendState, probabilities: Tensor) -> BlendState:
         if len(probabilities) == 0:
@@ -229,11 +382,3 @@ class Blend:
         total = newest.sum(0) if state.classes is None else newest.sum(0) + kept * state.classes
         count = len(newest) + kept
         return replace(state, classes=total / count, decisions=count)
-
-    def _flip_averaged(self, model: nn.Module, batch: Any, outputs: Any, state: BlendState, *, task: Task) -> Any:
-        view = task.mirrored(batch) if self.flip_averaging else None
-        if view is None:
-            return outputs
-        with self._blended(model, state):
-            other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
-        return task.merge([outputs, other], outputs)

@@ -149,12 +149,17 @@ class SpectrumFilter:
         return Step(state, detach(outputs), None, sample_count(batch))
 
     @torch.no_grad()
-    def observe(self, batch: Any, state: SpectrumState, *, task: Task) -> tuple[SpectrumState, Any]:
-        """Return the state with the batch added to the stream's spectrum, and the batch filtered with that state."""
+    def observe(
+        self, batch: Any, state: SpectrumState, *, task: Task, filtering: bool = True
+    ) -> tuple[SpectrumState, Any]:
+        """Return the state with the batch added to the stream's spectrum, and the batch filtered with that state.
+
+        Without ``filtering`` the batch is returned as it was given.
+        """
         unit = in_unit_range(task.images(batch), task)
         images = self._despiked(unit)
         state = SpectrumState(self._next(Sums.of(images), state.stream))
-        return state, self._filtered(batch, unit, images, state, task)
+        return state, self._filtered(batch, unit, images, state, task) if filtering else batch
 
     @torch.no_grad()
     def cleaned(self, batch: Any, state: SpectrumState, *, task: Task) -> Any:
