@@ -119,7 +119,8 @@ class Blend:
             it; this doubles the cost.
         filter_gain: by how much the share of images whose class equals that of their mirror image must rise with the
             filter for it to stay in use.
-        filter_trial_images: the number of images after which that is decided at the latest; 0 always filters.
+        filter_trial_images: the number of images after which that is decided at the latest; 0, or no flip averaging, always
+            filters.
         spectrum: filters images first; None leaves them unfiltered.
 
     The defaults were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, with corruptions and severities that are not
@@ -151,7 +152,7 @@ class Blend:
     diversity_window: int = 64
     flip_averaging: bool = True
     filter_gain: float = 0.05
-    filter_trial_images: int = 256
+    filter_trial_images: int = 128
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
     spectrum: SpectrumFilter | None = field(default=None, metadata=FROM_SOURCE_IMAGES)
 
@@ -301,7 +302,8 @@ class Blend:
         return replace(state, filters=True, trial=trial), filtered
 
     def _can_try(self, task: Task) -> bool:
-        return self.filter_trial_images > 0 and task.flips and task.aligned
+        # Without flip averaging, mirror images would have to be predicted for this alone.
+        return self.flip_averaging and self.filter_trial_images > 0 and task.flips and task.aligned
 
     def _run(
         self,
@@ -312,18 +314,16 @@ class Blend:
         *,
         rate: float,
         task: Task,
-        compare: bool = False,
     ) -> _Run:
         """Predict a batch and its mirror images, each with running statistics of its own."""
         with self._mixing(model, memory, rate=rate) as updated:
             outputs = task.forward(model, batch)
-        view = task.mirrored(batch) if self.flip_averaging or compare else None
+        view = task.mirrored(batch) if self.flip_averaging else None
         if view is None:
             return _Run(outputs, outputs, None, updated, flipped_memory)
         with self._mixing(model, flipped_memory, rate=rate) as flipped_updated:
             other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
-        merged = task.merge([outputs, other], outputs) if self.flip_averaging else outputs
-        return _Run(merged, outputs, other, updated, flipped_updated)
+        return _Run(task.merge([outputs, other], outputs), outputs, other, updated, flipped_updated)
 
     def _tried(
         self,
@@ -343,11 +343,8 @@ class Blend:
             if trial is not None:
                 trial = replace(trial, memory=state.memory, flipped_memory=state.flipped_memory)
             return replace(state, trial=trial), run.outputs
-        how: dict[str, Any] = {"rate": rate, "task": task, "compare": True}
-        if run.flipped is None:
-            # Without flip averaging the mirror images have been left out.
-            run = self._run(model, layout.for_prediction(filtered), state.memory, state.flipped_memory, **how)
-        plain = self._run(model, layout.for_prediction(batch), trial.memory, trial.flipped_memory, **how)
+        unfiltered = layout.for_prediction(batch)
+        plain = self._run(model, unfiltered, trial.memory, trial.flipped_memory, rate=rate, task=task)
         gains = run.agreements(task) - plain.agreements(task)
         trial = FilterTrial(
             images=trial.images + len(gains),
