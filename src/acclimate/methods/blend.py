@@ -119,8 +119,8 @@ class Blend:
             it; this doubles the cost.
         filter_gain: by how much the share of images whose class equals that of their mirror image must rise with the
             filter for it to stay in use.
-        filter_trial_images: the number of images after which that is decided at the latest; 0, or no flip averaging, always
-            filters.
+        filter_trial_images: the number of images after which that is decided at the latest; with 0, and without flip
+            averaging, the filter is always used.
         spectrum: filters images first; None leaves them unfiltered.
 
     The defaults were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, with corruptions and severities that are not
