@@ -212,6 +212,23 @@ def _cifar_runs() -> list[dict[str, Any]]:
     return runs
 
 
+def shifts_table(half: str) -> str:
+    """Return the error under every kind of damage of one half."""
+    path = ROOT / "benchmarks" / "shifts" / "results" / f"{half}.json"
+    rows = json.loads(path.read_text())["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    errors = {(row["kind"], row["method"]): row["error"] for row in rows}
+    damaged = [kind for kind in kinds if kind != "clean"]
+    lines = ["| kind | " + " | ".join(methods) + " |", "| --- |" + " --- |" * len(methods)]
+    lines += [
+        f"| {kind.replace('_', ' ')} | " + " | ".join(f"{errors[kind, method]:.1f}" for method in methods) + " |"
+        for kind in kinds
+    ]
+    means = (sum(errors[kind, method] for kind in damaged) / len(damaged) for method in methods)
+    return "\n".join([*lines, "| **mean without clean** | " + " | ".join(f"**{mean:.1f}**" for mean in means) + " |"])
+
+
 def _with_tables(text: str) -> str:
     tables: dict[str, Callable[[], str]] = {
         "results": results_table.results_table,
@@ -238,6 +255,7 @@ def _with_tables(text: str) -> str:
         "pose_scenes conditions": functools.partial(pose_scenes_tables.conditions_table, "online"),
         "pose_scenes auto": pose_scenes_tables.auto_table,
         "pose_scenes policies": functools.partial(pose_scenes_tables.summary_table, "policies"),
+        **{f"shifts {half}": functools.partial(shifts_table, half) for half in ("tune", "report")},
         "gate": language_tables.gate_table,
         "adaptation": language_tables.adaptation_table,
         "patterns": language_tables.patterns_table,
