@@ -21,6 +21,22 @@ DATABASE_VARIABLE: Final = "ACCLIMATE_DB_URL"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 #: Key of the PostgreSQL advisory lock under which tables are made.
 _MIGRATION_LOCK: Final = 7_411_279
+#: Primary codes: BUSY, LOCKED, PROTOCOL (a race between processes that open a file in WAL mode).
+_SQLITE_TRANSIENT: Final = frozenset({5, 6, 15})
+#: Beginnings of SQLSTATE codes: connection lost, deadlock or serialization failure, too many connections, server
+#: starting up or shutting down.
+_POSTGRESQL_TRANSIENT: Final = ("08", "40", "53300", "57P01", "57P02", "57P03", "57P05")
+#: Parts of libpq's messages about connections that no patience brings about.
+_POSTGRESQL_PERMANENT: Final = (
+    "authentication failed",
+    "no password supplied",
+    "does not exist",
+    "could not translate host name",
+    "failed to resolve host",
+    "no pg_hba.conf entry",
+    "invalid",
+    "permission denied",
+)
 #: For how long SQLite waits for another connection's lock before it reports an error.
 BUSY_TIMEOUT_S: Final = 5.0
 
@@ -112,6 +128,28 @@ def upgrade(engine: Engine, revision: str = HEAD) -> None:
             f"cannot open the metrics store {engine.url.render_as_string()}: {reason_of(error)}; give another by "
             f"{DATABASE_VARIABLE}"
         ) from error
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether a database fault passes by itself, so that trying again may help.
+
+    Transient are a lock that another process holds, a lost connection, a server that starts up or has no connection
+    left, and a deadlock. A full disk, a read-only file or folder, a damaged file, a wrong password and a missing
+    database are not.
+    """
+    if not isinstance(error, DBAPIError):
+        return False
+    cause = error.orig
+    if isinstance(cause, sqlite3.Error):
+        # Extended codes have the primary one in their low byte. Errors of the module itself have no code.
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_TRANSIENT
+    state = getattr(cause, "sqlstate", None)
+    if state is not None:
+        return str(state).startswith(_POSTGRESQL_TRANSIENT)
+    if not isinstance(error, OperationalError):
+        return error.connection_invalidated
+    # While a connection is made libpq gives a message, and no code.
+    return not any(words in str(cause) for words in _POSTGRESQL_PERMANENT)
 
 
 def reason_of(error: SQLAlchemyError) -> str:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from acclimate.errors import ConfigError, StoreError
+from acclimate.monitoring.insert import insert_once
 from acclimate.monitoring.intervals import Estimate, mean
 from acclimate.monitoring.schema import experiments, timestamp_of, ttt_ab_tests
 from acclimate.monitoring.sequential import (
@@ -103,15 +104,18 @@ def create(store: Store, experiment: Experiment) -> None:
     Raises:
         ConfigError: there is one of that name already.
     """
-    design = asdict(experiment)
+    values = {
+        "name": experiment.name,
+        "created_at": experiment.created_at,
+        "design": json.dumps(asdict(experiment)),
+    }
     with store.writing() as connection:
-        if connection.execute(sa.select(experiments.c.name).where(experiments.c.name == experiment.name)).scalar():
+        if insert_once(connection, experiments, values):
+            return
+        stored = sa.select(experiments.c.design).where(experiments.c.name == experiment.name)
+        # The same design with the same time of creation is this one: its commit was answered by an error.
+        if connection.execute(stored).scalar() != values["design"]:
             raise ConfigError(f"there is an experiment {experiment.name!r} already; choose another name")
-        connection.execute(
-            sa.insert(experiments).values(
-                name=experiment.name, created_at=experiment.created_at, design=json.dumps(design)
-            )
-        )
 
 
 def stop(store: Store, name: str) -> Experiment:

@@ -42,7 +42,8 @@ class Store:
         must_exist: refuse a SQLite file that does not exist, instead of creating it.
         keep_content: store prompts, examples and answers where records have them.
         queue_size: greatest number of queued rows.
-        retry_timeout_s: for how long a write is retried while the database is locked or full.
+        retry_timeout_s: for how long a write is retried while the database is locked or unreachable. A fault that
+            does not pass, such as a full disk, is not retried.
         logger: for warnings and errors about lost rows.
 
     Attributes:
