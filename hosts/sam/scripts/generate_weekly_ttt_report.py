@@ -6,9 +6,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sam.monitoring.ttt_metrics import get_ttt_metrics_collector
-
 from acclimate.monitoring import as_html, as_text, make_report
+from acclimate_sam.collector import get_ttt_metrics_collector
 
 
 def main() -> None:

@@ -204,7 +204,10 @@ def get_ttt_metrics_collector(db_path: str | Path | None = None) -> TTTMetricsCo
 
 
 def run_health_check(collector: TTTMetricsCollector | None = None, *, days: float = 1) -> bool:
-    """Return whether no indicator alerts over the last days."""
+    """Return whether no indicator alerts over the last days, which is so too where there are too few observations.
+
+    The script ``ttt_health_check.py`` tells the two apart by its exit code.
+    """
     return not check((collector or get_ttt_metrics_collector()).store, Window.last(days=days)).alerting
 
 
