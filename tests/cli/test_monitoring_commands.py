@@ -188,3 +188,23 @@ def test_vision_runs_are_recorded_with_gain_and_cost(folder: Path) -> None:
     assert found["gain"]["count"] == 2
     assert found["gain"]["value"] > 0
     assert found["cost_ratio"]["value"] > 1
+
+
+def test_health_is_not_healthy_where_an_indicator_cannot_be_judged(folder: Path) -> None:
+    with Store() as store:
+        # One of eight indicators has enough observations: nothing was adapted to.
+        fill(store, 78, "plain")
+        fill(store, 22, "plain", adaptable=True)
+    done = run("health", code=2)
+    assert done.stdout.startswith("cannot tell\n  cannot tell: too few observations of adaptation_success_rate, ")
+    found = json.loads(run("health", "--json", code=2).stdout)
+    assert found["verdict"] == "cannot tell"
+    assert found["unjudged"] == [
+        "adaptation_success_rate", "mean_confidence_score", "mean_adaptation_time", "fallback_rate",
+        "memory_utilization",
+    ]  # fmt: skip
+    with Store() as store:
+        fill(store, 20)
+    assert "healthy, without response_quality_improvement, pattern_detection_accuracy (too few observations)" in (
+        run("health").stdout
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -181,6 +182,9 @@ class ExperimentReport:
         arms: the control and the treatment.
         paired: whether requests were answered by both arms.
         effect: quality of the treatment less that of the control, with interval and p value once the design has them.
+            Qualities lie between 0 and 1, so effect and interval lie between -1 and 1.
+        difference: of the arms' mean qualities; None where an arm has none. A sequential design weights every outcome
+            by the chance of its arm, which its test needs, so that its effect differs from this while there are few.
         seconds: how much longer the treatment takes, with its 95 % interval.
         mismatch: p value of the arms' counts under their weights; None for pairs.
         conclusion: the code of the result: ``mismatch`` (the arms' sizes cannot be chance), ``too_early``,
@@ -192,6 +196,7 @@ class ExperimentReport:
     arms: tuple[ArmSummary, ArmSummary]
     paired: bool
     effect: Comparison
+    difference: float | None
     seconds: Comparison
     mismatch: float | None
     conclusion: Conclusion
@@ -229,17 +234,96 @@ def report(store: Store, name: str) -> ExperimentReport:
         counts = [sum(row.method == arm for row in units) for arm in (control, treatment)]
         mismatch = assignment_mismatch(counts, [arm.weight for arm in experiment.arms])
     arms = (_summary(control, rows), _summary(treatment, rows))
+    effect = effect.within(1.0)
     conclusion = _conclusion(experiment, effect, mismatch)
     return ExperimentReport(
         experiment=experiment,
         arms=arms,
         paired=paired,
         effect=effect,
+        difference=_difference(arms),
         seconds=seconds,
         mismatch=mismatch,
         conclusion=conclusion,
         verdict=_in_words(conclusion, experiment, effect),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomesReport:
+    """The outcomes of a test of which no design is stored, such as one that another program ran.
+
+    Attributes:
+        name: of the test.
+        arms: one for each method, by name; ``ICL`` first, as the control.
+        paired: whether requests (sessions, where a program names no requests) were answered by both of two methods.
+        effect: quality of the second method less that of the first, by a t test (paired: Student's; otherwise Welch's);
+            None where there are not two methods.
+        seconds: how much longer the second takes, likewise.
+        verdict: what the effect is worth.
+    """
+
+    name: str
+    arms: tuple[ArmSummary, ...]
+    paired: bool
+    effect: Comparison | None
+    seconds: Comparison | None
+    verdict: str = (
+        "no design is stored for this test: its interval holds only if the number of requests was fixed beforehand, "
+        "and arms were assigned by chance"
+    )
+
+
+def find_report(store: Store, name: str) -> ExperimentReport | OutcomesReport:
+    """Return the result of an experiment, or of a test that has outcomes and no stored design.
+
+    Raises:
+        StoreError: there is neither of that name.
+    """
+    if any(experiment.name == name for experiment in list_experiments(store)):
+        return report(store, name)
+    with store.reading() as connection:
+        rows = _outcomes(connection, name)
+        # Programs that name no requests pair by session, provided that each method occurs once there.
+        sessions = dict(
+            connection.execute(
+                sa.select(ttt_ab_tests.c.id, ttt_ab_tests.c.session_id).where(ttt_ab_tests.c.test_id == name)
+            )
+            .tuples()
+            .all()
+        )
+    if not rows:
+        get(store, name)
+    methods = sorted({row.method for row in rows}, key=lambda method: (method.upper() != "ICL", method))
+    arms = tuple(_summary(method, rows) for method in methods)
+    if len(methods) != 2:
+        return OutcomesReport(name=name, arms=arms, paired=False, effect=None, seconds=None)
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(row.request_id or f"session {sessions[row.number]}", []).append(row)
+    paired = all(sorted(r.method for r in group) == sorted(methods) for group in groups.values())
+    if paired:
+        rows = [row for group in groups.values() for row in group]
+    before, after = ([row for row in rows if row.method == method] for method in methods)
+    return OutcomesReport(
+        name=name,
+        arms=arms,
+        paired=paired,
+        effect=_t_test(before, after, paired=paired).within(1.0),
+        seconds=_seconds(before, after, paired=paired),
+    )
+
+
+def _t_test(before: Sequence[_Row], after: Sequence[_Row], *, paired: bool) -> Comparison:
+    if paired:
+        pairs = [
+            (b.quality, a.quality)
+            for b, a in zip(before, after, strict=True)
+            if a.quality is not None and b.quality is not None
+        ]
+        return fixed_horizon([b for b, _ in pairs], [a for _, a in pairs], paired=True)
+    one, other = ([row.quality for row in rows if row.quality is not None] for rows in (before, after))
+    return fixed_horizon(one, other, paired=False)
 
 
 def means_by_method(connection: Connection, test_id: str) -> dict[str, dict[str, Any]]:
@@ -263,7 +347,7 @@ def recent_tests(store: Store, window: Window) -> list[str]:
     """Return the names of tests with outcomes in ``window``, with or without a stored design."""
     columns = ttt_ab_tests.c
     with store.reading() as connection:
-        query = sa.select(columns.test_id).where(window.of(columns.timestamp)).distinct().order_by(columns.test_id)
+        query = sa.select(columns.test_id).where(window.of(columns.recorded_at)).distinct().order_by(columns.test_id)
         return list(connection.execute(query).scalars())
 
 
@@ -283,7 +367,7 @@ def _outcomes(connection: Connection, name: str) -> list[_Row]:
     query = (
         sa.select(columns.id, columns.method, quality, columns.response_time, columns.request_id, columns.unit)
         .where(columns.test_id == name)
-        .order_by(columns.timestamp, columns.id)
+        .order_by(columns.recorded_at, columns.id)
     )
     return [_Row(*row) for row in connection.execute(query).tuples()]
 
@@ -355,9 +439,14 @@ def _summary(name: str, rows: Sequence[_Row]) -> ArmSummary:
         name=name,
         outcomes=len(mine),
         judged=len(qualities),
-        quality=mean(qualities) if qualities else None,
-        seconds=mean(seconds) if seconds else None,
+        quality=mean(qualities).within(0.0, 1.0) if qualities else None,
+        seconds=mean(seconds).within(0.0, math.inf) if seconds else None,
     )
+
+
+def _difference(arms: tuple[ArmSummary, ArmSummary]) -> float | None:
+    control, treatment = (arm.quality for arm in arms)
+    return None if control is None or treatment is None else treatment.value - control.value
 
 
 def _conclusion(experiment: Experiment, effect: Comparison, mismatch: float | None) -> Conclusion:

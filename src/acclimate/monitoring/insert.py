@@ -96,6 +96,7 @@ def _insert_request(
     moment = timestamp_of(record.timestamp)
     values = {name: getattr(record, name) for name in _REQUEST_COLUMNS}
     values |= {"timestamp": moment, "writer_id": writer_id, "sequence": sequence}
+    values["adaptable"] = record.had_something_to_adapt_to
     if keep_content and record.content is not None:
         values["content"] = as_json(record.content)
     if not insert_once(connection, requests, values):

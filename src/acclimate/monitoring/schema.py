@@ -2,8 +2,8 @@
 
 ``ttt_metrics`` and ``ttt_ab_tests`` have the names and columns that the deployment guidelines give, so that other
 programs for that schema can read and write them; ``request_id``, ``unit``, ``row_key`` and ``recorded_at`` are added.
-The other tables are this package's own: ``requests`` has one row for every request, adapted or not, so that rates have a
-denominator.
+The other tables are this package's own: ``requests`` has one row for every request, adapted or not, so that rates have
+a denominator.
 
 Times are ISO 8601 in UTC with microseconds: they sort as text, and SQLite and PostgreSQL read them alike. Another
 program may write other times into ``timestamp``; ``recorded_at`` holds them in UTC (see

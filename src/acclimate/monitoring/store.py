@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from acclimate.errors import DataError, StoreError
 from acclimate.monitoring.database import database_url, make_engine, reason_of, upgrade, writing
 from acclimate.monitoring.insert import Record
+from acclimate.monitoring.other_programs import convert_times
 from acclimate.monitoring.records import RequestRecord, check_range
 from acclimate.monitoring.schema import requests, timestamp_of, ttt_ab_tests, ttt_metrics, writers
 from acclimate.monitoring.sequence import SequenceFile, leftovers
@@ -120,6 +121,7 @@ class Store:
         """
         self.flush()
         try:
+            convert_times(self.engine)
             with self.engine.connect() as connection:
                 yield connection
         except DBAPIError as error:
@@ -134,6 +136,7 @@ class Store:
         """
         self.flush()
         try:
+            convert_times(self.engine)
             with writing(self.engine) as connection:
                 yield connection
         except DBAPIError as error:

@@ -1,4 +1,4 @@
-"""Keys for rows that are retried, times in UTC for rows of other programs, what was found, and an anchored audit log."""
+"""Keys of retried rows, times in UTC for rows of other programs, what was found, and an anchored audit log."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ def upgrade() -> None:
         op.create_index(index, table, ["recorded_at"])
         name = sa.table(table, sa.column("recorded_at"), sa.column("timestamp"))
         in_utc = sa.func.length(name.c.timestamp) == len("2026-01-01T00:00:00.000000+00:00")
-        op.execute(
-            sa.update(name).where(name.c.timestamp.like(_IN_UTC), in_utc).values(recorded_at=name.c.timestamp)
-        )
+        op.execute(sa.update(name).where(name.c.timestamp.like(_IN_UTC), in_utc).values(recorded_at=name.c.timestamp))
     op.add_column("ttt_ab_tests", sa.Column("row_key", sa.Text))
     op.create_index("uq_ab_row_key", "ttt_ab_tests", ["row_key"], unique=True)
     op.add_column("requests", sa.Column("adaptable", sa.Boolean))
@@ -30,17 +28,16 @@ def upgrade() -> None:
         # Up to now a request with a pattern that it was not asked to adapt to had the same status as one without.
         "UPDATE requests SET adaptable = (status <> 'plain' OR pattern IS NOT NULL) WHERE pipeline = 'language'"
     )
-    op.create_table(
+    anchor = op.create_table(
         "audit_anchor",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("entries", sa.Integer, nullable=False),
         sa.Column("head", sa.Text, nullable=False),
     )
-    op.execute(
-        "INSERT INTO audit_anchor (id, entries, head) SELECT 1, count(*), "
-        "coalesce((SELECT entry_hash FROM audit_log WHERE id = (SELECT max(id) FROM audit_log)), "
-        f"'{_FIRST_HASH}') FROM audit_log"
-    )
+    log = sa.table("audit_log", sa.column("id"), sa.column("entry_hash"))
+    head = sa.select(log.c.entry_hash).order_by(log.c.id.desc()).limit(1).scalar_subquery()
+    found = sa.select(sa.literal(1), sa.func.count(), sa.func.coalesce(head, _FIRST_HASH)).select_from(log)
+    op.execute(sa.insert(anchor).from_select(["id", "entries", "head"], found))
 
 
 def downgrade() -> None:
