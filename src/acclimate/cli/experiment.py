@@ -132,13 +132,15 @@ def report_command(name: str, *, as_json: bool, **given: Any) -> None:
 
 
 def _settings(given: tuple[str, ...]) -> dict[str, Any]:
+    from acclimate.monitoring.jsonable import from_json
+
     settings = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise ConfigError(f"a setting is NAME=VALUE, got {text!r}")
         try:
-            settings[name] = json.loads(value)
+            settings[name] = from_json(value)
         except ValueError:
             settings[name] = value
     return settings

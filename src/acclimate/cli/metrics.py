@@ -136,7 +136,7 @@ def feedback_command(request_id: str, rating: float, **given: Any) -> None:
 
 @click.command("audit", short_help="Show the audit log, or verify it.")
 @click.option(
-    "--verify", "verifies", is_flag=True, help="Verify the hash chain of entries; exit code 1 where it is broken."
+    "--verify", "verifies", is_flag=True, help="Verify that no entry was changed or is missing; else exit code 1."
 )
 @click.option(
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Number of entries shown, the newest first."
@@ -152,7 +152,9 @@ def audit_command(*, verifies: bool, limit: int, **given: Any) -> None:
         if verifies:
             faults = list(audit.verify(connection))
             for fault in faults:
-                click.echo(f"entry {fault.entry} {fault.what}", err=True)
+                click.echo(fault.line, err=True)
+            count, head = audit.newest(connection)
+            click.echo(f"{count} entries, the newest has the hash {head}", err=True)
             click.echo("the audit log is broken" if faults else "the audit log is whole")
             raise SystemExit(1 if faults else 0)
         for entry in audit.entries(connection, limit=limit):

@@ -13,9 +13,10 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from acclimate.errors import ConfigError, StoreError
+from acclimate.errors import ConfigError, StoreError, first_line
 from acclimate.monitoring.insert import insert_once
 from acclimate.monitoring.intervals import Estimate, mean
+from acclimate.monitoring.jsonable import from_json
 from acclimate.monitoring.schema import experiments, timestamp_of, ttt_ab_tests
 from acclimate.monitoring.sequential import (
     Comparison,
@@ -474,6 +475,12 @@ def _in_words(conclusion: Conclusion, experiment: Experiment, effect: Comparison
 
 
 def _from_row(row: Mapping[Any, Any]) -> Experiment:
-    design = json.loads(row["design"])
-    design["arms"] = tuple(Arm(**arm) for arm in design["arms"])
-    return Experiment(**{**design, "stopped_at": row["stopped_at"]})
+    try:
+        design = dict(from_json(row["design"]))
+        design["arms"] = tuple(Arm(**arm) for arm in design["arms"])
+        return Experiment(**{**design, "stopped_at": row["stopped_at"]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"the stored design of experiment {row['name']!r} cannot be read: {first_line(error)}; delete its row in "
+            "the table experiments"
+        ) from error
