@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from acclimate.monitoring import as_html, as_text, make_report
+from acclimate.monitoring.output import writing_file
 from acclimate_sam.collector import get_ttt_metrics_collector
 
 
@@ -17,8 +18,8 @@ def main() -> None:
     given = parser.parse_args()
     made = make_report(get_ttt_metrics_collector().store, "weekly")
     print(as_text(made))
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(as_html(made), encoding="utf-8")
+    with writing_file(given.output) as target:
+        target.write_text(as_html(made), encoding="utf-8")
     print(f"report: {given.output}")
 
 

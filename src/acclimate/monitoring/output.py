@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,4 +37,5 @@ def writing_file(path: Path) -> Iterator[Path]:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if partial != target:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)

@@ -52,7 +52,7 @@ def quality_improvement(connection: Connection, window: Window) -> Observed:
     pairs = quality_pairs(connection, window)
     if not pairs:
         return Observed(estimate=None)
-    points = mean([ttt - icl for ttt, icl in pairs])
+    points = mean([ttt - icl for ttt, icl in pairs]).within(-1.0, 1.0)
     extra = {"points": 100 * points.value, "points_low": 100 * points.low, "points_high": 100 * points.high}
     return Observed(estimate=relative_gain([ttt for ttt, _ in pairs], [icl for _, icl in pairs]), extra=extra)
 
