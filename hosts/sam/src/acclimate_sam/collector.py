@@ -186,7 +186,7 @@ class TTTMetricsCollector:
         return found
 
     def export_metrics(self, output_path: str | Path, days: float = 30) -> int:
-        """Write the last days as JSON, CSV or Parquet, by the file's ending; return the number of attempts."""
+        """Write the last days as JSON, CSV or Parquet, by the file's ending; return the number of requests."""
         return export_metrics(self.store, Path(output_path), Window.last(days=days), days=days)
 
     def flush(self) -> None:
