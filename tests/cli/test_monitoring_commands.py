@@ -56,6 +56,12 @@ def test_a_request_is_recorded_rated_labelled_and_audited(folder: Path) -> None:
     assert "2026" in run("analyze").stdout or "20" in run("analyze").stdout
 
 
+def test_an_empty_name_of_the_store_is_refused_before_any_work(folder: Path) -> None:
+    done = run("ask", PROMPT, "--db", "", code=2)
+    assert "the name of the metrics store is empty" in done.stderr
+    assert done.stdout == ""
+
+
 def test_no_record_leaves_nothing(folder: Path) -> None:
     run("ask", PROMPT, "--no-record")
     assert not (folder / "logs").exists()

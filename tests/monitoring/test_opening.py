@@ -89,6 +89,27 @@ def test_a_store_that_another_process_upgrades_for_long_is_waited_for(tmp_path: 
     assert store.losses.total == 0
 
 
+def test_counters_of_a_crash_that_cannot_be_written_now_are_kept_for_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acclimate.monitoring.database.BUSY_TIMEOUT_S", 0.1)
+    Store(tmp_path / "m.db").close()
+    folder = tmp_path / "m.db.writers"
+    folder.mkdir(exist_ok=True)
+    left = folder / "dead.rows"
+    left.write_bytes(struct.pack("<QQ", 7, 0))
+    blocker = sqlite3.connect(tmp_path / "m.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with Store(tmp_path / "m.db") as store:
+        assert store.lost_before == 0
+    assert "could not be counted yet" in caplog.text
+    assert left.exists()
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    with Store(tmp_path / "m.db") as store:
+        assert store.lost_before == 7
+
+
 @pytest.mark.parametrize("name", ["", "  ", "sqlite://", "sqlite:///"])
 def test_an_empty_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"is empty|names no file"):
