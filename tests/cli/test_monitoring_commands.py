@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from acclimate.cli.main import main
-from acclimate.monitoring import Store
+from acclimate.monitoring import Store, Window, check, measure
 from tests.monitoring.databases import fill
 from tests.monitoring.test_alerts import Receiver
 
@@ -52,6 +54,12 @@ def test_a_request_is_recorded_rated_labelled_and_audited(folder: Path) -> None:
     assert content["metrics"][0]["user_feedback"] == 5
     assert "melon" not in json.dumps(content)
     assert "2026" in run("analyze").stdout or "20" in run("analyze").stdout
+
+
+def test_an_empty_name_of_the_store_is_refused_before_any_work(folder: Path) -> None:
+    done = run("ask", PROMPT, "--db", "", code=2)
+    assert "the name of the metrics store is empty" in done.stderr
+    assert done.stdout == ""
 
 
 def test_no_record_leaves_nothing(folder: Path) -> None:
@@ -188,3 +196,112 @@ def test_vision_runs_are_recorded_with_gain_and_cost(folder: Path) -> None:
     assert found["gain"]["count"] == 2
     assert found["gain"]["value"] > 0
     assert found["cost_ratio"]["value"] > 1
+
+
+def test_health_is_not_healthy_where_an_indicator_cannot_be_judged(folder: Path) -> None:
+    with Store() as store:
+        # One of eight indicators has enough observations: nothing was adapted to.
+        fill(store, 78, "plain")
+        fill(store, 22, "plain", adaptable=True)
+    done = run("health", code=2)
+    assert done.stdout.startswith("cannot tell\n  cannot tell: too few observations of adaptation_success_rate, ")
+    found = json.loads(run("health", "--json", code=2).stdout)
+    assert found["verdict"] == "cannot tell"
+    assert found["unjudged"] == [
+        "adaptation_success_rate", "mean_confidence_score", "mean_adaptation_time", "fallback_rate",
+        "memory_utilization",
+    ]  # fmt: skip
+    with Store() as store:
+        fill(store, 20)
+    assert "healthy, without response_quality_improvement, pattern_detection_accuracy (too few observations)" in (
+        run("health").stdout
+    )
+
+
+def test_feedback_and_labels_are_confirmed_in_one_line(folder: Path) -> None:
+    with Store() as store:
+        (name,) = fill(store, 1)
+    assert run("feedback", name, "4").stdout == f"request {name}: rating 4 recorded\n"
+    assert run("metrics", "label", name, "none").stdout == f"request {name}: pattern none recorded\n"
+
+
+def test_all_requests_are_exported(folder: Path) -> None:
+    with Store() as store:
+        fill(store, 18, "plain")
+        fill(store, 12)
+    for suffix in ("csv", "parquet", "json"):
+        assert f"30 requests written to all.{suffix}" in run("metrics", "export", f"all.{suffix}").stderr
+    with Path("all.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows].count("plain") == 18
+    assert len({row["request_id"] for row in rows}) == 30
+    assert all(row["session_id"] and row["timestamp"] for row in rows)
+    content = json.loads(Path("all.json").read_text())
+    assert (len(content["requests"]), content["total_requests"], content["total_records"]) == (30, 30, 12)
+
+
+def test_files_are_written_whole_or_not_at_all_and_devices_are_never_replaced(folder: Path) -> None:
+    with Store() as store:
+        fill(store, 1)
+    (folder / "real.csv").write_text("old")
+    (folder / "link.csv").symlink_to("real.csv")
+    run("metrics", "export", "link.csv")
+    assert (folder / "link.csv").is_symlink()
+    assert (folder / "real.csv").read_text().startswith("id,")
+    pipe = folder / "pipe.json"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        run("metrics", "export", "pipe.json")
+        assert json.loads(reader.communicate(timeout=60)[0])["total_requests"] == 1
+    assert pipe.is_fifo()
+    (folder / "folder.csv").mkdir()
+    assert "it is a folder" in run("metrics", "export", "folder.csv", code=2).stderr
+    assert not [path for path in folder.iterdir() if "partial" in path.name]
+
+
+def test_a_file_that_cannot_be_written_to_its_end_leaves_the_old_one(folder: Path) -> None:
+    with Store() as store:
+        fill(store, 1500)
+    (folder / "all.csv").write_text("old")
+    # The limit on the size of files gives an error in the middle of writing, as a full disk does.
+    command = f"ulimit -f 128; {sys.executable} -m acclimate metrics export all.csv"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "Error: cannot write all.csv: File too large\n")
+    assert (folder / "all.csv").read_text() == "old"
+    assert not [path for path in folder.iterdir() if "partial" in path.name]
+
+
+def test_the_control_arm_records_what_was_found_and_the_answer_names_the_experiment(folder: Path) -> None:
+    run("experiment", "create", "control", "--share", "0.0000001")
+    done = run("ask", PROMPT, "--experiment", "control")
+    assert "experiment control: answered by arm ICL" in done.stderr
+    found = json.loads(run("ask", PROMPT, "--experiment", "control", "--json").stdout)
+    assert found["experiment"] == {"name": "control", "arm": "ICL"}
+    assert json.loads(run("ask", "What is a melon?", "--json").stdout)["experiment"] is None
+    with Store() as store:
+        counts = check(store, Window.last(days=1)).counts
+        measured = measure(store, Window.last(days=1))["ttt_activation_rate"].estimate
+    assert counts.by_status == {"plain": 3}
+    assert counts.adaptable == 2
+    assert measured is not None
+    assert measured.value == pytest.approx(2 / 3)
+
+
+def test_an_adapted_answer_of_low_confidence_comes_with_a_warning(folder: Path) -> None:
+    likely = {"adapted": {"bias": -2.2}, "icl": {"bias": -6.0}}
+    content = {"model": "spark", "fitted_on": "nothing", "requests": 0}
+    path = folder / "calibration.json"
+    path.write_text(json.dumps({**content, "weights": {"before_training": likely, "after_training": likely}}))
+    done = run("ask", PROMPT, "--calibration", str(path))
+    assert "Warning: the adapted answer is right with a probability of 10% only; check it" in done.stderr
+    found = json.loads(run("ask", PROMPT, "--calibration", str(path), "--json").stdout)
+    assert found["status"] == "adapted"
+    assert found["warnings"] == ["the adapted answer is right with a probability of 10% only; check it"]
+    assert "Warning" not in run("ask", PROMPT).stderr
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "{", "5", "null", "Infinity"])
+def test_a_setting_that_is_odd_json_is_one_line(folder: Path, value: str) -> None:
+    done = run("experiment", "create", "e", "--treatment-setting", f"policy={value}", code=2)
+    assert "policy must be one of" in done.stderr
+    assert not (folder / "logs").exists()

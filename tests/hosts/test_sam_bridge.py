@@ -188,3 +188,18 @@ for bad in (lambda: TestTimeAdaptationSkill(confidence_threshold=2), lambda: SAM
     assert "MELON" in said
     assert "refused: threshold must be between 0 and 1, got 2" in said
     assert "refused: input_query is empty" in said
+
+
+def test_the_health_check_cannot_tell_where_there_is_nothing(host: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "ttt_health_check.py"], cwd=host, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.startswith("cannot tell: too few observations of ttt_activation_rate, ")
+    (host / "logs" / "ttt_metrics.db").write_text("no database" * 500)
+    done = subprocess.run(
+        [sys.executable, "ttt_health_check.py"], cwd=host, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "cannot tell: cannot open the metrics store" in done.stderr
+    assert "Traceback" not in done.stderr

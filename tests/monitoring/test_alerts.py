@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import email
 import json
+import os
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -153,6 +157,67 @@ def test_a_program_gets_the_alert(tmp_path: Path) -> None:
         Command(arguments=[sys.executable, "-c", "import sys; sys.stderr.write('no'); sys.exit(3)"]).send(ALERT)
     with pytest.raises(DeliveryError, match="did not take the alert"):
         Command(arguments=[str(tmp_path / "nothing")]).send(ALERT)
+
+
+#: Starts a child, tells its number, and waits; the child ignores the polite signal where it is told to.
+FAMILY = """
+import signal, subprocess, sys, time
+code = "import signal, time; "
+if sys.argv[2] == "stubborn":
+    code += "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+child = subprocess.Popen([sys.executable, "-c", code + "print(1, flush=True); time.sleep(600)"], stdout=subprocess.PIPE)
+child.stdout.read(1)
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+def runs(number: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("manner", ["polite", "stubborn"])
+def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path: Path, manner: str) -> None:
+    told = tmp_path / "child"
+    command = Command(arguments=[sys.executable, "-c", FAMILY, str(told), manner], timeout_s=3.0)
+    with pytest.raises(DeliveryError, match="timed out after 3"):
+        command.send(ALERT)
+    child = int(told.read_text())
+    deadline = time.monotonic() + 10
+    while runs(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs(child)
+
+
+def test_a_program_that_leaves_a_child_in_the_background_is_not_waited_for(tmp_path: Path) -> None:
+    began = time.monotonic()
+    told = tmp_path / "child"
+    Command(arguments=["sh", "-c", 'sleep 60 & echo $! > "$0"', str(told)], timeout_s=50.0).send(ALERT)
+    assert time.monotonic() - began < 40
+    os.kill(int(told.read_text()), signal.SIGTERM)
+
+
+def test_user_and_password_of_a_webhook_are_sent_as_a_login(receiver: Receiver) -> None:
+    url = receiver.url.replace("http://", "http://ada:p%40ss%2Fword@")
+    hook = Webhook(url=url)
+    hook.send(ALERT)
+    headers, body = receiver.got[0]
+    assert headers["Authorization"] == "Basic " + base64.b64encode(b"ada:p@ss/word").decode()
+    assert json.loads(body)["title"] == ALERT.title
+    assert (hook.name, "word" in repr(hook)) == ("webhook 127.0.0.1", False)
+    Webhook(url=receiver.url.replace("http://", "http://ada@")).send(ALERT)
+    assert receiver.got[1][0]["Authorization"] == "Basic " + base64.b64encode(b"ada:").decode()
+    Webhook(url=receiver.url).send(ALERT)
+    assert "Authorization" not in receiver.got[2][0]
+    with pytest.raises(ConfigError) as refused:
+        Webhook(url="ftp://ada:secret@host/x")
+    assert "secret" not in str(refused.value)
+    with pytest.raises(ConfigError, match="http or https"):
+        Webhook(url="http://host:port/x")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from acclimate.errors import ConfigError, StoreError
 from acclimate.monitoring import Arm, Experiment, Outcome, Store
 from acclimate.monitoring.experiments import create, get, list_experiments, report, stop
+from acclimate.monitoring.reports import experiment_lines
 from acclimate.monitoring.sequential import (
     assignment_mismatch,
     confidence_sequence,
@@ -220,3 +221,34 @@ def test_arms_of_one_outcome_each_are_compared_without_an_interval() -> None:
     assert np.isnan(fixed_horizon([], [], paired=False).effect)
     assert fixed_horizon([0.5, 0.5], [0.5, 0.5], paired=True).p_value == 1.0
     assert assignment_mismatch([0, 0], [0.5, 0.5]) == 1.0
+
+
+def test_effects_and_intervals_of_few_requests_stay_where_qualities_can_lie(sqlite_store: Store) -> None:
+    """Qualities lie between 0 and 1, so that no effect lies beyond 1, however outcomes are weighted."""
+    create(sqlite_store, Experiment(name="few"))
+    for number, (method, quality) in enumerate(
+        [("TTT", 1.0), ("ICL", 0.0), ("ICL", 1.0), ("TTT", 0.0), ("TTT", 0.8), ("ICL", 1.0)]
+    ):
+        record(sqlite_store, "few", method, quality, request_id=f"r{number}", response_time=0.1 * number)
+        found = report(sqlite_store, "few")
+        if found.effect.low is not None:
+            assert found.effect.high is not None
+            assert -1 <= found.effect.low <= found.effect.effect <= found.effect.high <= 1
+        for arm in found.arms:
+            if arm.quality is not None:
+                assert 0 <= arm.quality.low <= arm.quality.value <= arm.quality.high <= 1
+            if arm.seconds is not None:
+                assert arm.seconds.low >= 0
+    assert found.difference == pytest.approx(1.8 / 3 - 2 / 3)
+    text = "\n".join(experiment_lines(found))
+    assert "the mean qualities differ by -0.067; the effect weights every outcome by the chance of its arm" in text
+
+
+def test_a_fixed_design_stays_in_range_too(sqlite_store: Store) -> None:
+    create(sqlite_store, Experiment(name="f", design="fixed", horizon=4))
+    for method, quality in (("ICL", 0.0), ("TTT", 1.0), ("ICL", 0.4), ("TTT", 0.5)):
+        record(sqlite_store, "f", method, quality)
+    found = report(sqlite_store, "f")
+    assert (found.effect.low, found.effect.high) == (pytest.approx(-0.9, abs=0.11), 1.0)
+    assert found.effect.effect == pytest.approx(found.difference)
+    assert "differ by" not in "\n".join(experiment_lines(found)), "the effect is the difference of the means"

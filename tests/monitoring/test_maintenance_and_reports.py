@@ -6,12 +6,15 @@ import json
 import re
 import sqlite3
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from sqlalchemy.exc import DBAPIError
 
+from acclimate.cli.main import main
 from acclimate.errors import ConfigError, StoreError
 from acclimate.monitoring import (
     Experiment,
@@ -26,7 +29,7 @@ from acclimate.monitoring import (
     make_report,
     schema,
 )
-from acclimate.monitoring.experiments import create
+from acclimate.monitoring.experiments import create, list_experiments
 from tests.monitoring.databases import fill
 
 
@@ -115,6 +118,108 @@ def test_the_audit_log_shows_what_was_changed_around_it(tmp_path: Path) -> None:
         "entries before it are missing, and no retention entry accounts for them"
     ]
     assert tampered("UPDATE audit_log SET id = id") == []
+
+
+def faults_after(path: Path, *statements: str, fill_again: int = 0) -> list[tuple[int | None, str]]:
+    """Fill a store, change it around the database's checks, and return what verifying finds."""
+    with Store(path) as store:
+        fill(store, 5)
+        fill(store, 2, "plain")
+    with sqlite3.connect(path) as connection:
+        for trigger in ("audit_no_update", "audit_no_delete", "audit_no_replace"):
+            connection.execute(f"DROP TRIGGER {trigger}")
+        for statement in statements:
+            connection.execute(statement)
+    with Store(path) as store:
+        fill(store, fill_again)
+        with store.reading() as connection:
+            return [(fault.entry, fault.code) for fault in audit.verify(connection)]
+
+
+@pytest.mark.parametrize(
+    ("statements", "found"),
+    [
+        (["DELETE FROM audit_log"], [(None, "missing_after"), (None, "no_entry")]),
+        (["DELETE FROM audit_log WHERE id = 5"], [(None, "missing_after"), (None, "no_entry")]),
+        (["DELETE FROM audit_log", "DELETE FROM requests"], [(None, "missing_after")]),
+        # Who changes the anchor too is found by the requests.
+        (
+            ["DELETE FROM audit_log", f"UPDATE audit_anchor SET entries = 0, head = '{'0' * 64}'"],
+            [(None, "no_entry")],
+        ),
+        (["DELETE FROM audit_anchor"], [(None, "no_anchor")]),
+        (["UPDATE audit_anchor SET entries = 4"], [(None, "missing_after")]),
+    ],
+)
+def test_a_log_that_was_cut_off_or_emptied_is_found(tmp_path: Path, statements: list[str], found: list[Any]) -> None:
+    assert faults_after(tmp_path / "m.db", *statements) == found
+
+
+def test_a_log_that_goes_on_after_it_was_emptied_is_found(tmp_path: Path) -> None:
+    found = faults_after(tmp_path / "m.db", "DELETE FROM audit_log", fill_again=3)
+    assert found == [(None, "missing_after"), (None, "no_entry")]
+    assert faults_after(tmp_path / "n.db", fill_again=3) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit_log SET settings = '{' WHERE id = 3",
+        "UPDATE audit_log SET settings = '5' WHERE id = 3",
+        "UPDATE audit_log SET settings = '' WHERE id = 3",
+        f"UPDATE audit_log SET settings = '{'[' * 100_000}' WHERE id = 3",
+        "UPDATE audit_log SET settings = x'00ff' WHERE id = 3",
+        "UPDATE audit_log SET actor = x'ff' WHERE id = 3",
+        "UPDATE audit_log SET outcome = 7.5 WHERE id = 3",
+        f"UPDATE audit_log SET action = '{audit.RETENTION}', settings = '[1]' WHERE id = 3",
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_a_finding(tmp_path: Path, statement: str) -> None:
+    found = faults_after(tmp_path / "m.db", statement)
+    assert found
+    assert {entry for entry, _ in found} == {3}
+    done = CliRunner().invoke(main, ["audit", "--verify", "--db", str(tmp_path / "m.db")])
+    assert (done.exit_code, done.stdout) == (1, "the audit log is broken\n")
+    assert "entry 3 " in done.stderr
+    assert CliRunner().invoke(main, ["audit", "--db", str(tmp_path / "m.db")]).exit_code == 0
+
+
+def test_text_that_is_no_utf_8_is_a_finding(tmp_path: Path) -> None:
+    found = faults_after(tmp_path / "m.db", "UPDATE audit_log SET actor = CAST(x'6dff6e' AS TEXT) WHERE id = 3")
+    assert found == [(3, "changed")]
+
+
+def test_the_number_of_entries_and_the_newest_hash_are_shown_for_keeping(tmp_path: Path) -> None:
+    with Store(tmp_path / "m.db") as store:
+        fill(store, 2)
+        with store.reading() as connection:
+            assert audit.newest(connection)[0] == 2
+            head = audit.entries(connection)[0]["entry_hash"]
+    done = CliRunner().invoke(main, ["audit", "--verify", "--db", str(tmp_path / "m.db")])
+    assert done.stderr == f"2 entries, the newest has the hash {head}\n"
+
+
+def test_an_anchor_survives_retention_and_further_entries(store: Store) -> None:
+    fill(store, 4, days_ago=400)
+    fill(store, 3, days_ago=1)
+    maintain(store, keep_days=500)
+    fill(store, 2)
+    with store.reading() as connection:
+        assert list(audit.verify(connection)) == []
+        assert audit.newest(connection)[0] == 3 + 1 + 2
+    maintain(store, keep_days=500, keep_audit_days=1e-9)
+    with store.reading() as connection:
+        assert list(audit.verify(connection)) == []
+        assert audit.newest(connection)[0] == 1
+
+
+@pytest.mark.parametrize("design", ["5", "[" * 100_000, "{}", "", "null", '{"arms": 3}', '{"arms": [{"magic": 1}]}'])
+def test_a_stored_design_that_cannot_be_read_is_one_line(sqlite_store: Store, design: str) -> None:
+    create(sqlite_store, Experiment(name="e"))
+    with sqlite_store.writing() as connection:
+        connection.execute(sa.update(schema.experiments).values(design=design))
+    with pytest.raises(StoreError, match="the stored design of experiment 'e' cannot be read"):
+        list_experiments(sqlite_store)
 
 
 def test_retention_of_the_audit_log_leaves_a_chain_and_an_entry(store: Store) -> None:

@@ -197,6 +197,23 @@ def test_intervals_end_where_values_end(sqlite_store: Store) -> None:
             assert measured.estimate.high <= measured.kpi.unit.most
 
 
+def test_every_number_of_a_report_stays_in_its_range(sqlite_store: Store) -> None:
+    """Two observations have a wide t interval; it ends where values can end, also in pairs and vision runs."""
+    for number, (icl, ttt) in enumerate([(0.1, 0.9), (0.9, 0.95)]):
+        same = {"test_id": "t", "session_id": "s", "request_id": f"r{number}"}
+        sqlite_store.put(Outcome(method="ICL", response_quality=icl, **same))  # type: ignore[arg-type]
+        sqlite_store.put(Outcome(method="TTT", response_quality=ttt, **same))  # type: ignore[arg-type]
+    for gain, cost in ((0.9, 1.0), (-0.9, 9.0)):
+        run = VisionRun(images=1, steps=1, kept=1, skipped=0, guard_rejections=0, resets=0, cost_ratio=cost, gain=gain)
+        sqlite_store.record(RequestRecord(pipeline="vision", status="adapted", session_id="v", vision=run))
+    extra = measure(sqlite_store, Window.last(days=1))["response_quality_improvement"].extra
+    assert (extra["points_low"], extra["points_high"]) == (-100, 100)
+    vision = measure_vision(sqlite_store, Window.last(days=1))
+    assert vision.gain is not None
+    assert vision.cost_ratio is not None
+    assert (vision.gain.low, vision.gain.high, vision.cost_ratio.low) == (-1, 1, 0)
+
+
 def test_the_public_names_are_there() -> None:
     assert all(getattr(monitoring, name) is not None for name in monitoring.__all__)
 

@@ -70,7 +70,9 @@ def test_an_old_database_is_upgraded_and_keeps_its_rows(path: Path, tmp_path: Pa
         for table, rows in before.items():
             assert len(after[table]) == len(rows)
             for old, new in zip(rows, after[table], strict=True):
-                assert old.items() <= new.items()
+                # A time in UTC is filled in when a row of another program is first read.
+                kept = {name: value for name, value in old.items() if (name, value) != ("recorded_at", None)}
+                assert kept.items() <= new.items()
         with store.reading() as connection:
             assert trends.session_summary(connection, "old").total_attempts == 2
             means = means_by_method(connection, "t")
@@ -115,6 +117,49 @@ def test_the_columns_that_were_renamed_keep_their_values(database: str) -> None:
         row = connection.execute(sa.select(runs.skipped, runs.guard_rejections, runs.resets)).one()
         assert tuple(row) == (6, 5, 4)
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+
+
+def test_rows_of_before_the_fourth_version_get_their_times_and_what_was_found(database: str) -> None:
+    engine = make_engine(database_url(database))
+    upgrade(engine, "0003")
+    ours, theirs = "2026-11-01T10:00:00.000000+00:00", "2026-11-01T10:00:00"
+    with writing(engine) as connection:
+        for time in (ours, theirs):
+            connection.execute(
+                sa.text("INSERT INTO ttt_metrics (session_id, timestamp) VALUES ('s', :time)"), {"time": time}
+            )
+            connection.execute(
+                sa.text(
+                    "INSERT INTO ttt_ab_tests (test_id, session_id, timestamp, method) VALUES ('t', 's', :time, 'TTT')"
+                ),
+                {"time": time},
+            )
+        for name, pipeline, status, pattern in (
+            ("adapted", "language", "adapted", "io_pairs"),
+            ("control", "language", "plain", "io_pairs"),
+            ("nothing", "language", "plain", None),
+            ("vision", "vision", "adapted", None),
+        ):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO requests (request_id, session_id, timestamp, pipeline, status, pattern)"
+                    " VALUES (:name, 's', :time, :pipeline, :status, :pattern)"
+                ),
+                {"name": name, "time": ours, "pipeline": pipeline, "status": status, "pattern": pattern},
+            )
+    upgrade(engine)
+    with engine.connect() as connection:
+        for table in (schema.ttt_metrics, schema.ttt_ab_tests):
+            found = connection.execute(sa.select(table.c.timestamp, table.c.recorded_at)).tuples().all()
+            assert dict(found) == {ours: ours, theirs: None}
+        found = connection.execute(sa.select(schema.requests.c.request_id, schema.requests.c.adaptable)).tuples().all()
+        assert dict(found) == {"adapted": True, "control": True, "nothing": False, "vision": None}
+        anchor = connection.execute(sa.select(schema.audit_anchor.c.entries, schema.audit_anchor.c.head)).one()
+        assert tuple(anchor) == (0, audit.FIRST)
+    engine.dispose()
+    with Store(database) as store, store.reading() as connection:
+        times = connection.execute(sa.select(schema.ttt_metrics.c.recorded_at)).scalars().all()
+        assert all(time.endswith("+00:00") for time in times)
 
 
 def test_an_old_postgresql_database_is_upgraded(database: str) -> None:

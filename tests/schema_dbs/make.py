@@ -1,6 +1,6 @@
 """Makes the databases beside this file. Each is kept as its version wrote it, so run this only for a new version.
 
-PYTHONPATH=. python tests/schema_dbs/make.py 0003
+PYTHONPATH=. python tests/schema_dbs/make.py 0004
 """
 
 from __future__ import annotations

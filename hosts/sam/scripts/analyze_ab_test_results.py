@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 
-from sam.monitoring.ttt_metrics import get_ttt_metrics_collector
-
 from acclimate.monitoring import Window
-from acclimate.monitoring.experiments import list_experiments, recent_tests, report
-from acclimate.monitoring.reports import experiment_lines
+from acclimate.monitoring.experiments import OutcomesReport, find_report, recent_tests
+from acclimate.monitoring.reports import experiment_lines, outcome_lines
+from acclimate.monitoring.window import LONGEST_DAYS
+from acclimate_sam.collector import get_ttt_metrics_collector
 
 
 def main() -> None:
@@ -18,15 +18,10 @@ def main() -> None:
     parser.add_argument("--week", action="store_true", help="only tests with results of the last seven days")
     given = parser.parse_args()
     collector = get_ttt_metrics_collector()
-    designed = {experiment.name for experiment in list_experiments(collector.store)}
-    tests = recent_tests(collector.store, Window.last(days=7 if given.week else 36500))
+    tests = recent_tests(collector.store, Window.last(days=7 if given.week else LONGEST_DAYS))
     for test_id in tests:
-        if test_id in designed:
-            print("\n".join(experiment_lines(report(collector.store, test_id))))
-            continue
-        print(f"test {test_id}")
-        for name, values in collector.get_ab_test_results(test_id).items():
-            print(f"  {name}: {values}")
+        found = find_report(collector.store, test_id)
+        print("\n".join(outcome_lines(found) if isinstance(found, OutcomesReport) else experiment_lines(found)))
     if not tests:
         print("no results of experiments" + (" in the last seven days" if given.week else ""))
 

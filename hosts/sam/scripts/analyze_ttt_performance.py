@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import argparse
 
-from sam.monitoring.ttt_metrics import get_ttt_metrics_collector
-
 from acclimate.monitoring import Window, suggest
 from acclimate.monitoring.reports import suggestion_lines
+from acclimate_sam.collector import get_ttt_metrics_collector
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sam.monitoring.ttt_metrics import get_ttt_metrics_collector
-
 from acclimate.monitoring import as_html, as_text, make_report
+from acclimate.monitoring.output import writing_file
+from acclimate_sam.collector import get_ttt_metrics_collector
 
 
 def main() -> None:
@@ -18,8 +18,8 @@ def main() -> None:
     given = parser.parse_args()
     made = make_report(get_ttt_metrics_collector().store, "weekly")
     print(as_text(made))
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(as_html(made), encoding="utf-8")
+    with writing_file(given.output) as target:
+        target.write_text(as_html(made), encoding="utf-8")
     print(f"report: {given.output}")
 
 

@@ -42,7 +42,7 @@ class Checks:
         """An attempt that is recorded can be read back."""
         from datetime import UTC, datetime
 
-        from sam.monitoring.ttt_metrics import TTTMetricsCollector, TTTPerformanceMetric
+        from acclimate_sam.collector import TTTMetricsCollector, TTTPerformanceMetric
 
         self.collector = TTTMetricsCollector(self.database)
         self.collector.record_ttt_attempt(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import click
@@ -19,6 +19,10 @@ from acclimate.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from acclimate.language import AskReport, Engine
     from acclimate.monitoring import Arm
+
+
+#: An adapted answer below this confidence is shown with a warning.
+LEAST_CONFIDENCE: Final = 0.5
 
 
 @click.command("ask", short_help="Answer a prompt, adapted to the examples in it where that helps.")
@@ -84,13 +88,28 @@ def ask_command(prompt: str | None, **given: Any) -> None:
     else:
         report = engine.ask(text, domain=given["domain"], policy=given["policy"], **how)
     values = report.to_dict()
+    values["warnings"] = [*values["warnings"], *(warnings := low_confidence_warnings(report))]
     recorded = given["record"] and _record(given, values, text, request_id, arm)
     if given["as_json"]:
-        click.echo(json.dumps({**values, "request_id": request_id if recorded else None}, indent=2))
+        experiment = {"name": given["experiment"], "arm": arm.name} if arm is not None else None
+        also = {"request_id": request_id if recorded else None, "experiment": experiment}
+        click.echo(json.dumps({**values, **also}, indent=2))
     else:
         _show(report, compare=given["compare"])
+        for warning in warnings:
+            click.echo(f"Warning: {warning}", err=True)
+        if arm is not None:
+            click.echo(f"experiment {given['experiment']}: answered by arm {arm.name}", err=True)
         if recorded:
             click.echo(f"request {request_id}", err=True)
+
+
+def low_confidence_warnings(report: AskReport) -> list[str]:
+    """Return a warning where the adapted answer is likelier wrong than right, by the gate's own estimate."""
+    sure = report.metadata.confidence_score
+    if report.status != "adapted" or sure is None or sure >= LEAST_CONFIDENCE:
+        return []
+    return [f"the adapted answer is right with a probability of {sure:.0%} only; check it"]
 
 
 def _arm(given: dict[str, Any], request_id: str) -> Arm:

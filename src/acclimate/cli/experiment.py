@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import click
@@ -77,16 +78,24 @@ def create_command(name: str, **given: Any) -> None:
 @reports_input_errors
 def status_command(name: str | None, **given: Any) -> None:
     """Show the result so far of NAME, or of every experiment, in one line each."""
-    from acclimate.monitoring.experiments import get, list_experiments, report
+    from acclimate.monitoring import Window
+    from acclimate.monitoring.experiments import get, list_experiments, recent_tests, report
+    from acclimate.monitoring.window import LONGEST_DAYS
 
     with store_options.opened(given) as store:
         experiments = [get(store, name)] if name else list_experiments(store)
-        if not experiments:
+        designed = {experiment.name for experiment in experiments}
+        others = [] if name else [t for t in recent_tests(store, Window.last(days=LONGEST_DAYS)) if t not in designed]
+        if not experiments and not others:
             click.echo("no experiments; create one by acclimate experiment create")
         for experiment in experiments:
             found = report(store, experiment.name)
             state = "running" if experiment.stopped_at is None else "stopped"
             click.echo(f"{experiment.name}: {state}, {found.effect.count} judged; {found.verdict}")
+        for test in others:
+            click.echo(
+                f"{test}: no design is stored; acclimate experiment report {shlex.quote(test)} shows its outcomes"
+            )
 
 
 @experiment_group.command("stop", short_help="Stop an experiment; its outcomes are kept.")
@@ -108,24 +117,30 @@ def stop_command(name: str, **given: Any) -> None:
 @store_options.database
 @reports_input_errors
 def report_command(name: str, *, as_json: bool, **given: Any) -> None:
-    """Report the result of the experiment NAME so far."""
-    from acclimate.monitoring.experiments import report
+    """Report the result of the experiment NAME so far, or the outcomes of a test that another program ran."""
+    from acclimate.monitoring.experiments import OutcomesReport, find_report
     from acclimate.monitoring.jsonable import to_jsonable
-    from acclimate.monitoring.reports import experiment_lines
+    from acclimate.monitoring.reports import experiment_lines, outcome_lines
 
     with store_options.opened(given) as store:
-        found = report(store, name)
-    click.echo(json.dumps(to_jsonable(found), indent=2) if as_json else "\n".join(experiment_lines(found)))
+        found = find_report(store, name)
+    if as_json:
+        click.echo(json.dumps(to_jsonable(found), indent=2))
+        return
+    lines = outcome_lines(found) if isinstance(found, OutcomesReport) else experiment_lines(found)
+    click.echo("\n".join(lines))
 
 
 def _settings(given: tuple[str, ...]) -> dict[str, Any]:
+    from acclimate.monitoring.jsonable import from_json
+
     settings = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise ConfigError(f"a setting is NAME=VALUE, got {text!r}")
         try:
-            settings[name] = json.loads(value)
+            settings[name] = from_json(value)
         except ValueError:
             settings[name] = value
     return settings

@@ -47,8 +47,10 @@ def health_command(**given: Any) -> None:
     """Check the key performance indicators.
 
     An indicator alerts when its whole 95 % interval lies beyond its alert bound. Alerts go to standard error, and to
-    the webhook, the addresses and the program that are given. Exit code 0: healthy; 1: alerts; 2: cannot tell, because
-    the store cannot be read or no indicator has enough observations.
+    the webhook, the addresses and the program that are given.
+
+    Exit code 0: healthy, every indicator that needs neither labels nor experiments was judged and none alerts; 1: an
+    indicator alerts; 2: cannot tell, because the store cannot be read or such an indicator has too few observations.
     """
     set_up_logging(verbose=False)
     channels = _channels(given)
@@ -84,12 +86,14 @@ def _show(health: Health, *, as_json: bool) -> None:
         click.echo(json.dumps(health.to_dict(), indent=2))
         return
     click.echo(health.verdict)
+    if health.verdict != "alerts":
+        click.echo(f"  {health.summary}")
     for measured in health.measurements.values():
         click.echo(f"  {measured.line_with_state}")
     for line in count_lines(health.counts):
         click.echo(f"  {line}")
-    if health.lost_rows:
-        click.echo(f"  note: {health.lost_rows} rows of metrics were lost")
+    for note in health.notes:
+        click.echo(f"  note: {note}")
 
 
 def _alert(health: Health, channels: list[Channel]) -> bool:

@@ -10,7 +10,6 @@ import click
 
 from acclimate.cli import store_options
 from acclimate.cli.terminal import reports_input_errors
-from acclimate.errors import StoreError
 
 _DAYS = click.option(
     "--days",
@@ -76,23 +75,21 @@ def analyze_command(*, with_suggestions: bool, days: float, as_json: bool, **giv
 def report_command(period: Any, output: Path | None, **given: Any) -> None:
     """Report the last day or week: indicators, charts, experiments, suggestions."""
     from acclimate.monitoring import as_html, as_text, make_report
+    from acclimate.monitoring.output import writing_file
 
     with store_options.opened(given) as store:
         made = make_report(store, period)
     if output is None:
         click.echo(as_text(made), nl=False)
         return
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(as_html(made), encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {output}: {error.strerror}") from error
+    with writing_file(output) as target:
+        target.write_text(as_html(made), encoding="utf-8")
     click.echo(f"report: {output}", err=True)
 
 
-@click.group("metrics", short_help="Export recorded attempts, or label requests.")
+@click.group("metrics", short_help="Export recorded requests, or label them.")
 def metrics_group() -> None:
-    """Export recorded attempts, or label requests."""
+    """Export recorded requests, or label them."""
 
 
 @metrics_group.command("export", short_help="Write JSON, CSV or Parquet.")
@@ -101,13 +98,16 @@ def metrics_group() -> None:
 @store_options.database
 @reports_input_errors
 def export_command(output: Path, days: float, **given: Any) -> None:
-    """Write the attempts of the last days to OUTPUT, whose ending (.json, .csv, .parquet) chooses the format."""
+    """Write the requests of the last days, adapted or not, to OUTPUT.
+
+    Its ending (.json, .csv, .parquet) chooses the format.
+    """
     from acclimate.monitoring import Window
     from acclimate.monitoring.export import export_metrics
 
     with store_options.opened(given) as store:
         count = export_metrics(store, output, Window.last(days=days), days=days)
-    click.echo(f"{count} attempts written to {output}", err=True)
+    click.echo(f"{count} requests written to {output}", err=True)
 
 
 @metrics_group.command("label", short_help="Record the true pattern of a request.")
@@ -121,6 +121,7 @@ def label_command(request_id: str, pattern: str, **given: Any) -> None:
 
     with store_options.opened(given) as store:
         store.label_pattern(request_id, None if pattern == NO_PATTERN else pattern)
+    click.echo(f"request {request_id}: pattern {pattern} recorded")
 
 
 @click.command("feedback", short_help="Record a user's rating of an answer.")
@@ -132,11 +133,12 @@ def feedback_command(request_id: str, rating: float, **given: Any) -> None:
     """Record RATING, 1 (useless) to 5 (exactly right), for the answer of REQUEST_ID and its experiment outcomes."""
     with store_options.opened(given) as store:
         store.add_feedback(request_id, rating)
+    click.echo(f"request {request_id}: rating {rating:g} recorded")
 
 
 @click.command("audit", short_help="Show the audit log, or verify it.")
 @click.option(
-    "--verify", "verifies", is_flag=True, help="Verify the hash chain of entries; exit code 1 where it is broken."
+    "--verify", "verifies", is_flag=True, help="Verify that no entry was changed or is missing; else exit code 1."
 )
 @click.option(
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Number of entries shown, the newest first."
@@ -152,7 +154,9 @@ def audit_command(*, verifies: bool, limit: int, **given: Any) -> None:
         if verifies:
             faults = list(audit.verify(connection))
             for fault in faults:
-                click.echo(f"entry {fault.entry} {fault.what}", err=True)
+                click.echo(fault.line, err=True)
+            count, head = audit.newest(connection)
+            click.echo(f"{count} entries, the newest has the hash {head}", err=True)
             click.echo("the audit log is broken" if faults else "the audit log is whole")
             raise SystemExit(1 if faults else 0)
         for entry in audit.entries(connection, limit=limit):

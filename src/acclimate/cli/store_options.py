@@ -26,9 +26,17 @@ def database(command: Command) -> Command:
     return click.option(
         "--db",
         metavar="PATH_OR_URL",
+        callback=_named,
         help="The metrics store: a SQLite file or a postgresql:// URL.  "
         "[default: $ACCLIMATE_DB_URL, or logs/ttt_metrics.db]",
     )(command)
+
+
+def _named(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty name before any work: an answer would be given and its record lost."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("the name of the metrics store is empty; give a path or a postgresql:// URL")
+    return value
 
 
 def recording(command: Command) -> Command:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import hmac
 import http.client
 import json
 import logging
+import os
+import signal
 import smtplib
 import ssl
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
-from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
+from typing import IO, Any, Final, Protocol
+from urllib.parse import unquote, urlsplit
 
 from acclimate.errors import ConfigError, DeliveryError, first_line
 
@@ -26,6 +31,8 @@ SIGNATURE_HEADER: Final = "X-Acclimate-Signature"
 TIMESTAMP_HEADER: Final = "X-Acclimate-Timestamp"
 _TIMEOUT_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.5
+#: Between asking a program to end and killing it.
+_GRACE_S: Final = 2.0
 _TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -99,7 +106,7 @@ class Webhook:
     """Posts alerts as JSON; retries with exponentially growing pauses where the receiver is busy or unreachable.
 
     Attributes:
-        url: of the receiver.
+        url: of the receiver; a user and a password in it are sent by basic authentication.
         secret: shared with the receiver; None sends no signature.
         tries: at most.
         first_pause_s: before the second try; every further pause is twice as long.
@@ -108,7 +115,7 @@ class Webhook:
         ConfigError: the URL is not http or https.
     """
 
-    url: str
+    url: str = field(repr=False)
     secret: str | None = field(default=None, repr=False)
     tries: int = 4
     first_pause_s: float = _FIRST_PAUSE_S
@@ -116,10 +123,12 @@ class Webhook:
     def __post_init__(self) -> None:
         try:
             parts = urlsplit(self.url)
+            # Reading the port raises an error where it is no number.
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError as error:
-            raise ConfigError(f"a webhook needs an http or https address, got {self.url!r}: {error}") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"a webhook needs an http or https address, got {self.url!r}")
+            raise ConfigError(f"a webhook needs an http or https address, got {_shown(self.url)!r}: {error}") from error
+        if not usable:
+            raise ConfigError(f"a webhook needs an http or https address, got {_shown(self.url)!r}")
 
     @property
     def name(self) -> str:
@@ -150,9 +159,29 @@ class Webhook:
         if self.secret is not None:
             moment = str(int(time.time()))
             headers |= {TIMESTAMP_HEADER: moment, SIGNATURE_HEADER: signature(self.secret, moment, body)}
-        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")  # noqa: S310  checked above
+        # urllib takes a user and a password for a part of the host's name.
+        login, address = _split_login(self.url)
+        if login is not None:
+            headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+        request = urllib.request.Request(address, data=body, headers=headers, method="POST")  # noqa: S310  checked above
         with _OPENER.open(request, timeout=_TIMEOUT_S):
             pass
+
+
+def _split_login(url: str) -> tuple[str | None, str]:
+    """Return ``user:password`` of a URL, decoded, and the URL without it."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return None, url
+    user, _, password = login.partition(":")
+    return f"{unquote(user)}:{unquote(password)}", parts._replace(netloc=host).geturl()
+
+
+def _shown(url: str) -> str:
+    """Return a URL for a message, without user and password."""
+    before, at, after = url.rpartition("@")
+    return f"{before.split('//')[0]}//***@{after}" if at and "//" in before else url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +237,7 @@ class Command:
 
     Attributes:
         arguments: the program and its arguments; no shell is involved.
-        timeout_s: after which it is terminated.
+        timeout_s: after which it is ended, with every program that it has started.
     """
 
     arguments: Sequence[str]
@@ -226,11 +255,57 @@ class Command:
     def send(self, alert: Alert) -> None:
         """Run the program; see :class:`Channel`."""
         content = json.dumps({"title": alert.title, "alerts": list(alert.lines), "details": dict(alert.details)})
-        try:
-            done = subprocess.run(  # noqa: S603  the program that the caller named
-                list(self.arguments), input=content, text=True, capture_output=True, timeout=self.timeout_s, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise DeliveryError(f"{self.name} did not take the alert: {first_line(error)}") from error
-        if done.returncode:
-            raise DeliveryError(f"{self.name} ended with {done.returncode}: {first_line(Exception(done.stderr))}")
+        # Files, not pipes: a program that is left running in the background may keep a pipe open for ever.
+        with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+", errors="replace") as said:
+            given.write(content)
+            given.seek(0)
+            try:
+                code = _run(self.arguments, given, said, self.timeout_s)
+            except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+                raise DeliveryError(f"{self.name} did not take the alert: {first_line(error)}") from error
+            if code:
+                said.seek(0)
+                raise DeliveryError(f"{self.name} ended with {code}: {first_line(Exception(said.read(10_000)))}")
+
+
+def _run(arguments: Sequence[str], given: IO[str], said: IO[str], timeout_s: float) -> int:
+    """Run a program to its end and return its exit code; where that takes too long, end its process group.
+
+    Raises:
+        OSError: it cannot be started.
+        subprocess.TimeoutExpired: it took longer than ``timeout_s``.
+    """
+    process = subprocess.Popen(  # noqa: S603  the program that the caller named
+        list(arguments), stdin=given, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+    )
+    try:
+        return process.wait(timeout_s)
+    except BaseException:
+        _end_group(process)
+        raise
+
+
+def _end_group(process: subprocess.Popen[Any]) -> None:
+    """Ask every process of the group to end, and kill what is left after a moment."""
+    for number, grace_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, 0.0)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+        if number == signal.SIGTERM:
+            # The program may have ended and left children of its group behind.
+            deadline = time.monotonic() + grace_s
+            while _group_exists(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.02)
+    process.wait()
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Some of it runs as another user.
+        return True
+    return True

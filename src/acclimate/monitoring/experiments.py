@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,8 +13,10 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from acclimate.errors import ConfigError, StoreError
+from acclimate.errors import ConfigError, StoreError, first_line
+from acclimate.monitoring.insert import insert_once
 from acclimate.monitoring.intervals import Estimate, mean
+from acclimate.monitoring.jsonable import from_json
 from acclimate.monitoring.schema import experiments, timestamp_of, ttt_ab_tests
 from acclimate.monitoring.sequential import (
     Comparison,
@@ -103,15 +106,18 @@ def create(store: Store, experiment: Experiment) -> None:
     Raises:
         ConfigError: there is one of that name already.
     """
-    design = asdict(experiment)
+    values = {
+        "name": experiment.name,
+        "created_at": experiment.created_at,
+        "design": json.dumps(asdict(experiment)),
+    }
     with store.writing() as connection:
-        if connection.execute(sa.select(experiments.c.name).where(experiments.c.name == experiment.name)).scalar():
+        if insert_once(connection, experiments, values):
+            return
+        stored = sa.select(experiments.c.design).where(experiments.c.name == experiment.name)
+        # The same design with the same time of creation is this one: its commit was answered by an error.
+        if connection.execute(stored).scalar() != values["design"]:
             raise ConfigError(f"there is an experiment {experiment.name!r} already; choose another name")
-        connection.execute(
-            sa.insert(experiments).values(
-                name=experiment.name, created_at=experiment.created_at, design=json.dumps(design)
-            )
-        )
 
 
 def stop(store: Store, name: str) -> Experiment:
@@ -177,6 +183,9 @@ class ExperimentReport:
         arms: the control and the treatment.
         paired: whether requests were answered by both arms.
         effect: quality of the treatment less that of the control, with interval and p value once the design has them.
+            Qualities lie between 0 and 1, so effect and interval lie between -1 and 1.
+        difference: of the arms' mean qualities; None where an arm has none. A sequential design weights every outcome
+            by the chance of its arm, which its test needs, so that its effect differs from this while there are few.
         seconds: how much longer the treatment takes, with its 95 % interval.
         mismatch: p value of the arms' counts under their weights; None for pairs.
         conclusion: the code of the result: ``mismatch`` (the arms' sizes cannot be chance), ``too_early``,
@@ -188,6 +197,7 @@ class ExperimentReport:
     arms: tuple[ArmSummary, ArmSummary]
     paired: bool
     effect: Comparison
+    difference: float | None
     seconds: Comparison
     mismatch: float | None
     conclusion: Conclusion
@@ -225,17 +235,96 @@ def report(store: Store, name: str) -> ExperimentReport:
         counts = [sum(row.method == arm for row in units) for arm in (control, treatment)]
         mismatch = assignment_mismatch(counts, [arm.weight for arm in experiment.arms])
     arms = (_summary(control, rows), _summary(treatment, rows))
+    effect = effect.within(1.0)
     conclusion = _conclusion(experiment, effect, mismatch)
     return ExperimentReport(
         experiment=experiment,
         arms=arms,
         paired=paired,
         effect=effect,
+        difference=_difference(arms),
         seconds=seconds,
         mismatch=mismatch,
         conclusion=conclusion,
         verdict=_in_words(conclusion, experiment, effect),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomesReport:
+    """The outcomes of a test of which no design is stored, such as one that another program ran.
+
+    Attributes:
+        name: of the test.
+        arms: one for each method, by name; ``ICL`` first, as the control.
+        paired: whether requests (sessions, where a program names no requests) were answered by both of two methods.
+        effect: quality of the second method less that of the first, by a t test (paired: Student's; otherwise Welch's);
+            None where there are not two methods.
+        seconds: how much longer the second takes, likewise.
+        verdict: what the effect is worth.
+    """
+
+    name: str
+    arms: tuple[ArmSummary, ...]
+    paired: bool
+    effect: Comparison | None
+    seconds: Comparison | None
+    verdict: str = (
+        "no design is stored for this test: its interval holds only if the number of requests was fixed beforehand, "
+        "and arms were assigned by chance"
+    )
+
+
+def find_report(store: Store, name: str) -> ExperimentReport | OutcomesReport:
+    """Return the result of an experiment, or of a test that has outcomes and no stored design.
+
+    Raises:
+        StoreError: there is neither of that name.
+    """
+    if any(experiment.name == name for experiment in list_experiments(store)):
+        return report(store, name)
+    with store.reading() as connection:
+        rows = _outcomes(connection, name)
+        # Programs that name no requests pair by session, provided that each method occurs once there.
+        sessions = dict(
+            connection.execute(
+                sa.select(ttt_ab_tests.c.id, ttt_ab_tests.c.session_id).where(ttt_ab_tests.c.test_id == name)
+            )
+            .tuples()
+            .all()
+        )
+    if not rows:
+        get(store, name)
+    methods = sorted({row.method for row in rows}, key=lambda method: (method.upper() != "ICL", method))
+    arms = tuple(_summary(method, rows) for method in methods)
+    if len(methods) != 2:
+        return OutcomesReport(name=name, arms=arms, paired=False, effect=None, seconds=None)
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(row.request_id or f"session {sessions[row.number]}", []).append(row)
+    paired = all(sorted(r.method for r in group) == sorted(methods) for group in groups.values())
+    if paired:
+        rows = [row for group in groups.values() for row in group]
+    before, after = ([row for row in rows if row.method == method] for method in methods)
+    return OutcomesReport(
+        name=name,
+        arms=arms,
+        paired=paired,
+        effect=_t_test(before, after, paired=paired).within(1.0),
+        seconds=_seconds(before, after, paired=paired),
+    )
+
+
+def _t_test(before: Sequence[_Row], after: Sequence[_Row], *, paired: bool) -> Comparison:
+    if paired:
+        pairs = [
+            (b.quality, a.quality)
+            for b, a in zip(before, after, strict=True)
+            if a.quality is not None and b.quality is not None
+        ]
+        return fixed_horizon([b for b, _ in pairs], [a for _, a in pairs], paired=True)
+    one, other = ([row.quality for row in rows if row.quality is not None] for rows in (before, after))
+    return fixed_horizon(one, other, paired=False)
 
 
 def means_by_method(connection: Connection, test_id: str) -> dict[str, dict[str, Any]]:
@@ -259,7 +348,7 @@ def recent_tests(store: Store, window: Window) -> list[str]:
     """Return the names of tests with outcomes in ``window``, with or without a stored design."""
     columns = ttt_ab_tests.c
     with store.reading() as connection:
-        query = sa.select(columns.test_id).where(window.of(columns.timestamp)).distinct().order_by(columns.test_id)
+        query = sa.select(columns.test_id).where(window.of(columns.recorded_at)).distinct().order_by(columns.test_id)
         return list(connection.execute(query).scalars())
 
 
@@ -279,7 +368,7 @@ def _outcomes(connection: Connection, name: str) -> list[_Row]:
     query = (
         sa.select(columns.id, columns.method, quality, columns.response_time, columns.request_id, columns.unit)
         .where(columns.test_id == name)
-        .order_by(columns.timestamp, columns.id)
+        .order_by(columns.recorded_at, columns.id)
     )
     return [_Row(*row) for row in connection.execute(query).tuples()]
 
@@ -351,9 +440,14 @@ def _summary(name: str, rows: Sequence[_Row]) -> ArmSummary:
         name=name,
         outcomes=len(mine),
         judged=len(qualities),
-        quality=mean(qualities) if qualities else None,
-        seconds=mean(seconds) if seconds else None,
+        quality=mean(qualities).within(0.0, 1.0) if qualities else None,
+        seconds=mean(seconds).within(0.0, math.inf) if seconds else None,
     )
+
+
+def _difference(arms: tuple[ArmSummary, ArmSummary]) -> float | None:
+    control, treatment = (arm.quality for arm in arms)
+    return None if control is None or treatment is None else treatment.value - control.value
 
 
 def _conclusion(experiment: Experiment, effect: Comparison, mismatch: float | None) -> Conclusion:
@@ -381,6 +475,12 @@ def _in_words(conclusion: Conclusion, experiment: Experiment, effect: Comparison
 
 
 def _from_row(row: Mapping[Any, Any]) -> Experiment:
-    design = json.loads(row["design"])
-    design["arms"] = tuple(Arm(**arm) for arm in design["arms"])
-    return Experiment(**{**design, "stopped_at": row["stopped_at"]})
+    try:
+        design = dict(from_json(row["design"]))
+        design["arms"] = tuple(Arm(**arm) for arm in design["arms"])
+        return Experiment(**{**design, "stopped_at": row["stopped_at"]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"the stored design of experiment {row['name']!r} cannot be read: {first_line(error)}; delete its row in "
+            "the table experiments"
+        ) from error

@@ -11,6 +11,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from acclimate.errors import ConfigError, StoreError
+from acclimate.monitoring.attempts import attempt_status
+from acclimate.monitoring.other_programs import from_another_program
+from acclimate.monitoring.output import writing_file
 from acclimate.monitoring.schema import requests, ttt_ab_tests, ttt_metrics
 from acclimate.monitoring.store import Store
 from acclimate.monitoring.window import Window
@@ -19,10 +22,11 @@ FORMATS: Final = (".json", ".csv", ".parquet")
 
 
 def export_metrics(store: Store, path: Path, window: Window, *, days: float) -> int:
-    """Write what was recorded in ``window`` and return the number of attempts.
+    """Write what was recorded in ``window`` and return the number of requests.
 
-    JSON holds attempts (``metrics``), ``requests`` and ``ab_tests``, without stored content; CSV and Parquet hold the
-    attempts, joined with their requests.
+    CSV and Parquet hold one row for each request, adapted or not, with the columns of its attempt where there was one,
+    and one for each attempt that another program recorded. JSON holds attempts (``metrics``), ``requests`` and
+    ``ab_tests``. Stored content is in none of them.
 
     Args:
         store: to read.
@@ -37,36 +41,53 @@ def export_metrics(store: Store, path: Path, window: Window, *, days: float) -> 
     if path.suffix not in FORMATS:
         raise ConfigError(f"{path} must end in {', '.join(FORMATS)}, got {path.suffix or 'no ending'!r}")
     shown = [column for column in requests.c if column.name != "content"]
-    more = [c for c in shown if c.name not in {m.name for m in ttt_metrics.c}]
-    joined = ttt_metrics.outerjoin(requests, requests.c.request_id == ttt_metrics.c.request_id)
+    attempts_in_window = window.of(ttt_metrics.c.recorded_at)
     with store.reading() as connection:
-        attempts = _rows(
-            connection,
-            sa.select(ttt_metrics, *more)
-            .select_from(joined)
-            .where(window.of(ttt_metrics.c.timestamp))
-            .order_by(ttt_metrics.c.timestamp.desc()),
-        )
-        content: dict[str, Any] = {"metrics": attempts}
+        rows = _joined(connection, window)
         if path.suffix == ".json":
-            content["requests"] = _rows(connection, sa.select(*shown).where(window.of(requests.c.timestamp)))
-            content["ab_tests"] = _rows(connection, sa.select(ttt_ab_tests).where(window.of(ttt_ab_tests.c.timestamp)))
-    names = [column.name for column in (*ttt_metrics.c, *more)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+            newest = sa.select(ttt_metrics).where(attempts_in_window).order_by(ttt_metrics.c.recorded_at.desc())
+            attempts = _rows(connection, newest)
+            content = {
+                "export_timestamp": datetime.now(UTC).isoformat(),
+                "period_days": days,
+                "total_records": len(attempts),
+                "total_requests": len(rows),
+                "metrics": attempts,
+                "requests": _rows(connection, sa.select(*shown).where(window.of(requests.c.timestamp))),
+                "ab_tests": _rows(connection, sa.select(ttt_ab_tests).where(window.of(ttt_ab_tests.c.recorded_at))),
+            }
+    names = [column.name for column in (*ttt_metrics.c, *_only_in_requests())]
+    with writing_file(path) as target:
         if path.suffix == ".json":
-            head = {"export_timestamp": datetime.now(UTC).isoformat(), "period_days": days}
-            path.write_text(json.dumps({**head, "total_records": len(attempts), **content}, indent=2) + "\n")
+            target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         elif path.suffix == ".csv":
-            with path.open("w", newline="", encoding="utf-8") as file:
-                rows = csv.DictWriter(file, names)
-                rows.writeheader()
-                rows.writerows(attempts)
+            with target.open("w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, names)
+                table.writeheader()
+                table.writerows(rows)
         else:
-            _write_parquet(path, names, attempts)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}") from error
-    return len(attempts)
+            _write_parquet(target, names, rows)
+    return len(rows)
+
+
+def _only_in_requests() -> list[sa.Column[Any]]:
+    return [c for c in requests.c if c.name != "content" and c.name not in ttt_metrics.c]
+
+
+def _joined(connection: sa.Connection, window: Window) -> list[dict[str, Any]]:
+    """Return every request with its attempt, and the attempts of other programs, the newest first."""
+    here = {"recorded_at": requests.c.timestamp} | {c.name: c for c in requests.c if c.name in ttt_metrics.c}
+    either = [sa.func.coalesce(c, here[c.name]).label(c.name) if c.name in here else c for c in ttt_metrics.c]
+    joined = requests.outerjoin(ttt_metrics, requests.c.request_id == ttt_metrics.c.request_id)
+    ours = sa.select(*either, *_only_in_requests()).select_from(joined).where(window.of(requests.c.timestamp))
+    theirs = sa.select(ttt_metrics).where(window.of(ttt_metrics.c.recorded_at), from_another_program())
+    nothing = {column.name: None for column in _only_in_requests()}
+    # What another program recorded has no status of its own; attempts tell it.
+    others = [
+        {**nothing, "pipeline": "language", **row}
+        for row in _rows(connection, theirs.add_columns(attempt_status().label("status")))
+    ]
+    return sorted((*_rows(connection, ours), *others), key=lambda row: str(row["recorded_at"]), reverse=True)
 
 
 def _rows(connection: sa.Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:

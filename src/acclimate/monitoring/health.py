@@ -13,6 +13,7 @@ from acclimate.monitoring.indicator import Kpi, Measurement
 from acclimate.monitoring.jsonable import to_jsonable
 from acclimate.monitoring.kpis import KPIS
 from acclimate.monitoring.measurement import VisionMeasurement, measure, measure_vision
+from acclimate.monitoring.other_programs import OtherRows, count_other_rows
 from acclimate.monitoring.schema import timestamp_of, writers
 from acclimate.monitoring.store import Store
 from acclimate.monitoring.window import Window
@@ -26,11 +27,13 @@ class Health:
     """What a health check found.
 
     Attributes:
-        verdict: ``cannot tell`` where no indicator has enough observations.
+        verdict: ``healthy`` only where every required indicator (:attr:`Kpi.required`) has enough observations and none
+            alerts; ``cannot tell`` where none alerts and one has too few.
         measurements: every indicator, by name.
         counts: language requests by status and reason.
         vision: the numbers of vision runs.
         lost_rows: rows that processes of the window queued and never wrote.
+        other_rows: attempts that another program recorded.
     """
 
     verdict: Verdict
@@ -38,6 +41,13 @@ class Health:
     counts: Counts
     vision: VisionMeasurement
     lost_rows: int
+    other_rows: OtherRows
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the indicators must know, in sentences."""
+        lost = [f"{self.lost_rows} rows of metrics were lost"] if self.lost_rows else []
+        return lost + self.other_rows.notes
 
     @property
     def alerting(self) -> list[str]:
@@ -50,6 +60,21 @@ class Health:
         return [self.measurements[name].line for name in self.alerting]
 
     @property
+    def unjudged(self) -> list[str]:
+        """The names of the required indicators that have too few observations to be judged."""
+        return [n for n, m in self.measurements.items() if m.kpi.required and m.state == "not enough data"]
+
+    @property
+    def summary(self) -> str:
+        """The verdict, and what it lacks or leaves out, in one line."""
+        if self.verdict == "healthy":
+            optional = [name for name, m in self.measurements.items() if m.state == "not enough data"]
+            return f"healthy{f', without {_listed(optional)} (too few observations)' if optional else ''}"
+        if self.verdict == "cannot tell":
+            return f"cannot tell: too few observations of {_listed(self.unjudged)}"
+        return f"alerts: {_listed(self.alerting)}"
+
+    @property
     def exit_code(self) -> int:
         """0 healthy, 1 alerts, 2 cannot tell."""
         return EXIT_CODES[self.verdict]
@@ -58,8 +83,11 @@ class Health:
         """Return plain values for JSON."""
         return {
             "verdict": self.verdict,
+            "unjudged": self.unjudged,
             "alerts": self.alerts,
             "lost_rows": self.lost_rows,
+            "other_rows": to_jsonable(self.other_rows),
+            "notes": self.notes,
             "requests": to_jsonable(self.counts),
             "kpis": {name: _plain(measured) for name, measured in self.measurements.items()},
             "vision": to_jsonable(self.vision),
@@ -75,17 +103,17 @@ def check(store: Store, window: Window, *, kpis: Sequence[Kpi] = KPIS) -> Health
         kpis: the indicators that are checked.
     """
     measurements = measure(store, window, kpis=kpis)
-    states = {measured.state for measured in measurements.values()}
+    judged = [measured for measured in measurements.values() if measured.state != "not enough data"]
     verdict: Verdict = "healthy"
-    if "alert" in states:
+    if any(measured.state == "alert" for measured in judged):
         verdict = "alerts"
-    elif states <= {"not enough data"}:
+    elif not judged or any(m.kpi.required and m not in judged for m in measurements.values()):
         verdict = "cannot tell"
     with store.reading() as connection:
         started = writers.c.started_at >= timestamp_of(window.since)
         # A process that still runs has no end; "9" sorts after every timestamp.
         running = sa.func.coalesce(writers.c.stopped_at, "9") >= timestamp_of(window.since)
-        counts = count_requests(connection, window)
+        counts, other_rows = count_requests(connection, window), count_other_rows(connection, window)
         lost = connection.execute(
             sa.select(sa.func.coalesce(sa.func.sum(writers.c.dropped + writers.c.lost), 0)).where(started | running)
         ).scalar_one()
@@ -95,7 +123,12 @@ def check(store: Store, window: Window, *, kpis: Sequence[Kpi] = KPIS) -> Health
         counts=counts,
         vision=measure_vision(store, window),
         lost_rows=int(lost),
+        other_rows=other_rows,
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "every indicator"
 
 
 def _plain(measured: Measurement) -> dict[str, Any]:

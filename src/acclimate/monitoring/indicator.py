@@ -124,6 +124,8 @@ class Kpi:
             of a ``higher`` indicator only describes it: to exceed it is no miss (likewise the lower end of ``lower``).
         alert_below, alert_above: beyond which it alerts; None where that side does not alert.
         advise: yields what to change, from the measurement and the recorded attempts.
+        required: a health check needs it for the verdict ``healthy``; False for an indicator of rows that not every
+            operator has, such as labels or outcomes of experiments.
         histogram: title of the histogram of single observations in reports; None draws none.
 
     Raises:
@@ -141,6 +143,7 @@ class Kpi:
     alert_below: float | None = None
     alert_above: float | None = None
     advise: Callable[[Measurement, Recorded], Iterable[Suggestion]] = _no_advice
+    required: bool = True
     histogram: str | None = None
 
     def __post_init__(self) -> None:

@@ -1,4 +1,8 @@
-"""Writes records as rows: a request with its attempt, vision run and audit entry, and an outcome."""
+"""Writes records as rows: a request with its attempt, vision run and audit entry, and an outcome.
+
+Every record has a key of its own: the process that queued it and its number there. A record whose transaction was
+committed although the commit was reported as failed can therefore be written again without being stored twice.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql, sqlite
 
+from acclimate.errors import StoreError
 from acclimate.monitoring import audit
 from acclimate.monitoring.jsonable import to_jsonable
 from acclimate.monitoring.records import Outcome, RequestRecord
@@ -39,8 +45,8 @@ _REQUEST_COLUMNS: Final = (
 )
 
 
-def insert(connection: Connection, record: Record, *, writer_id: str, sequence: int, keep_content: bool) -> None:
-    """Write one record.
+def insert(connection: Connection, record: Record, *, writer_id: str, sequence: int, keep_content: bool) -> bool:
+    """Write one record and return whether it is new; False where an earlier try has stored it already.
 
     Args:
         connection: inside a transaction that writes.
@@ -48,11 +54,35 @@ def insert(connection: Connection, record: Record, *, writer_id: str, sequence: 
         writer_id: of the process that queued it.
         sequence: its number in that process, from 1.
         keep_content: store prompts, examples and answers where a record has them.
+
+    Raises:
+        StoreError: another record has the same ``request_id``.
     """
     if isinstance(record, Outcome):
-        _insert_outcome(connection, record)
-    else:
-        _insert_request(connection, record, writer_id, sequence, keep_content)
+        return _insert_outcome(connection, record, row_key(writer_id, sequence))
+    return _insert_request(connection, record, writer_id, sequence, keep_content)
+
+
+def is_stored(connection: Connection, record: Record, *, writer_id: str, sequence: int) -> bool:
+    """Return whether this record was stored by an earlier try."""
+    if isinstance(record, Outcome):
+        known = ttt_ab_tests.c.row_key == row_key(writer_id, sequence)
+        return connection.execute(sa.select(ttt_ab_tests.c.id).where(known)).first() is not None
+    mine = (requests.c.writer_id == writer_id) & (requests.c.sequence == sequence)
+    found = sa.select(requests.c.request_id).where(requests.c.request_id == record.request_id, mine)
+    return connection.execute(found).first() is not None
+
+
+def row_key(writer_id: str, sequence: int) -> str:
+    """Return the key of a queued record."""
+    return f"{writer_id}:{sequence}"
+
+
+def insert_once(connection: Connection, table: sa.Table, values: Mapping[str, Any]) -> bool:
+    """Insert a row unless one with its key is there; return whether it was inserted."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
+    return connection.execute(statement.returning(*table.primary_key.columns)).first() is not None
 
 
 def as_json(values: Mapping[str, Any]) -> str:
@@ -62,18 +92,23 @@ def as_json(values: Mapping[str, Any]) -> str:
 
 def _insert_request(
     connection: Connection, record: RequestRecord, writer_id: str, sequence: int, keep_content: bool
-) -> None:
+) -> bool:
     moment = timestamp_of(record.timestamp)
     values = {name: getattr(record, name) for name in _REQUEST_COLUMNS}
     values |= {"timestamp": moment, "writer_id": writer_id, "sequence": sequence}
+    values["adaptable"] = record.had_something_to_adapt_to
     if keep_content and record.content is not None:
         values["content"] = as_json(record.content)
-    connection.execute(sa.insert(requests).values(values))
+    if not insert_once(connection, requests, values):
+        if is_stored(connection, record, writer_id=writer_id, sequence=sequence):
+            # Its other rows were written in the same transaction.
+            return False
+        raise StoreError(f"there is a request {record.request_id!r} already; give each request a name of its own")
     if record.vision is not None:
         run = {"request_id": record.request_id, **dataclasses.asdict(record.vision)}
         connection.execute(sa.insert(vision_runs).values(run))
     if not record.is_attempt:
-        return
+        return True
     if record.pipeline == "language":
         _insert_metrics(connection, record, moment)
     audit.append(
@@ -85,6 +120,7 @@ def _insert_request(
         outcome=record.status if record.reason is None else f"{record.status}: {record.reason}",
         moment=moment,
     )
+    return True
 
 
 def _insert_metrics(connection: Connection, record: RequestRecord, moment: str) -> None:
@@ -92,6 +128,7 @@ def _insert_metrics(connection: Connection, record: RequestRecord, moment: str) 
         sa.insert(ttt_metrics).values(
             session_id=record.session_id,
             timestamp=moment,
+            recorded_at=moment,
             task_type=record.pattern,
             examples_count=record.examples_count,
             training_steps=record.training_steps,
@@ -108,7 +145,8 @@ def _insert_metrics(connection: Connection, record: RequestRecord, moment: str) 
     )
 
 
-def _insert_outcome(connection: Connection, outcome: Outcome) -> None:
+def _insert_outcome(connection: Connection, outcome: Outcome, key: str) -> bool:
     values = {f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)}
-    values |= {"timestamp": timestamp_of(outcome.timestamp), "metadata": as_json(outcome.metadata)}
-    connection.execute(sa.insert(ttt_ab_tests).values(values))
+    moment = timestamp_of(outcome.timestamp)
+    values |= {"timestamp": moment, "recorded_at": moment, "metadata": as_json(outcome.metadata), "row_key": key}
+    return insert_once(connection, ttt_ab_tests, values)

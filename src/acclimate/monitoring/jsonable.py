@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,3 +22,17 @@ def to_jsonable(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
+
+
+def from_json(text: Any) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is no text, no JSON, or nested too deeply to be read.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"JSON is text, got {type(text).__name__}")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

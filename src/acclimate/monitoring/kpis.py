@@ -13,8 +13,8 @@ KPIS: Final[tuple[Kpi, ...]] = (
         title="Activation rate",
         unit=SHARE,
         direction="within",
-        measures="language requests in which there was something to adapt to (adapted, declined or fallback), over all "
-        "language requests",
+        measures="language requests in which there was something to adapt to, whether or not adapting was asked for, "
+        "over all language requests; other programs record no requests and do not count",
         query=queries.activation_rate,
         target_low=0.15,
         target_high=0.25,
@@ -56,6 +56,7 @@ KPIS: Final[tuple[Kpi, ...]] = (
         target_high=0.30,
         alert_below=0.15,
         advise=advice_rules.low_gain,
+        required=False,
     ),
     Kpi(
         name="mean_adaptation_time",
@@ -100,5 +101,6 @@ KPIS: Final[tuple[Kpi, ...]] = (
         query=queries.detection_accuracy,
         target_low=0.90,
         alert_below=0.85,
+        required=False,
     ),
 )

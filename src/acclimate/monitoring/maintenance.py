@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from acclimate.errors import ConfigError, StoreError, first_line
 from acclimate.monitoring import audit
+from acclimate.monitoring.other_programs import older_than
 from acclimate.monitoring.schema import (
     audit_log,
     experiments,
@@ -58,7 +59,8 @@ def maintain(
 
     Args:
         store: to maintain.
-        keep_days: for requests, attempts, outcomes of stopped experiments, and vision runs.
+        keep_days: for requests, attempts, outcomes of stopped experiments, and vision runs. Rows of another program
+            whose times have no zone are kept 26 hours longer: their zone may be any.
         keep_audit_days: for the audit log.
         dry_run: only count the rows.
         actor: who did it, for the audit log.
@@ -70,13 +72,15 @@ def maintain(
     for name, days in (("keep_days", keep_days), ("keep_audit_days", keep_audit_days)):
         if not 0 < days <= LONGEST_DAYS:
             raise ConfigError(f"{name} must be above 0 and at most {LONGEST_DAYS}, got {days:g}")
-    cutoff, audit_cutoff = _before(keep_days), _before(keep_audit_days)
+    oldest_kept = datetime.now(UTC) - timedelta(days=keep_days)
+    cutoff = timestamp_of(oldest_kept)
+    audit_cutoff = timestamp_of(datetime.now(UTC) - timedelta(days=keep_audit_days))
     old_requests = sa.select(requests.c.request_id).where(requests.c.timestamp < cutoff)
     # The result of a running experiment must not change because outcomes are deleted.
     running = sa.select(experiments.c.name).where(experiments.c.stopped_at.is_(None))
     conditions = {
-        ttt_metrics: ttt_metrics.c.timestamp < cutoff,
-        ttt_ab_tests: (ttt_ab_tests.c.timestamp < cutoff) & ttt_ab_tests.c.test_id.not_in(running),
+        ttt_metrics: older_than(ttt_metrics, oldest_kept),
+        ttt_ab_tests: older_than(ttt_ab_tests, oldest_kept) & ttt_ab_tests.c.test_id.not_in(running),
         vision_runs: vision_runs.c.request_id.in_(old_requests),
         requests: requests.c.timestamp < cutoff,
         # A process that still runs keeps its row, however long ago it started.
@@ -98,10 +102,6 @@ def maintain(
         removed[audit_log.name] = audit.remove_before(connection, audit_cutoff, actor=actor)
     _compact(store)
     return Maintained(cutoff=cutoff, removed=removed, bytes_before=before, bytes_after=_bytes(store), dry_run=False)
-
-
-def _before(days: float) -> str:
-    return timestamp_of(datetime.now(UTC) - timedelta(days=days))
 
 
 def _compact(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,5 +71,8 @@ def measure_vision(store: Store, window: Window) -> VisionMeasurement:
     costs = [row["cost_ratio"] for row in rows if row["cost_ratio"] is not None]
     gains = [row["gain"] for row in rows if row["gain"] is not None]
     return VisionMeasurement(
-        runs=len(rows), **sums, cost_ratio=mean(costs) if costs else None, gain=mean(gains) if gains else None
+        runs=len(rows),
+        **sums,
+        cost_ratio=mean(costs).within(0.0, math.inf) if costs else None,
+        gain=mean(gains).within(-1.0, 1.0) if gains else None,
     )

@@ -46,6 +46,8 @@ def language_request(
         model=report["model"],
         method=report["method"],
         reason=report["reason"],
+        # The control arm of an experiment does not adapt, whatever it finds.
+        adaptable=tried or meta["examples_used"] > 0,
         pattern=report["pattern"],
         pattern_confidence=report["pattern_confidence"],
         confidence=meta["confidence_score"],
@@ -54,7 +56,7 @@ def language_request(
         memory_bytes=report["peak_bytes"],
         rank=meta["lora_rank"],
         environment=environment,
-        examples_count=meta["examples_used"] if tried else None,
+        examples_count=meta["examples_used"] if tried or meta["examples_used"] else None,
         training_steps=meta["training_steps"] if tried else None,
         adaptation_time=meta["adaptation_time"] if tried else None,
         convergence_score=meta["convergence_score"] if meta["training_steps"] else None,

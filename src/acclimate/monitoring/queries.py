@@ -8,9 +8,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
-from acclimate.monitoring.attempts import count_requests
+from acclimate.monitoring.attempts import attempt_status, count_requests
 from acclimate.monitoring.indicator import Observed
 from acclimate.monitoring.intervals import mean, proportion, quantile, relative_gain
+from acclimate.monitoring.other_programs import from_another_program
 from acclimate.monitoring.schema import requests, ttt_ab_tests, ttt_metrics
 from acclimate.monitoring.store import NO_PATTERN
 from acclimate.monitoring.window import Window
@@ -19,12 +20,15 @@ _MB: Final = 2**20
 
 
 def activation_rate(connection: Connection, window: Window) -> Observed:
-    """Language requests with something to adapt to, over all; ``adapted_share``: adapted ones over all."""
-    counts = count_requests(connection, window)
+    """Language requests with something to adapt to, over all; ``adapted_share``: adapted ones over all.
+
+    Other programs record attempts only, of requests whose number is not known; they do not count here.
+    """
+    counts = count_requests(connection, window, others=False)
     if not counts.total:
         return Observed(estimate=None, extra={"adapted_share": None})
     adapted = counts.by_status.get("adapted", 0) / counts.total
-    return Observed(estimate=proportion(counts.attempts, counts.total), extra={"adapted_share": adapted})
+    return Observed(estimate=proportion(counts.adaptable, counts.total), extra={"adapted_share": adapted})
 
 
 def success_rate(connection: Connection, window: Window) -> Observed:
@@ -37,7 +41,9 @@ def success_rate(connection: Connection, window: Window) -> Observed:
 def confidence(connection: Connection, window: Window) -> Observed:
     """Mean confidence of adapted requests."""
     conditions = (window.of(requests.c.timestamp), requests.c.status == "adapted")
-    values = _values(connection, requests.c.confidence, *conditions)
+    values = [*_values(connection, requests.c.confidence, *conditions)]
+    others = (window.of(ttt_metrics.c.recorded_at), from_another_program(), attempt_status() == "adapted")
+    values += _values(connection, ttt_metrics.c.confidence_score, *others)
     return Observed(estimate=mean(values) if values else None, values=values)
 
 
@@ -46,14 +52,14 @@ def quality_improvement(connection: Connection, window: Window) -> Observed:
     pairs = quality_pairs(connection, window)
     if not pairs:
         return Observed(estimate=None)
-    points = mean([ttt - icl for ttt, icl in pairs])
+    points = mean([ttt - icl for ttt, icl in pairs]).within(-1.0, 1.0)
     extra = {"points": 100 * points.value, "points_low": 100 * points.low, "points_high": 100 * points.high}
     return Observed(estimate=relative_gain([ttt for ttt, _ in pairs], [icl for _, icl in pairs]), extra=extra)
 
 
 def adaptation_time(connection: Connection, window: Window) -> Observed:
     """Mean seconds for gate and training where either ran; ``p95``: their 95th percentile."""
-    conditions = (window.of(ttt_metrics.c.timestamp), ttt_metrics.c.adaptation_time > 0)
+    conditions = (window.of(ttt_metrics.c.recorded_at), ttt_metrics.c.adaptation_time > 0)
     values = _values(connection, ttt_metrics.c.adaptation_time, *conditions)
     return Observed(estimate=mean(values) if values else None, values=values, extra={"p95": quantile(values, 0.95)})
 
@@ -96,7 +102,7 @@ def quality_pairs(connection: Connection, window: Window) -> list[tuple[float, f
             sa.func.max(sa.case((method == "ttt", columns.response_quality))),
             sa.func.max(sa.case((method == "icl", columns.response_quality))),
         )
-        .where(window.of(columns.timestamp), columns.response_quality.is_not(None), method.in_(("ttt", "icl")))
+        .where(window.of(columns.recorded_at), columns.response_quality.is_not(None), method.in_(("ttt", "icl")))
         .group_by(columns.test_id, key)
         .having(sa.func.count() == 2)
     ).all()

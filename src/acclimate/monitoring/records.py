@@ -31,12 +31,14 @@ class RequestRecord:
 
     Attributes:
         pipeline: ``language`` or ``vision``.
-        status: ``adapted``; ``declined`` (it was decided not to adapt); ``fallback`` (adapting failed); ``plain``
-            (there was nothing to adapt to).
+        status: what was done: ``adapted``; ``declined`` (it was decided not to adapt); ``fallback`` (adapting failed);
+            ``plain`` (adapting was not asked for, or there was nothing to adapt to).
         session_id: groups requests.
         request_id: names this one, for feedback.
         timestamp: when it was answered; without a zone it is local time.
         model: its name.
+        adaptable: what was found: whether there was something to adapt to, whatever was done; None takes every status
+            but ``plain`` for it.
         method: ``ttt`` or ``icl``; a vision method's name, or None.
         reason: the code of a declined or a fallback request.
         pattern, pattern_confidence: the detected kind of pattern in the prompt, and how sure the detector is.
@@ -67,6 +69,7 @@ class RequestRecord:
     request_id: str = field(default_factory=new_request_id)
     timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
     model: str | None = None
+    adaptable: bool | None = None
     method: str | None = None
     reason: str | None = None
     pattern: str | None = None
@@ -100,8 +103,15 @@ class RequestRecord:
 
     @property
     def is_attempt(self) -> bool:
-        """Whether there was something to adapt to: everything but ``plain``."""
+        """Whether adapting was considered: every status but ``plain``."""
         return self.status != "plain"
+
+    @property
+    def had_something_to_adapt_to(self) -> bool | None:
+        """Whether there was something to adapt to; None for a vision run, which any image can be adapted to."""
+        if self.pipeline != "language":
+            return None
+        return self.is_attempt if self.adaptable is None else self.adaptable
 
     @property
     def success(self) -> bool | None:

@@ -8,22 +8,28 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
-import sqlalchemy as sa
-
 from acclimate.monitoring import charts
 from acclimate.monitoring.advice import suggest
-from acclimate.monitoring.attempts import Counts
-from acclimate.monitoring.experiments import ExperimentReport, list_experiments, report
+from acclimate.monitoring.attempts import Counts, count_by_day
+from acclimate.monitoring.experiments import (
+    ArmSummary,
+    ExperimentReport,
+    OutcomesReport,
+    list_experiments,
+    report,
+)
 from acclimate.monitoring.health import Health, check
 from acclimate.monitoring.indicator import Kpi, Measurement, Suggestion
 from acclimate.monitoring.intervals import quantile
 from acclimate.monitoring.kpis import KPIS
 from acclimate.monitoring.records import STATUSES
-from acclimate.monitoring.schema import requests
+from acclimate.monitoring.sequential import Comparison
 from acclimate.monitoring.store import Store
 from acclimate.monitoring.window import Window
 
 Period = Literal["daily", "weekly"]
+#: Differences below this are not shown with three decimals.
+_SHOWN_DIFFERENCE: Final = 0.0005
 PERIOD_DAYS: Final[Mapping[Period, int]] = {"daily": 1, "weekly": 7}
 
 
@@ -58,16 +64,10 @@ def make_report(store: Store, period: Period, *, kpis: Sequence[Kpi] = KPIS) -> 
         kpis: the indicators that are reported.
     """
     window = Window.last(days=PERIOD_DAYS[period])
-    day = sa.func.substr(requests.c.timestamp, 1, 10)
     with store.reading() as connection:
-        rows = connection.execute(
-            sa.select(day, requests.c.status, sa.func.count())
-            .where(window.of(requests.c.timestamp))
-            .group_by(day, requests.c.status)
-        ).all()
+        found = count_by_day(connection, window)
     today = datetime.now(UTC).date()
     days = [(today - timedelta(days=back)).isoformat() for back in range(PERIOD_DAYS[period], -1, -1)]
-    found = {(date, status): count for date, status, count in rows}
     return Report(
         title=f"{period.capitalize()} report, {days[0]} to {days[-1]}",
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,10 +81,9 @@ def make_report(store: Store, period: Period, *, kpis: Sequence[Kpi] = KPIS) -> 
 
 def as_text(made: Report) -> str:
     """Return a report as plain text."""
-    lines = [made.title, "=" * len(made.title), "", f"health: {made.health.verdict}", ""]
+    lines = [made.title, "=" * len(made.title), "", f"health: {made.health.summary}", ""]
     lines += [f"  {measured.line_with_state}" for measured in made.health.measurements.values()]
-    if made.health.lost_rows:
-        lines.append(f"  note: {made.health.lost_rows} rows of metrics were lost")
+    lines += [f"  note: {note}" for note in made.health.notes]
     lines += ["", f"language requests: {made.health.counts.total}"]
     lines += [f"  {line}" for line in count_lines(made.health.counts)]
     vision = made.health.vision
@@ -114,18 +113,47 @@ def experiment_lines(found: ExperimentReport) -> list[str]:
     state = "running" if experiment.stopped_at is None else f"stopped at {experiment.stopped_at}"
     how = f"{experiment.design}, {'pairs' if found.paired else f'one arm for each {experiment.assigned_by}'}"
     lines = [f"experiment {experiment.name} ({how}, {state})"]
-    for arm in found.arms:
+    lines += _arm_lines(found.arms)
+    if effect.low is not None and effect.high is not None and effect.p_value is not None:
+        lines.append(_effect_line(effect))
+    if found.difference is not None and abs(found.difference - effect.effect) >= _SHOWN_DIFFERENCE:
+        lines.append(
+            f"  the mean qualities differ by {found.difference:+.3f}; the effect weights every outcome by the chance "
+            "of its arm, as the test needs, and comes closer to that difference with more requests"
+        )
+    return [*lines, *_cost_lines(seconds), f"  {found.verdict}"]
+
+
+def outcome_lines(found: OutcomesReport) -> list[str]:
+    """Return the outcomes of a test of which no design is stored, in a few lines."""
+    how = "pairs" if found.paired else "without pairs"
+    lines = [f"test {found.name} ({how}, no design is stored)", *_arm_lines(found.arms)]
+    if found.effect is not None and found.effect.p_value is not None:
+        lines.append(_effect_line(found.effect))
+    if found.seconds is not None:
+        lines += _cost_lines(found.seconds)
+    return [*lines, f"  {found.verdict}"]
+
+
+def _arm_lines(arms: Sequence[ArmSummary]) -> list[str]:
+    lines = []
+    for arm in arms:
         quality = "-" if arm.quality is None else f"{arm.quality.value:.3f}"
         took = "-" if arm.seconds is None else f"{arm.seconds.value:.2f} s"
         lines.append(f"  {arm.name}: {arm.outcomes} requests, {arm.judged} judged, quality {quality}, {took}")
-    if effect.low is not None and effect.high is not None and effect.p_value is not None:
-        lines.append(
-            f"  effect {effect.effect:+.3f}, 95 % interval {effect.low:+.3f} to {effect.high:+.3f}, "
-            f"p {effect.p_value:.4f}"
-        )
-    if seconds.low is not None and seconds.high is not None:
-        lines.append(f"  cost {seconds.effect:+.2f} s, 95 % interval {seconds.low:+.2f} to {seconds.high:+.2f}")
-    return [*lines, f"  {found.verdict}"]
+    return lines
+
+
+def _effect_line(effect: Comparison) -> str:
+    return (
+        f"  effect {effect.effect:+.3f}, 95 % interval {effect.low:+.3f} to {effect.high:+.3f}, p {effect.p_value:.4f}"
+    )
+
+
+def _cost_lines(seconds: Comparison) -> list[str]:
+    if seconds.low is None or seconds.high is None:
+        return []
+    return [f"  cost {seconds.effect:+.2f} s, 95 % interval {seconds.low:+.2f} to {seconds.high:+.2f}"]
 
 
 def as_html(made: Report) -> str:
@@ -143,12 +171,11 @@ def as_html(made: Report) -> str:
         sections.append(_block("Experiment", experiment_lines(found)))
     for suggestion in made.suggestions:
         sections.append(_block("Suggestion", suggestion_lines(suggestion)))
-    if made.health.lost_rows:
-        sections.append(f"<p>{made.health.lost_rows} rows of metrics were lost.</p>")
+    sections += [f"<p>Note: {html.escape(note)}.</p>" for note in made.health.notes]
     return _PAGE.format(
         title=html.escape(made.title),
         made_at=html.escape(made.made_at),
-        verdict=html.escape(made.health.verdict),
+        verdict=html.escape(made.health.summary),
         verdict_class=made.health.verdict.replace(" ", "-"),
         rows="".join(map(_row, measurements)),
         pictures="".join(f"<figure>{picture}</figure>" for picture in pictures),

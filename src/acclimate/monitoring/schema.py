@@ -1,10 +1,13 @@
 """The tables of the metrics store.
 
 ``ttt_metrics`` and ``ttt_ab_tests`` have the names and columns that the deployment guidelines give, so that other
-programs for that schema can read and write them; ``request_id`` and ``unit`` are added. The other tables are this
-package's own: ``requests`` has one row for every request, adapted or not, so that rates have a denominator.
+programs for that schema can read and write them; ``request_id``, ``unit``, ``row_key`` and ``recorded_at`` are added.
+The other tables are this package's own: ``requests`` has one row for every request, adapted or not, so that rates have
+a denominator.
 
-Times are ISO 8601 in UTC with microseconds: they sort as text, and SQLite and PostgreSQL read them alike.
+Times are ISO 8601 in UTC with microseconds: they sort as text, and SQLite and PostgreSQL read them alike. Another
+program may write other times into ``timestamp``; ``recorded_at`` holds them in UTC (see
+:mod:`acclimate.monitoring.other_programs`), and everything that compares times reads that column.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from sqlalchemy import (
 )
 
 #: The newest migration.
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 
 metadata: Final = MetaData()
 _BIG: Final = BigInteger().with_variant(Integer, "sqlite")
@@ -50,9 +53,12 @@ ttt_metrics: Final = Table(
     Column("accuracy_improvement", Float),
     Column("metadata", Text),
     Column("request_id", Text),
+    # ``timestamp`` in UTC; null until a row of another program is first seen, empty where its time cannot be read.
+    Column("recorded_at", Text),
     Index("uq_ttt_metrics_request", "request_id", unique=True),
     Index("idx_ttt_timestamp", "timestamp"),
     Index("idx_ttt_session", "session_id"),
+    Index("idx_ttt_recorded", "recorded_at"),
     sqlite_autoincrement=True,
 )
 
@@ -72,8 +78,14 @@ ttt_ab_tests: Final = Table(
     Column("metadata", Text),
     Column("request_id", Text),
     Column("unit", Text),
+    # As in ``ttt_metrics``.
+    Column("recorded_at", Text),
+    # Writer and sequence number of the row, so that a row that is retried is inserted once; null for other programs.
+    Column("row_key", Text),
     Index("idx_ab_test", "test_id", "method"),
     Index("idx_ab_request", "request_id"),
+    Index("idx_ab_recorded", "recorded_at"),
+    Index("uq_ab_row_key", "row_key", unique=True),
     sqlite_autoincrement=True,
 )
 
@@ -86,7 +98,8 @@ requests: Final = Table(
     Column("pipeline", Text, nullable=False),
     Column("model", Text),
     Column("method", Text),
-    # adapted, declined (it was decided not to adapt), fallback (adapting failed), plain (nothing to adapt to).
+    # What was done: adapted, declined (it was decided not to adapt), fallback (adapting failed), plain (adapting was
+    # not asked for, or there was nothing to adapt to).
     Column("status", Text, nullable=False),
     Column("reason", Text),
     Column("pattern", Text),
@@ -103,6 +116,8 @@ requests: Final = Table(
     Column("sequence", _BIG),
     # Prompt, examples and answer; only where the store keeps content.
     Column("content", Text),
+    # What was found: whether there was something to adapt to, whatever was done; null for vision runs.
+    Column("adaptable", Boolean),
     Index("idx_requests_timestamp", "timestamp"),
     Index("idx_requests_session", "session_id"),
 )
@@ -147,6 +162,15 @@ audit_log: Final = Table(
     Column("previous_hash", Text, nullable=False),
     Column("entry_hash", Text, nullable=False, unique=True),
     sqlite_autoincrement=True,
+)
+
+# One row: how many entries the audit log has, and the hash of the newest. A log that was cut off or emptied differs.
+audit_anchor: Final = Table(
+    "audit_anchor",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("entries", Integer, nullable=False),
+    Column("head", Text, nullable=False),
 )
 
 # Has a row only inside the transaction in which retention removes the oldest entries.

@@ -13,6 +13,7 @@ difference of the arms, whatever their running means were (as in Waudby-Smith et
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -49,6 +50,12 @@ class Comparison:
     high: float | None
     p_value: float | None
     count: int
+
+    def within(self, bound: float) -> Comparison:
+        """Return the comparison with effect and interval inside ``-bound`` to ``bound``, where the difference lies."""
+        low, high = (None if end is None else max(-bound, min(bound, end)) for end in (self.low, self.high))
+        effect = self.effect if math.isnan(self.effect) else max(-bound, min(bound, self.effect))
+        return Comparison(effect, low, high, self.p_value, self.count)
 
     @property
     def significant(self) -> bool:

@@ -20,9 +20,10 @@ from sqlalchemy.exc import DBAPIError
 from acclimate.errors import DataError, StoreError
 from acclimate.monitoring.database import database_url, make_engine, reason_of, upgrade, writing
 from acclimate.monitoring.insert import Record
+from acclimate.monitoring.other_programs import convert_times
 from acclimate.monitoring.records import RequestRecord, check_range
 from acclimate.monitoring.schema import requests, timestamp_of, ttt_ab_tests, ttt_metrics, writers
-from acclimate.monitoring.sequence import SequenceFile, leftovers
+from acclimate.monitoring.sequence import Leftover, SequenceFile, leftovers
 from acclimate.monitoring.writer import Losses, Writer
 
 _LOG = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ class Store:
         must_exist: refuse a SQLite file that does not exist, instead of creating it.
         keep_content: store prompts, examples and answers where records have them.
         queue_size: greatest number of queued rows.
-        retry_timeout_s: for how long a write is retried while the database is locked or full.
+        retry_timeout_s: for how long a write is retried while the database is locked or unreachable. A fault that
+            does not pass, such as a full disk, is not retried.
         logger: for warnings and errors about lost rows.
 
     Attributes:
@@ -119,6 +121,7 @@ class Store:
         """
         self.flush()
         try:
+            convert_times(self.engine)
             with self.engine.connect() as connection:
                 yield connection
         except DBAPIError as error:
@@ -133,6 +136,7 @@ class Store:
         """
         self.flush()
         try:
+            convert_times(self.engine)
             with writing(self.engine) as connection:
                 yield connection
         except DBAPIError as error:
@@ -215,23 +219,30 @@ class Store:
     def _count_rows_of_dead_processes(self) -> int:
         """Compare the counters of processes that died with the rows in the database; log and return the difference."""
         total = 0
-        for left in leftovers(self._folder) if self._folder is not None else ():
-            with self.writing() as connection:
-                mine = writers.c.writer_id == left.writer_id
-                found = connection.execute(sa.select(writers.c.written).where(mine)).scalar() or 0
-                lost = max(0, left.assigned - left.dropped - found)
-                connection.execute(
-                    sa.update(writers).where(mine).values(lost=lost, dropped=left.dropped, stopped_at=timestamp_of())
-                )
-            if lost:
-                self._log.warning(
-                    "a process ended without stopping: of its rows 1 to %d, %d were never written (writer %s)",
-                    left.assigned,
-                    lost,
-                    left.writer_id,
-                )
-            total += lost
+        try:
+            for left in leftovers(self._folder) if self._folder is not None else ():
+                total += self._count_rows_of(left)
+        except StoreError as error:
+            # The files stay, so that a later process counts them; this one may still read or write.
+            self._log.warning("rows that a process lost in a crash could not be counted yet: %s", error)
         return total
+
+    def _count_rows_of(self, left: Leftover) -> int:
+        with self.writing() as connection:
+            mine = writers.c.writer_id == left.writer_id
+            found = connection.execute(sa.select(writers.c.written).where(mine)).scalar() or 0
+            lost = max(0, left.assigned - left.dropped - found)
+            connection.execute(
+                sa.update(writers).where(mine).values(lost=lost, dropped=left.dropped, stopped_at=timestamp_of())
+            )
+        if lost:
+            self._log.warning(
+                "a process ended without stopping: of its rows 1 to %d, %d were never written (writer %s)",
+                left.assigned,
+                lost,
+                left.writer_id,
+            )
+        return lost
 
 
 def _sequence_folder(url: sa.URL) -> Path | None:

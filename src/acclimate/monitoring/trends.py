@@ -11,6 +11,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
+from acclimate.monitoring.attempts import attempt_status
 from acclimate.monitoring.indicator import Kpi, Measurement
 from acclimate.monitoring.kpis import KPIS
 from acclimate.monitoring.schema import requests, ttt_ab_tests, ttt_metrics
@@ -90,8 +91,8 @@ def performance_trends(connection: Connection, window: Window) -> dict[str, Any]
 
     Means are over attempts; what is not known is None. ``success_rate`` is over attempts that succeeded or failed.
     """
-    inside = window.of(ttt_metrics.c.timestamp)
-    day = sa.func.substr(ttt_metrics.c.timestamp, 1, 10)
+    inside = window.of(ttt_metrics.c.recorded_at)
+    day = sa.func.substr(ttt_metrics.c.recorded_at, 1, 10)
     daily = _aggregated(connection, inside, by=day, name="date")
     kinds = _aggregated(connection, inside, by=ttt_metrics.c.task_type, name="task_type")
     return {
@@ -116,7 +117,7 @@ def indicators_by_day(store: Store, window: Window, *, kpis: Sequence[Kpi] = KPI
 
 def _days_with_rows(window: Window) -> sa.CompoundSelect[Any]:
     # Times are UTC, so that the first ten characters are the day's ISO date.
-    times = (table.c.timestamp for table in (requests, ttt_metrics, ttt_ab_tests))
+    times = (requests.c.timestamp, ttt_metrics.c.recorded_at, ttt_ab_tests.c.recorded_at)
     return sa.union(*(sa.select(sa.func.substr(time, 1, 10)).where(window.of(time)) for time in times))
 
 
@@ -144,22 +145,22 @@ def trend(successes: Sequence[bool]) -> Trend:
 
 def _successes(connection: Connection, where: ColumnElement[bool]) -> list[bool]:
     query = (
-        sa.select(ttt_metrics.c.success)
-        .where(where, ttt_metrics.c.success.is_not(None))
-        .order_by(ttt_metrics.c.timestamp, ttt_metrics.c.id)
+        sa.select(attempt_status())
+        .where(where, attempt_status() != "declined")
+        .order_by(ttt_metrics.c.recorded_at, ttt_metrics.c.id)
     )
-    return [bool(value) for value in connection.execute(query).scalars()]
+    return [status == "adapted" for status in connection.execute(query).scalars()]
 
 
 def _aggregated(
     connection: Connection, where: ColumnElement[bool], *, by: ColumnElement[Any] | None = None, name: str = ""
 ) -> list[dict[str, Any]]:
-    success = ttt_metrics.c.success
+    status = attempt_status()
     query = sa.select(
         *([] if by is None else [by.label(name)]),
         sa.func.count().label("total_attempts"),
-        sa.func.coalesce(sa.func.sum(sa.case((success.is_(True), 1), else_=0)), 0).label("successful"),
-        sa.func.coalesce(sa.func.sum(sa.case((success.is_(False), 1), else_=0)), 0).label("fallback"),
+        sa.func.coalesce(sa.func.sum(sa.case((status == "adapted", 1), else_=0)), 0).label("successful"),
+        sa.func.coalesce(sa.func.sum(sa.case((status == "fallback", 1), else_=0)), 0).label("fallback"),
         *(sa.func.avg(column).label(mean) for mean, column in _MEANS.items()),
     ).where(where)
     if by is not None:

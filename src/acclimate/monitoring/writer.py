@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from acclimate.errors import first_line
-from acclimate.monitoring.database import BUSY_TIMEOUT_S, reason_of, writing
-from acclimate.monitoring.insert import Record, insert
+from acclimate.monitoring.database import BUSY_TIMEOUT_S, is_transient, reason_of, writing
+from acclimate.monitoring.insert import Record, insert, insert_once, is_stored
 from acclimate.monitoring.schema import timestamp_of, writers
 from acclimate.monitoring.sequence import SequenceFile
 
@@ -34,7 +34,8 @@ class Losses:
 
     Attributes:
         queue_full: the queue was full.
-        write_failed: the database was locked, full or unreachable for longer than the retry timeout.
+        write_failed: the database was locked or unreachable for longer than the retry timeout, or cannot be written at
+            all, such as on a full disk.
         refused: the database refused the row, such as one with a number that does not fit its column.
     """
 
@@ -62,7 +63,7 @@ class Writer:
         sequence: counts queued rows in a file that survives a crash; None where there is no place for the file.
         logger: for errors about lost rows.
         capacity: greatest number of queued rows.
-        retry_timeout_s: for how long a batch is retried while the database cannot be written.
+        retry_timeout_s: for how long a batch is retried while the database is locked or unreachable.
         keep_content: store texts where records have them.
     """
 
@@ -85,6 +86,7 @@ class Writer:
         self._losses = {"queue_full": 0, "write_failed": 0, "refused": 0}
         self._unlogged, self._logged_at = 0, -_LOG_AGAIN_S
         self._closing, self._give_up_at, self._registered = False, float("inf"), False
+        self._may_be_stored = False
         self._thread = threading.Thread(target=self._run, name="acclimate-metrics", daemon=True)
         self._thread.start()
 
@@ -169,27 +171,30 @@ class Writer:
         deadline, pause = time.monotonic() + self._retry_timeout_s, _FIRST_PAUSE_S
         while True:
             if time.monotonic() >= self._give_up_at:
-                self._lose_locked(
-                    "write_failed", len(batch), "the store was closed before the database could be written"
-                )
+                self._give_up(batch, "write_failed", "the store was closed before the database could be written")
                 return
             try:
                 self._in_one_transaction(batch)
                 return
-            except OperationalError as error:
-                if time.monotonic() >= min(deadline, self._give_up_at):
-                    self._lose_locked("write_failed", len(batch), f"the database cannot be written: {reason_of(error)}")
-                    return
-                self._log.debug("the metrics store is busy: %s", reason_of(error))
             except Exception as error:  # noqa: BLE001  logged and counted; no exception may end the thread
-                if len(batch) == 1:
-                    why = reason_of(error) if isinstance(error, SQLAlchemyError) else first_line(error)
-                    self._lose_locked("refused", 1, f"the database refused a row: {why}")
+                why = reason_of(error) if isinstance(error, SQLAlchemyError) else first_line(error)
+                if is_transient(error):
+                    if time.monotonic() >= min(deadline, self._give_up_at):
+                        self._give_up(batch, "write_failed", f"the database cannot be written: {why}")
+                        return
+                    self._log.debug("the metrics store is busy: %s", why)
+                elif isinstance(error, OperationalError):
+                    # Trying again cannot help: the disk is full, the file is read-only, the user has no right to write.
+                    self._give_up(batch, "write_failed", f"the database cannot be written: {why}")
                     return
-                # One by one, so that only refused rows are lost.
-                for pair in batch:
-                    self._write_with_retries([pair])
-                return
+                elif len(batch) == 1:
+                    self._give_up(batch, "refused", f"the database refused a row: {why}")
+                    return
+                else:
+                    # One by one, so that only refused rows are lost.
+                    for pair in batch:
+                        self._write_with_retries([pair])
+                    return
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE_S, 2 * pause)
 
@@ -197,14 +202,35 @@ class Writer:
         with writing(self._engine) as connection:
             if not self._registered:
                 register(connection, self._writer_id)
-            for number, record in batch:
+            new = sum(
                 insert(connection, record, writer_id=self._writer_id, sequence=number, keep_content=self._keep_content)
+                for number, record in batch
+            )
             connection.execute(
                 sa.update(writers)
                 .where(writers.c.writer_id == self._writer_id)
-                .values(written=writers.c.written + len(batch), dropped=self.losses.total)
+                .values(written=writers.c.written + new, dropped=self.losses.total)
             )
-        self._registered = True
+            # From here on the rows may be stored although an error is reported: the commit's answer can get lost.
+            self._may_be_stored = True
+        self._registered, self._may_be_stored = True, False
+
+    def _give_up(self, batch: Sequence[tuple[int, Record]], kind: str, why: str) -> None:
+        """Count the rows of a batch as lost, but for those that a commit has stored whose answer got lost."""
+        lost = list(batch)
+        if self._may_be_stored:
+            self._may_be_stored = False
+            try:
+                with self._engine.connect() as connection:
+                    lost = [
+                        (number, record)
+                        for number, record in batch
+                        if not is_stored(connection, record, writer_id=self._writer_id, sequence=number)
+                    ]
+            except SQLAlchemyError as error:
+                self._log.debug("it cannot be found out which rows were stored: %s", reason_of(error))
+        if lost:
+            self._lose_locked(kind, len(lost), why)
 
     def _lose_locked(self, kind: str, rows: int, why: str) -> None:
         with self._lock:
@@ -225,7 +251,6 @@ class Writer:
 
 
 def register(connection: Connection, writer_id: str) -> None:
-    """Insert the row of a process that writes."""
-    connection.execute(
-        sa.insert(writers).values(writer_id=writer_id, started_at=timestamp_of(), written=0, dropped=0, lost=0)
-    )
+    """Insert the row of a process that writes, once."""
+    values = {"writer_id": writer_id, "started_at": timestamp_of(), "written": 0, "dropped": 0, "lost": 0}
+    insert_once(connection, writers, values)

@@ -186,7 +186,7 @@ class TTTMetricsCollector:
         return found
 
     def export_metrics(self, output_path: str | Path, days: float = 30) -> int:
-        """Write the last days as JSON, CSV or Parquet, by the file's ending; return the number of attempts."""
+        """Write the last days as JSON, CSV or Parquet, by the file's ending; return the number of requests."""
         return export_metrics(self.store, Path(output_path), Window.last(days=days), days=days)
 
     def flush(self) -> None:
@@ -204,7 +204,10 @@ def get_ttt_metrics_collector(db_path: str | Path | None = None) -> TTTMetricsCo
 
 
 def run_health_check(collector: TTTMetricsCollector | None = None, *, days: float = 1) -> bool:
-    """Return whether no indicator alerts over the last days."""
+    """Return whether no indicator alerts over the last days, which is so too where there are too few observations.
+
+    The script ``ttt_health_check.py`` tells the two apart by its exit code.
+    """
     return not check((collector or get_ttt_metrics_collector()).store, Window.last(days=days)).alerting
 
 

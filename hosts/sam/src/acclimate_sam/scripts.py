@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-FILES = Path(__file__).parent / "script_files"
+_PACKAGE = Path(__file__).parent
+#: Where the wheel puts the scripts, and where a source checkout has them.
+FOLDERS = (_PACKAGE / "script_files", _PACKAGE.parents[1] / "scripts")
 
 
 @click.group()
@@ -20,8 +22,13 @@ def main() -> None:
 @click.option("--force", is_flag=True, help="Overwrite existing scripts.")
 def scripts_command(folder: Path, *, force: bool) -> None:
     """Copy the scripts of the deployment guidelines into FOLDER (default: the current one)."""
+    scripts = next((found for place in FOLDERS if (found := sorted(place.glob("*.py")))), None)
+    if scripts is None:
+        raise click.ClickException(
+            f"there are no scripts in {' or '.join(map(str, FOLDERS))}; install the bridge again"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    for script in sorted(FILES.glob("*.py")):
+    for script in scripts:
         target = folder / script.name
         if target.exists() and not force:
             click.echo(f"{target} exists already; --force overwrites it", err=True)

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import uuid4
 
-from sam.monitoring.ttt_metrics import TTTMetricsCollector, get_ttt_metrics_collector
 from sam.orchestration.skills.base import BaseSkillModule
 from sam.orchestration.uif import SAM_UIF, UIFStatus
 
@@ -33,7 +32,9 @@ from acclimate.language import (
 )
 from acclimate.language import AdapterManager as AdapterCache
 from acclimate.monitoring import language_request
-from acclimate_sam.collector import run_health_check
+
+# A host may have a collector of its own under the guidelines' name; the skill records in acclimate's store anyway.
+from acclimate_sam.collector import TTTMetricsCollector, get_ttt_metrics_collector, run_health_check
 from acclimate_sam.debugging import DEBUG_FILE, TTT_DEBUG_CONFIG, debug_log
 from acclimate_sam.kpis import PRIMARY_KPIS, SECONDARY_KPIS
 from acclimate_sam.planning import LEAST_EXAMPLES, detected
@@ -77,7 +78,7 @@ class TestTimeAdaptationSkill(BaseSkillModule):  # type: ignore[misc]
         max_training_steps: at the most.
         confidence_threshold: below it the base model answers.
         model: a name that acclimate knows, or a loaded model; None takes ``ACCLIMATE_LANGUAGE_MODEL``, or smollm2.
-        collector: of the metrics; None takes the guidelines' own.
+        collector: of the metrics; None takes the one of acclimate's default store.
         adapter_manager: keeps trained adapters; None makes one.
         debug: log that every query is appended to, for instance :func:`debug_log`'s.
     """
@@ -158,7 +159,8 @@ class TestTimeAdaptationSkill(BaseSkillModule):  # type: ignore[misc]
                 data["test_query"] = found.query
         self._leave(uif, report)
         data["ttt_request_id"] = self._record(uif, report)
-        uif.executed_skills.append(self.skill_name)
+        if self.skill_name not in uif.executed_skills:
+            uif.executed_skills.append(self.skill_name)
         return uif
 
     def respond(self, uif: SAM_UIF) -> SAM_UIF:
@@ -191,8 +193,9 @@ class TestTimeAdaptationSkill(BaseSkillModule):  # type: ignore[misc]
         context = uif.user_context
         record = language_request(
             report.to_dict(),
-            session_id=str(context.get("session_id") or uuid4().hex),
-            actor=str(context.get("user_id") or "unknown"),
+            # A host's UIF may have the two as fields of its own.
+            session_id=str(context.get("session_id") or getattr(uif, "session_id", None) or uuid4().hex),
+            actor=str(context.get("user_id") or getattr(uif, "user_id", None) or "unknown"),
             settings={"threshold": self.confidence_threshold, "max_training_steps": self.max_training_steps},
         )
         self.collector.store.put(record)
