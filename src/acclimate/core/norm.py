@@ -17,6 +17,7 @@ from acclimate.errors import EmptySelectionError
 Moments = tuple[Tensor, Tensor]
 """Mean and variance of each channel."""
 
+_AFFINE: Final = ("weight", "bias")
 _SOURCE_STATISTICS: Final[ContextVar[bool]] = ContextVar("source_statistics", default=False)
 
 
@@ -32,7 +33,7 @@ def source_statistics() -> Iterator[None]:
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
     """Return whether ``module`` is a BatchNorm whose affine parameters are buffers too (DETR family)."""
-    names = {name for name, _ in module.named_buffers(recurse=False)}
+    names = {name for name, buffer in module._buffers.items() if buffer is not None}
     return not isinstance(module, _BatchNorm) and {"weight", "bias", "running_mean", "running_var"} <= names
 
 
@@ -56,24 +57,34 @@ def is_norm(module: nn.Module) -> bool:
 
 @contextmanager
 def thawed(model: nn.Module) -> Iterator[tuple[str, ...]]:
-    """Turn the affine buffers of frozen BatchNorm layers into parameters inside the block; yield their names.
+    """Turn the affine buffers of frozen BatchNorm layers into parameters inside the block; yield the layers' names.
 
-    On exit they are buffers again, with the values that they have then.
+    A buffer that several layers share becomes one parameter. On exit the same buffer objects are registered again, in
+    their old order, with the values that the parameters have then.
     """
     layers = {name: module for name, module in model.named_modules() if is_frozen_batch_norm(module)}
+    buffers = [(module, dict(module._buffers)) for module in layers.values()]
+    parameters: dict[int, nn.Parameter] = {}
     for module in layers.values():
-        for name in ("weight", "bias"):
-            buffer = getattr(module, name)
-            delattr(module, name)
-            module.register_parameter(name, nn.Parameter(buffer, requires_grad=False))
+        for name in _AFFINE:
+            buffer = module._buffers.pop(name)
+            if buffer is not None and id(buffer) not in parameters:
+                parameters[id(buffer)] = nn.Parameter(buffer, requires_grad=False)
+            module.register_parameter(name, parameters.get(id(buffer)))
     try:
         yield tuple(layers)
     finally:
-        for module in layers.values():
-            for name in ("weight", "bias"):
-                value = getattr(module, name).detach()
-                delattr(module, name)
-                module.register_buffer(name, value)
+        for module, before in buffers:
+            for name in _AFFINE:
+                value, buffer = module._parameters.pop(name), before[name]
+                # They share their memory, unless the parameter was given other contents inside the block.
+                if value is not None and buffer is not None and value.data_ptr() != buffer.data_ptr():
+                    with torch.no_grad():
+                        buffer.copy_(value)
+            others = {name: buffer for name, buffer in module._buffers.items() if name not in before}
+            present = {name: module._buffers.get(name, buffer) for name, buffer in before.items()}
+            module._buffers.clear()
+            module._buffers.update(present | others)
 
 
 @contextmanager

@@ -58,8 +58,9 @@ def all_finite(tree: Any) -> bool:
 
 
 def nbytes(tree: Any) -> int:
-    """Return the number of bytes that the tensors in ``tree`` occupy."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(tree))
+    """Return the number of bytes that the tensors in ``tree`` occupy; a tensor that occurs twice counts once."""
+    distinct = {id(tensor): tensor for tensor in tensors(tree)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
 
 
 def sample_count(batch: Any) -> int:
