@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from acclimate import registry
-from acclimate.core import Budget, Classification, MaxUpdate, NonFinite, Session, Task, TensorFilter
+from acclimate.core import Budget, Classification, MaxUpdate, Multilabel, NonFinite, Session, Task, TensorFilter
 from acclimate.core.method import UsesSourceImages
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import tensors
@@ -64,6 +64,10 @@ def maker(name: str) -> Callable[..., Any]:
     return make
 
 
+def kind_of(network: str) -> registry.Kind:
+    return next(kind for kind in registry.KINDS if network.startswith(kind))
+
+
 INFOS = {name: entry.info for name, entry in registry.METHODS.shipped().items() if entry.info is not None}
 METHODS: dict[str, Callable[..., Any]] = {name: maker(name) for name in INFOS}
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
@@ -73,6 +77,8 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
     "classifier-shared-module": lambda: (shared_module(), images(), Classification()),
     "classifier-tied": lambda: (tied(), images(), Classification()),
     "classifier-tied-frozen": lambda: (tied(frozen=True), images(), Classification()),
+    "multilabel-bn": lambda: (classifier("bn"), images(), Multilabel()),
+    "multilabel-ln": lambda: (classifier("ln"), images(), Multilabel()),
     "detector-sigmoid-bn": lambda: (
         detector(),
         images(side=32),
@@ -95,7 +101,7 @@ CASES = [
     for method, info in INFOS.items()
     for network in NETWORKS
     if info.applies_to(
-        "detector" if network.startswith("detector") else "classifier",
+        kind_of(network),
         batch_norm=bool(batch_norms(NETWORKS[network]()[0])),
         source_images=True,
     )
@@ -351,6 +357,15 @@ def test_what_is_installed_predicts_as_the_session_does(method: str, network: st
         assert_identical(model, before)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("method", CLASSIFIERS_ONLY)
+def test_a_method_for_exclusive_classes_refuses_several_labels_and_says_what_to_use(method: str) -> None:
+    with (
+        Session(classifier(), METHODS[method](), task=Multilabel()) as session,
+        pytest.raises(TTTNotSupportedError, match=f"{method} .*several labels or none; use tent"),
+    ):
+        session.adapt(images())
 
 
 @pytest.mark.parametrize("method", CLASSIFIERS_ONLY)

@@ -34,6 +34,34 @@ def bare() -> nn.Module:
     return networks.classifier()
 
 
+def multilabel() -> TorchModel:
+    return TorchModel(
+        module=networks.classifier(), kind="multilabel", image_size=(16, 16), class_names=("a", "b", "c", "d", "e")
+    )
+
+
+def one_label() -> TorchModel:
+    """One logit for each image."""
+    return TorchModel(module=networks.classifier(classes=1), kind="multilabel", image_size=(16, 16), flips=False)
+
+
+def one_logit() -> TorchModel:
+    return TorchModel(module=networks.classifier(classes=1), image_size=(16, 16))
+
+
+def probabilities() -> TorchModel:
+    return TorchModel(module=nn.Sequential(networks.classifier(), nn.Softmax(-1)), image_size=(16, 16))
+
+
+def scored_detector() -> TorchModel:
+    class Scored(networks.Detector):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = super().forward(images)
+            return {**found, "logits": found["logits"].sigmoid()}
+
+    return TorchModel(module=Scored(), kind="detector", image_size=(32, 32))
+
+
 def linear() -> TorchModel:
     """No normalisation layer."""
     return TorchModel(module=nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)), image_size=(8, 8))

@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from acclimate.errors import CheckpointError, ConfigError, DataError
+from acclimate.errors import CheckpointError, ConfigError, DataError, TTTNotSupportedError
 from acclimate.vision.data.records import load_dataset
 from acclimate.vision.models.torch_adapter import TorchAdapter, TorchModel
+from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.ttt import TTTRun
 from tests import networks
 from tests.networks import write_images
 
@@ -39,6 +41,39 @@ def test_it_predicts(folder: Path, factory: str) -> None:
             box = detection["bbox"]
             assert 0 <= box["cx"] - box["w"] / 2 <= box["cx"] + box["w"] / 2 <= 1 + 1e-6
             assert 0 <= detection["class_id"] < 3
+
+
+def test_several_labels_have_a_score_each(folder: Path) -> None:
+    adapter = TorchAdapter(f"{FACTORIES}:multilabel", categories={7: "E", 3: "a"})
+    records = load_dataset(folder / "images").records
+    (batch,) = adapter.build_loader(records, batch_size=8)
+    expected = adapter.get_model()(batch.inputs).sigmoid().detach()
+    for row, entry in zip(expected, adapter.predict(records), strict=True):
+        found = entry["classification"]
+        assert found["scores"] == [[3, pytest.approx(float(row[0]))], [7, pytest.approx(float(row[4]))]]
+        assert [found["class_id"], found["score"]] == found["topk"][0] == max(found["scores"], key=lambda s: s[1])
+    assert any("not in the data set" in warning for warning in adapter.warnings)
+    (one,) = TorchAdapter(f"{FACTORIES}:one_label").predict(records[:1])
+    assert 0 < one["classification"]["score"] < 1
+
+
+def test_outputs_that_are_no_logits_are_found(folder: Path) -> None:
+    records = load_dataset(folder / "images").records
+    with pytest.raises(ConfigError, match="kind='multilabel'"):
+        TorchAdapter(f"{FACTORIES}:one_logit").predict(records)
+    with pytest.raises(ConfigError, match=r"torch\.logit"):
+        TorchAdapter(f"{FACTORIES}:scored_detector").predict(records)
+    adapter = TorchAdapter(f"{FACTORIES}:probabilities")
+    entries, plain = adapter.predict(records), TorchAdapter(f"{FACTORIES}:bare").model.module.requires_grad_(False)
+    assert [warning for warning in adapter.warnings if "returns probabilities" in warning] == list(adapter.warnings)
+    (batch,) = adapter.build_loader(records, batch_size=8)
+    for row, entry in zip(plain(batch.inputs).softmax(-1), entries, strict=True):
+        assert entry["classification"]["score"] == pytest.approx(float(row.max()))
+    with (
+        TTTRun(adapter, TTTConfig(reset="online", batch_size=3)) as run,
+        pytest.raises(TTTNotSupportedError, match="before the softmax"),
+    ):
+        list(run.online(records))
 
 
 def test_pixels_are_normalised_as_the_model_says(folder: Path) -> None:

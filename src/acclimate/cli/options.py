@@ -263,7 +263,7 @@ def _safe_methods() -> str:
     found = []
     for kind in registry.KINDS:
         ranked = sorted(
-            (info.safe_rank[kind], name) for name, info in _shipped_methods().items() if kind in info.safe_rank
+            (rank, name) for name, info in _shipped_methods().items() if (rank := info.rank(kind)) is not None
         )
         found.append(f"{kind}: {', else '.join(name for _, name in ranked)}")
     return "; ".join(found)

@@ -82,7 +82,7 @@ class Method(Protocol):
     """One way to adapt a model. Implementations are frozen dataclasses of their own hyper-parameters.
 
     What only some methods do has protocols of its own: :class:`UsesSourceImages`, :class:`PredictsWithOtherWeights`,
-    :class:`Installable`, :class:`HasStateTypes`.
+    :class:`Installable`, :class:`MayLearnWithoutOutputs`, :class:`HasStateTypes`.
     """
 
     info: ClassVar[MethodInfo]
@@ -149,6 +149,15 @@ class UsesSourceImages(Protocol):
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
         """Return the method with the statistics of ``source``; the method itself where ``source`` is empty."""
+        ...
+
+
+@runtime_checkable
+class MayLearnWithoutOutputs(Protocol):
+    """A method with gradient whose loss need not depend on the model's outputs."""
+
+    def learns_from_outputs(self, model: nn.Module) -> bool:
+        """Return whether the loss on ``model`` depends on the outputs of its forward pass."""
         ...
 
 

@@ -33,6 +33,9 @@ def source_statistics() -> Iterator[None]:
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
     """Return whether ``module`` is a BatchNorm whose affine parameters are buffers too (DETR family)."""
+    if isinstance(module, torch.jit.ScriptModule):
+        # Its buffers cannot be exchanged.
+        return False
     names = {name for name, buffer in module._buffers.items() if buffer is not None}
     return not isinstance(module, _BatchNorm) and {"weight", "bias", "running_mean", "running_var"} <= names
 

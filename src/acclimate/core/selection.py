@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from acclimate.core import lora, norm
 from acclimate.core.method import Selection
+from acclimate.core.programs import Program, refuse_programs
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.registry import FILTER_KINDS, FilterKind
 
@@ -82,7 +83,9 @@ def selecting(
 
     Raises:
         EmptySelectionError: no parameter matches; the message lists the layers of the model.
+        TTTNotSupportedError: the weights of the model cannot be trained, as those of TorchScript.
     """
+    refuse_programs(model, trains=True)
     with ExitStack() as stack:
         modes = [(module, module.training) for module in model.modules()]
         stack.callback(_restore_modes, modes)
@@ -128,8 +131,11 @@ def statistics_only(model: nn.Module, *, source_strength: float | None) -> Itera
 
     Raises:
         EmptySelectionError: the model has no BatchNorm.
+        TTTNotSupportedError: the model is a program, whose layers cannot be changed.
     """
     layers = norm.batch_norms(model)
+    if isinstance(model, Program):
+        refuse_programs(model, trains=True)
     if not layers:
         raise EmptySelectionError(
             "bn adapts BatchNorm statistics, and this model has no BatchNorm layer; "
@@ -141,7 +147,12 @@ def statistics_only(model: nn.Module, *, source_strength: float | None) -> Itera
 
 @contextmanager
 def nothing_selected(model: nn.Module) -> Iterator[Selection]:
-    """Select no parameter: inside, the model is in eval mode and nothing requires a gradient; undone on exit."""
+    """Select no parameter: inside, the model is in eval mode and nothing requires a gradient; undone on exit.
+
+    Raises:
+        TTTNotSupportedError: the model is a program that takes no hooks.
+    """
+    refuse_programs(model, trains=False)
     with ExitStack() as stack:
         stack.callback(_restore_modes, [(module, module.training) for module in model.modules()])
         stack.callback(_restore_flags, _take_flags(model))

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from acclimate.core.losses import entropy_margin_nats, softmax_entropy, weighted_mean
 from acclimate.core.method import Method, Selection, Step
 from acclimate.core.outputs import detach
+from acclimate.core.programs import no_gradient
 from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.task import Classification, Task
-from acclimate.errors import ConfigError
+from acclimate.errors import ConfigError, TTTNotSupportedError
 from acclimate.registry import MethodInfo, Paper, Preset
 
 
@@ -191,6 +192,7 @@ def fisher_information(
 
     Raises:
         ConfigError: there is no batch.
+        TTTNotSupportedError: the model's outputs have no gradient.
     """
     task = Classification() if task is None else task
     selecting_method: Any = Eata() if method is None else method
@@ -205,6 +207,8 @@ def fisher_information(
                 continue
             logits = decisions.logits
             loss = weighted_mean(F.cross_entropy(logits, logits.argmax(-1), reduction="none"), decisions.weights)
+            if not loss.requires_grad:
+                raise TTTNotSupportedError(no_gradient(model, "the Fisher information"))
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for total, gradient in zip(totals, gradients, strict=True):
                 if gradient is not None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from acclimate.core import views
 from acclimate.core.losses import sigmoid_to_softmax, soft_cross_entropy
+from acclimate.core.output_kinds import ENOUGH_VALUES, all_in_unit_interval, rows_sum_to_one
 from acclimate.core.task import Decisions, View
-from acclimate.errors import ConfigError
+from acclimate.errors import ConfigError, TTTNotSupportedError
 from acclimate.vision.data import boxes as box_ops
 
 Head = Literal["sigmoid", "softmax"]
@@ -54,6 +55,7 @@ class Detection:
     extra_outputs: tuple[str, ...] = ()
 
     aligned = False
+    exclusive = False
 
     def __post_init__(self) -> None:
         if self.head not in ("sigmoid", "softmax"):
@@ -102,6 +104,30 @@ class Detection:
             distance = (student_boxes[match] - teacher_boxes).abs().sum(-1)
             terms.append((entropy + self.box_weight * distance)[same])
         return torch.cat(terms) if terms else student_logits.new_zeros(0)
+
+    def check_outputs(self, outputs: Any) -> tuple[str, ...]:
+        """Return no remarks.
+
+        Raises:
+            TTTNotSupportedError: the ``logits`` are probabilities.
+        """
+        if (problem := self.not_logits(outputs["logits"])) is not None:
+            raise TTTNotSupportedError(problem)
+        return ()
+
+    def not_logits(self, logits: Tensor) -> str | None:
+        """Return why ``(B, Q, K)`` values are no logits, with the remedy; None where they may be."""
+        if self.head == "softmax" and rows_sum_to_one(logits):
+            return (
+                "the logits of this detector are probabilities (each row is non-negative and sums to one); return the "
+                "values before the softmax"
+            )
+        if logits.numel() >= ENOUGH_VALUES and all_in_unit_interval(logits):
+            return (
+                "the logits of this detector all lie in [0, 1]: they are scores, and not logits; return the values "
+                "before the sigmoid, or torch.logit(scores, eps=1e-6)"
+            )
+        return None
 
     def images(self, batch: Any) -> Tensor:
         """Return the images ``(B, C, H, W)``."""

@@ -4,6 +4,7 @@ The factory takes no argument and returns a :class:`TorchModel`, or only a modul
 of images in [0, 1] at their own size. The module must return:
 
 - as a classifier: logits ``(B, K)``, as a tensor or under the key ``logits``;
+- as a model with several labels for an image (``multilabel``): logits ``(B, K)`` of a sigmoid for each label;
 - as a detector: a mapping with ``logits`` ``(B, Q, K)`` (sigmoid head) or ``(B, Q, K + 1)`` (softmax head, last column
   "no object") and ``pred_boxes`` ``(B, Q, 4)`` as ``(cx, cy, w, h)`` fractions of the image.
 """
@@ -26,15 +27,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acclimate.core.determinism import parse_device
+from acclimate.core.multilabel import Multilabel
+from acclimate.core.output_kinds import rows_sum_to_one, to_logits
 from acclimate.core.spectrum import PowerSpectrum
-from acclimate.core.task import Classification, Task, logits_of
+from acclimate.core.task import ChecksOutputs, Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
-from acclimate.errors import CheckpointError, ConfigError, DataError, first_line
+from acclimate.errors import CheckpointError, ConfigError, DataError, TTTNotSupportedError, first_line
 from acclimate.registry import KINDS, AdapterInfo, Kind
 from acclimate.vision.data import boxes as box_ops
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.labels import LabelMap
-from acclimate.vision.data.predictions import classification_entries, detection_entries
+from acclimate.vision.data.predictions import classification_entries, detection_entries, multilabel_entries
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.models.detection import Detection
@@ -47,7 +50,7 @@ class TorchModel:
 
     Attributes:
         module: takes images ``(B, 3, H, W)``; see :mod:`acclimate.vision.models.torch_adapter` for what it must return.
-        kind: ``classifier`` or ``detector``.
+        kind: ``classifier``, ``multilabel`` or ``detector``.
         head: the type of a detector's class scores, see :class:`acclimate.vision.models.detection.Detection`.
         image_size: ``(width, height)`` to which images are resized; None keeps their size, which must then be the same
             for all images of a batch.
@@ -126,6 +129,7 @@ class TorchAdapter:
             load_checkpoint(made.module, Path(checkpoint), trust_pickle=trust_pickle)
         made.module.to(self._device).eval()
         self.kind: Kind = made.kind
+        self._looked = False
         self.source_spectrum: PowerSpectrum | None = None
         self.ttt_refusal: str | None = None
         self.labels = LabelMap.by_name(dict(enumerate(made.class_names)), categories or {})
@@ -133,11 +137,7 @@ class TorchAdapter:
         pixel_range: PixelRange = (0.0, 1.0)
         if made.mean is not None and made.std is not None:
             pixel_range = normalised_range(made.mean, made.std)
-        self.task: Task = (
-            Classification(pixel_range=pixel_range, flips=made.flips)
-            if made.kind == "classifier"
-            else Detection(head=made.head, pixel_range=pixel_range, flips=made.flips)
-        )
+        self.task: Task = _task(made, pixel_range)
 
     @classmethod
     def from_options(cls, options: AdapterOptions, *, reader: ImageReader, categories: Mapping[int, str]) -> Self:
@@ -176,11 +176,42 @@ class TorchAdapter:
             yield ImageBatch(inputs, tuple(record for record, _ in usable), sizes)
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
-        """Return the entries of one batch."""
+        """Return the entries of one batch.
+
+        Raises:
+            ConfigError: the outputs are not what the model's kind returns.
+        """
         if isinstance(self.task, Detection):
+            if (problem := self.task.not_logits(outputs["logits"])) is not None:
+                raise ConfigError(problem)
             found = _detections(self.task, outputs, threshold=self.score_threshold)
             return detection_entries(found, batch, labels=self.labels)
-        return classification_entries(logits_of(outputs), batch, labels=self.labels)
+        logits = logits_of(outputs)
+        if self.kind == "multilabel":
+            self._look_at(logits)
+            return multilabel_entries(logits, batch, labels=self.labels)
+        if rows_sum_to_one(logits):
+            # The softmax of the logarithm of probabilities is these probabilities.
+            logits = to_logits(logits)
+            if not self._looked:
+                self.warnings += ("the model returns probabilities and no logits; they are written as they are",)
+                self._looked = True
+        self._look_at(logits)
+        return classification_entries(logits, batch, labels=self.labels)
+
+    def _look_at(self, logits: Tensor) -> None:
+        """Warn of outputs that are probably no logits; look at those of the first batch only.
+
+        Raises:
+            ConfigError: they certainly are none.
+        """
+        if self._looked or not isinstance(self.task, ChecksOutputs):
+            return
+        self._looked = True
+        try:
+            self.warnings += self.task.check_outputs(logits)
+        except TTTNotSupportedError as error:
+            raise ConfigError(str(error)) from error
 
     def predict(self, records: Sequence[Record]) -> list[Entry]:
         """Return one entry for each usable record."""
@@ -193,6 +224,13 @@ class TorchAdapter:
         if self.model.mean is None or self.model.std is None:
             return image
         return (image - torch.tensor(self.model.mean)[:, None, None]) / torch.tensor(self.model.std)[:, None, None]
+
+
+def _task(model: TorchModel, pixel_range: PixelRange) -> Task:
+    if model.kind == "detector":
+        return Detection(head=model.head, pixel_range=pixel_range, flips=model.flips)
+    of_kind = Multilabel if model.kind == "multilabel" else Classification
+    return of_kind(pixel_range=pixel_range, flips=model.flips)
 
 
 def load_checkpoint(module: nn.Module, path: Path, *, trust_pickle: bool) -> None:

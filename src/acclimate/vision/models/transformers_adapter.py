@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from acclimate.core.determinism import parse_device
+from acclimate.core.multilabel import Multilabel
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
@@ -30,7 +31,7 @@ from acclimate.errors import CheckpointError, ConfigError, first_line
 from acclimate.registry import AdapterInfo, Kind
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.labels import LabelMap
-from acclimate.vision.data.predictions import classification_entries, detection_entries
+from acclimate.vision.data.predictions import classification_entries, detection_entries, multilabel_entries
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.models.detection import Detection, Head
@@ -153,7 +154,7 @@ class TransformersAdapter:
                 inputs["pixel_mask"] = encoded["pixel_mask"].to(self._device)
             sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
             yield ImageBatch(
-                inputs["pixel_values"] if self.kind == "classifier" else inputs,
+                inputs if self.kind == "detector" else inputs["pixel_values"],
                 tuple(record for record, _ in usable),
                 sizes,
             )
@@ -162,6 +163,8 @@ class TransformersAdapter:
         """Return the entries of one batch; a detector's are made by the image processor's post-processing."""
         if self.kind == "classifier":
             return classification_entries(logits_of(outputs), batch, labels=self.labels)
+        if self.kind == "multilabel":
+            return multilabel_entries(logits_of(outputs), batch, labels=self.labels)
         found = self._processor.post_process_object_detection(
             SimpleNamespace(logits=outputs["logits"].detach(), pred_boxes=outputs["pred_boxes"].detach()),
             threshold=self.score_threshold,
@@ -182,7 +185,14 @@ class TransformersAdapter:
             return AutoModelForObjectDetection
         names = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
         if architecture in {name for entry in names for name in ([entry] if isinstance(entry, str) else entry)}:
-            self.kind = "classifier"
+            problem = getattr(config, "problem_type", None)
+            if problem == "regression" or (problem is None and config.num_labels == 1):
+                raise ConfigError(
+                    f"{architecture} with {config.num_labels} outputs and problem_type {problem!r} predicts numbers "
+                    "(regression), and has no classes; if its output is the logit of a yes-or-no decision, set "
+                    "problem_type to 'multi_label_classification' in its config.json"
+                )
+            self.kind = "multilabel" if problem == "multi_label_classification" else "classifier"
             return AutoModelForImageClassification
         raise ConfigError(
             f"{architecture or config.model_type} is neither an object detector nor an image classifier of "
@@ -193,6 +203,8 @@ class TransformersAdapter:
         pixel_range = self._pixel_range()
         if self.kind == "classifier":
             return Classification(pixel_range=pixel_range)
+        if self.kind == "multilabel":
+            return Multilabel(pixel_range=pixel_range)
         if self._family not in _HEADS:
             self.ttt_refusal = (
                 f"this model cannot be adapted, because the head type of the family {self._family!r} is unknown; "
