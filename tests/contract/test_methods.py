@@ -16,6 +16,7 @@ from acclimate.core import Budget, Classification, MaxUpdate, Multilabel, NonFin
 from acclimate.core.method import UsesSourceImages
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import tensors
+from acclimate.core.precision import dtype_of
 from acclimate.core.selection import parameter_names
 from acclimate.core.source_images import SourceImages
 from acclimate.core.spectrum import measure
@@ -77,11 +78,20 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
     "classifier-shared-module": lambda: (shared_module(), images(), Classification()),
     "classifier-tied": lambda: (tied(), images(), Classification()),
     "classifier-tied-frozen": lambda: (tied(frozen=True), images(), Classification()),
+    "classifier-float16": lambda: (classifier("bn").half(), images().half(), Classification()),
+    "classifier-bfloat16": lambda: (classifier("bn").bfloat16(), images().bfloat16(), Classification()),
+    "classifier-float64": lambda: (classifier("bn").double(), images().double(), Classification()),
+    "classifier-tied-frozen-float16": lambda: (tied(frozen=True).half(), images().half(), Classification()),
     "multilabel-bn": lambda: (classifier("bn"), images(), Multilabel()),
     "multilabel-ln": lambda: (classifier("ln"), images(), Multilabel()),
     "detector-sigmoid-bn": lambda: (
         detector(),
         images(side=32),
+        Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0)),
+    ),
+    "detector-bfloat16": lambda: (
+        detector(norm="ln").bfloat16(),
+        images(side=32).bfloat16(),
         Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0)),
     ),
     "detector-softmax-bn": lambda: (
@@ -355,8 +365,10 @@ def test_what_is_installed_predicts_as_the_session_does(method: str, network: st
             found = list(tensors(task.forward(model, batch)))
         stack.close()
         assert_identical(model, before)
+        # What is installed returns logits in the model's own number format.
+        tolerance = {} if dtype_of(model).itemsize > 2 else {"rtol": torch.finfo(dtype_of(model)).eps, "atol": 1e-2}
         for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(ours, theirs, **tolerance)
 
 
 @pytest.mark.parametrize("method", CLASSIFIERS_ONLY)

@@ -18,6 +18,7 @@ from acclimate.core.guards import REMEMBERED_DECISIONS, Evidence, Guard
 from acclimate.core.method import MayLearnWithoutOutputs, Method, Selection, Step
 from acclimate.core.outputs import all_finite, nbytes, sample_count, tensors
 from acclimate.core.pacing import Pace, Pacing
+from acclimate.core.precision import MasterCopies, optimizer_for
 from acclimate.core.probe import Probe
 from acclimate.core.programs import no_gradient
 from acclimate.core.report import StepReport, Verdict
@@ -72,7 +73,7 @@ class Stepper:
     ) -> None:
         self.model, self.method, self.task, self.guards = model, method, task, tuple(guards)
         self.selection, self.seed, self.pacing = selection, seed, pacing
-        self.optimizer = method.optimizer(list(selection.parameters.values()))
+        self.optimizer = optimizer_for(list(selection.parameters.values()), method.optimizer)
         self.source = Snapshot(selection, self.optimizer)
         self._before = Snapshot(selection, self.optimizer)
         reference = selection.reference_norm
@@ -162,7 +163,8 @@ class Stepper:
     def held_bytes(self) -> int:
         """Bytes held in addition to the model: snapshots, optimizer moments and the method's state."""
         moments = [] if self.optimizer is None else list(self.optimizer.state.values())
-        return self.source.nbytes + self._before.nbytes + nbytes(moments) + nbytes(self.state)
+        copies = self.optimizer.copies if isinstance(self.optimizer, MasterCopies) else []
+        return self.source.nbytes + self._before.nbytes + nbytes([moments, copies]) + nbytes(self.state)
 
     def _examine(self, batch: Any) -> None:
         """Run the model once, before the first step, and look at its outputs.
@@ -188,7 +190,7 @@ class Stepper:
 
     def _adapt(self, batch: Any) -> Step:
         with torch.enable_grad(), nullcontext() if self.pace is None else self.pace.scaled(self.optimizer):
-            return self.method.step(
+            step = self.method.step(
                 self.model,
                 layout.for_learning(batch),
                 self.state,
@@ -197,6 +199,9 @@ class Stepper:
                 optimizer=self.optimizer,
                 rng=self.rng,
             )
+        # Inside torch.autocast, converted weights are cached, and these are the ones from before the step.
+        torch.clear_autocast_cache()
+        return step
 
     @torch.no_grad()
     def _predict(self, batch: Any) -> Step:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from acclimate.core.losses import soft_cross_entropy
 from acclimate.core.output_kinds import ENOUGH_VALUES, all_in_unit_interval, rows_sum_to_one
+from acclimate.core.outputs import at_least_float32
 from acclimate.core.task import Classification, Decisions, logits_of
 from acclimate.errors import ConfigError, TTTNotSupportedError
 
@@ -26,12 +27,12 @@ class Multilabel(Classification):
     exclusive = False
 
     def forward(self, model: Callable[..., Any], batch: Any) -> Tensor:
-        """Return the model's logits ``(B, K)``.
+        """Return the model's logits ``(B, K)``; those of half precision as float32.
 
         Raises:
             ConfigError: the model returns no logits, or logits of another shape.
         """
-        logits = logits_of(model(batch))
+        logits = at_least_float32(logits_of(model(batch)))
         if logits.dim() == 1:
             return logits[:, None]
         if logits.dim() != 2:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from acclimate.core.outputs import at_least_float32
 from acclimate.errors import EmptySelectionError
 
 Moments = tuple[Tensor, Tensor]
@@ -162,6 +163,8 @@ def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tenso
             return
         saved.append((source_mean, source_var))
         mean, var = replacement(inputs[0], source_mean, source_var)
+        # Statistics of half precision are computed in float32.
+        mean, var = mean.to(source_mean.dtype), var.to(source_var.dtype)
         if isinstance(layer, _BatchNorm):
             # Its eval-mode kernel has no gradient for the statistics.
             mean, var = mean.detach(), var.detach()
@@ -208,6 +211,7 @@ def running_statistics(
     updated = dict(memory)
 
     def mixed_with_source(name: str, inputs: Tensor, source_mean: Tensor, source_var: Tensor) -> Moments:
+        source_mean, source_var = at_least_float32(source_mean), at_least_float32(source_var)
         mean, var = updated.get(name, (source_mean, source_var))
         if rate > 0 and _values_per_channel(inputs) > 1:
             batch_mean, batch_var = moments(inputs.detach())
@@ -226,7 +230,11 @@ def running_statistics(
 
 
 def moments(inputs: Tensor) -> Moments:
-    """Return mean and variance ``(C,)`` of each channel of ``(B, C, ...)``, differentiable where ``inputs`` are."""
+    """Return mean and variance ``(C,)`` of each channel of ``(B, C, ...)``, differentiable where ``inputs`` are.
+
+    Those of inputs in half precision are float32.
+    """
+    inputs = at_least_float32(inputs)
     if inputs.requires_grad and torch.is_grad_enabled():
         var, mean = torch.var_mean(inputs, dim=[0, *range(2, inputs.dim())], correction=0)
         return mean, var
@@ -250,6 +258,7 @@ def mixed(
     mean, var = moments(inputs)
     if source_strength == 0:
         return mean, var
+    source_mean, source_var = source_mean.to(mean.dtype), source_var.to(var.dtype)
     weight = 0.5 if source_strength is None else len(inputs) / (len(inputs) + source_strength)
     if batch_weight is not None:
         weight = batch_weight

@@ -59,23 +59,33 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def refuse_programs(model: nn.Module, *, trains: bool) -> None:
-    """Check that a model takes hooks, and if ``trains`` is true that its weights can be trained.
+def refuse_programs(model: nn.Module, *, changes_layers: bool) -> None:
+    """Check that a model takes hooks, and if ``changes_layers`` is true that its layers can be changed.
 
     Raises:
-        TTTNotSupportedError: it is a program, or its parameters were created in inference mode.
+        TTTNotSupportedError: it is a program.
     """
     kind = model.kind if isinstance(model, Program) else _kind(model)
-    if kind is not None and trains:
+    if kind is None:
+        return
+    if changes_layers:
         raise TTTNotSupportedError(
-            f"the model is a {kind} program, whose weights cannot be trained; adapt the module that it was made from, "
-            "or use spectrum or blend with source images, which change only the images"
+            f"the model is a {kind} program, whose layers and weights cannot be changed; adapt the module that it was "
+            "made from, or use spectrum or blend with source images, which change only the images"
         )
-    if kind is not None and not isinstance(model, Program):
+    if not isinstance(model, Program):
         raise TTTNotSupportedError(
             f"the model is a {kind} program, which takes no hooks; wrap it with acclimate.core.programs.Program.of"
         )
-    if trains and any(parameter.is_inference() for parameter in model.parameters()):
+
+
+def refuse_inference_parameters(model: nn.Module) -> None:
+    """Check that the parameters of a model can be trained.
+
+    Raises:
+        TTTNotSupportedError: they were created in inference mode.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
         raise TTTNotSupportedError(
             f"the parameters of {type(model).__name__} were created in torch.inference_mode, and cannot be trained; "
             f"create the model outside of it, or {gradient_free(model)}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from acclimate.core import lora, norm
 from acclimate.core.method import Selection
-from acclimate.core.programs import Program, refuse_programs
+from acclimate.core.programs import refuse_inference_parameters, refuse_programs
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.registry import FILTER_KINDS, FilterKind
 
@@ -85,7 +85,8 @@ def selecting(
         EmptySelectionError: no parameter matches; the message lists the layers of the model.
         TTTNotSupportedError: the weights of the model cannot be trained, as those of TorchScript.
     """
-    refuse_programs(model, trains=True)
+    refuse_programs(model, changes_layers=True)
+    refuse_inference_parameters(model)
     with ExitStack() as stack:
         modes = [(module, module.training) for module in model.modules()]
         stack.callback(_restore_modes, modes)
@@ -133,9 +134,8 @@ def statistics_only(model: nn.Module, *, source_strength: float | None) -> Itera
         EmptySelectionError: the model has no BatchNorm.
         TTTNotSupportedError: the model is a program, whose layers cannot be changed.
     """
+    refuse_programs(model, changes_layers=True)
     layers = norm.batch_norms(model)
-    if isinstance(model, Program):
-        refuse_programs(model, trains=True)
     if not layers:
         raise EmptySelectionError(
             "bn adapts BatchNorm statistics, and this model has no BatchNorm layer; "
@@ -152,7 +152,7 @@ def nothing_selected(model: nn.Module) -> Iterator[Selection]:
     Raises:
         TTTNotSupportedError: the model is a program that takes no hooks.
     """
-    refuse_programs(model, trains=False)
+    refuse_programs(model, changes_layers=False)
     with ExitStack() as stack:
         stack.callback(_restore_modes, [(module, module.training) for module in model.modules()])
         stack.callback(_restore_flags, _take_flags(model))

@@ -20,6 +20,7 @@ from acclimate.core.guarded_step import Stepper
 from acclimate.core.method import Installable, Method, PredictsWithOtherWeights, Selection, Step, settings_of
 from acclimate.core.outputs import all_finite, sample_count
 from acclimate.core.pacing import Pacing
+from acclimate.core.precision import AnyOptimizer
 from acclimate.core.programs import unwrapped
 from acclimate.core.report import SessionReport, StepReport, verdict_counts
 from acclimate.core.source_model import SourceComparison
@@ -132,8 +133,8 @@ class Session:
         return self._open().state
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The method's optimizer, if it has one."""
+    def optimizer(self) -> AnyOptimizer | None:
+        """The method's optimizer, if it has one; that of a model in half precision updates float32 copies."""
         return self._open().optimizer
 
     @property

@@ -57,7 +57,7 @@ def _replaced(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]
     before = [(named[name], named[name].data) for name in weights]
     try:
         for name, value in weights.items():
-            named[name].data = value.detach()
+            named[name].data = value.detach().to(named[name].dtype)
         # Inside torch.autocast, converted weights are cached by parameter.
         torch.clear_autocast_cache()
         yield

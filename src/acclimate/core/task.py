@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from acclimate.core import views
 from acclimate.core.losses import soft_cross_entropy
 from acclimate.core.output_kinds import remarks, rows_sum_to_one
-from acclimate.core.outputs import map_tensors
+from acclimate.core.outputs import at_least_float32, map_tensors
 from acclimate.core.views import PixelRange
 from acclimate.errors import ConfigError, TTTNotSupportedError
 
@@ -151,12 +151,12 @@ class Classification:
     exclusive = True
 
     def forward(self, model: Callable[..., Any], batch: Any) -> Tensor:
-        """Return the model's logits ``(B, K)``.
+        """Return the model's logits ``(B, K)``; those of half precision as float32, for losses and statistics.
 
         Raises:
             ConfigError: the model returns no logits, or logits of another shape.
         """
-        logits = logits_of(model(batch))
+        logits = at_least_float32(logits_of(model(batch)))
         if logits.dim() == 1:
             raise ConfigError(
                 f"this model returned one number for each image, {tuple(logits.shape)}: if it is the logit of a "
@@ -257,7 +257,7 @@ def correcting_logits(model: nn.Module, correct: Callable[[Tensor], Tensor]) -> 
 
     def changed(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         logits = logits_of(output)
-        corrected = correct(logits)
+        corrected = correct(at_least_float32(logits)).to(logits.dtype)
         return map_tensors(lambda tensor: corrected if tensor is logits else tensor, output)
 
     handle = model.register_forward_hook(changed)

@@ -12,6 +12,7 @@ from torch import Tensor
 from acclimate.core import views
 from acclimate.core.losses import sigmoid_to_softmax, soft_cross_entropy
 from acclimate.core.output_kinds import ENOUGH_VALUES, all_in_unit_interval, rows_sum_to_one
+from acclimate.core.outputs import at_least_float32
 from acclimate.core.task import Decisions, View
 from acclimate.errors import ConfigError, TTTNotSupportedError
 from acclimate.vision.data import boxes as box_ops
@@ -64,17 +65,20 @@ class Detection:
     def forward(self, model: Callable[..., Any], batch: Any) -> DetectionOutputs:
         """Return ``logits``, ``pred_boxes`` and the extra outputs, without the model's other outputs.
 
+        Outputs of half precision are returned as float32.
+
         Raises:
             ConfigError: the model's output has no ``logits`` or no ``pred_boxes``.
         """
         outputs = model(**batch) if isinstance(batch, Mapping) else model(batch)
         keys = ("logits", "pred_boxes", *self.extra_outputs)
         try:
-            return {key: outputs[key] if isinstance(outputs, Mapping) else getattr(outputs, key) for key in keys}
+            found = {key: outputs[key] if isinstance(outputs, Mapping) else getattr(outputs, key) for key in keys}
         except (KeyError, AttributeError) as error:
             raise ConfigError(
                 f"a detector must return a mapping or an object with {', '.join(keys)}; {error} is missing"
             ) from error
+        return {key: at_least_float32(value) for key, value in found.items()}
 
     def decisions(self, outputs: Any) -> Decisions:
         """Return the candidates of all images as rows of ``K + 1`` logits, the last for "no object"."""
