@@ -177,7 +177,7 @@ class AdapterInfo:
         name: at the command line; ``title``: what it runs.
         model: what ``--model`` takes; None where there is no model.
         default_model: used where ``--model`` is left out; None where it is required.
-        takes_checkpoint: whether it takes ``--checkpoint``.
+        takes_checkpoint: whether it takes ``--checkpoint``; ``takes_dtype``: whether it takes ``--dtype``.
     """
 
     name: str
@@ -185,6 +185,7 @@ class AdapterInfo:
     model: str | None = None
     default_model: str | None = None
     takes_checkpoint: bool = False
+    takes_dtype: bool = False
 
 
 Info = TypeVar("Info", bound=MethodInfo | GuardInfo | AdapterInfo)

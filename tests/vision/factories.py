@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -32,6 +33,30 @@ def softmax_detector() -> TorchModel:
 
 def bare() -> nn.Module:
     return networks.classifier()
+
+
+def scripted() -> TorchModel:
+    return dataclasses.replace(classifier(), module=torch.jit.script(networks.classifier()))
+
+
+def exported() -> TorchModel:
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(networks.classifier(), (networks.images(2),), dynamic_shapes=shapes)
+    return dataclasses.replace(classifier(), module=program)
+
+
+def exported_for_two() -> Any:
+    return torch.export.export(
+        nn.Sequential(nn.AdaptiveAvgPool2d(16), networks.classifier()), (torch.rand(2, 3, 20, 20),)
+    )
+
+
+def parallel() -> TorchModel:
+    return dataclasses.replace(classifier(), module=nn.DataParallel(networks.classifier()))
+
+
+def half() -> TorchModel:
+    return dataclasses.replace(classifier(), module=networks.classifier().bfloat16())
 
 
 def multilabel() -> TorchModel:

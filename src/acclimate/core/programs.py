@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from acclimate.core import norm
-from acclimate.errors import TTTNotSupportedError
+from acclimate.errors import ConfigError, TTTNotSupportedError, first_line
 
 
 class Program(nn.Module):
@@ -44,8 +44,19 @@ class Program(nn.Module):
         return self._program[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the program's outputs."""
-        return self.program(*args, **kwargs)
+        """Return the program's outputs.
+
+        Raises:
+            ConfigError: the program was exported for inputs of another shape.
+        """
+        try:
+            return self.program(*args, **kwargs)
+        except AssertionError as error:
+            # The guards of exported programs.
+            raise ConfigError(
+                f"the {self.kind} program does not take this batch: {first_line(error)}; export it with a dynamic "
+                "batch dimension, or use the batch size that it was exported with"
+            ) from error
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -12,7 +12,6 @@ of images in [0, 1] at their own size. The module must return:
 from __future__ import annotations
 
 import importlib
-import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,17 +21,18 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acclimate.core.determinism import parse_device
 from acclimate.core.multilabel import Multilabel
 from acclimate.core.output_kinds import rows_sum_to_one, to_logits
+from acclimate.core.outputs import at_least_float32
+from acclimate.core.precision import dtype_of, parse_dtype
+from acclimate.core.programs import Program, unwrapped
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import ChecksOutputs, Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
-from acclimate.errors import CheckpointError, ConfigError, DataError, TTTNotSupportedError, first_line
+from acclimate.errors import ConfigError, DataError, TTTNotSupportedError, first_line
 from acclimate.registry import KINDS, AdapterInfo, Kind
 from acclimate.vision.data import boxes as box_ops
 from acclimate.vision.data.images import ImageReader
@@ -40,6 +40,7 @@ from acclimate.vision.data.labels import LabelMap
 from acclimate.vision.data.predictions import classification_entries, detection_entries, multilabel_entries
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
+from acclimate.vision.models.checkpoints import load_checkpoint
 from acclimate.vision.models.detection import Detection
 from acclimate.vision.models.loading import AdapterOptions
 
@@ -49,7 +50,9 @@ class TorchModel:
     """A module, with the description that the adapter needs.
 
     Attributes:
-        module: takes images ``(B, 3, H, W)``; see :mod:`acclimate.vision.models.torch_adapter` for what it must return.
+        module: takes images ``(B, 3, H, W)``; a ``torch.nn.Module``, or a program of TorchScript or ``torch.export``,
+            which only methods that change images can adapt. Of a ``DataParallel`` wrapper the module inside is used.
+            See :mod:`acclimate.vision.models.torch_adapter` for what it must return.
         kind: ``classifier``, ``multilabel`` or ``detector``.
         head: the type of a detector's class scores, see :class:`acclimate.vision.models.detection.Detection`.
         image_size: ``(width, height)`` to which images are resized; None keeps their size, which must then be the same
@@ -62,7 +65,7 @@ class TorchModel:
         ConfigError: the kind is unknown, or only one of mean and std is given.
     """
 
-    module: nn.Module
+    module: Any
     kind: Kind = "classifier"
     head: Literal["sigmoid", "softmax"] = "sigmoid"
     image_size: tuple[int, int] | None = None
@@ -83,14 +86,17 @@ class TorchAdapter:
 
     Args:
         factory: ``package.module:callable``; the current folder is searched too.
-        checkpoint: a safetensors file to load; None keeps the weights that the factory returns.
-        trust_pickle: whether to allow a checkpoint that is not safetensors.
+        checkpoint: a file with weights to load, see :func:`acclimate.vision.models.checkpoints.load_checkpoint`; None
+            keeps those that the factory returns.
+        trust_pickle: whether to load a pickle with other objects than tensors, which executes its code.
+        dtype: the number format to convert the module to, see :data:`acclimate.core.precision.DTYPES`; None keeps its
+            own. Images are converted to it.
         reader, categories, device, score_threshold, batch_size: as for
             :class:`acclimate.vision.models.transformers_adapter.TransformersAdapter`.
 
     Raises:
         ConfigError: the factory cannot be found, fails, or returns something else.
-        CheckpointError: the checkpoint cannot be loaded, or is a pickle and ``trust_pickle`` is false.
+        CheckpointError: the checkpoint cannot be loaded, or not without executing code and ``trust_pickle`` is false.
     """
 
     info: ClassVar[AdapterInfo] = AdapterInfo(
@@ -98,6 +104,7 @@ class TorchAdapter:
         title="Any torch module that a function returns",
         model="package.module:factory",
         takes_checkpoint=True,
+        takes_dtype=True,
     )
     calls_model_itself = False
 
@@ -110,11 +117,12 @@ class TorchAdapter:
         reader: ImageReader | None = None,
         categories: Mapping[int, str] | None = None,
         device: str = "cpu",
+        dtype: str | None = None,
         score_threshold: float = 0.05,
         batch_size: int = 64,
     ) -> None:
         made = _made_by(factory)
-        if isinstance(made, nn.Module):
+        if isinstance(made, nn.Module) or Program.of(made) is not None:
             made = TorchModel(module=made)
         if not isinstance(made, TorchModel):
             raise ConfigError(
@@ -125,15 +133,16 @@ class TorchAdapter:
         self.score_threshold = score_threshold
         self.batch_size = batch_size
         self._device = parse_device(device)
+        self.warnings: tuple[str, ...] = ()
         if checkpoint is not None:
-            load_checkpoint(made.module, Path(checkpoint), trust_pickle=trust_pickle)
-        made.module.to(self._device).eval()
+            self.warnings += load_checkpoint(_weights_of(made.module), Path(checkpoint), trust_pickle=trust_pickle)
+        self._module, self._dtype = _prepared(made.module, self._device, None if dtype is None else parse_dtype(dtype))
         self.kind: Kind = made.kind
         self._looked = False
         self.source_spectrum: PowerSpectrum | None = None
         self.ttt_refusal: str | None = None
         self.labels = LabelMap.by_name(dict(enumerate(made.class_names)), categories or {})
-        self.warnings: tuple[str, ...] = self.labels.warnings
+        self.warnings += self.labels.warnings
         pixel_range: PixelRange = (0.0, 1.0)
         if made.mean is not None and made.std is not None:
             pixel_range = normalised_range(made.mean, made.std)
@@ -148,13 +157,14 @@ class TorchAdapter:
             reader=reader,
             categories=categories,
             device=options.device,
+            dtype=options.dtype,
             score_threshold=options.score_threshold,
             trust_pickle=options.trust_pickle,
         )
 
     def get_model(self) -> nn.Module:
         """Return the module."""
-        return self.model.module
+        return self._module
 
     def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
         """Yield batches ``(B, 3, H, W)``, resized and normalised as described by the :class:`TorchModel`.
@@ -172,7 +182,7 @@ class TorchAdapter:
                     f"the images of a batch differ in size ({sizes[0]} and {next(s for s in sizes if s != sizes[0])}); "
                     "give the TorchModel an image_size, or use a batch size of 1"
                 )
-            inputs = torch.stack([self._tensor(pixels) for _, pixels in usable]).to(self._device)
+            inputs = torch.stack([self._tensor(pixels) for _, pixels in usable]).to(self._device, self._dtype)
             yield ImageBatch(inputs, tuple(record for record, _ in usable), sizes)
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
@@ -226,6 +236,17 @@ class TorchAdapter:
         return (image - torch.tensor(self.model.mean)[:, None, None]) / torch.tensor(self.model.std)[:, None, None]
 
 
+def _weights_of(module: Any) -> nn.Module:
+    """Return the module that a checkpoint is loaded into.
+
+    Raises:
+        ConfigError: it is a program that takes no other weights.
+    """
+    if isinstance(module, torch.export.ExportedProgram | torch.jit.ScriptFunction):
+        raise ConfigError(f"an object of type {type(module).__name__} takes no checkpoint; leave --checkpoint out")
+    return unwrapped(module)
+
+
 def _task(model: TorchModel, pixel_range: PixelRange) -> Task:
     if model.kind == "detector":
         return Detection(head=model.head, pixel_range=pixel_range, flips=model.flips)
@@ -233,34 +254,34 @@ def _task(model: TorchModel, pixel_range: PixelRange) -> Task:
     return of_kind(pixel_range=pixel_range, flips=model.flips)
 
 
-def load_checkpoint(module: nn.Module, path: Path, *, trust_pickle: bool) -> None:
-    """Load weights into a module; they must fit exactly.
+def _prepared(module: Any, device: torch.device, dtype: torch.dtype | None) -> tuple[nn.Module, torch.dtype]:
+    """Return a module in eval mode on a device, and the number format of its inputs.
 
     Raises:
-        CheckpointError: the file is missing, is a pickle and ``trust_pickle`` is false, or does not fit the module.
+        ConfigError: a program that torch.export made cannot be moved or converted.
     """
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(str(path))
-        elif trust_pickle:
-            tensors = torch.load(path, map_location="cpu", weights_only=False)
-            tensors = tensors.get("state_dict", tensors)
-        else:
-            raise CheckpointError(
-                f"{path} is not a safetensors file, and loading a pickle executes code from it; "
-                "convert it, or pass --trust-pickle if you trust its source"
+    program = Program.of(module)
+    if program is None:
+        plain = unwrapped(module).to(device=device, dtype=dtype).eval()
+        return plain, dtype_of(plain)
+    inner = program.program
+    if program.kind == "torch.export":
+        tensors = (*inner.parameters(), *inner.buffers())
+        if dtype not in (None, dtype_of(inner)) or any(tensor.device != device for tensor in tensors):
+            raise ConfigError(
+                "a program of torch.export has the device and the number format that it was exported with; export it "
+                "again, or leave --device and --dtype out"
             )
-        module.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-        # torch lists the tensors that do not fit on the lines after the first one.
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(f"checkpoint {path} cannot be loaded: {reason}") from error
+        return program, dtype_of(inner)
+    if isinstance(inner, nn.Module):
+        inner.to(device=device, dtype=dtype).eval()
+        return program, dtype_of(inner)
+    return program, torch.float32 if dtype is None else dtype
 
 
 def _detections(task: Detection, outputs: Any, *, threshold: float) -> list[dict[str, Tensor]]:
-    logits, boxes = outputs["logits"].detach(), box_ops.corners(outputs["pred_boxes"].detach())
+    logits, boxes = (at_least_float32(outputs[key].detach()) for key in ("logits", "pred_boxes"))
+    boxes = box_ops.corners(boxes)
     found = []
     for image in range(len(logits)):
         if task.head == "sigmoid":

@@ -24,6 +24,8 @@ from transformers.models.auto.modeling_auto import (
 
 from acclimate.core.determinism import parse_device
 from acclimate.core.multilabel import Multilabel
+from acclimate.core.outputs import at_least_float32
+from acclimate.core.precision import dtype_of, parse_dtype
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
@@ -63,6 +65,8 @@ class TransformersAdapter:
         reader: reads the images.
         categories: the data set's category names by id, which are matched to the model's labels.
         device: such as ``cpu`` or ``cuda``.
+        dtype: the number format to convert the model to, see :data:`acclimate.core.precision.DTYPES`; None keeps that
+            of the weights. Images are converted to it.
         score_threshold: detections with a lower score are not written.
         batch_size: used by :meth:`predict`.
         trust_pickle: whether to allow weights that are not safetensors.
@@ -76,6 +80,7 @@ class TransformersAdapter:
         name="transformers",
         title="Object detectors and image classifiers of transformers",
         model="a folder or hub name",
+        takes_dtype=True,
     )
     calls_model_itself = False
 
@@ -86,6 +91,7 @@ class TransformersAdapter:
         reader: ImageReader | None = None,
         categories: Mapping[int, str] | None = None,
         device: str = "cpu",
+        dtype: str | None = None,
         score_threshold: float = 0.05,
         batch_size: int = 8,
         trust_pickle: bool = False,
@@ -117,7 +123,8 @@ class TransformersAdapter:
                 f"in {model!r}, weights are missing or have another shape for {len(absent)} tensors (first: "
                 f"{absent[0]}); give a folder with the weights of the whole model"
             )
-        self._model: nn.Module = loaded.to(self._device).eval()
+        self._model: nn.Module = loaded.to(self._device, None if dtype is None else parse_dtype(dtype)).eval()
+        self._dtype = dtype_of(self._model)
         model_labels = {int(index): str(name) for index, name in (config.id2label or {}).items()}
         self.labels = LabelMap.by_name(model_labels, categories or {})
         self.warnings: tuple[str, ...] = self.labels.warnings
@@ -133,6 +140,7 @@ class TransformersAdapter:
             reader=reader,
             categories=categories,
             device=options.device,
+            dtype=options.dtype,
             score_threshold=options.score_threshold,
             trust_pickle=options.trust_pickle,
         )
@@ -148,7 +156,7 @@ class TransformersAdapter:
             if not usable:
                 continue
             encoded = self._processor(images=[pixels for _, pixels in usable], return_tensors="pt")
-            pixel_values: Tensor = encoded["pixel_values"].to(self._device)
+            pixel_values: Tensor = encoded["pixel_values"].to(self._device, self._dtype)
             inputs: dict[str, Tensor] = {"pixel_values": pixel_values}
             if "pixel_mask" in encoded and not bool(encoded["pixel_mask"].all()):
                 inputs["pixel_mask"] = encoded["pixel_mask"].to(self._device)
@@ -166,7 +174,7 @@ class TransformersAdapter:
         if self.kind == "multilabel":
             return multilabel_entries(logits_of(outputs), batch, labels=self.labels)
         found = self._processor.post_process_object_detection(
-            SimpleNamespace(logits=outputs["logits"].detach(), pred_boxes=outputs["pred_boxes"].detach()),
+            SimpleNamespace(**{k: at_least_float32(outputs[k].detach()) for k in ("logits", "pred_boxes")}),
             threshold=self.score_threshold,
             target_sizes=[(1, 1)] * len(batch.records),
         )
