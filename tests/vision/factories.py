@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from acclimate.vision.models.dense import NonMaximumSuppression
+from acclimate.vision.models.preprocess import letterbox
 from acclimate.vision.models.torch_adapter import TorchModel
 from tests import networks
 
@@ -57,6 +60,54 @@ def parallel() -> TorchModel:
 
 def half() -> TorchModel:
     return dataclasses.replace(classifier(), module=networks.classifier().bfloat16())
+
+
+class Dense(nn.Module):
+    """A detector whose first box is always the upper left quarter of its input, found by two cells, and whose third is
+    the whole input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        nothing = self.stem(images).mean() * 0
+        boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.26, 0.25, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
+        logits = torch.tensor([[3.0, -6.0], [2.0, 1.0], [-6.0, 4.0]])
+        return {
+            "logits": (logits + nothing).expand(len(images), -1, -1),
+            "pred_boxes": (boxes + nothing).expand(len(images), -1, -1),
+        }
+
+
+def dense() -> TorchModel:
+    return TorchModel(
+        module=Dense(),
+        kind="detector",
+        preprocess=letterbox((32, 32), channels="bgr", highest=255.0),
+        postprocess=NonMaximumSuppression(iou=0.6),
+        class_names=("x", "y"),
+    )
+
+
+def timm_like() -> nn.Module:
+    module = networks.classifier()
+    module.pretrained_cfg = {
+        "input_size": (3, 16, 16), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "crop_pct": 0.8,
+        "interpolation": "bicubic", "num_classes": 5,
+    }  # fmt: skip
+    return module
+
+
+def own_function() -> TorchModel:
+    def prepare(pixels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(pixels[:16, :16].copy()).permute(2, 0, 1) / 127.5 - 1
+
+    return TorchModel(module=networks.classifier(), preprocess=prepare, pixel_range=(-1.0, 1.0))
+
+
+def wrong_function() -> TorchModel:
+    return TorchModel(module=networks.classifier(), preprocess=lambda pixels: pixels)
 
 
 def multilabel() -> TorchModel:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from acclimate.core.determinism import parse_device
@@ -31,10 +29,11 @@ from acclimate.core.precision import dtype_of, parse_dtype
 from acclimate.core.programs import Program, unwrapped
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import ChecksOutputs, Classification, Task, logits_of
-from acclimate.core.views import PixelRange, normalised_range
+from acclimate.core.views import PixelRange
 from acclimate.errors import ConfigError, DataError, TTTNotSupportedError, first_line
 from acclimate.registry import KINDS, AdapterInfo, Kind
 from acclimate.vision.data import boxes as box_ops
+from acclimate.vision.data.corruptions import Uint8Image
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.labels import LabelMap
 from acclimate.vision.data.predictions import classification_entries, detection_entries, multilabel_entries
@@ -43,6 +42,20 @@ from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_i
 from acclimate.vision.models.checkpoints import load_checkpoint
 from acclimate.vision.models.detection import Detection
 from acclimate.vision.models.loading import AdapterOptions
+from acclimate.vision.models.preprocess import (
+    Callback,
+    Fit,
+    Prepared,
+    Preprocess,
+    ProcessorCall,
+    is_image_processor,
+    moves_boxes,
+    of_module,
+    processor_range,
+)
+
+_MOST_PAIRS: Final = 1000
+"""How many pairs of candidate and class a postprocess gets at least, where there are so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +71,21 @@ class TorchModel:
         image_size: ``(width, height)`` to which images are resized; None keeps their size, which must then be the same
             for all images of a batch.
         mean, std: of each channel, for normalisation; None leaves pixels in [0, 1].
+        preprocess: replaces ``image_size``, ``mean`` and ``std``: a :class:`Preprocess`, an image processor of
+            transformers, or a function of one image ``(H, W, 3)`` (RGB, uint8) that returns a tensor ``(C, H, W)`` or a
+            :class:`Prepared`. Where none of the four is given, settings that timm or transformers stored with the
+            module are used, see :func:`acclimate.vision.models.preprocess.of_module`.
+        pixel_range: values of black and white in the module's input, for a ``preprocess`` that is a function; None
+            leaves out augmentations and filters that need them.
+        postprocess: of a detector: a function of ``scores`` ``(N,)``, ``labels`` ``(N,)`` and centre boxes ``(N, 4)``
+            of one image that returns the positions of the detections to keep, such as
+            :class:`acclimate.vision.models.dense.NonMaximumSuppression`.
         class_names: label of each class, in order.
         flips: whether mirrored images keep their class (False for digits and text).
 
     Raises:
-        ConfigError: the kind is unknown, or only one of mean and std is given.
+        ConfigError: the kind is unknown, only one of mean and std is given, settings exclude each other, or the image
+            processor of a detector moves boxes.
     """
 
     module: Any
@@ -71,6 +94,9 @@ class TorchModel:
     image_size: tuple[int, int] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    preprocess: Preprocess | Callback | None = None
+    pixel_range: PixelRange | None = None
+    postprocess: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     class_names: tuple[str, ...] = ()
     flips: bool = True
 
@@ -79,6 +105,17 @@ class TorchModel:
             raise ConfigError(f"kind must be {' or '.join(KINDS)}, got {self.kind!r}")
         if (self.mean is None) != (self.std is None):
             raise ConfigError(f"give mean and std together, or neither; got mean {self.mean} and std {self.std}")
+        if self.preprocess is not None and (self.image_size, self.mean) != (None, None):
+            raise ConfigError("preprocess replaces image_size, mean and std; give one or the others")
+        if self.pixel_range is not None and (self.preprocess is None or isinstance(self.preprocess, Preprocess)):
+            raise ConfigError("pixel_range is for a preprocess that is a function; leave it out")
+        if self.postprocess is not None and self.kind != "detector":
+            raise ConfigError(f"postprocess is for detectors, and kind is {self.kind!r}; leave it out")
+        if self.kind == "detector" and is_image_processor(self.preprocess) and moves_boxes(self.preprocess):
+            raise ConfigError(
+                f"{type(self.preprocess).__name__} crops or pads images, and does not say how boxes are mapped back; "
+                "use acclimate.vision.models.preprocess.letterbox, or a function that returns a Prepared"
+            )
 
 
 class TorchAdapter:
@@ -136,16 +173,16 @@ class TorchAdapter:
         self.warnings: tuple[str, ...] = ()
         if checkpoint is not None:
             self.warnings += load_checkpoint(_weights_of(made.module), Path(checkpoint), trust_pickle=trust_pickle)
-        self._module, self._dtype = _prepared(made.module, self._device, None if dtype is None else parse_dtype(dtype))
+        self._module, self._dtype = _on_device(made.module, self._device, None if dtype is None else parse_dtype(dtype))
         self.kind: Kind = made.kind
         self._looked = False
         self.source_spectrum: PowerSpectrum | None = None
         self.ttt_refusal: str | None = None
         self.labels = LabelMap.by_name(dict(enumerate(made.class_names)), categories or {})
         self.warnings += self.labels.warnings
-        pixel_range: PixelRange = (0.0, 1.0)
-        if made.mean is not None and made.std is not None:
-            pixel_range = normalised_range(made.mean, made.std)
+        self._prepare, pixel_range, found = _preparation(made)
+        if found is not None:
+            self.warnings += (f"images are prepared as {found} says",)
         self.task: Task = _task(made, pixel_range)
 
     @classmethod
@@ -167,23 +204,28 @@ class TorchAdapter:
         return self._module
 
     def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
-        """Yield batches ``(B, 3, H, W)``, resized and normalised as described by the :class:`TorchModel`.
+        """Yield batches ``(B, 3, H, W)``, prepared as described by the :class:`TorchModel`.
 
         Raises:
-            DataError: ``image_size`` is None and the images of a batch differ in size.
+            ConfigError: a function that prepares images returns something else than a tensor ``(C, H, W)``.
+            DataError: the prepared images of a batch differ in size.
         """
         for part in chunks(records, batch_size):
             usable = self.reader.read_many(part)
             if not usable:
                 continue
             sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
-            if self.model.image_size is None and len(set(sizes)) > 1:
+            prepared = [self._prepared(pixels) for _, pixels in usable]
+            shapes = [tuple(one.tensor.shape) for one in prepared]
+            if len(set(shapes)) > 1:
+                other = next(shape for shape in shapes if shape != shapes[0])
                 raise DataError(
-                    f"the images of a batch differ in size ({sizes[0]} and {next(s for s in sizes if s != sizes[0])}); "
-                    "give the TorchModel an image_size, or use a batch size of 1"
+                    f"the images of a batch differ in size ({shapes[0][:0:-1]} and {other[:0:-1]}); give the "
+                    "TorchModel an image_size or a preprocess, or use a batch size of 1"
                 )
-            inputs = torch.stack([self._tensor(pixels) for _, pixels in usable]).to(self._device, self._dtype)
-            yield ImageBatch(inputs, tuple(record for record, _ in usable), sizes)
+            inputs = torch.stack([one.tensor for one in prepared]).to(self._device, self._dtype)
+            maps = tuple(one.boxes for one in prepared)
+            yield ImageBatch(inputs, tuple(record for record, _ in usable), sizes, maps)
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
         """Return the entries of one batch.
@@ -194,7 +236,9 @@ class TorchAdapter:
         if isinstance(self.task, Detection):
             if (problem := self.task.not_logits(outputs["logits"])) is not None:
                 raise ConfigError(problem)
-            found = _detections(self.task, outputs, threshold=self.score_threshold)
+            found = _detections(self.task, outputs, self.model.postprocess, threshold=self.score_threshold)
+            for image, box_map in zip(found, batch.box_maps, strict=False):
+                image["boxes"] = box_map.corners(image["boxes"])
             return detection_entries(found, batch, labels=self.labels)
         logits = logits_of(outputs)
         if self.kind == "multilabel":
@@ -227,13 +271,13 @@ class TorchAdapter:
         """Return one entry for each usable record."""
         return [entry for part in predict_in_batches(self, records, batch_size=self.batch_size) for entry in part]
 
-    def _tensor(self, pixels: np.ndarray) -> Tensor:
-        if self.model.image_size is not None and self.model.image_size != (pixels.shape[1], pixels.shape[0]):
-            pixels = np.asarray(Image.fromarray(pixels).resize(self.model.image_size, Image.Resampling.BILINEAR))
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float().div_(255)
-        if self.model.mean is None or self.model.std is None:
-            return image
-        return (image - torch.tensor(self.model.mean)[:, None, None]) / torch.tensor(self.model.std)[:, None, None]
+    def _prepared(self, pixels: Uint8Image) -> Prepared:
+        made = self._prepare(pixels)
+        prepared = made if isinstance(made, Prepared) else Prepared(made)
+        if not isinstance(prepared.tensor, Tensor) or prepared.tensor.dim() != 3:
+            what = type(made).__name__ if not isinstance(made, Tensor) else f"tensor {tuple(made.shape)}"
+            raise ConfigError(f"preprocess must return a tensor (C, H, W) or a Prepared with one, got a {what}")
+        return prepared
 
 
 def _weights_of(module: Any) -> nn.Module:
@@ -247,14 +291,33 @@ def _weights_of(module: Any) -> nn.Module:
     return unwrapped(module)
 
 
-def _task(model: TorchModel, pixel_range: PixelRange) -> Task:
+def _preparation(model: TorchModel) -> tuple[Preprocess | Callback, PixelRange | None, str | None]:
+    """Return how images are prepared, the values of black and white, and where that was found if it was not given."""
+    prepare, found = model.preprocess, None
+    if prepare is None and (model.image_size, model.mean) == (None, None) and model.kind != "detector":
+        stored = of_module(model.module)
+        if stored is not None:
+            prepare, found = stored
+    if prepare is None:
+        fit: Fit = "keep" if model.image_size is None else "resize"
+        prepare = Preprocess(fit=fit, size=model.image_size, mean=model.mean, std=model.std)
+    if isinstance(prepare, Preprocess):
+        return prepare, prepare.pixel_range, found
+    processor = prepare.processor if isinstance(prepare, ProcessorCall) else prepare
+    if is_image_processor(processor):
+        known = model.pixel_range if model.pixel_range is not None else processor_range(processor)
+        return ProcessorCall(processor), known, found
+    return prepare, model.pixel_range, found
+
+
+def _task(model: TorchModel, pixel_range: PixelRange | None) -> Task:
     if model.kind == "detector":
         return Detection(head=model.head, pixel_range=pixel_range, flips=model.flips)
     of_kind = Multilabel if model.kind == "multilabel" else Classification
     return of_kind(pixel_range=pixel_range, flips=model.flips)
 
 
-def _prepared(module: Any, device: torch.device, dtype: torch.dtype | None) -> tuple[nn.Module, torch.dtype]:
+def _on_device(module: Any, device: torch.device, dtype: torch.dtype | None) -> tuple[nn.Module, torch.dtype]:
     """Return a module in eval mode on a device, and the number format of its inputs.
 
     Raises:
@@ -279,21 +342,31 @@ def _prepared(module: Any, device: torch.device, dtype: torch.dtype | None) -> t
     return program, torch.float32 if dtype is None else dtype
 
 
-def _detections(task: Detection, outputs: Any, *, threshold: float) -> list[dict[str, Tensor]]:
+def _detections(
+    task: Detection,
+    outputs: Any,
+    postprocess: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
+    *,
+    threshold: float,
+) -> list[dict[str, Tensor]]:
     logits, boxes = (at_least_float32(outputs[key].detach()) for key in ("logits", "pred_boxes"))
-    boxes = box_ops.corners(boxes)
     found = []
     for image in range(len(logits)):
         if task.head == "sigmoid":
             # A query may have several classes: take the best pairs of query and class, as RT-DETR's post-processing.
             classes = logits.shape[-1]
-            scores, positions = logits[image].sigmoid().flatten().topk(logits.shape[1])
+            count = logits.shape[1] if postprocess is None else max(logits.shape[1], _MOST_PAIRS)
+            scores, positions = logits[image].sigmoid().flatten().topk(min(count, logits[image].numel()))
             labels, queries = positions % classes, positions // classes
         else:
             scores, labels = logits[image].softmax(-1)[:, :-1].max(-1)
             queries = torch.arange(len(scores), device=scores.device)
         keep = scores > threshold
-        found.append({"scores": scores[keep], "labels": labels[keep], "boxes": boxes[image][queries[keep]]})
+        scores, labels, centred = scores[keep], labels[keep], boxes[image][queries[keep]]
+        if postprocess is not None:
+            rows = postprocess(scores, labels, centred)
+            scores, labels, centred = scores[rows], labels[rows], centred[rows]
+        found.append({"scores": scores, "labels": labels, "boxes": box_ops.corners(centred)})
     return found
 
 
