@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from acclimate.cli.main import main
 from acclimate.errors import ConfigError, DataError, TTTNotSupportedError
 from acclimate.registry import METHODS
 from acclimate.vision.data.records import load_dataset
@@ -76,6 +78,24 @@ def test_mean_average_precision_is_the_standard_one(tmp_path: Path) -> None:
     assert scorer.resampled(score, np.arange(4)) == pytest.approx(score.metrics["mAP"])
     assert scorer.resampled(score, np.array([0, 0, 0, 0])) == 1.0
     assert difference(scorer, score, score, resamples=5).value == 0
+
+
+def test_methods_are_compared_on_images_with_several_labels(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "images", 5, side=16)
+    truth = {path.name: [number % 5, 2 * number % 5] for number, path in enumerate(paths)}
+    (tmp_path / "labels.json").write_text(json.dumps(truth))
+    result = CliRunner().invoke(
+        main,
+        ["compare", str(tmp_path / "images"), "--ground-truth", str(tmp_path / "labels.json"), "--adapter", "torch",
+         "--model", "tests.vision.factories:multilabel", "--methods", "bn,tent,memo",
+         "--output", str(tmp_path / "out")],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]}
+    assert 0 < rows["none"]["metrics"]["mAP"] < 1
+    assert rows["tent"]["error"] is None
+    assert "several labels" in rows["memo"]["error"]
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
 
 
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
