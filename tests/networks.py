@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,86 @@ def classifier(kind: str = "bn", *, classes: int = 5, seed: int = 0) -> nn.Modul
         norm.running_mean.uniform_(-0.2, 0.2)
         norm.running_var.uniform_(0.5, 1.5)
     return model.eval()
+
+
+class SharedModule(nn.Module):
+    """The layers of a classifier registered under two names, of which the second one is called."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.backbone = network
+        self.features = nn.Sequential(*network.children())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images)
+
+
+class FrozenBatchNorm(nn.Module):
+    """As the DETR family has it: even the affine parameters are buffers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.linspace(0.5, 1.5, channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        shape = (1, -1, 1, 1)
+        scale = self.weight.reshape(shape) * (self.running_var.reshape(shape) + 1e-5).rsqrt()
+        return inputs * scale + self.bias.reshape(shape) - self.running_mean.reshape(shape) * scale
+
+
+class Tied(nn.Module):
+    """Two blocks that have the same parameters, in layers of their own, and in a list that torch does not see."""
+
+    def __init__(self, *, frozen: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.conv1, self.conv2 = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.norm1, self.norm2 = (FrozenBatchNorm(8) if frozen else nn.BatchNorm2d(8) for _ in range(2))
+        self.head = nn.Linear(8, 5)
+        for name in ("weight", "bias"):
+            setattr(self.conv2, name, getattr(self.conv1, name))
+            setattr(self.norm2, name, getattr(self.norm1, name))
+        self.also = [] if frozen else [self.norm1.bias]
+        if frozen:
+            self.again = self.norm1
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.norm1(self.conv1(self.stem(images))).relu()
+        found = self.norm2(self.conv2(found)).relu()
+        for bias in self.also:
+            found = found + bias.reshape(1, -1, 1, 1)
+        return self.head(found.mean((2, 3))) * 4
+
+
+def shared_module(*, seed: int = 0) -> SharedModule:
+    return SharedModule(classifier(seed=seed)).eval()
+
+
+def tied(*, frozen: bool = False, seed: int = 0) -> Tied:
+    torch.manual_seed(seed)
+    return Tied(frozen=frozen).eval()
+
+
+def objects_of(model: nn.Module) -> list[tuple[Any, ...]]:
+    """Every module, parameter and buffer by name, in order, as the objects themselves."""
+    return [
+        (name, module, kind, key, value)
+        for name, module in model.named_modules(remove_duplicate=False)
+        for kind in ("_parameters", "_buffers", "_modules")
+        for key, value in getattr(module, kind).items()
+    ]
+
+
+def assert_same_objects(model: nn.Module, before: list[tuple[Any, ...]]) -> None:
+    """The model consists of the same objects under the same names, in the same order."""
+    after = objects_of(model)
+    assert [(name, kind, key) for name, _, kind, key, _ in after] == [(n, kind, key) for n, _, kind, key, _ in before]
+    for (name, module, _, key, value), (_, old_module, _, _, old_value) in zip(after, before, strict=True):
+        assert module is old_module, name
+        assert value is old_value, f"{name}.{key} is another object"
 
 
 class Detector(nn.Module):

@@ -22,14 +22,20 @@ from acclimate.errors import ConfigError, first_line
 
 _LOG = logging.getLogger(__name__)
 
-Kind = Literal["classifier", "detector"]
+Kind = Literal["classifier", "multilabel", "detector"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-"""Kinds of models: a classifier predicts one class for each image, a detector objects in it."""
+"""Kinds of models: a classifier predicts one class for each image, a multilabel model any number of labels (a sigmoid
+for each), a detector objects in it."""
+_SETTINGS_OF: Final[Mapping[Kind, Kind]] = {"multilabel": "classifier"}
+"""Kinds of models that have the presets, ranks and trials of another kind where a method names none for them."""
 FilterKind = Literal["all", "norm_only", "adapter_only", "lora_only", "lora_norm_only"]
 FILTER_KINDS: Final[tuple[FilterKind, ...]] = get_args(FilterKind)
 """Which parameters may be trainable, see :class:`acclimate.core.TensorFilter`."""
 SHIPPED: Final = "acclimate"
 """The origin of entries that are part of this package."""
+
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,19 @@ class MethodInfo:
     own_settings: Mapping[str, str] = field(default_factory=dict)
     state_version: int = 1
 
+    def rank(self, kind: Kind) -> int | None:
+        """Return the method's ``safe_rank`` for a kind of model; None where it is not chosen for that kind."""
+        return self._of_kind(self.safe_rank, kind)
+
+    def trials(self, kind: Kind) -> tuple[Mapping[str, Any], ...]:
+        """Return the settings that ``auto`` tries on a kind of model; empty where it does not try the method."""
+        return self._of_kind(self.auto, kind) or ()
+
+    def _of_kind(self, values: Mapping[str, Value], kind: Kind) -> Value | None:
+        if kind not in self.kinds:
+            return None
+        return values.get(kind, values.get(_SETTINGS_OF.get(kind, kind)))
+
     def applies_to(self, kind: Kind, *, batch_norm: bool, source_images: bool) -> bool:
         """Return whether it works on a kind of model, with or without BatchNorm layers and source images."""
         there = {"batch_norm": batch_norm, "source_images": source_images}
@@ -158,7 +177,7 @@ class AdapterInfo:
         name: at the command line; ``title``: what it runs.
         model: what ``--model`` takes; None where there is no model.
         default_model: used where ``--model`` is left out; None where it is required.
-        takes_checkpoint: whether it takes ``--checkpoint``.
+        takes_checkpoint: whether it takes ``--checkpoint``; ``takes_dtype``: whether it takes ``--dtype``.
     """
 
     name: str
@@ -166,6 +185,7 @@ class AdapterInfo:
     model: str | None = None
     default_model: str | None = None
     takes_checkpoint: bool = False
+    takes_dtype: bool = False
 
 
 Info = TypeVar("Info", bound=MethodInfo | GuardInfo | AdapterInfo)

@@ -12,14 +12,27 @@ import torch
 from torch import nn
 
 from acclimate import registry
-from acclimate.core import Budget, Classification, MaxUpdate, NonFinite, Session, Task, TensorFilter
+from acclimate.core import Budget, Classification, MaxUpdate, Multilabel, NonFinite, Session, Task, TensorFilter
 from acclimate.core.method import UsesSourceImages
+from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import tensors
+from acclimate.core.precision import dtype_of
+from acclimate.core.selection import parameter_names
 from acclimate.core.source_images import SourceImages
 from acclimate.core.spectrum import measure
 from acclimate.errors import TTTNotSupportedError
 from acclimate.vision.models.detection import Detection
-from tests.networks import assert_identical, classifier, detector, images, tensors_of
+from tests.networks import (
+    assert_identical,
+    assert_same_objects,
+    classifier,
+    detector,
+    images,
+    objects_of,
+    shared_module,
+    tensors_of,
+    tied,
+)
 
 SMOOTH = torch.nn.functional.interpolate(images(32, side=4, seed=9), size=32, mode="bicubic").clamp(0, 1)
 # Thresholds that samples of networks with random weights pass, and sizes that keep the tests short.
@@ -52,15 +65,33 @@ def maker(name: str) -> Callable[..., Any]:
     return make
 
 
+def kind_of(network: str) -> registry.Kind:
+    return next(kind for kind in registry.KINDS if network.startswith(kind))
+
+
 INFOS = {name: entry.info for name, entry in registry.METHODS.shipped().items() if entry.info is not None}
 METHODS: dict[str, Callable[..., Any]] = {name: maker(name) for name in INFOS}
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
     "classifier-bn": lambda: (classifier("bn"), images(), Classification()),
     "classifier-gn": lambda: (classifier("gn"), images(), Classification()),
     "classifier-ln": lambda: (classifier("ln"), images(), Classification()),
+    "classifier-shared-module": lambda: (shared_module(), images(), Classification()),
+    "classifier-tied": lambda: (tied(), images(), Classification()),
+    "classifier-tied-frozen": lambda: (tied(frozen=True), images(), Classification()),
+    "classifier-float16": lambda: (classifier("bn").half(), images().half(), Classification()),
+    "classifier-bfloat16": lambda: (classifier("bn").bfloat16(), images().bfloat16(), Classification()),
+    "classifier-float64": lambda: (classifier("bn").double(), images().double(), Classification()),
+    "classifier-tied-frozen-float16": lambda: (tied(frozen=True).half(), images().half(), Classification()),
+    "multilabel-bn": lambda: (classifier("bn"), images(), Multilabel()),
+    "multilabel-ln": lambda: (classifier("ln"), images(), Multilabel()),
     "detector-sigmoid-bn": lambda: (
         detector(),
         images(side=32),
+        Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0)),
+    ),
+    "detector-bfloat16": lambda: (
+        detector(norm="ln").bfloat16(),
+        images(side=32).bfloat16(),
         Detection(head="sigmoid", match_iou=0.1, pixel_range=(0.0, 1.0)),
     ),
     "detector-softmax-bn": lambda: (
@@ -80,8 +111,8 @@ CASES = [
     for method, info in INFOS.items()
     for network in NETWORKS
     if info.applies_to(
-        "detector" if network.startswith("detector") else "classifier",
-        batch_norm=network.endswith("-bn"),
+        kind_of(network),
+        batch_norm=bool(batch_norms(NETWORKS[network]()[0])),
         source_images=True,
     )
 ]
@@ -101,12 +132,59 @@ def test_a_step_changes_selected_tensors_and_no_other(method: str, network: str)
         assert report.verdict == "kept"
         assert report.used > 0
         assert report.loss is not None
-        selected = set(session.selection.parameters)
+        aliases = parameter_names(model)
+        selected = {alias for name in session.selection.parameters for alias in aliases[name]}
         moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         assert moved
         assert moved <= selected
         counted = session.report()
     assert 0 < counted.changed_param_count <= counted.updated_param_count
+
+
+@pytest.mark.parametrize(("method", "network"), CASES)
+@pytest.mark.parametrize("restore", [True, False])
+def test_afterwards_the_model_consists_of_the_same_objects(method: str, network: str, restore: bool) -> None:
+    model, batch, task = NETWORKS[network]()
+    before, values = objects_of(model), tensors_of(model)
+    with Session(model, METHODS[method](), task=task, restore=restore) as session:
+        session.adapt_and_predict(batch)
+        session.adapt(batch.flip(0))
+        session.predict(batch)
+        session.predict_as_source(batch)
+    assert_same_objects(model, before)
+    if restore:
+        assert_identical(model, values)
+
+
+@pytest.mark.parametrize("method", [name for name, info in INFOS.items() if "classifier" in info.kinds])
+def test_a_module_with_two_names_adapts_as_one_with_one_name(method: str) -> None:
+    def run(model: nn.Module, batch: torch.Tensor) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        with Session(model, METHODS[method](), task=Classification()) as session:
+            found = [session.adapt_and_predict(part) for part in (batch, batch.flip(0), batch * 0.5)]
+            predicted = session.predict(batch)
+        steps = [(report.verdict, report.loss, report.used, report.update_norm) for _, report in found]
+        return [*steps, *(outputs.tolist() for outputs, _ in found), predicted.tolist()], tensors_of(model)
+
+    plain, shared = classifier(), shared_module()
+    expected, weights = run(plain, images())
+    found, own = run(shared, images())
+    assert found == expected
+    assert any(step[0] == "kept" for step in found[:3])
+    for name, value in weights.items():
+        assert torch.equal(own[f"features.{name}"], value), name
+        assert torch.equal(own[f"backbone.{name}"], value), name
+
+
+@pytest.mark.parametrize("method", [case.values[0] for case in LEARNING if case.values[1] == "classifier-tied"])
+def test_low_rank_weights_on_shared_layers_are_attached_once_and_gone_afterwards(method: str) -> None:
+    model, batch = shared_module(), images()
+    before, objects = tensors_of(model), objects_of(model)
+    update = TensorFilter(kind="lora_only", lora_rank=2)
+    with Session(model, METHODS[method](update=update)) as session:
+        assert session.adapt(batch).verdict == "kept"
+        assert all(name.startswith("backbone.") for name in session.selection.parameters)
+    assert_identical(model, before)
+    assert_same_objects(model, objects)
 
 
 @pytest.mark.parametrize(("method", "network"), CASES)
@@ -287,8 +365,19 @@ def test_an_installed_method_predicts_as_the_session(method: str, network: str) 
             found = list(tensors(task.forward(model, batch)))
         stack.close()
         assert_identical(model, before)
+        # What is installed returns logits in the model's own number format.
+        tolerance = {} if dtype_of(model).itemsize > 2 else {"rtol": torch.finfo(dtype_of(model)).eps, "atol": 1e-2}
         for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("method", CLASSIFIERS_ONLY)
+def test_a_method_for_exclusive_classes_refuses_several_labels_and_says_what_to_use(method: str) -> None:
+    with (
+        Session(classifier(), METHODS[method](), task=Multilabel()) as session,
+        pytest.raises(TTTNotSupportedError, match=f"{method} .*several labels or none; use tent"),
+    ):
+        session.adapt(images())
 
 
 @pytest.mark.parametrize("method", CLASSIFIERS_ONLY)

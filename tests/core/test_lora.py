@@ -121,6 +121,15 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_one_layer_under_two_names_gets_one_pair() -> None:
+    layer = nn.Linear(4, 4)
+    model = nn.ModuleDict({"a": layer, "b": layer})
+    assert lora.target_layers(model, lambda _: True) == ["a"]
+    with pytest.raises(ConfigError, match="a and b are one layer"), lora.attached(model, ["a", "b"], rank=2):
+        pass
+    assert not list(layer.children())
+
+
 def test_copies_are_independent_and_share_one_forward_pass() -> None:
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(6, 5))

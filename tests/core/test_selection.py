@@ -7,23 +7,17 @@ from torch import nn
 from acclimate.core import TensorFilter, norm
 from acclimate.core.selection import matches, norm_affine_names, selected_names, selecting
 from acclimate.errors import ConfigError, EmptySelectionError
-from tests.networks import assert_identical, classifier, images, tensors_of
-
-
-class FrozenBatchNorm(nn.Module):
-    """A frozen BatchNorm as in the DETR family, whose affine parameters are buffers too."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.linspace(0.5, 1.5, channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        shape = (1, -1, 1, 1)
-        scale = self.weight.reshape(shape) * (self.running_var.reshape(shape) + 1e-5).rsqrt()
-        return inputs * scale + self.bias.reshape(shape) - self.running_mean.reshape(shape) * scale
+from tests.networks import (
+    FrozenBatchNorm,
+    assert_identical,
+    assert_same_objects,
+    classifier,
+    images,
+    objects_of,
+    shared_module,
+    tensors_of,
+    tied,
+)
 
 
 def frozen_network() -> nn.Module:
@@ -129,6 +123,51 @@ def test_frozen_batch_norm_is_trainable_inside_the_selection_only() -> None:
     assert set(dict(model.named_buffers())) == set(buffers)
     assert not dict(model.named_parameters()).keys() & {"1.weight", "1.bias"}
     torch.testing.assert_close(model[1].weight, torch.linspace(0.5, 1.5, 4) + 1)
+
+
+def test_shared_frozen_layers_are_thawed_once_and_the_same_buffers_come_back() -> None:
+    model, batch = tied(frozen=True), images()
+    before, state = objects_of(model), list(model.state_dict())
+    with selecting(model, TensorFilter(), batch_statistics=True) as selection:
+        assert set(selection.parameters) == {"norm1.weight", "norm1.bias"}
+        assert model.norm2.weight is model.norm1.weight is selection.parameters["norm1.weight"]
+        model(batch).square().mean().backward()
+        with torch.no_grad():
+            selection.parameters["norm1.weight"].add_(1)
+            # Whoever gives a parameter other contents must not lose them on exit.
+            selection.parameters["norm1.bias"].data = torch.full((8,), 2.0)
+    assert_same_objects(model, before)
+    assert list(model.state_dict()) == state
+    torch.testing.assert_close(model.norm2.weight, torch.linspace(0.5, 1.5, 8) + 1)
+    torch.testing.assert_close(model.norm1.bias, torch.full((8,), 2.0))
+
+
+def test_a_pattern_matches_a_parameter_by_any_of_its_names() -> None:
+    shared, both = shared_module(), tied()
+    names = selected_names(shared, TensorFilter(kind="all"))
+    assert names == {f"backbone.{layer}.{part}" for layer in (0, 1, 5) for part in ("weight", "bias")}
+    assert selected_names(shared, TensorFilter(include=("features",))) == {"backbone.1.weight", "backbone.1.bias"}
+    assert selected_names(shared, TensorFilter(kind="all", exclude=("features.5", "features.1"))) == {
+        "backbone.0.weight",
+        "backbone.0.bias",
+    }
+    assert selected_names(both, TensorFilter(exclude=("norm2.bias",))) == {"norm1.weight"}
+    update = TensorFilter(kind="lora_only", lora_rank=2, lora_targets=("features.5",))
+    before = objects_of(shared)
+    with selecting(shared, update, batch_statistics=False) as selection:
+        assert set(selection.parameters) == {"backbone.5.low_rank.lora_A", "backbone.5.low_rank.lora_B"}
+    assert_same_objects(shared, before)
+
+
+def test_a_norm_that_shares_its_weight_with_another_layer_is_selected() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4))
+            self.norm = nn.LayerNorm(4)
+            self.norm.weight = self.scale
+
+    assert selected_names(Scaled(), TensorFilter()) == {"scale", "norm.bias"}
 
 
 def test_batch_statistics_equal_training_mode_and_buffers_do_not_change() -> None:

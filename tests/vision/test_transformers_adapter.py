@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from acclimate.core.precision import parse_dtype
 from acclimate.errors import CheckpointError, ConfigError, DataError, TTTNotSupportedError
 from acclimate.registry import METHODS
 from acclimate.vision.data.records import load_dataset
@@ -68,6 +69,49 @@ def test_classifiers_rank_all_classes(folder: Path, family: str) -> None:
         assert [classification["class_id"], classification["score"]] == classification["topk"][0]
         assert sum(score for _, score in classification["topk"]) == pytest.approx(1, abs=1e-5)
         assert sorted(entry) == ["classification", "height", "image", "image_id", "width"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("family", ["rt_detr", "yolos", "resnet"])
+def test_a_model_can_be_converted_to_another_number_format(folder: Path, family: str, dtype: str) -> None:
+    records = load_dataset(folder / "images").records
+    adapter = TransformersAdapter(str(folder / family), dtype=dtype, score_threshold=0.0)
+    (batch,) = adapter.build_loader(records, batch_size=8)
+    images = batch.inputs if adapter.kind == "classifier" else batch.inputs["pixel_values"]
+    assert images.dtype == parse_dtype(dtype)
+    assert len(adapter.predict(records)) == 5
+    config = TTTConfig.resolve({"method": "tent", "reset": "online", "batch_size": 5}, kind=adapter.kind)
+    with TTTRun(adapter, config) as run:
+        assert sum(len(part) for part in run.online(records)) == 5
+
+
+@pytest.mark.parametrize(
+    ("problem", "count", "kind"),
+    [
+        ("multi_label_classification", 3, "multilabel"),
+        ("multi_label_classification", 1, "multilabel"),
+        ("single_label_classification", 3, "classifier"),
+        ("regression", 3, None),
+        (None, 1, None),
+    ],
+)
+def test_the_problem_type_of_a_configuration_is_read(
+    folder: Path, tmp_path: Path, problem: str | None, count: int, kind: str | None
+) -> None:
+    from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig.from_pretrained(folder / "resnet")
+    config.num_labels, config.problem_type = count, problem
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(folder / "resnet").save_pretrained(tmp_path)
+    if kind is None:
+        with pytest.raises(ConfigError, match=r"predicts numbers \(regression\)"):
+            TransformersAdapter(str(tmp_path))
+        return
+    adapter = TransformersAdapter(str(tmp_path))
+    assert adapter.kind == kind
+    for entry in adapter.predict(load_dataset(folder / "images").records):
+        assert len(entry["classification"].get("scores", [])) == (count if kind == "multilabel" else 0)
 
 
 @pytest.mark.parametrize("method", METHODS.names())

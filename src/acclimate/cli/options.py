@@ -73,11 +73,19 @@ def model_options(command: Command) -> Command:
         _model(
             "--model", metavar="NAME", help="A folder or hub name (transformers), or package.module:factory (torch)."
         ),
-        _model("--checkpoint", metavar="FILE", help="Weights for the torch adapter, as safetensors."),
+        _model("--checkpoint", metavar="FILE", help="Weights for the torch adapter, as safetensors or a state_dict."),
         _model(
-            "--trust-pickle", is_flag=True, help="Allow weights that are not safetensors; loading them executes code."
+            "--trust-pickle",
+            is_flag=True,
+            help="Load weights that contain other objects than tensors; loading them executes code.",
         ),
         _model("--device", default="cpu", show_default=True, help="The device to run on: cpu, cuda, cuda:1, ..."),
+        _model(
+            "--dtype",
+            type=click.Choice(("float32", "float16", "bfloat16", "float64")),
+            help="Convert the model and its images to this number format (torch, transformers).  "
+            "[default: the model's own]",
+        ),
         _model(
             "--score-threshold",
             type=click.FloatRange(0, 1),
@@ -263,7 +271,7 @@ def _safe_methods() -> str:
     found = []
     for kind in registry.KINDS:
         ranked = sorted(
-            (info.safe_rank[kind], name) for name, info in _shipped_methods().items() if kind in info.safe_rank
+            (rank, name) for name, info in _shipped_methods().items() if (rank := info.rank(kind)) is not None
         )
         found.append(f"{kind}: {', else '.join(name for _, name in ranked)}")
     return "; ".join(found)
@@ -277,6 +285,7 @@ def adapter_options(values: dict[str, Any]) -> AdapterOptions:
         checkpoint=values["checkpoint"],
         trust_pickle=values["trust_pickle"],
         device=values["device"],
+        dtype=values["dtype"],
         score_threshold=values["score_threshold"],
     )
 
@@ -319,7 +328,7 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")
         if values["ttt"] and _typed(context, "batch_size"):
             raise ConfigError("--batch-size has no effect with --ttt; use --ttt-batch-size")
-    needs(values.get("adapter") != "dummy", "a model: the dummy adapter has none", "model", "checkpoint")
+    needs(values.get("adapter") != "dummy", "a model: the dummy adapter has none", "model", "checkpoint", "dtype")
 
 
 def _refuse_for_method(info: registry.MethodInfo, needs: Callable[..., None]) -> None:

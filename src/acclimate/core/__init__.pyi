@@ -10,6 +10,7 @@ from .guards import default_guards as default_guards
 from .method import Method as Method
 from .method import Selection as Selection
 from .method import Step as Step
+from .multilabel import Multilabel as Multilabel
 from .pacing import Pacing as Pacing
 from .report import SessionReport as SessionReport
 from .report import StepReport as StepReport

@@ -31,6 +31,8 @@ def parse_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise ConfigError("device 'meta' cannot be used: its tensors have no values; use cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device {name!r} cannot be used: {first_line(error)}") from error

@@ -15,14 +15,17 @@ from torch import nn
 from acclimate.core import layout
 from acclimate.core.determinism import ModelDraws, device_of, generator
 from acclimate.core.guards import REMEMBERED_DECISIONS, Evidence, Guard
-from acclimate.core.method import Method, Selection, Step
-from acclimate.core.outputs import nbytes, sample_count
+from acclimate.core.method import MayLearnWithoutOutputs, Method, Selection, Step
+from acclimate.core.outputs import all_finite, nbytes, sample_count, tensors
 from acclimate.core.pacing import Pace, Pacing
+from acclimate.core.precision import MasterCopies, optimizer_for
 from acclimate.core.probe import Probe
+from acclimate.core.programs import no_gradient
 from acclimate.core.report import StepReport, Verdict
 from acclimate.core.snapshot import Snapshot
 from acclimate.core.source_model import SourceComparison
-from acclimate.core.task import Task
+from acclimate.core.task import ChecksOutputs, Task
+from acclimate.errors import TTTNotSupportedError
 
 # Undoing one step is enough where a single batch did the harm. If the batches after it fail too, the restored weights
 # are themselves worse than the source.
@@ -54,6 +57,7 @@ class Stepper:
         comparison: compares the adapted model with the unadapted one.
         draws: isolates what calls of the model draw from torch's global generators.
         pace: applies ``pacing`` to the stream; None adapts on every batch.
+        output_remarks: why the model's outputs are probably not what the task takes them for.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Stepper:
     ) -> None:
         self.model, self.method, self.task, self.guards = model, method, task, tuple(guards)
         self.selection, self.seed, self.pacing = selection, seed, pacing
-        self.optimizer = method.optimizer(list(selection.parameters.values()))
+        self.optimizer = optimizer_for(list(selection.parameters.values()), method.optimizer)
         self.source = Snapshot(selection, self.optimizer)
         self._before = Snapshot(selection, self.optimizer)
         reference = selection.reference_norm
@@ -79,6 +83,8 @@ class Stepper:
         self.probe = Probe(model, method, task)
         self._recent_classes: deque[int] = deque(maxlen=REMEMBERED_DECISIONS)
         self.draws = ModelDraws(model, seed)
+        self.output_remarks: tuple[str, ...] = ()
+        self._examined = False
         self._restart()
         self.state = self._state_before = self._started()
 
@@ -98,11 +104,13 @@ class Stepper:
 
     def step(self, batch: Any, *, index: int, paused: bool) -> tuple[StepReport, Step]:
         """Adapt on ``batch``, or only predict it if ``paused``; keep or undo the step, and return its report."""
-        started = time.perf_counter()
         self._before.capture()
         self._state_before = self.state
-        method_started = time.perf_counter()
+        started = method_started = time.perf_counter()
         try:
+            if not self._examined:
+                self._examine(batch)
+                started = method_started = time.perf_counter()
             with self.draws.isolated():
                 step = self._predict(batch) if paused else self._adapt(batch)
             self.selection.drop_gradients()
@@ -155,11 +163,34 @@ class Stepper:
     def held_bytes(self) -> int:
         """Bytes held in addition to the model: snapshots, optimizer moments and the method's state."""
         moments = [] if self.optimizer is None else list(self.optimizer.state.values())
-        return self.source.nbytes + self._before.nbytes + nbytes(moments) + nbytes(self.state)
+        copies = self.optimizer.copies if isinstance(self.optimizer, MasterCopies) else []
+        return self.source.nbytes + self._before.nbytes + nbytes([moments, copies]) + nbytes(self.state)
+
+    def _examine(self, batch: Any) -> None:
+        """Run the model once, before the first step, and look at its outputs.
+
+        Raises:
+            TTTNotSupportedError: they have no gradient and the method needs one, or the task cannot interpret them.
+        """
+        method = self.method
+        learns = method.info.needs_gradient and bool(self.selection.parameters)
+        with torch.set_grad_enabled(learns), ModelDraws(self.model, self.seed).isolated():
+            outputs = self.task.forward(self.model, layout.for_learning(batch) if learns else batch)
+        # A forward pass may change buffers.
+        self._before.restore()
+        from_outputs = not isinstance(method, MayLearnWithoutOutputs) or method.learns_from_outputs(self.model)
+        if learns and from_outputs and not any(tensor.requires_grad for tensor in tensors(outputs)):
+            raise TTTNotSupportedError(no_gradient(self.model, method.info.name))
+        if not all_finite(outputs) or sample_count(batch) == 0:
+            # They say nothing about the model: look at the next batch too.
+            return
+        if isinstance(self.task, ChecksOutputs):
+            self.output_remarks = self.task.check_outputs(outputs)
+        self._examined = True
 
     def _adapt(self, batch: Any) -> Step:
         with torch.enable_grad(), nullcontext() if self.pace is None else self.pace.scaled(self.optimizer):
-            return self.method.step(
+            step = self.method.step(
                 self.model,
                 layout.for_learning(batch),
                 self.state,
@@ -168,6 +199,9 @@ class Stepper:
                 optimizer=self.optimizer,
                 rng=self.rng,
             )
+        # Inside torch.autocast, converted weights are cached, and these are the ones from before the step.
+        torch.clear_autocast_cache()
+        return step
 
     @torch.no_grad()
     def _predict(self, batch: Any) -> Step:

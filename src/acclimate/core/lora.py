@@ -155,12 +155,18 @@ def attached(
         copies: number of independent low-rank weights, each for its own block of rows; linear layers only.
 
     Raises:
-        ConfigError: the rank or the number of copies is below 1, or a convolution should get several copies.
+        ConfigError: the rank or the number of copies is below 1, a convolution should get several copies, or two of the
+            names are of one layer.
     """
     if rank < 1 or copies < 1:
         raise ConfigError(f"rank and copies must be at least 1, got {rank} and {copies}")
     if copies > 1 and (found := [name for name in targets if isinstance(model.get_submodule(name), nn.Conv2d)]):
         raise ConfigError(f"{found[0]} is a convolution, which takes one copy of low-rank weights; got {copies}")
+    first: dict[int, str] = {}
+    for name in targets:
+        other = first.setdefault(id(model.get_submodule(name)), name)
+        if other != name:
+            raise ConfigError(f"{other} and {name} are one layer, which takes one pair of low-rank weights; name one")
     rng = torch.Generator().manual_seed(seed)
     pairs: dict[str, LowRank] = {}
     hooks = []

@@ -22,7 +22,8 @@ class Selection:
     """The trainable parameters of a model, and its buffers.
 
     Attributes:
-        parameters: by name; inside the selection they require a gradient, and no other parameter does.
+        parameters: by name; inside the selection they require a gradient, and no other parameter does. A parameter that
+            is given under several names is kept under the first.
         buffers: by name; every buffer of the model, so that a rollback restores those that a forward pass changed.
         notes: what the report should say about the selection.
         reference_norm: the L2 norm that updates are divided by; None means that of ``parameters``. For low-rank
@@ -33,6 +34,14 @@ class Selection:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reference_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        # An optimizer or a snapshot with one tensor twice would update or count it twice.
+        first: dict[int, str] = {}
+        for name, parameter in self.parameters.items():
+            first.setdefault(id(parameter), name)
+        if len(first) < len(self.parameters):
+            object.__setattr__(self, "parameters", {name: self.parameters[name] for name in first.values()})
 
     def copied(self) -> dict[str, Tensor]:
         """Return the present values of the parameters by name, as copies."""
@@ -73,7 +82,7 @@ class Method(Protocol):
     """One way to adapt a model. Implementations are frozen dataclasses of their own hyper-parameters.
 
     What only some methods do has protocols of its own: :class:`UsesSourceImages`, :class:`PredictsWithOtherWeights`,
-    :class:`Installable`, :class:`HasStateTypes`.
+    :class:`Installable`, :class:`MayLearnWithoutOutputs`, :class:`HasStateTypes`.
     """
 
     info: ClassVar[MethodInfo]
@@ -140,6 +149,15 @@ class UsesSourceImages(Protocol):
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
         """Return the method with the statistics of ``source``; the method itself where ``source`` is empty."""
+        ...
+
+
+@runtime_checkable
+class MayLearnWithoutOutputs(Protocol):
+    """A method with gradient whose loss need not depend on the model's outputs."""
+
+    def learns_from_outputs(self, model: nn.Module) -> bool:
+        """Return whether the loss on ``model`` depends on the outputs of its forward pass."""
         ...
 
 

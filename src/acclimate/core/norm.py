@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from acclimate.core.outputs import at_least_float32
 from acclimate.errors import EmptySelectionError
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance of each channel."""
 
+_AFFINE: Final = ("weight", "bias")
 _SOURCE_STATISTICS: Final[ContextVar[bool]] = ContextVar("source_statistics", default=False)
 
 
@@ -32,7 +34,10 @@ def source_statistics() -> Iterator[None]:
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
     """Return whether ``module`` is a BatchNorm whose affine parameters are buffers too (DETR family)."""
-    names = {name for name, _ in module.named_buffers(recurse=False)}
+    if isinstance(module, torch.jit.ScriptModule):
+        # Its buffers cannot be exchanged.
+        return False
+    names = {name for name, buffer in module._buffers.items() if buffer is not None}
     return not isinstance(module, _BatchNorm) and {"weight", "bias", "running_mean", "running_var"} <= names
 
 
@@ -56,24 +61,34 @@ def is_norm(module: nn.Module) -> bool:
 
 @contextmanager
 def thawed(model: nn.Module) -> Iterator[tuple[str, ...]]:
-    """Turn the affine buffers of frozen BatchNorm layers into parameters inside the block; yield their names.
+    """Turn the affine buffers of frozen BatchNorm layers into parameters inside the block; yield the layers' names.
 
-    On exit they are buffers again, with the values that they have then.
+    A buffer that several layers share becomes one parameter. On exit the same buffer objects are registered again, in
+    their old order, with the values that the parameters have then.
     """
     layers = {name: module for name, module in model.named_modules() if is_frozen_batch_norm(module)}
+    buffers = [(module, dict(module._buffers)) for module in layers.values()]
+    parameters: dict[int, nn.Parameter] = {}
     for module in layers.values():
-        for name in ("weight", "bias"):
-            buffer = getattr(module, name)
-            delattr(module, name)
-            module.register_parameter(name, nn.Parameter(buffer, requires_grad=False))
+        for name in _AFFINE:
+            buffer = module._buffers.pop(name)
+            if buffer is not None and id(buffer) not in parameters:
+                parameters[id(buffer)] = nn.Parameter(buffer, requires_grad=False)
+            module.register_parameter(name, parameters.get(id(buffer)))
     try:
         yield tuple(layers)
     finally:
-        for module in layers.values():
-            for name in ("weight", "bias"):
-                value = getattr(module, name).detach()
-                delattr(module, name)
-                module.register_buffer(name, value)
+        for module, before in buffers:
+            for name in _AFFINE:
+                value, buffer = module._parameters.pop(name), before[name]
+                # They share their memory, unless the parameter was given other contents inside the block.
+                if value is not None and buffer is not None and value.data_ptr() != buffer.data_ptr():
+                    with torch.no_grad():
+                        buffer.copy_(value)
+            others = {name: buffer for name, buffer in module._buffers.items() if name not in before}
+            present = {name: module._buffers.get(name, buffer) for name, buffer in before.items()}
+            module._buffers.clear()
+            module._buffers.update(present | others)
 
 
 @contextmanager
@@ -148,6 +163,8 @@ def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tenso
             return
         saved.append((source_mean, source_var))
         mean, var = replacement(inputs[0], source_mean, source_var)
+        # Statistics of half precision are computed in float32.
+        mean, var = mean.to(source_mean.dtype), var.to(source_var.dtype)
         if isinstance(layer, _BatchNorm):
             # Its eval-mode kernel has no gradient for the statistics.
             mean, var = mean.detach(), var.detach()
@@ -194,6 +211,7 @@ def running_statistics(
     updated = dict(memory)
 
     def mixed_with_source(name: str, inputs: Tensor, source_mean: Tensor, source_var: Tensor) -> Moments:
+        source_mean, source_var = at_least_float32(source_mean), at_least_float32(source_var)
         mean, var = updated.get(name, (source_mean, source_var))
         if rate > 0 and _values_per_channel(inputs) > 1:
             batch_mean, batch_var = moments(inputs.detach())
@@ -212,7 +230,11 @@ def running_statistics(
 
 
 def moments(inputs: Tensor) -> Moments:
-    """Return mean and variance ``(C,)`` of each channel of ``(B, C, ...)``, differentiable where ``inputs`` are."""
+    """Return mean and variance ``(C,)`` of each channel of ``(B, C, ...)``, differentiable where ``inputs`` are.
+
+    Those of inputs in half precision are float32.
+    """
+    inputs = at_least_float32(inputs)
     if inputs.requires_grad and torch.is_grad_enabled():
         var, mean = torch.var_mean(inputs, dim=[0, *range(2, inputs.dim())], correction=0)
         return mean, var
@@ -236,6 +258,7 @@ def mixed(
     mean, var = moments(inputs)
     if source_strength == 0:
         return mean, var
+    source_mean, source_var = source_mean.to(mean.dtype), source_var.to(var.dtype)
     weight = 0.5 if source_strength is None else len(inputs) / (len(inputs) + source_strength)
     if batch_weight is not None:
         weight = batch_weight

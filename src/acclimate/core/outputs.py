@@ -47,6 +47,11 @@ def detach(tree: Any) -> Any:
     return map_tensors(Tensor.detach, tree)
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a tensor of half precision as float32, and any other tensor itself."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
+
+
 def all_finite(tree: Any) -> bool:
     """Return whether every floating-point tensor in ``tree`` is free of NaN and infinity."""
     # A sum is finite only if all its terms are, and one reduction is cheaper than isfinite().all(). Finite network
@@ -58,8 +63,9 @@ def all_finite(tree: Any) -> bool:
 
 
 def nbytes(tree: Any) -> int:
-    """Return the number of bytes that the tensors in ``tree`` occupy."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(tree))
+    """Return the number of bytes that the tensors in ``tree`` occupy; a tensor that occurs twice counts once."""
+    distinct = {id(tensor): tensor for tensor in tensors(tree)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
 
 
 def sample_count(batch: Any) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from acclimate.core.precision import AnyOptimizer
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
 
@@ -83,7 +84,7 @@ class Pace:
         self._window, self._paused_batches, self._batches_due = state
 
     @contextmanager
-    def scaled(self, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+    def scaled(self, optimizer: AnyOptimizer | None) -> Iterator[None]:
         """Inside the block, learning rates are multiplied by ``step_scale``."""
         groups = [] if optimizer is None else optimizer.param_groups
         rates = [group["lr"] for group in groups]

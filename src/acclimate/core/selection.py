@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from acclimate.core import lora, norm
 from acclimate.core.method import Selection
+from acclimate.core.programs import refuse_inference_parameters, refuse_programs
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.registry import FILTER_KINDS, FilterKind
 
@@ -37,7 +38,8 @@ class TensorFilter:
         lora_targets: patterns of the layers that they are attached to; empty means every linear layer and convolution.
 
     A pattern with ``*``, ``?`` or ``[`` is a glob for the whole name; any other pattern matches one or more consecutive
-    parts of the dotted name (``layer4`` matches ``layer4.0.bn1.weight`` and ``backbone.layer4.0.conv1.weight``).
+    parts of the dotted name (``layer4`` matches ``layer4.0.bn1.weight`` and ``backbone.layer4.0.conv1.weight``). A
+    parameter that is registered under several names is one parameter, and a pattern matches it by any of them.
 
     Raises:
         ConfigError: the kind is unknown or the rank is below 1.
@@ -81,7 +83,10 @@ def selecting(
 
     Raises:
         EmptySelectionError: no parameter matches; the message lists the layers of the model.
+        TTTNotSupportedError: the weights of the model cannot be trained, as those of TorchScript.
     """
+    refuse_programs(model, changes_layers=True)
+    refuse_inference_parameters(model)
     with ExitStack() as stack:
         modes = [(module, module.training) for module in model.modules()]
         stack.callback(_restore_modes, modes)
@@ -90,7 +95,8 @@ def selecting(
         frozen = stack.enter_context(norm.thawed(model))
         if update.lora_rank is not None:
             patterns = update.lora_targets
-            targets = lora.target_layers(model, lambda name: not patterns or any(matches(name, p) for p in patterns))
+            layers = _layer_names(model)
+            targets = lora.target_layers(model, lambda name: not patterns or _any_matches(layers[name], patterns))
             if not targets:
                 raise EmptySelectionError(f"no layer to attach low-rank weights to matches {list(update.lora_targets)}")
             stack.enter_context(
@@ -126,7 +132,9 @@ def statistics_only(model: nn.Module, *, source_strength: float | None) -> Itera
 
     Raises:
         EmptySelectionError: the model has no BatchNorm.
+        TTTNotSupportedError: the model is a program, whose layers cannot be changed.
     """
+    refuse_programs(model, changes_layers=True)
     layers = norm.batch_norms(model)
     if not layers:
         raise EmptySelectionError(
@@ -139,7 +147,12 @@ def statistics_only(model: nn.Module, *, source_strength: float | None) -> Itera
 
 @contextmanager
 def nothing_selected(model: nn.Module) -> Iterator[Selection]:
-    """Select no parameter: inside, the model is in eval mode and nothing requires a gradient; undone on exit."""
+    """Select no parameter: inside, the model is in eval mode and nothing requires a gradient; undone on exit.
+
+    Raises:
+        TTTNotSupportedError: the model is a program that takes no hooks.
+    """
+    refuse_programs(model, changes_layers=False)
     with ExitStack() as stack:
         stack.callback(_restore_modes, [(module, module.training) for module in model.modules()])
         stack.callback(_restore_flags, _take_flags(model))
@@ -149,32 +162,60 @@ def nothing_selected(model: nn.Module) -> Iterator[Selection]:
 
 
 def selected_names(model: nn.Module, update: TensorFilter) -> set[str]:
-    """Return the names of the parameters that ``update`` selects, which may be an empty set."""
+    """Return the names of the parameters that ``update`` selects, which may be an empty set.
+
+    A parameter that is registered under several names has the first of them, as in ``model.named_parameters()``.
+    """
+    aliases = parameter_names(model)
     names = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     if update.kind != "all":
         chosen: set[str] = set()
         if update.kind in ("norm_only", "lora_norm_only"):
             chosen |= norm_affine_names(model)
         if update.kind in ("lora_only", "lora_norm_only"):
-            low_rank = {name for name in names if lora.is_low_rank(name)}
+            low_rank = {name for name in names if any(lora.is_low_rank(alias) for alias in aliases[name])}
             # Without low-rank tensors select nothing: lora_norm_only would silently mean norm_only.
             chosen = (chosen | low_rank) if low_rank else set()
         if update.kind == "adapter_only":
-            chosen |= {name for name in names if lora.is_adapter(name)}
+            chosen |= {name for name in names if any(lora.is_adapter(alias) for alias in aliases[name])}
         names &= chosen
     if update.include:
-        names = {name for name in names if any(matches(name, pattern) for pattern in update.include)}
-    return {name for name in names if not any(matches(name, pattern) for pattern in update.exclude)}
+        names = {name for name in names if _any_matches(aliases[name], update.include)}
+    return {name for name in names if not _any_matches(aliases[name], update.exclude)}
+
+
+def parameter_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return all names of each parameter, by the one that it has in ``model.named_parameters()``, which is the first.
+
+    A parameter has several names where it is tied to another layer's, or where its module is registered twice.
+    """
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return {names[0]: tuple(names) for names in found.values()}
 
 
 def norm_affine_names(model: nn.Module) -> set[str]:
-    """Return the names of the affine parameters of normalisation layers."""
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
+    """Return the names of the affine parameters of normalisation layers, as in ``model.named_parameters()``."""
+    affine = {
+        id(parameter)
+        for module in model.modules()
         if norm.is_norm(module) or norm.is_frozen_batch_norm(module) or _is_thawed(module)
-        for name, _ in module.named_parameters(recurse=False)
+        for parameter in module.parameters(recurse=False)
     }
+    return {name for name, parameter in model.named_parameters() if id(parameter) in affine}
+
+
+def _layer_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return all names of each module, by the one that it has in ``model.named_modules()``."""
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(id(module), []).append(name)
+    return {names[0]: tuple(names) for names in found.values()}
+
+
+def _any_matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(matches(name, pattern) for name in names for pattern in patterns)
 
 
 def _is_thawed(module: nn.Module) -> bool:

@@ -20,6 +20,8 @@ from acclimate.core.guarded_step import Stepper
 from acclimate.core.method import Installable, Method, PredictsWithOtherWeights, Selection, Step, settings_of
 from acclimate.core.outputs import all_finite, sample_count
 from acclimate.core.pacing import Pacing
+from acclimate.core.precision import AnyOptimizer
+from acclimate.core.programs import unwrapped
 from acclimate.core.report import SessionReport, StepReport, verdict_counts
 from acclimate.core.source_model import SourceComparison
 from acclimate.core.state import SavedState, read_fitting
@@ -37,7 +39,7 @@ class Session:
     ``restore=True``.
 
     Args:
-        model: any module.
+        model: any module; of a ``DataParallel`` or ``DistributedDataParallel`` the module inside is adapted.
         method: adapts the model to a batch.
         task: interprets the model's outputs; None means :class:`Classification`.
         guards: called on every step; the first that fires decides. Empty means no guards, None the default ones.
@@ -63,7 +65,7 @@ class Session:
         restore: bool = False,
         on_report: Callable[[SessionReport], None] | None = None,
     ) -> None:
-        self.model = model
+        self.model = unwrapped(model)
         self._method = method
         self.task: Task = Classification() if task is None else task
         self.guards = guarding.default_guards() if guards is None else tuple(guards)
@@ -131,8 +133,8 @@ class Session:
         return self._open().state
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The method's optimizer, if it has one."""
+    def optimizer(self) -> AnyOptimizer | None:
+        """The method's optimizer, if it has one; that of a model in half precision updates float32 copies."""
         return self._open().optimizer
 
     @property
@@ -293,7 +295,7 @@ class Session:
             held_bytes=stepper.held_bytes,
             stopped_early=self._stop_reason is not None,
             stop_reason=self._stop_reason,
-            notes=(*stepper.selection.notes, *self.method.notes(self.model, self.task)),
+            notes=(*stepper.selection.notes, *self.method.notes(self.model, self.task), *stepper.output_remarks),
             adapt_seconds=self._adapt_seconds,
             predict_seconds=self._predict_seconds,
             probe_seconds=stepper.probe.seconds,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acclimate.core.method import Selection
 from acclimate.core.outputs import nbytes
+from acclimate.core.precision import AnyOptimizer, MasterCopies, precise
 
 
 class Snapshot:
@@ -18,9 +19,10 @@ class Snapshot:
     the optimizer creates in its first step.
     """
 
-    def __init__(self, selection: Selection, optimizer: torch.optim.Optimizer | None) -> None:
+    def __init__(self, selection: Selection, optimizer: AnyOptimizer | None) -> None:
         self._parameters: list[Tensor] = [parameter.data for parameter in selection.parameters.values()]
-        self._tensors = [*self._parameters, *selection.buffers.values()]
+        masters = optimizer.copies if isinstance(optimizer, MasterCopies) else []
+        self._tensors = [*self._parameters, *selection.buffers.values(), *masters]
         self._copies = [torch.empty_like(tensor) for tensor in self._tensors]
         self._optimizer = optimizer
         self._moments: list[tuple[Any, str, Tensor]] = []
@@ -72,7 +74,7 @@ class Snapshot:
         """Return the L2 distance of the selected parameters from this copy; NaN or infinity if they are not finite."""
         if not self._parameters:
             return 0.0
-        differences = torch._foreach_sub(self._parameters, self.parameters)
+        differences = torch._foreach_sub(precise(self._parameters), precise(self.parameters))
         return _norm(list(differences))
 
     @torch.no_grad()
@@ -103,6 +105,6 @@ def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 
 def _norm(values: list[Tensor]) -> float:
-    norms = torch._foreach_norm(values, dtype=torch.float32)
+    norms = torch._foreach_norm(precise(values))
     # In float64: the square of a large float32 norm would overflow and look like a non-finite update.
-    return float(torch.linalg.vector_norm(torch.stack(list(norms)).double()))
+    return float(torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms])))

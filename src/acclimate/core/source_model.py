@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from acclimate.core import layout, norm
 from acclimate.core.signals import SignalPair, Signals
@@ -26,15 +26,45 @@ STICKY_PASSES: Final = 3
 
 
 class FunctionalModel:
-    """Calls a model with some of its weights replaced."""
+    """Calls a model with some of its weights replaced, without gradient to the replaced weights.
+
+    Args:
+        model: any module.
+        weights: values by parameter name. A parameter that is registered under several names may be given under any of
+            them, and is replaced wherever it is used.
+    """
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         self._model = model
         self._weights = dict(weights)
 
+    @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the model's outputs with the replaced weights."""
-        return functional_call(self._model, self._weights, args, kwargs)
+        with _replaced(self._model, self._weights):
+            return self._model(*args, **kwargs)
+
+
+@contextmanager
+def _replaced(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block, the named parameters have other values.
+
+    Their contents are exchanged and not the parameter objects, as :func:`torch.func.functional_call` does: that leaves
+    a module which is registered under two names with the replaced weights, and misses parameters that the model keeps
+    in a list or that a recurrent layer has flattened.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    before = [(named[name], named[name].data) for name in weights]
+    try:
+        for name, value in weights.items():
+            named[name].data = value.detach().to(named[name].dtype)
+        # Inside torch.autocast, converted weights are cached by parameter.
+        torch.clear_autocast_cache()
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data
+        torch.clear_autocast_cache()
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from acclimate.core.method import HasStateTypes, Method, Selection, settings_of
 from acclimate.core.outputs import map_tensors
+from acclimate.core.precision import AnyOptimizer, name_of
 from acclimate.core.report import SessionReport, to_jsonable
 from acclimate.errors import CheckpointError, first_line
 from acclimate.registry import METHODS
@@ -68,7 +69,7 @@ class SavedState:
         source: Mapping[str, Tensor],
         weights: Mapping[str, Tensor],
         method_state: Any,
-        optimizer: torch.optim.Optimizer | None,
+        optimizer: AnyOptimizer | None,
         rng: torch.Generator,
         stream: Any,
     ) -> SavedState:
@@ -81,7 +82,7 @@ class SavedState:
             weights=weights,
             method_state=method_state,
             optimizer=None if optimizer is None else optimizer.state_dict(),
-            optimizer_name=type(optimizer).__name__,
+            optimizer_name=name_of(optimizer),
             rng=rng.get_state(),
             stream=stream,
             report=report,
@@ -170,7 +171,7 @@ class SavedState:
             self, weights=moved(self.weights), method_state=moved(self.method_state), stream=moved(self.stream)
         )
 
-    def restore(self, optimizer: torch.optim.Optimizer | None, rng: torch.Generator) -> None:
+    def restore(self, optimizer: AnyOptimizer | None, rng: torch.Generator) -> None:
         """Restore the optimizer's moments, but not its settings, and the generator's state.
 
         A generator on another type of device than the saved one is not changed, because their states are incompatible.
@@ -187,7 +188,7 @@ class SavedState:
 def read_fitting(
     path: Path,
     method: Method,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: AnyOptimizer | None,
     selection: Selection,
     *,
     source: Mapping[str, Tensor],
@@ -217,10 +218,10 @@ def read_fitting(
         )
     if saved.source_sha256 != fingerprint(source):
         raise CheckpointError(f"{path} is a state of another model; load it with the weights that it was saved with")
-    if saved.optimizer_name != type(optimizer).__name__:
+    if saved.optimizer_name != name_of(optimizer):
         raise CheckpointError(
             f"{path} holds the moments of {saved.optimizer_name}, and this session's optimizer is "
-            f"{type(optimizer).__name__}; load it with the options that it was saved with"
+            f"{name_of(optimizer)}; load it with the options that it was saved with"
         )
     return saved
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from acclimate.core import views
 from acclimate.core.losses import soft_cross_entropy
-from acclimate.core.outputs import map_tensors
+from acclimate.core.output_kinds import remarks, rows_sum_to_one
+from acclimate.core.outputs import at_least_float32, map_tensors
 from acclimate.core.views import PixelRange
 from acclimate.errors import ConfigError, TTTNotSupportedError
 
@@ -114,6 +115,24 @@ class Task(Protocol):
         """
         ...
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether each image has exactly one of the classes, and so one row of decisions."""
+        ...
+
+
+@runtime_checkable
+class ChecksOutputs(Protocol):
+    """A task that can tell from a model's outputs that they are not what it interprets them as."""
+
+    def check_outputs(self, outputs: Any) -> tuple[str, ...]:
+        """Return why the outputs on a batch are probably something else.
+
+        Raises:
+            TTTNotSupportedError: they certainly are something else; the message says what, and the remedy.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
@@ -129,14 +148,20 @@ class Classification:
     flips: bool = True
 
     aligned = True
+    exclusive = True
 
     def forward(self, model: Callable[..., Any], batch: Any) -> Tensor:
-        """Return the model's logits ``(B, K)``.
+        """Return the model's logits ``(B, K)``; those of half precision as float32, for losses and statistics.
 
         Raises:
             ConfigError: the model returns no logits, or logits of another shape.
         """
-        logits = logits_of(model(batch))
+        logits = at_least_float32(logits_of(model(batch)))
+        if logits.dim() == 1:
+            raise ConfigError(
+                f"this model returned one number for each image, {tuple(logits.shape)}: if it is the logit of a "
+                f"yes-or-no decision, {ONE_LOGIT_REMEDY}"
+            )
         if logits.dim() != 2:
             raise ConfigError(
                 f"the shape of a classifier's logits is (B, K), and this model returned {tuple(logits.shape)}; "
@@ -176,17 +201,49 @@ class Classification:
         """Return the images mirrored left to right; None if ``flips`` is false."""
         return View(self.images(batch).flip(-1)) if self.flips else None
 
+    def check_outputs(self, outputs: Any) -> tuple[str, ...]:
+        """Return why outputs are probably no logits of exclusive classes.
+
+        Raises:
+            TTTNotSupportedError: they certainly are none.
+        """
+        logits = logits_of(outputs)
+        if logits.dim() == 2 and logits.shape[1] == 1:
+            raise TTTNotSupportedError(
+                "this model returns one number for each image, and the softmax of a single logit is always 1: if it "
+                f"is the logit of a yes-or-no decision, {ONE_LOGIT_REMEDY}"
+            )
+        if rows_sum_to_one(logits):
+            # Their logarithm has the same softmax, but not the sum of exponentials and the scale that some methods and
+            # guards use, and a probability that was rounded to 0 or 1 has no gradient.
+            raise TTTNotSupportedError(
+                "the outputs of this model are probabilities (each row is non-negative and sums to one), and methods "
+                "need logits; return the values before the softmax"
+            )
+        return remarks(logits)
+
     def merge(self, outputs: Sequence[Any], reference: Any | None) -> Tensor:
         """Return the mean of the logits ``(B, K)``, as CoTTA's official code does."""
         return torch.stack([logits_of(output) for output in outputs]).mean(0)
 
 
+ONE_LOGIT_REMEDY: Final = (
+    "use kind='multilabel' (the task Multilabel); a model that predicts numbers (regression) has no class "
+    "probabilities, and cannot be adapted"
+)
+
+
 def require_classifier(task: Task, method: str) -> None:
-    """Check that the task is a classifier's, in which each row of decisions belongs to one image in every pass.
+    """Check that the task is a classifier's, in which each image has one class and one row of decisions in every pass.
 
     Raises:
-        TTTNotSupportedError: it is a detector's task.
+        TTTNotSupportedError: it is a detector's task, or one with several labels for an image.
     """
+    if task.aligned and not task.exclusive:
+        raise TTTNotSupportedError(
+            f"{method} needs exactly one class for each image, and images of this task may have several labels or "
+            "none; use tent, eata, sar, cotta, mim, bn or blend"
+        )
     if not task.aligned:
         raise TTTNotSupportedError(
             f"{method} compares an image's predictions over several passes, and a detector's queries cannot be matched "
@@ -200,7 +257,7 @@ def correcting_logits(model: nn.Module, correct: Callable[[Tensor], Tensor]) -> 
 
     def changed(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         logits = logits_of(output)
-        corrected = correct(logits)
+        corrected = correct(at_least_float32(logits)).to(logits.dtype)
         return map_tensors(lambda tensor: corrected if tensor is logits else tensor, output)
 
     handle = model.register_forward_hook(changed)

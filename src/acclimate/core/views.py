@@ -30,6 +30,8 @@ SCALE: Final = (0.9, 1.1)
 BLUR_SIGMA_PIXELS: Final = (0.001, 0.5)
 NOISE_STD: Final = 0.005
 
+# bfloat16 has three significant digits, and normalised pixels lie around 2.
+_HALF_PRECISION_TOLERANCE: Final = 1e-2
 _ONE_STEP: Final = 1 / 255
 _LUMA: Final = (0.299, 0.587, 0.114)
 # NTSC: rows give Y, I and Q; a rotation of the (I, Q) plane turns the hue and keeps the luma.
@@ -43,8 +45,9 @@ def augmented(
     pixel_range: PixelRange | None,
     flip_probability: float,
     geometric: bool = True,
+    range_tolerance: float = 1e-3,
 ) -> Tensor:
-    """Return one randomly augmented copy of a batch.
+    """Return one randomly augmented copy of a batch; images in half precision are augmented in float32.
 
     Args:
         images: ``(B, C, H, W)``.
@@ -52,10 +55,21 @@ def augmented(
         pixel_range: lowest and highest possible pixel value; None leaves out colour changes and clipping.
         flip_probability: the probability of mirroring the whole batch left to right.
         geometric: whether to rotate, shift and scale.
+        range_tolerance: how far pixels may lie outside ``pixel_range``, as a fraction of it.
 
     Raises:
         ConfigError: a pixel lies outside ``pixel_range``.
     """
+    if images.is_floating_point() and images.element_size() < 4:
+        result = augmented(
+            images.float(),
+            rng=rng,
+            pixel_range=pixel_range,
+            flip_probability=flip_probability,
+            geometric=geometric,
+            range_tolerance=_HALF_PRECISION_TOLERANCE,
+        )
+        return result.to(images.dtype)
     draws = torch.rand(11, generator=rng, device=rng.device).tolist()
     uniform = [low + (high - low) * draw for draw, (low, high) in zip(draws, _RANGES, strict=False)]
     brightness, contrast, saturation, hue, gamma, degrees, shift_x, shift_y, scale, sigma = uniform
@@ -69,6 +83,7 @@ def augmented(
             hue_turns=hue,
             gamma=gamma,
             pixel_range=pixel_range,
+            range_tolerance=range_tolerance,
         )
     flip = draws[10] < flip_probability
     if geometric:
@@ -108,6 +123,7 @@ def color_jittered(
     hue_turns: float,
     gamma: float,
     pixel_range: PixelRange,
+    range_tolerance: float = 1e-3,
 ) -> Tensor:
     """Return ``images`` ``(B, C, H, W)`` with changed colours, clipped to ``pixel_range``.
 
@@ -117,7 +133,7 @@ def color_jittered(
         ConfigError: a pixel lies outside ``pixel_range``.
     """
     low, high = bounds(pixel_range, images)
-    slack = 1e-3 * (high - low)
+    slack = range_tolerance * (high - low)
     if bool(((images < low - slack) | (images > high + slack)).any()):
         raise ConfigError(
             f"pixels lie outside the task's pixel_range {pixel_range}: they range from {float(images.min()):.3g} to "

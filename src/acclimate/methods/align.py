@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from acclimate.core import layout, norm
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, sample_count
+from acclimate.core.programs import refuse_programs
 from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.spectrum import Sums
@@ -80,7 +81,9 @@ class Align:
 
         Raises:
             EmptySelectionError: no BatchNorm layer keeps running statistics.
+            TTTNotSupportedError: the model is a program, whose layers cannot be changed.
         """
+        refuse_programs(model, changes_layers=True)
         if not _layers(model):
             raise EmptySelectionError(
                 "align needs BatchNorm layers that keep running statistics, and this model has none; "

@@ -20,6 +20,7 @@ from acclimate.core import layout, norm
 from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
 from acclimate.core.outputs import detach, map_tensors, sample_count
+from acclimate.core.programs import refuse_programs
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, SignalPair
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
@@ -179,7 +180,9 @@ class Blend:
 
         Raises:
             EmptySelectionError: there is neither BatchNorm nor a filter, so there is nothing to adapt.
+            TTTNotSupportedError: there is no filter, and the model is a program, whose layers cannot be changed.
         """
+        refuse_programs(model, changes_layers=self.spectrum is None)
         if self.spectrum is None and not norm.batch_norms(model):
             raise EmptySelectionError(
                 "blend needs a model with BatchNorm layers, or source images (--ttt-source) for its filter, and has "

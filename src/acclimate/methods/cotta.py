@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from acclimate.core import layout
 from acclimate.core.losses import weighted_mean
 from acclimate.core.method import Selection, Step
-from acclimate.core.outputs import detach
+from acclimate.core.outputs import at_least_float32, detach
+from acclimate.core.precision import precise
 from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.source_model import FunctionalModel
 from acclimate.core.task import Task
@@ -98,7 +99,8 @@ class Cotta:
     def start(self, model: nn.Module, selection: Selection) -> CottaState:
         """Return a teacher equal to the source."""
         source = selection.copied()
-        return CottaState(source, source)
+        # Steps of the average are too small for half precision.
+        return CottaState({name: at_least_float32(value) for name, value in source.items()}, source)
 
     def step(
         self,
@@ -123,7 +125,7 @@ class Cotta:
         with torch.no_grad():
             parameters = [parameter.data for parameter in selection.parameters.values()]
             teacher = torch._foreach_lerp(
-                [state.teacher[name] for name in selection.parameters], parameters, 1 - self.ema
+                [state.teacher[name] for name in selection.parameters], precise(parameters), 1 - self.ema
             )
             self._restore(parameters, [state.source[name] for name in selection.parameters], rng)
         next_state = CottaState(dict(zip(selection.parameters, teacher, strict=True)), state.source)

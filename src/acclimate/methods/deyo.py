@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from acclimate.core import layout
 from acclimate.core.losses import entropy_margin_nats, softmax_entropy
 from acclimate.core.method import Selection, Step
-from acclimate.core.outputs import detach
+from acclimate.core.outputs import at_least_float32, detach
 from acclimate.core.selection import LAST_BLOCKS, TensorFilter, selecting
 from acclimate.core.task import Task, logits_of, require_classifier
 from acclimate.errors import ConfigError
@@ -153,4 +153,6 @@ def shuffled_patches(images: Tensor, *, patches: int, rng: torch.Generator) -> T
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
     if images.shape[-2:] == (height, width):
         return images
-    return F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
+    # There is no kernel for half precision on the CPU.
+    resized = F.interpolate(at_least_float32(images), size=(height, width), mode="bilinear", antialias=True)
+    return resized.to(images.dtype)

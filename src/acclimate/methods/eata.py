@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from acclimate.core.losses import entropy_margin_nats, softmax_entropy, weighted_mean
 from acclimate.core.method import Method, Selection, Step
-from acclimate.core.outputs import detach
+from acclimate.core.outputs import at_least_float32, detach
+from acclimate.core.precision import precise
+from acclimate.core.programs import no_gradient
 from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.task import Classification, Task
-from acclimate.errors import ConfigError
+from acclimate.errors import ConfigError, TTTNotSupportedError
 from acclimate.registry import MethodInfo, Paper, Preset
 
 
@@ -166,7 +168,8 @@ class Eata:
     ) -> Tensor:
         if self.fisher_weight == 0 or (self.fisher is None and self.anchor_weight == 0):
             return loss
-        differences = torch._foreach_sub(list(parameters.values()), [source[name] for name in parameters])
+        values, anchors = precise(parameters.values()), precise(source[name] for name in parameters)
+        differences = torch._foreach_sub(values, anchors)
         squares = torch._foreach_mul(differences, differences)
         weight = self.anchor_weight
         if self.fisher is not None:
@@ -191,12 +194,13 @@ def fisher_information(
 
     Raises:
         ConfigError: there is no batch.
+        TTTNotSupportedError: the model's outputs have no gradient.
     """
     task = Classification() if task is None else task
     selecting_method: Any = Eata() if method is None else method
     with selecting_method.select(model) as selection, torch.enable_grad():
         names, parameters = list(selection.parameters), list(selection.parameters.values())
-        totals = [torch.zeros_like(parameter) for parameter in parameters]
+        totals = precise(torch.zeros_like(parameter) for parameter in parameters)
         count = 0
         for batch in batches:
             decisions = task.decisions(task.forward(model, batch))
@@ -205,10 +209,12 @@ def fisher_information(
                 continue
             logits = decisions.logits
             loss = weighted_mean(F.cross_entropy(logits, logits.argmax(-1), reduction="none"), decisions.weights)
+            if not loss.requires_grad:
+                raise TTTNotSupportedError(no_gradient(model, "the Fisher information"))
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for total, gradient in zip(totals, gradients, strict=True):
                 if gradient is not None:
-                    total.addcmul_(gradient, gradient)
+                    total.add_(at_least_float32(gradient).square())
     if count == 0:
         raise ConfigError("fisher_information needs at least one batch of source samples, got none")
     return {name: total / count for name, total in zip(names, totals, strict=True)}

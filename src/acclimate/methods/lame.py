@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from acclimate.core import layout
 from acclimate.core.method import Selection, Step
-from acclimate.core.outputs import detach, sample_count
+from acclimate.core.outputs import at_least_float32, detach, sample_count
 from acclimate.core.selection import nothing_selected
 from acclimate.core.task import Task, correcting_logits, logits_of, require_classifier
 from acclimate.errors import ConfigError, TTTNotSupportedError
@@ -129,9 +129,13 @@ class Lame:
                 hook.remove()
 
     def corrected(self, logits: Tensor, features: Tensor) -> Tensor:
-        """Return corrected logits ``(B, K)`` with the same logsumexp as before; features are ``(B, D)``."""
+        """Return corrected logits ``(B, K)`` with the same logsumexp as before; features are ``(B, D)``.
+
+        Half precision is computed in float32, because its smallest numbers are too large for the logarithms.
+        """
+        logits, features = at_least_float32(logits), at_least_float32(features)
         unary = -(logits.softmax(-1) + _SMALL).log()
-        kernel = self._kernel(F.normalize(features, dim=-1))
+        kernel = self._kernel(F.normalize(features, dim=-1)).to(logits.dtype)
         assigned = (-unary).softmax(-1)
         energy = float("inf")
         for step in range(self.max_steps):

@@ -149,6 +149,10 @@ class Mim:
         """Return the adapted model's outputs."""
         return task.forward(model, inputs)
 
+    def learns_from_outputs(self, model: nn.Module) -> bool:
+        """Return whether the target is predictions."""
+        return self._target(model) == "predictions"
+
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
         """Return the target for this model."""
         return (f"mim: the target is {self._target(model)}",)

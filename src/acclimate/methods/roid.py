@@ -34,8 +34,8 @@ class RoidState:
 class Roid:
     """Minimise the soft likelihood ratio of certain, diverse samples, and average the weights with the source's.
 
-    On a detector the loss is over its candidates, without the consistency term and the prior correction, which require
-    the same rows in every pass.
+    On a detector the loss is over its candidates, and on images with several labels over the labels, without the
+    consistency term and the prior correction, which require one class for each image.
 
     Attributes:
         lr: of Adam (1e-3, the authors' for CIFAR-10).
@@ -124,7 +124,7 @@ class Roid:
         if decisions.weights is not None:
             weights = weights * decisions.weights
         total = (self._likelihood_ratio(decisions.logits[used]) * weights[used]).sum()
-        if self.consistency and task.aligned:
+        if self.consistency and task.exclusive:
             total = total + (self._inconsistency(model, batch, outputs, used, task=task, rng=rng) * weights[used]).sum()
         loss = total / len(decisions)
         loss.backward()
@@ -144,15 +144,16 @@ class Roid:
     @contextmanager
     def installed(self, model: nn.Module, state: RoidState, *, task: Task) -> Iterator[None]:
         """Inside the block, ``model`` returns logits with prior correction."""
-        corrects = self.prior_correction and task.aligned
+        corrects = self.prior_correction and task.exclusive
         with correcting_logits(model, prior_corrected) if corrects else nullcontext():
             yield
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
-        """Return what is not used on a detector."""
-        if task.aligned:
+        """Return what is not used where images have not exactly one class."""
+        if task.exclusive:
             return ()
-        return ("roid: the consistency term and the prior correction are not used on a detector",)
+        what = "images with several labels" if task.aligned else "a detector"
+        return (f"roid: the consistency term and the prior correction are not used on {what}",)
 
     def _weights(self, probabilities: Tensor, entropy: Tensor, mean: Tensor) -> Tensor:
         """Return the weight of each sample (eqs. 1 to 3); 0 where its diversity is below the mean."""
@@ -176,7 +177,7 @@ class Roid:
         return (soft_cross_entropy(augmented, plain) + soft_cross_entropy(plain, augmented)) / 2
 
     def _with_prior(self, outputs: Any, task: Task) -> Any:
-        return prior_corrected(logits_of(outputs)) if self.prior_correction and task.aligned else outputs
+        return prior_corrected(logits_of(outputs)) if self.prior_correction and task.exclusive else outputs
 
 
 def prior_corrected(logits: Tensor) -> Tensor:

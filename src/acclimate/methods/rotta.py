@@ -16,7 +16,8 @@ from acclimate.core import layout, norm
 from acclimate.core.losses import soft_cross_entropy, softmax_entropy
 from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
-from acclimate.core.outputs import detach, sample_count
+from acclimate.core.outputs import at_least_float32, detach, sample_count
+from acclimate.core.precision import precise
 from acclimate.core.selection import TensorFilter, selecting
 from acclimate.core.source_model import FunctionalModel
 from acclimate.core.task import Task, logits_of, require_classifier
@@ -102,7 +103,8 @@ class Rotta:
 
     def start(self, model: nn.Module, selection: Selection) -> RottaState:
         """Return an empty memory bank and a teacher equal to the source."""
-        return RottaState((), selection.copied())
+        # Steps of the average are too small for half precision.
+        return RottaState((), {name: at_least_float32(value) for name, value in selection.copied().items()})
 
     def step(
         self,
@@ -226,7 +228,7 @@ class Rotta:
         with torch.no_grad():
             student = [parameter.data for parameter in selection.parameters.values()]
             teacher = torch._foreach_lerp(
-                [state.teacher[name] for name in selection.parameters], student, self.teacher_rate
+                [state.teacher[name] for name in selection.parameters], precise(student), self.teacher_rate
             )
         weights_by_name = dict(zip(selection.parameters, teacher, strict=True))
         return replace(

@@ -13,6 +13,7 @@ from torch import nn
 from acclimate.core.losses import entropy_margin_nats, softmax_entropy, weighted_mean
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach
+from acclimate.core.precision import precise
 from acclimate.core.selection import LAST_BLOCKS, TensorFilter, selecting
 from acclimate.core.task import Task
 from acclimate.errors import ConfigError
@@ -159,9 +160,10 @@ def _perturbed(parameters: Iterable[nn.Parameter], radius: float) -> Iterator[No
     gradients = [parameter.grad.detach() for parameter in perturbed if parameter.grad is not None]
     with torch.no_grad():
         saved = [value.clone() for value in values]
-        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(gradients))))
-        torch._foreach_mul_(gradients, radius / (norm + 1e-12))
-        torch._foreach_add_(values, gradients)
+        precise_gradients = precise(gradients)
+        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(precise_gradients))))
+        torch._foreach_mul_(precise_gradients, radius / (norm + 1e-12))
+        torch._foreach_add_(values, precise_gradients)
     for parameter in perturbed:
         parameter.grad = None
     try:

@@ -127,7 +127,7 @@ class SpectrumFilter:
         Raises:
             TTTNotSupportedError: the source spectrum is unknown.
         """
-        self._source()
+        self._source(model)
         return SpectrumState()
 
     def step(
@@ -181,7 +181,7 @@ class SpectrumFilter:
                 max_gain=self.max_gain,
                 sharpening=self.sharpening,
             )
-        return task.with_images(batch, from_unit_range(images, task))
+        return task.with_images(batch, from_unit_range(images, task).to(task.images(batch).dtype))
 
     def predict(self, model: nn.Module, inputs: Any, state: SpectrumState, *, task: Task) -> Any:
         """Return the outputs on filtered images under mixed statistics, with the strength for the stream so far."""
@@ -240,11 +240,12 @@ class SpectrumFilter:
         distance = spectra.excess_distance_nats(seen.spectrum(), stream.spectrum(), chance_nats=chance)
         return distance > 2 * self.tolerance_nats
 
-    def _source(self) -> PowerSpectrum:
+    def _source(self, model: nn.Module | None = None) -> PowerSpectrum:
         if self.source is None:
+            other = ", or use bn" if model is not None and norm.batch_norms(model) else ""
             raise TTTNotSupportedError(
                 "spectrum needs the power spectrum of source images, and none is stored with this model; give "
-                "unlabelled source images with --ttt-source, or use bn"
+                f"unlabelled source images with --ttt-source{other}"
             )
         return self.source
 

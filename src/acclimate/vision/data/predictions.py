@@ -1,7 +1,8 @@
 """Prediction entries, and reading and writing their files.
 
 A detector's entry is ``{image, image_id, width, height, detections: [{class_id, score, bbox: {cx, cy, w, h}}]}`` with
-boxes as fractions of the image; a classifier's has ``classification: {class_id, score, topk: [[class_id, score]]}``.
+boxes as fractions of the image; a classifier's has ``classification: {class_id, score, topk: [[class_id, score]]}``,
+and that of a model with several labels for an image also ``scores: [[class_id, score]]`` with every label.
 """
 
 from __future__ import annotations
@@ -49,6 +50,33 @@ def classification_entries(logits: Tensor, batch: ImageBatch, *, labels: LabelMa
             if (written := labels.written(index)) is not None
         ][:top_k]
         classification = {"class_id": ranked[0][0], "score": ranked[0][1], "topk": ranked}
+        entries.append({**_head(batch, row), "classification": classification})
+    return entries
+
+
+def multilabel_entries(logits: Tensor, batch: ImageBatch, *, labels: LabelMap, top_k: int = 5) -> list[Entry]:
+    """Return the entries of a model with several labels for an image, for logits ``(B, K)`` of independent labels.
+
+    ``scores`` has the probability of every label in the order of the classes; ``class_id``, ``score`` and ``topk`` are
+    those of the most probable labels, as in a classifier's entry.
+
+    Raises:
+        ConfigError: the logits have another shape.
+        DataError: the logits of an image are not finite.
+    """
+    if logits.dim() != 2 or len(logits) != len(batch.records):
+        raise ConfigError(
+            f"a model with several labels for an image must return logits (B, K), got {tuple(logits.shape)} for "
+            f"{len(batch.records)} images"
+        )
+    _require_finite(logits, batch)
+    probabilities = logits.detach().float().sigmoid().cpu()
+    entries = []
+    for row, values in enumerate(probabilities.tolist()):
+        written = ((labels.written(index), score) for index, score in enumerate(values))
+        scores = [[label, score] for label, score in written if label is not None]
+        ranked = sorted(scores, key=lambda pair: -pair[1])[:top_k]
+        classification = {"class_id": ranked[0][0], "score": ranked[0][1], "topk": ranked, "scores": scores}
         entries.append({**_head(batch, row), "classification": classification})
     return entries
 

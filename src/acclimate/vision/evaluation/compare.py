@@ -20,6 +20,7 @@ from acclimate.vision.data.images import CorruptionSpec, ImageReader
 from acclimate.vision.data.predictions import check_writable, write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
 from acclimate.vision.evaluation.evaluate import Interval, Score, Scorer, difference, is_coco, load_labels, make_scorer
+from acclimate.vision.evaluation.multilabel import load_label_sets
 from acclimate.vision.evaluation.pictures import before_and_after
 from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, predict_in_batches, require_ttt
 from acclimate.vision.models.loading import AdapterOptions, make_adapter
@@ -150,8 +151,9 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     """
     for name in ("comparison.json", "comparison.png"):
         check_writable(comparison.output / name)
-    if comparison.ground_truth is not None and not is_coco(comparison.ground_truth):
-        load_labels(comparison.ground_truth)
+    truth = comparison.ground_truth
+    if truth is not None and not is_coco(truth) and load_label_sets(truth) is None:
+        load_labels(truth)
     dataset = load_dataset(comparison.source, images_root=comparison.images_root, max_images=comparison.max_images)
     reader = ImageReader(comparison.corruption)
     adapter = make_adapter(comparison.adapter, reader=reader, categories=dataset.categories)

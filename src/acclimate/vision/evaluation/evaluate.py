@@ -237,13 +237,20 @@ class CocoScorer:
 
 
 def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
-    """Return the scorer for a ground truth file (COCO json, or labels as json or csv) and the images in ``entries``.
+    """Return the scorer for a ground truth file and the images in ``entries``.
+
+    The file is a COCO json, labels as json or csv, or a json file with a list of labels for each image.
 
     Raises:
         DataError: the file is missing, is of neither kind, or does not contain an image of the entries.
     """
     if is_coco(ground_truth):
         return CocoScorer(ground_truth, images=[(entry["image"], entry.get("image_id", -1)) for entry in entries])
+    # Imported here, because it uses the types of this module.
+    from acclimate.vision.evaluation.multilabel import MultilabelScorer, load_label_sets
+
+    if (label_sets := load_label_sets(ground_truth)) is not None:
+        return MultilabelScorer(label_sets, [entry["image"] for entry in entries])
     return AccuracyScorer(load_labels(ground_truth), [entry["image"] for entry in entries])
 
 

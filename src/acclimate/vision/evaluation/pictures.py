@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.records import Record
 from acclimate.vision.evaluation.evaluate import load_labels
+from acclimate.vision.evaluation.multilabel import load_label_sets
 from acclimate.vision.models.adapter import Entry
 
 if TYPE_CHECKING:
@@ -64,9 +65,12 @@ def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Mapping[str,
     if "classification" in entry:
         decided = entry["classification"]
         label = truth.get(entry["image"], truth.get(Path(entry["image"]).name))
-        color = _NEUTRAL if label is None else _RIGHT if decided["class_id"] == label else _WRONG
+        labels = label if isinstance(label, frozenset) else {label}
+        color = _NEUTRAL if label is None else _RIGHT if decided["class_id"] in labels else _WRONG
         text = f"{decided['class_id']}  ({decided['score']:.2f})"
-        axes.set_title(text if label is None else f"{text}\ntrue {label}", fontsize=10, color=color)
+        axes.set_title(
+            text if label is None else f"{text}\ntrue {', '.join(map(str, sorted(labels)))}", fontsize=10, color=color
+        )
         return
     from matplotlib.patches import Rectangle
 
@@ -102,4 +106,5 @@ def _truth(path: Path | None) -> Mapping[str, Any]:
             for annotation in content["annotations"]:
                 boxes.setdefault(str(annotation["image_id"]), []).append(annotation["bbox"])
             return boxes
-    return load_labels(path)
+    label_sets = load_label_sets(path)
+    return load_labels(path) if label_sets is None else label_sets

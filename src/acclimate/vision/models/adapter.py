@@ -16,6 +16,7 @@ from acclimate.errors import ConfigError, TTTNotSupportedError
 from acclimate.registry import AdapterInfo, Kind
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.records import Record
+from acclimate.vision.models.preprocess import BoxMap
 
 Entry = dict[str, Any]
 
@@ -28,11 +29,14 @@ class ImageBatch:
         inputs: the model's input: a tensor ``(B, C, H, W)`` or a mapping with ``pixel_values``.
         records: the ``B`` records, in order.
         sizes: ``(width, height)`` in pixels of the original images, in order.
+        box_maps: how fractions of the input are mapped to fractions of the original images; empty where they are the
+            same.
     """
 
     inputs: Any
     records: tuple[Record, ...]
     sizes: tuple[tuple[int, int], ...]
+    box_maps: tuple[BoxMap, ...] = ()
 
 
 @runtime_checkable

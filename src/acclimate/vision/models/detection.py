@@ -11,8 +11,10 @@ from torch import Tensor
 
 from acclimate.core import views
 from acclimate.core.losses import sigmoid_to_softmax, soft_cross_entropy
+from acclimate.core.output_kinds import ENOUGH_VALUES, all_in_unit_interval, rows_sum_to_one
+from acclimate.core.outputs import at_least_float32
 from acclimate.core.task import Decisions, View
-from acclimate.errors import ConfigError
+from acclimate.errors import ConfigError, TTTNotSupportedError
 from acclimate.vision.data import boxes as box_ops
 
 Head = Literal["sigmoid", "softmax"]
@@ -54,6 +56,7 @@ class Detection:
     extra_outputs: tuple[str, ...] = ()
 
     aligned = False
+    exclusive = False
 
     def __post_init__(self) -> None:
         if self.head not in ("sigmoid", "softmax"):
@@ -62,17 +65,20 @@ class Detection:
     def forward(self, model: Callable[..., Any], batch: Any) -> DetectionOutputs:
         """Return ``logits``, ``pred_boxes`` and the extra outputs, without the model's other outputs.
 
+        Outputs of half precision are returned as float32.
+
         Raises:
             ConfigError: the model's output has no ``logits`` or no ``pred_boxes``.
         """
         outputs = model(**batch) if isinstance(batch, Mapping) else model(batch)
         keys = ("logits", "pred_boxes", *self.extra_outputs)
         try:
-            return {key: outputs[key] if isinstance(outputs, Mapping) else getattr(outputs, key) for key in keys}
+            found = {key: outputs[key] if isinstance(outputs, Mapping) else getattr(outputs, key) for key in keys}
         except (KeyError, AttributeError) as error:
             raise ConfigError(
                 f"a detector must return a mapping or an object with {', '.join(keys)}; {error} is missing"
             ) from error
+        return {key: at_least_float32(value) for key, value in found.items()}
 
     def decisions(self, outputs: Any) -> Decisions:
         """Return the candidates of all images as rows of ``K + 1`` logits, the last for "no object"."""
@@ -102,6 +108,30 @@ class Detection:
             distance = (student_boxes[match] - teacher_boxes).abs().sum(-1)
             terms.append((entropy + self.box_weight * distance)[same])
         return torch.cat(terms) if terms else student_logits.new_zeros(0)
+
+    def check_outputs(self, outputs: Any) -> tuple[str, ...]:
+        """Return no remarks.
+
+        Raises:
+            TTTNotSupportedError: the ``logits`` are probabilities.
+        """
+        if (problem := self.not_logits(outputs["logits"])) is not None:
+            raise TTTNotSupportedError(problem)
+        return ()
+
+    def not_logits(self, logits: Tensor) -> str | None:
+        """Return why ``(B, Q, K)`` values are no logits, with the remedy; None where they may be."""
+        if self.head == "softmax" and rows_sum_to_one(logits):
+            return (
+                "the logits of this detector are probabilities (each row is non-negative and sums to one); return the "
+                "values before the softmax"
+            )
+        if logits.numel() >= ENOUGH_VALUES and all_in_unit_interval(logits):
+            return (
+                "the logits of this detector all lie in [0, 1]: they are scores, and not logits; return the values "
+                "before the sigmoid, or torch.logit(scores, eps=1e-6)"
+            )
+        return None
 
     def images(self, batch: Any) -> Tensor:
         """Return the images ``(B, C, H, W)``."""

@@ -23,8 +23,9 @@ class AdapterOptions:
         model: a local folder or hub name (transformers), ``package.module:factory`` (torch), or a local folder, by
             default the model of this package (rtdetr_pose).
         checkpoint: a file with weights for the torch adapter.
-        trust_pickle: whether to allow a checkpoint that is not safetensors.
+        trust_pickle: whether to load weights that execute code when they are loaded.
         device: such as ``cpu`` or ``cuda``.
+        dtype: the number format to convert the model to (torch and transformers); None keeps its own.
         score_threshold: detections with a lower score are not written.
     """
 
@@ -33,6 +34,7 @@ class AdapterOptions:
     checkpoint: str | None = None
     trust_pickle: bool = False
     device: str = "cpu"
+    dtype: str | None = None
     score_threshold: float = 0.05
 
 
@@ -47,6 +49,11 @@ def make_adapter(options: AdapterOptions, *, reader: ImageReader, categories: Ma
         raise ConfigError(
             f"--checkpoint is for the adapter torch, and the adapter {options.adapter} loads its weights from --model; "
             "leave --checkpoint out"
+        )
+    if options.dtype and not info.takes_dtype:
+        raise ConfigError(
+            f"--dtype is for the adapters torch and transformers, and {options.adapter} has its own number format; "
+            "leave it out"
         )
     if info.model is not None and not options.model and info.default_model is None:
         raise ConfigError(f"adapter {options.adapter!r} needs --model ({info.model})")

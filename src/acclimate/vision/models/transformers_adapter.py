@@ -23,6 +23,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from acclimate.core.determinism import parse_device
+from acclimate.core.multilabel import Multilabel
+from acclimate.core.outputs import at_least_float32
+from acclimate.core.precision import dtype_of, parse_dtype
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
@@ -30,7 +33,7 @@ from acclimate.errors import CheckpointError, ConfigError, first_line
 from acclimate.registry import AdapterInfo, Kind
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.labels import LabelMap
-from acclimate.vision.data.predictions import classification_entries, detection_entries
+from acclimate.vision.data.predictions import classification_entries, detection_entries, multilabel_entries
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.models.detection import Detection, Head
@@ -62,6 +65,8 @@ class TransformersAdapter:
         reader: reads the images.
         categories: the data set's category names by id, which are matched to the model's labels.
         device: such as ``cpu`` or ``cuda``.
+        dtype: the number format to convert the model to, see :data:`acclimate.core.precision.DTYPES`; None keeps that
+            of the weights. Images are converted to it.
         score_threshold: detections with a lower score are not written.
         batch_size: used by :meth:`predict`.
         trust_pickle: whether to allow weights that are not safetensors.
@@ -75,6 +80,7 @@ class TransformersAdapter:
         name="transformers",
         title="Object detectors and image classifiers of transformers",
         model="a folder or hub name",
+        takes_dtype=True,
     )
     calls_model_itself = False
 
@@ -85,6 +91,7 @@ class TransformersAdapter:
         reader: ImageReader | None = None,
         categories: Mapping[int, str] | None = None,
         device: str = "cpu",
+        dtype: str | None = None,
         score_threshold: float = 0.05,
         batch_size: int = 8,
         trust_pickle: bool = False,
@@ -116,7 +123,8 @@ class TransformersAdapter:
                 f"in {model!r}, weights are missing or have another shape for {len(absent)} tensors (first: "
                 f"{absent[0]}); give a folder with the weights of the whole model"
             )
-        self._model: nn.Module = loaded.to(self._device).eval()
+        self._model: nn.Module = loaded.to(self._device, None if dtype is None else parse_dtype(dtype)).eval()
+        self._dtype = dtype_of(self._model)
         model_labels = {int(index): str(name) for index, name in (config.id2label or {}).items()}
         self.labels = LabelMap.by_name(model_labels, categories or {})
         self.warnings: tuple[str, ...] = self.labels.warnings
@@ -132,6 +140,7 @@ class TransformersAdapter:
             reader=reader,
             categories=categories,
             device=options.device,
+            dtype=options.dtype,
             score_threshold=options.score_threshold,
             trust_pickle=options.trust_pickle,
         )
@@ -147,13 +156,13 @@ class TransformersAdapter:
             if not usable:
                 continue
             encoded = self._processor(images=[pixels for _, pixels in usable], return_tensors="pt")
-            pixel_values: Tensor = encoded["pixel_values"].to(self._device)
+            pixel_values: Tensor = encoded["pixel_values"].to(self._device, self._dtype)
             inputs: dict[str, Tensor] = {"pixel_values": pixel_values}
             if "pixel_mask" in encoded and not bool(encoded["pixel_mask"].all()):
                 inputs["pixel_mask"] = encoded["pixel_mask"].to(self._device)
             sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
             yield ImageBatch(
-                inputs["pixel_values"] if self.kind == "classifier" else inputs,
+                inputs if self.kind == "detector" else inputs["pixel_values"],
                 tuple(record for record, _ in usable),
                 sizes,
             )
@@ -162,8 +171,10 @@ class TransformersAdapter:
         """Return the entries of one batch; a detector's are made by the image processor's post-processing."""
         if self.kind == "classifier":
             return classification_entries(logits_of(outputs), batch, labels=self.labels)
+        if self.kind == "multilabel":
+            return multilabel_entries(logits_of(outputs), batch, labels=self.labels)
         found = self._processor.post_process_object_detection(
-            SimpleNamespace(logits=outputs["logits"].detach(), pred_boxes=outputs["pred_boxes"].detach()),
+            SimpleNamespace(**{k: at_least_float32(outputs[k].detach()) for k in ("logits", "pred_boxes")}),
             threshold=self.score_threshold,
             target_sizes=[(1, 1)] * len(batch.records),
         )
@@ -182,7 +193,14 @@ class TransformersAdapter:
             return AutoModelForObjectDetection
         names = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
         if architecture in {name for entry in names for name in ([entry] if isinstance(entry, str) else entry)}:
-            self.kind = "classifier"
+            problem = getattr(config, "problem_type", None)
+            if problem == "regression" or (problem is None and config.num_labels == 1):
+                raise ConfigError(
+                    f"{architecture} with {config.num_labels} outputs and problem_type {problem!r} predicts numbers "
+                    "(regression), and has no classes; if its output is the logit of a yes-or-no decision, set "
+                    "problem_type to 'multi_label_classification' in its config.json"
+                )
+            self.kind = "multilabel" if problem == "multi_label_classification" else "classifier"
             return AutoModelForImageClassification
         raise ConfigError(
             f"{architecture or config.model_type} is neither an object detector nor an image classifier of "
@@ -193,6 +211,8 @@ class TransformersAdapter:
         pixel_range = self._pixel_range()
         if self.kind == "classifier":
             return Classification(pixel_range=pixel_range)
+        if self.kind == "multilabel":
+            return Multilabel(pixel_range=pixel_range)
         if self._family not in _HEADS:
             self.ttt_refusal = (
                 f"this model cannot be adapted, because the head type of the family {self._family!r} is unknown; "

@@ -32,9 +32,14 @@ logger = logging.getLogger(__name__)
 
 UNADAPTED: Final = "none"
 """The name of the unadapted model among the trials."""
-TRIAL_IMAGES: Final = {"classifier": 256, "detector": 64}
+TRIAL_IMAGES: Final[Mapping[Kind, int]] = {"classifier": 256, "multilabel": 256, "detector": 64}
 """How many of the stream's first images each candidate is tried on."""
 
+_NOUNS: Final[Mapping[Kind, str]] = {
+    "classifier": "classifier",
+    "multilabel": "classifier of several labels",
+    "detector": "detector",
+}
 # Methods whose entropies differ by less than this fraction count as equal, and the cheapest of them is taken.
 _SAME_ENTROPY: Final = 0.02
 _LEAST_VARIETY: Final = 0.5
@@ -154,19 +159,19 @@ def _candidates(adapter: Adapter, *, knows_source: bool) -> tuple[list[dict[str,
     kind, layers = adapter.kind, len(batch_norms(adapter.get_model()))
     source = knows_source or adapter.source_spectrum is not None
     reasons = [
-        f"the model is a {kind} with " + (f"{layers} BatchNorm layers" if layers else "no BatchNorm"),
+        f"the model is a {_NOUNS[kind]} with " + (f"{layers} BatchNorm layers" if layers else "no BatchNorm"),
         "source images are known" if source else "no source images are known (--ttt-source): images are not filtered",
     ]
     fitting = [
         (name, info)
         for name, info in METHODS.infos().items()
-        if kind in info.auto and info.applies_to(kind, batch_norm=layers > 0, source_images=source)
+        if info.trials(kind) and info.applies_to(kind, batch_norm=layers > 0, source_images=source)
     ]
     chosen = [pair for pair in fitting if not pair[1].auto_last_resort]
     if not chosen:
         chosen = fitting
         reasons.append("without BatchNorm and source images, only methods with gradient steps can be used")
-    return [{"method": name, **settings} for name, info in chosen for settings in info.auto[kind]], reasons
+    return [{"method": name, **settings} for name, info in chosen for settings in info.trials(kind)], reasons
 
 
 def _try(
@@ -230,11 +235,12 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
             standing.append(position)
     if not standing:
         return None, [*reasons, "the model is not adapted"]
-    if kind == "classifier":
+    if kind != "detector":
         position = standing[-1]
         chosen = trials[position]
         rate = "" if chosen.lr is None else f", at lr {chosen.lr:g}"
-        known = METHODS.info(chosen.method).auto_reason
+        # The reason comes from measurements on classifiers with exclusive classes.
+        known = METHODS.info(chosen.method).auto_reason if kind == "classifier" else None
         reasons.append(f"{chosen.method}: {known or 'all checks passed'}{rate}")
         return position, reasons
     # The unadapted model is a candidate too. Those with few detections are excluded: their entropy may be low only

@@ -146,6 +146,7 @@ class TTTConfig:
         if preset == "none":
             config = cls(**given)
             _refuse_other_kinds(config.method, kind)
+            _refuse_collapse(config, kind)
             return config
         own = own_preset(safe_method) if preset == "safe" and "method" not in given else preset
         values = preset_values(own, kind)
@@ -157,6 +158,7 @@ class TTTConfig:
         _refuse_other_kinds(method, kind)
         options = {**values.pop("method_options", {}), **given.get("method_options", {})}
         config = cls(**{**values, **given, "method_options": options})
+        _refuse_collapse(config, kind)
         # Not constructor arguments, because naming a preset there would not apply it.
         object.__setattr__(config, "preset", preset)
         said = given if own != preset else (*given, "method")
@@ -164,7 +166,7 @@ class TTTConfig:
         return config
 
 
-_BATCH_SIZE: Final[Mapping[Kind, int]] = {"classifier": 64, "detector": 8}
+_BATCH_SIZE: Final[Mapping[Kind, int]] = {"classifier": 64, "multilabel": 64, "detector": 8}
 
 
 def safe_method(kind: Kind, *, knows_source: bool, has_batch_norm: bool) -> str:
@@ -174,9 +176,10 @@ def safe_method(kind: Kind, *, knows_source: bool, has_batch_norm: bool) -> str:
     minimise entropy come last, because they helped in none of the measurements (``benchmarks/pose_scenes``).
     """
     fitting = [
-        (info.safe_rank[kind], name)
+        (rank, name)
         for name, info in registry.METHODS.infos().items()
-        if kind in info.safe_rank and info.applies_to(kind, batch_norm=has_batch_norm, source_images=knows_source)
+        if (rank := info.rank(kind)) is not None
+        and info.applies_to(kind, batch_norm=has_batch_norm, source_images=knows_source)
     ]
     return min(fitting)[1]
 
@@ -190,7 +193,7 @@ def preset_values(name: str, kind: Kind) -> dict[str, Any]:
     known = registry.presets()
     method, preset = known[_one_of("preset", name, tuple(known))]
     values = {"method": method, **preset.settings, "batch_size": _BATCH_SIZE[kind]}
-    return values if kind == "classifier" else {**values, **preset.detector}
+    return {**values, **preset.detector} if kind == "detector" else values
 
 
 def own_preset(method: str) -> str:
@@ -204,12 +207,32 @@ def methods_for(kind: Kind) -> tuple[str, ...]:
     return tuple(name for name, info in registry.METHODS.infos().items() if kind in info.kinds)
 
 
+_PLURALS: Final[Mapping[Kind, str]] = {
+    "classifier": "classifiers",
+    "multilabel": "models with several labels for an image",
+    "detector": "detectors",
+}
+_SINGULARS: Final[Mapping[Kind, str]] = {
+    "classifier": "classifier",
+    "multilabel": "model with several labels for an image",
+    "detector": "detector",
+}
+
+
 def _refuse_other_kinds(method: str, kind: Kind) -> None:
     kinds = registry.METHODS.info(method).kinds
     if kind not in kinds:
         raise TTTNotSupportedError(
-            f"{method} is for {' and '.join(f'{k}s' for k in kinds)}, and this model is a {kind}; use one of "
-            f"{', '.join(methods_for(kind))}"
+            f"{method} is for {' and '.join(_PLURALS[k] for k in kinds)}, and this model is a {_SINGULARS[kind]}; use "
+            f"one of {', '.join(methods_for(kind))}"
+        )
+
+
+def _refuse_collapse(config: TTTConfig, kind: Kind) -> None:
+    if kind == "multilabel" and (config.collapse_share is not None or config.guard_values.get("collapse", False)):
+        raise ConfigError(
+            "the guard collapse (collapse_share) counts the most probable class of each image, and images of this "
+            "model may have several labels or none; leave it out"
         )
 
 

@@ -117,7 +117,7 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
     reader = ImageReader(job.corruption)
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
-    if job.format == "coco" and adapter.kind == "classifier":
+    if job.format == "coco" and adapter.kind != "detector":
         raise ConfigError("COCO results contain boxes, and this model is a classifier; use --format acclimate")
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
     config, choice = settings_for(

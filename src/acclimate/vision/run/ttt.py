@@ -16,6 +16,7 @@ from acclimate.core.method import Method, UsesSourceImages, settings_of
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import sample_count
 from acclimate.core.pacing import Pacing
+from acclimate.core.programs import unwrapped
 from acclimate.core.report import SessionReport
 from acclimate.core.session import Session
 from acclimate.core.source_images import SourceImages
@@ -104,7 +105,7 @@ class TTTRun:
         self._warnings: list[str] = []
 
     def __enter__(self) -> Self:
-        model = self.adapter.get_model()
+        model = unwrapped(self.adapter.get_model())
         method = self._with_source(make_method(self.config), model)
         self._session = self._stack.enter_context(
             Session(
