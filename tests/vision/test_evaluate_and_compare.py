@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from acclimate.errors import ConfigError, DataError
+from acclimate.vision.data.predictions import read_coco_results, read_predictions
 from acclimate.vision.evaluation.compare import Comparison, compare
 from acclimate.vision.evaluation.evaluate import AccuracyScorer, CocoScorer, difference, load_labels, make_scorer
 from acclimate.vision.models.loading import AdapterOptions
@@ -135,6 +136,90 @@ def test_ground_truth_as_it_is_found_in_the_wild(tmp_path: Path) -> None:
     path.write_text("3")
     with pytest.raises(DataError, match="one object"):
         make_scorer(path, [bare])
+
+
+def four_images(path: Path, ids: list[Any]) -> Path:
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 100, "height": 50} for n in range(1, 5)],
+        "categories": [{"id": 3, "name": "x"}],
+        "annotations": [
+            {"id": ids[n - 1], "image_id": n, "category_id": 3, "bbox": [10 * n, 10, 20, 20]} for n in range(1, 5)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 2, 3, 4], [0, 1, 2, 3], [1, 1, 1, 1], ["a", "b", "c", "d"], [None] * 4, [-1, 7, 0, 7]]
+)
+def test_the_ids_of_annotations_do_not_change_the_score(tmp_path: Path, ids: list[Any]) -> None:
+    scorer = CocoScorer(four_images(tmp_path / "gt.json", ids))
+    perfect = [detected(n, 3, [10 * n, 10, 20, 20]) for n in range(1, 5)]
+    score = scorer.score(perfect)
+    assert score.metrics == pytest.approx({"mAP": 1, "mAP50": 1, "mAP75": 1, "AR100": 1})
+    assert scorer.resampled(score, np.array([0, 0, 2, 3])) == pytest.approx(1)
+
+
+def test_whole_numbers_in_other_types_are_ids_and_all_else_is_refused(tmp_path: Path) -> None:
+    path = four_images(tmp_path / "gt.json", [1, 2, 3, 4])
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+    content["categories"][0]["id"] = 3.0
+    for annotation in content["annotations"]:
+        annotation |= {"iscrowd": "0", "area": None, "image_id": float(annotation["image_id"]), "category_id": "3"}
+    path.write_text(json.dumps(content))
+    perfect = [detected(n, 3, [10 * n, 10, 20, 20]) for n in range(1, 5)]
+    assert CocoScorer(path).score(perfect).metrics["mAP"] == pytest.approx(1)
+    for part, change in (
+        ("images", {"id": "a"}),
+        ("images", {"id": 1.5}),
+        ("images", {"id": True}),
+        ("images", {"id": 2}),
+        ("annotations", {"bbox": [1, 2, 3]}),
+        ("annotations", {"bbox": [1, 2, 3, float("nan")]}),
+        ("annotations", {"bbox": "abcd"}),
+        ("annotations", {"category_id": 4}),
+        ("annotations", {"area": "large"}),
+        ("categories", {"id": [1]}),
+    ):
+        changed = {**content, part: [{**content[part][0], **change}, *content[part][1:]]}
+        path.write_text(json.dumps(changed))
+        with pytest.raises(DataError):
+            CocoScorer(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_id": "x"}, {"category_id": [1]}, {"bbox": [1, 2]}, {"score": None}, {"bbox": 3}, {"score": float("inf")}],
+)
+def test_malformed_coco_results_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    result = {"image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20], "score": 0.5}
+    (tmp_path / "r.json").write_text(json.dumps([result, {**result, **change}]))
+    with pytest.raises(DataError, match="no COCO results"):
+        read_coco_results(tmp_path / "r.json")
+    (tmp_path / "r.json").write_text(json.dumps([{**result, "image_id": "1"}]))
+    read = read_coco_results(tmp_path / "r.json")
+    assert read is not None
+    assert read[0]["image_id"] == 1
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"image": ""}, {"image": 3, "detections": []}, {"image": "a"}, {"image": "a", "detections": 3},
+        {"image": "a", "detections": [3]}, {"image": "a", "detections": [], "width": -1},
+        {"image": "a", "detections": [{"class_id": 1, "score": 1, "bbox": [1, 2, 3, 4]}]},
+        {"image": "a", "classification": 3}, {"image": "a", "classification": {"class_id": "x"}},
+    ],
+)  # fmt: skip
+def test_malformed_entries_are_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
+    (tmp_path / "p.json").write_text(json.dumps([entry]))
+    with pytest.raises(DataError, match="no predictions file"):
+        read_predictions(tmp_path / "p.json")
+    (tmp_path / "p.json").write_text('[{"image": "a", "detections": null}]')
+    assert read_predictions(tmp_path / "p.json")[0]["detections"] == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,6 +69,33 @@ def load_dataset(source: Path | str, *, images_root: Path | None = None, max_ima
     return dataset
 
 
+def whole_number(value: Any) -> int:
+    """Return an id of a JSON file as an integer: a whole number, or text with one.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"an id must be a whole number, got {value!r}")
+    number = int(value)
+    if not isinstance(value, str) and number != value:
+        raise ValueError(f"an id must be a whole number, got {value!r}")
+    return number
+
+
+def finite_number(value: Any) -> float:
+    """Return a number of a JSON file as a float.
+
+    Raises:
+        TypeError, ValueError: it is something else, NaN or infinity.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"expected a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {value!r}")
+    return float(value)
+
+
 def read_json(path: Path, what: str) -> Any:
     """Return the parsed content of a JSON file.
 
@@ -105,14 +133,14 @@ def _from_coco(source: Path, images_root: Path | None) -> Dataset:
     content = read_json(source, "COCO file")
     try:
         images = [
-            (str(image["file_name"]), int(image["id"]), _intrinsics(image.get("intrinsics")))
+            (str(image["file_name"]), whole_number(image["id"]), _intrinsics(image.get("intrinsics")))
             for image in content["images"]
         ]
-        categories = {int(category["id"]): str(category["name"]) for category in content.get("categories", [])}
-    except (KeyError, TypeError, ValueError) as error:
+        categories = {whole_number(category["id"]): str(category["name"]) for category in content.get("categories", [])}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"{source} is no COCO file: each image needs file_name and id (and intrinsics, where given, four numbers "
-            "fx, fy, cx, cy), each category id and name"
+            f"{source} is no COCO file: each image needs file_name and a whole number as id (and intrinsics, where "
+            f"given, four numbers fx, fy, cx, cy), each category a whole number as id, and name ({error})"
         ) from error
     if len({number for _, number, _ in images}) < len(images):
         raise DataError(f"{source} gives two images the same id; make the ids unique")

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from acclimate.errors import DataError
 from acclimate.vision.data.predictions import to_coco
-from acclimate.vision.data.records import read_json
+from acclimate.vision.data.records import finite_number, read_json, whole_number
 from acclimate.vision.evaluation.pose_errors import PoseErrors, pose_errors
 from acclimate.vision.models.adapter import Entry
 
@@ -138,7 +138,7 @@ class CocoScorer:
         self._truth.dataset = content
         with _quiet():
             self._truth.createIndex()
-        self._images = {int(image["id"]): image for image in content["images"]}
+        self._images: dict[int, dict[str, Any]] = {image["id"]: image for image in content["images"]}
         self._by_name: dict[str, list[int]] = {}
         for number, image in self._images.items():
             self._by_name.setdefault(Path(str(image["file_name"])).name, []).append(number)
@@ -295,27 +295,48 @@ def label_key(image: str, labels: Mapping[str, Any]) -> str | None:
 
 
 def _coco_truth(content: Any, path: Path) -> dict[str, Any]:
-    """Return COCO annotations, with the fields that pycocotools requires and many files omit."""
+    """Return COCO annotations as pycocotools requires them.
+
+    Annotations are numbered anew from 1: pycocotools takes an id of 0 for "no match" and keeps one annotation for each
+    id, while files have ids from 0, ids that repeat, text, or none. ``iscrowd`` and ``area`` are added where they are
+    missing.
+    """
     if not isinstance(content, dict) or not content.get("annotations"):
         raise DataError(f"{path} has no annotations to score against; give a COCO json with annotations")
     try:
-        annotations = []
-        for number, annotation in enumerate(content["annotations"], start=1):
-            _, _, width, height = annotation["bbox"]
-            filled = {"id": number, "iscrowd": 0, "area": width * height, **annotation}
-            annotations.append(
-                filled | {"category_id": int(filled["category_id"]), "image_id": int(filled["image_id"])}
-            )
+        annotations = [_annotation(number, given) for number, given in enumerate(content["annotations"], start=1)]
         images = [
-            {**image, "id": int(image["id"]), "file_name": str(image["file_name"])} for image in content["images"]
+            {**image, "id": whole_number(image["id"]), "file_name": str(image["file_name"])}
+            for image in content["images"]
         ]
-        categories = [{**category, "id": int(category["id"])} for category in content["categories"]]
-    except (KeyError, TypeError, ValueError) as error:
+        categories = [{**category, "id": whole_number(category["id"])} for category in content["categories"]]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path} is no COCO ground truth: each image needs id and file_name, each category id and name, each "
-            f"annotation image_id, category_id and bbox ({error!r})"
+            f"annotation image_id, category_id and bbox, with whole numbers as ids ({error!r})"
         ) from error
+    for what, rows in (("images", images), ("categories", categories)):
+        if len({row["id"] for row in rows}) < len(rows):
+            raise DataError(f"{path} gives two {what} the same id; make the ids unique")
+    if unknown := {annotation["category_id"] for annotation in annotations} - {c["id"] for c in categories}:
+        raise DataError(
+            f"{path} has annotations of category_id {min(unknown)} and no such category; add it to the categories"
+        )
     return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
+
+
+def _annotation(number: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    x, y, width, height = (finite_number(value) for value in given["bbox"])
+    area = given.get("area")
+    return {
+        **given,
+        "id": number,
+        "image_id": whole_number(given["image_id"]),
+        "category_id": whole_number(given["category_id"]),
+        "bbox": [x, y, width, height],
+        "area": width * height if area is None else finite_number(area),
+        "iscrowd": int(given.get("iscrowd") or 0),
+    }
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:
