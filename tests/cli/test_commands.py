@@ -123,12 +123,40 @@ def test_coco_results_can_be_scored(folder: Path) -> None:
     assert set(scores[0]) == {"images", "mAP", "mAP50", "mAP75", "AR100"}
 
 
+def test_a_rotated_photo_is_predicted_as_viewers_show_it(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.open("images/image_000.png").resize((40, 24))
+    Path("photos").mkdir()
+    stored.save("photos/a.jpg", exif=exif)
+    model = ("--adapter", "torch", "--model", f"{FACTORIES}:detector")
+
+    def exported(width: int, height: int, *extra: str) -> Result:
+        image = {"id": 1, "file_name": "a.jpg", "width": width, "height": height}
+        categories = [{"id": n, "name": name} for n, name in enumerate("xyz")]
+        annotation = {"image_id": 1, "category_id": 0, "bbox": [1, 1, 9, 9]}
+        content = {"images": [image], "categories": categories, "annotations": [annotation]}
+        Path("photos/gt.json").write_text(json.dumps(content))
+        return run("export", "photos/gt.json", *model, "-o", "p.json", *extra)
+
+    assert exported(24, 40).exit_code == 0
+    (entry,) = json.loads(Path("p.json").read_text())
+    assert (entry["width"], entry["height"]) == (24, 40)
+    for refused in (exported(40, 24), exported(24, 40, "--no-exif-orientation")):
+        assert refused.exit_code == 2
+        assert "EXIF orientation" in refused.stderr
+    assert exported(40, 24, "--no-exif-orientation").exit_code == 0
+    assert run("evaluate", "p.json", "--ground-truth", "photos/gt.json").exit_code == 0
+    assert run("corrupt", "photos", "foggy", "--name", "fog:1").exit_code == 0
+    assert Image.open("foggy/a.png").size == (24, 40)
+
+
 def test_dry_run(folder: Path) -> None:
     done = run("export", "images", *MODEL, "--ttt", "--ttt-dry-run")
     assert done.stdout.splitlines() == [
         "1.weight  8",
         "1.bias  8",
-        "tent: 2 tensors with 16 elements would move; nothing was changed",
+        "tent: 2 tensors with 16 elements are trainable; nothing was changed",
     ]
     assert not Path("predictions.json").exists()
 
@@ -168,7 +196,7 @@ BAD |= {
     "output is a folder": (("export", "images", *MODEL, "-o", "images"), "it is a folder"),
     "low rank without rank": (("export", "images", *MODEL, "--ttt", "--lora-targets", "5"), "--lora-rank"),
     "mim flag without mim": (("export", "images", *MODEL, "--ttt", "--ttt-mask-prob", "0.5"), "--ttt-method mim"),
-    "source without eata": (("export", "images", *MODEL, "--ttt", "--ttt-source", "images"), "--ttt-method eata"),
+    "source without eata": (("export", "images", *MODEL, "--ttt", "--ttt-source", "images"), "have no effect with tent"),
     "tta flag without tta": (("export", "images", *MODEL, "--tta-seed", "3"), "--tta"),
     "batch size with ttt": (("export", "images", *MODEL, "--ttt", "--batch-size", "3"), "--ttt-batch-size"),
     "guard without guards": (("export", "images", *MODEL, "--ttt", "--no-ttt-guards", "--ttt-probe"), "without guards"),
@@ -191,7 +219,7 @@ BAD |= {
     "option that no method has": (("compare", "images", *MODEL, "--ttt-option", "speed=1"), "has an option 'speed'"),
     "no method to compare": (("compare", "images", *MODEL, "--methods", "none"), "at least one method"),
     "labels that are not there": (("compare", "images", *MODEL, "--ground-truth", "gone.csv"), "gone.csv"),
-    "corrupt over the originals": (("corrupt", "images", "images", "--name", "fog"), "nothing is overwritten"),
+    "corrupt over the originals": (("corrupt", "images", "images", "--name", "fog"), "is not overwritten"),
 }
 
 

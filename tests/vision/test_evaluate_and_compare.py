@@ -120,6 +120,81 @@ def test_images_are_found_by_name_and_not_by_a_number_counted_over_a_folder(tmp_
         scorer.score([{**detected(2, 9, [1, 1, 2, 2])}])
 
 
+def two_folders(path: Path, names: tuple[str, str]) -> Path:
+    content = json.loads(truth(path).read_text())
+    for image, name in zip(content["images"], names, strict=True):
+        image["file_name"] = name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def in_folders(first: str, second: str) -> list[dict[str, Any]]:
+    """Perfect predictions of the two images, with ids counted in the opposite order."""
+    return [
+        {**detected(1, 3, [10, 10, 20, 20]), "image": first, "image_id": 2},
+        {**detected(2, 4, [50, 5, 40, 40]), "image": second, "image_id": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "predicted"),
+    [
+        (("train/1.png", "val/1.png"), ("/data/train/1.png", "/data/val/1.png")),
+        (("train/1.png", "val/1.png"), ("train/1.png", "val/1.png")),
+        (("set/images/train/1.png", "set/images/val/1.png"), ("copy/train/1.png", "copy/val/1.png")),
+        (("1.png", "val/1.png"), ("/data/1.png", "/data/val/1.png")),
+        (("1.png", "other/val/1.png"), ("/val/1.png", "/data/other/val/1.png")),
+    ],
+)
+def test_images_with_one_name_are_matched_by_their_folders(
+    tmp_path: Path, names: tuple[str, str], predicted: tuple[str, str]
+) -> None:
+    path = two_folders(tmp_path / "gt.json", names)
+    for entries in (in_folders(*predicted), in_folders(*predicted)[::-1]):
+        assert make_scorer(path, entries).score(entries).metrics["mAP"] == pytest.approx(1)
+    alone = in_folders(*predicted)[1:]
+    assert make_scorer(path, alone).score(alone).metrics["mAP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("names", "predicted", "message"),
+    [
+        (("train/1.png", "val/1.png"), ("a/1.png", "b/1.png"), "matches 2 images of the ground truth equally well"),
+        (("1.png", "1.png"), ("a/1.png", "b/1.png"), "equally well"),
+        (("train/1.png", "2.png"), ("a/1.png", "b/1.png"), "match the same image"),
+        (("train/1.png", "2.png"), ("1.png", "1.png"), "predicted twice"),
+    ],
+)
+def test_an_ambiguous_match_is_refused(
+    tmp_path: Path, names: tuple[str, str], predicted: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        make_scorer(two_folders(tmp_path / "gt.json", names), in_folders(*predicted))
+
+
+def test_predictions_on_images_of_another_size_than_annotated_are_refused(tmp_path: Path) -> None:
+    scorer = CocoScorer(truth(tmp_path / "gt.json"))
+    for size, message in (
+        ((50, 100), "exchanged.*--no-exif-orientation"),
+        ((200, 100), "resized"),
+        ((90, 80), "90 x 80"),
+    ):
+        entry = {**detected(1, 3, [10, 10, 20, 20]), "width": size[0], "height": size[1]}
+        with pytest.raises(DataError, match=message):
+            scorer.score([entry])
+
+
+def test_a_pictures_true_boxes_are_those_of_the_image_and_not_of_a_counted_id(tmp_path: Path) -> None:
+    from acclimate.vision.evaluation.pictures import _truth
+
+    boxes = _truth(two_folders(tmp_path / "gt.json", ("train/1.png", "val/1.png")))
+    assert boxes("/data/val/1.png") == [[50, 5, 40, 40]]
+    (tmp_path / "labels.csv").write_text("a/1.png,3\n1.png,4\n")
+    labels = _truth(tmp_path / "labels.csv")
+    assert [labels(image) for image in ("/x/a/1.png", "/x/1.png", "/x/2.png")] == [3, 4, None]
+    assert _truth(None)("any") is None
+
+
 def test_ground_truth_as_it_is_found_in_the_wild(tmp_path: Path) -> None:
     path = truth(tmp_path / "gt.json")
     content = json.loads(path.read_text())

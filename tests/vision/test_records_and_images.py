@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from acclimate.errors import DataError
 from acclimate.vision.data.images import CorruptionSpec, ImageReader, decode
@@ -130,3 +130,77 @@ def test_noise_depends_on_the_image_and_not_on_its_place(tmp_path: Path) -> None
     assert np.array_equal(reader.read(second), alone)
     noise = [reader.read(record).astype(int) - decode(Path(record.image)) for record in (first, second)]
     assert not np.array_equal(*noise)
+
+
+ORIENTATION = 0x0112
+
+
+def turned(pixels: np.ndarray, orientation: int, path: Path) -> Path:
+    """Write an image that viewers show as ``pixels``, stored with an EXIF orientation."""
+    # The stored grid is what the inverse of the orientation makes of the pixels; 6 and 8 are inverse to each other.
+    image = Image.new("RGB", pixels.shape[1::-1])
+    image.putdata([tuple(pixel) for row in pixels.tolist() for pixel in row])
+    exif = Image.Exif()
+    exif[ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
+    image.save(path.with_suffix(".scratch.png"), exif=exif)
+    stored = ImageOps.exif_transpose(Image.open(path.with_suffix(".scratch.png")))
+    path.with_suffix(".scratch.png").unlink()
+    exif[ORIENTATION] = orientation
+    stored.save(path, exif=exif, quality=100, lossless=True)
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tiff"])
+def test_images_are_read_as_viewers_show_them(tmp_path: Path, orientation: int, suffix: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 7, 3), dtype=np.uint8)
+    path = turned(pixels, orientation, tmp_path / f"a{suffix}")
+    assert np.array_equal(decode(path), pixels)
+    if suffix != ".tiff":  # Pillow always applies the orientation of TIFF files.
+        with Image.open(path) as image:
+            assert np.array_equal(decode(path, exif_orientation=False), np.asarray(image))
+
+
+def test_a_rotated_jpeg_and_one_with_damaged_exif_data(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, :32, 0] = 255
+    read = decode(turned(pixels, 6, tmp_path / "a.jpg"))
+    assert read.shape == (32, 64, 3)
+    assert np.abs(read.astype(int) - pixels).mean() < 4
+    Image.fromarray(pixels).save(tmp_path / "b.jpg", exif=b"Exif\x00\x00MM\x00*garbage")
+    assert decode(tmp_path / "b.jpg").shape == (32, 64, 3)
+
+
+def test_the_declared_size_is_compared_with_the_pixels(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    turned(pixels, 6, tmp_path / "a.jpg")
+    np.save(tmp_path / "b.npy", pixels)
+    (tmp_path / "broken.png").write_text("no image")
+
+    def check(width: int | None, height: int | None, *, name: str = "a.jpg", exif_orientation: bool = True) -> None:
+        image = {"id": 1, "file_name": name, "width": width, "height": height}
+        (tmp_path / "gt.json").write_text(json.dumps({"images": [image, {**image, "id": 2}]}))
+        ImageReader(exif_orientation=exif_orientation).check_sizes(load_dataset(tmp_path / "gt.json").records)
+
+    check(60, 40)
+    check(40, 60, exif_orientation=False)
+    check(None, None)
+    check(0, 40)
+    check(60, 40, name="b.npy")
+    check(1, 1, name="broken.png")
+    check(1, 1, name="missing.png")
+    with pytest.raises(
+        DataError, match=r"exchanged, because of its EXIF orientation; run with --no-exif-orientation \(1 m"
+    ):
+        check(40, 60)
+    with pytest.raises(DataError, match="run without --no-exif-orientation"):
+        check(60, 40, exif_orientation=False)
+    with pytest.raises(DataError, match="width and height are exchanged; rotate"):
+        check(40, 60, name="b.npy")
+    for size in ((120, 80), (30, 20), (20, 13)):
+        with pytest.raises(DataError, match="resized after it was annotated"):
+            check(*size)
+    with pytest.raises(DataError, match=r"60 x 40 pixels, and its annotations are for 60 x 60; give"):
+        check(60, 60)
+    with pytest.raises(DataError, match="no COCO file"):
+        check("wide", 40)  # type: ignore[arg-type]

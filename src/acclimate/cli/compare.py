@@ -69,6 +69,7 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
         adapter=options.adapter_options(values),
         given=options.given_ttt_settings(context),
         corruption=options.corruption(values),
+        exif_orientation=values["exif_orientation"],
         ttt_source=values["ttt_source"],
         images_root=values["images_root"],
         max_images=values["max_images"],

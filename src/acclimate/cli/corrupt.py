@@ -16,9 +16,17 @@ from acclimate.errors import ConfigError, DataError
 @click.argument("output", type=options.existing_path(), required=False)
 @click.option("--name", "name", metavar="NAME[:SEVERITY]", help="The corruption, with a severity from 1 to 5.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers.")
+@click.option(
+    "--exif-orientation/--no-exif-orientation",
+    default=True,
+    show_default=True,
+    help="Rotate images as their EXIF data says, or keep the stored pixel grid.",
+)
 @click.option("--list", "list_names", is_flag=True, help="List the corruptions and exit.")
 @reports_input_errors
-def corrupt_command(images: Path | None, output: Path | None, name: str | None, seed: int, list_names: bool) -> None:
+def corrupt_command(
+    images: Path | None, output: Path | None, name: str | None, seed: int, exif_orientation: bool, list_names: bool
+) -> None:
     """Apply an ImageNet-C style corruption to IMAGES and write the copies to the folder OUTPUT, as PNG."""  # fmt: skip
     # Imported here: options and their help need no image library.
     from PIL import Image
@@ -34,7 +42,7 @@ def corrupt_command(images: Path | None, output: Path | None, name: str | None, 
         return
     if images is None or output is None or name is None:
         raise ConfigError("give IMAGES, OUTPUT and --name, or --list")
-    reader = ImageReader(CorruptionSpec.parse(name), seed=seed)
+    reader = ImageReader(CorruptionSpec.parse(name), seed=seed, exif_orientation=exif_orientation)
     dataset = load_dataset(images)
     root = images if images.is_dir() else images.parent
     targets = {record: _target(Path(record.image), root, output) for record in dataset.records}

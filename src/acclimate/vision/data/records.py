@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,11 +23,13 @@ class Record:
         image: path of the file, as it appears in predictions.
         image_id: the id in the COCO file, or the position in the folder or list, counted from 1.
         intrinsics: ``(fx, fy, cx, cy)`` in pixels, where a COCO file gives them.
+        declared_size: ``(width, height)`` in pixels that a COCO file states; None where it states none.
     """
 
     image: str
     image_id: int
     intrinsics: tuple[float, float, float, float] | None = None
+    declared_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,12 @@ def _from_coco(source: Path, images_root: Path | None) -> Dataset:
     content = read_json(source, "COCO file")
     try:
         images = [
-            (str(image["file_name"]), whole_number(image["id"]), _intrinsics(image.get("intrinsics")))
+            Record(
+                str(image["file_name"]),
+                whole_number(image["id"]),
+                _intrinsics(image.get("intrinsics")),
+                declared_size(image),
+            )
             for image in content["images"]
         ]
         categories = {whole_number(category["id"]): str(category["name"]) for category in content.get("categories", [])}
@@ -142,10 +151,21 @@ def _from_coco(source: Path, images_root: Path | None) -> Dataset:
             f"{source} is no COCO file: each image needs file_name and a whole number as id (and intrinsics, where "
             f"given, four numbers fx, fy, cx, cy), each category a whole number as id, and name ({error})"
         ) from error
-    if len({number for _, number, _ in images}) < len(images):
+    if len({image.image_id for image in images}) < len(images):
         raise DataError(f"{source} gives two images the same id; make the ids unique")
-    root = _coco_root(source, [name for name, _, _ in images]) if images_root is None else images_root
-    return Dataset(tuple(Record(str(root / name), number, camera) for name, number, camera in images), categories)
+    root = _coco_root(source, [image.image for image in images]) if images_root is None else images_root
+    records = tuple(dataclasses.replace(image, image=str(root / image.image)) for image in images)
+    return Dataset(records, categories)
+
+
+def declared_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return ``(width, height)`` of an image in a COCO file; None where one is missing, null or 0.
+
+    Raises:
+        TypeError, ValueError: one is no whole number.
+    """
+    width, height = (whole_number(image.get(key) or 0) for key in ("width", "height"))
+    return (width, height) if width > 0 and height > 0 else None
 
 
 def _intrinsics(values: Any) -> tuple[float, float, float, float] | None:

@@ -51,6 +51,7 @@ class Comparison:
         adapter: the options of the adapter and its model.
         given: TTT settings for all methods; a method option is passed to the methods that have it.
         corruption: applied to every image first.
+        exif_orientation: whether to rotate images as their EXIF data says.
         ttt_source: unlabelled source images for the methods that use them.
         images_root, max_images: see :func:`load_dataset`.
         recommend: whether to report the method that ``auto`` chooses for this model and stream.
@@ -66,6 +67,7 @@ class Comparison:
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     given: Mapping[str, Any] = field(default_factory=dict)
     corruption: CorruptionSpec | None = None
+    exif_orientation: bool = True
     ttt_source: Path | None = None
     images_root: Path | None = None
     max_images: int | None = None
@@ -153,7 +155,8 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     if comparison.ground_truth is not None and not is_coco(comparison.ground_truth):
         load_labels(comparison.ground_truth)
     dataset = load_dataset(comparison.source, images_root=comparison.images_root, max_images=comparison.max_images)
-    reader = ImageReader(comparison.corruption)
+    reader = ImageReader(comparison.corruption, exif_orientation=comparison.exif_orientation)
+    reader.check_sizes(dataset.records)
     adapter = make_adapter(comparison.adapter, reader=reader, categories=dataset.categories)
     require_ttt(adapter)
     source_records = () if comparison.ttt_source is None else load_dataset(comparison.ttt_source).records

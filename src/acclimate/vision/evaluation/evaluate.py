@@ -16,8 +16,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from acclimate.errors import DataError
+from acclimate.vision.data.images import size_mismatch
+from acclimate.vision.data.matching import ImageNames
 from acclimate.vision.data.predictions import to_coco
-from acclimate.vision.data.records import finite_number, read_json, whole_number
+from acclimate.vision.data.records import declared_size, finite_number, read_json, whole_number
 from acclimate.vision.evaluation.pose_errors import PoseErrors, pose_errors
 from acclimate.vision.models.adapter import Entry
 
@@ -123,66 +125,59 @@ class CocoScorer:
 
     Args:
         annotations: a COCO json with annotations.
-        images: the predicted images as ``(image, image_id)``; all images of the file by default. They are matched to
-            the file by id and name, or else by name, because ids of images from a folder are not COCO ids.
+        images: the paths of the predicted images; all images of the file by default. They are matched to the file by
+            :class:`~acclimate.vision.data.matching.ImageNames`, never by id: ids of images from a folder are counted.
 
     Raises:
-        DataError: the file has no images, categories or annotations, or does not contain a predicted image.
+        DataError: the file has no images, categories or annotations, or a predicted image matches none or several of
+            its images.
     """
 
     metric = "mAP"
 
-    def __init__(self, annotations: Path, *, images: Sequence[tuple[str, int]] | None = None) -> None:
+    def __init__(self, annotations: Path, *, images: Sequence[str] | None = None) -> None:
         content = _coco_truth(read_json(annotations, "ground truth"), annotations)
         self._truth = COCO()
         self._truth.dataset = content
         with _quiet():
             self._truth.createIndex()
         self._images: dict[int, dict[str, Any]] = {image["id"]: image for image in content["images"]}
-        self._by_name: dict[str, list[int]] = {}
-        for number, image in self._images.items():
-            self._by_name.setdefault(Path(str(image["file_name"])).name, []).append(number)
-        self._image_ids = sorted(self._images if images is None else {self.image_id(*image) for image in images})
+        self._names = ImageNames({number: image["file_name"] for number, image in self._images.items()})
+        self._image_ids = sorted(self._images if images is None else self._names.match_all(images).values())
         self.image_count = len(self._image_ids)
 
-    def image_id(self, image: str, predicted_id: int | None) -> int:
+    def image_id(self, image: str) -> int:
         """Return the file's id of a predicted image.
 
         Raises:
-            DataError: the file has no such image, or several of that name.
+            DataError: the file has no such image, or several that match equally well.
         """
-        name = Path(image).name
-        if predicted_id in self._images and Path(str(self._images[predicted_id]["file_name"])).name == name:
-            return predicted_id
-        found = self._by_name.get(name, [])
-        if len(found) != 1:
-            raise DataError(
-                f"the ground truth has {len(found) or 'no'} images called {name!r}, so {image} cannot be scored; "
-                "each predicted image must match exactly one"
-            )
-        return found[0]
+        return self._names.match(image)
 
     def score(self, entries: Sequence[Entry]) -> Score:
         """Score a detector's entries.
 
         Raises:
-            DataError: they are a classifier's, or have a category that is not in the ground truth.
+            DataError: they are a classifier's, have a category that is not in the ground truth, or were predicted on
+                images of another size than the annotations are for.
         """
+        numbers = self._names.match_all([entry["image"] for entry in entries])
         placed = []
         for entry in entries:
-            number = self.image_id(entry["image"], entry.get("image_id"))
-            size = {key: entry.get(key) or self._images[number].get(key) for key in ("width", "height")}
-            if entry.get("detections") and None in size.values():
+            number = numbers[entry["image"]]
+            size = _size(entry, self._images[number])
+            if entry.get("detections") and size is None:
                 raise DataError(
                     f"neither predictions nor ground truth contain the size of {entry['image']}; add width and height "
                     "to the ground truth"
                 )
-            placed.append({**entry, **size, "image_id": number})
+            width, height = size or (None, None)
+            placed.append({**entry, "width": width, "height": height, "image_id": number})
         return self.score_results(to_coco(placed))
 
     def pose_errors(self, entries: Sequence[Entry]) -> PoseErrors | None:
         """Return the errors of the poses in ``entries``; None where predictions or ground truth have no poses."""
-        placed = [{**entry, "image_id": self.image_id(entry["image"], entry.get("image_id"))} for entry in entries]
+        placed = [{**entry, "image_id": self.image_id(entry["image"])} for entry in entries]
         truth = {number: self._truth.imgToAnns[number] for number in self._image_ids}
         sizes = {number: (image.get("width", 0), image.get("height", 0)) for number, image in self._images.items()}
         return pose_errors(placed, truth, sizes=sizes)
@@ -243,7 +238,7 @@ def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
         DataError: the file is missing, is of neither kind, or does not contain an image of the entries.
     """
     if is_coco(ground_truth):
-        return CocoScorer(ground_truth, images=[(entry["image"], entry.get("image_id", -1)) for entry in entries])
+        return CocoScorer(ground_truth, images=[entry["image"] for entry in entries])
     return AccuracyScorer(load_labels(ground_truth), [entry["image"] for entry in entries])
 
 
@@ -337,6 +332,23 @@ def _annotation(number: int, given: Mapping[str, Any]) -> dict[str, Any]:
         "area": width * height if area is None else finite_number(area),
         "iscrowd": int(given.get("iscrowd") or 0),
     }
+
+
+def _size(entry: Entry, image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return ``(width, height)`` of a predicted image; None where neither predictions nor ground truth have them.
+
+    Raises:
+        DataError: the two differ.
+    """
+    declared = declared_size(image)
+    if not entry.get("width") or not entry.get("height"):
+        return declared
+    found = (entry["width"], entry["height"])
+    if declared is not None and declared != found:
+        message = size_mismatch(entry["image"], declared=declared, found=found)
+        turned = found == declared[::-1]
+        raise DataError(message + ("; predict again with or without --no-exif-orientation" if turned else ""))
+    return found
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from acclimate.vision.data.images import ImageReader
-from acclimate.vision.data.records import Record
-from acclimate.vision.evaluation.evaluate import load_labels
+from acclimate.vision.data.matching import ImageNames
+from acclimate.vision.data.records import Record, read_json, whole_number
+from acclimate.vision.evaluation.evaluate import is_coco, label_key, load_labels
 from acclimate.vision.models.adapter import Entry
 
 if TYPE_CHECKING:
@@ -60,17 +60,17 @@ def before_and_after(
     figure.savefig(path, dpi=110)
 
 
-def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Mapping[str, Any]) -> None:
+def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Callable[[str], Any]) -> None:
     if "classification" in entry:
         decided = entry["classification"]
-        label = truth.get(entry["image"], truth.get(Path(entry["image"]).name))
+        label = truth(entry["image"])
         color = _NEUTRAL if label is None else _RIGHT if decided["class_id"] == label else _WRONG
         text = f"{decided['class_id']}  ({decided['score']:.2f})"
         axes.set_title(text if label is None else f"{text}\ntrue {label}", fontsize=10, color=color)
         return
     from matplotlib.patches import Rectangle
 
-    for x, y, w, h in truth.get(str(entry["image_id"]), ()):
+    for x, y, w, h in truth(entry["image"]) or ():
         axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="white", linewidth=1, linestyle="--"))
     for detection in entry["detections"]:
         if detection["score"] < _SHOWN_SCORE:
@@ -91,15 +91,16 @@ def _headline(entry: Entry) -> Any:
     return [detection["class_id"] for detection in entry["detections"] if detection["score"] >= _SHOWN_SCORE]
 
 
-def _truth(path: Path | None) -> Mapping[str, Any]:
-    """Return labels by image, or boxes by image id as text."""
+def _truth(path: Path | None) -> Callable[[str], Any]:
+    """Return a function of an image that gives its label or its boxes; None where there are none."""
     if path is None:
-        return {}
-    if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if "annotations" in content:
-            boxes: dict[str, list[Any]] = {}
-            for annotation in content["annotations"]:
-                boxes.setdefault(str(annotation["image_id"]), []).append(annotation["bbox"])
-            return boxes
-    return load_labels(path)
+        return lambda image: None
+    if not is_coco(path):
+        labels = load_labels(path)
+        return lambda image: labels.get(label_key(image, labels) or "")
+    content = read_json(path, "ground truth")
+    names = ImageNames({whole_number(image["id"]): str(image["file_name"]) for image in content["images"]})
+    boxes: dict[int, list[Any]] = {}
+    for annotation in content["annotations"]:
+        boxes.setdefault(whole_number(annotation["image_id"]), []).append(annotation["bbox"])
+    return lambda image: boxes.get(names.match(image), ())

@@ -50,6 +50,7 @@ class ExportJob:
         log_output: the file for the TTT log.
         images_root, max_images: see :func:`load_dataset`.
         corruption: applied to every image first.
+        exif_orientation: whether to rotate images as their EXIF data says.
         batch_size: without TTT; None means the adapter's own.
         strict: whether images that cannot be used are an error.
         resume: whether to continue from the partial file of an interrupted run of the same job.
@@ -72,6 +73,7 @@ class ExportJob:
     images_root: Path | None = None
     max_images: int | None = None
     corruption: CorruptionSpec | None = None
+    exif_orientation: bool = True
     batch_size: int | None = None
     strict: bool = False
     resume: bool = False
@@ -115,7 +117,8 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         if target is not None:
             check_writable(target)
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
-    reader = ImageReader(job.corruption)
+    reader = ImageReader(job.corruption, exif_orientation=job.exif_orientation)
+    reader.check_sizes(dataset.records)
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
     if job.format == "coco" and adapter.kind == "classifier":
         raise ConfigError("COCO results contain boxes, and this model is a classifier; use --format acclimate")
@@ -252,6 +255,7 @@ def _made_from(job: ExportJob, dataset: Dataset, config: TTTConfig | None) -> di
         "ttt": to_jsonable(config),
         "tta": to_jsonable(job.tta),
         "corruption": str(job.corruption),
+        "exif_orientation": job.exif_orientation,
         "batch_size": job.batch_size,
     }
 
