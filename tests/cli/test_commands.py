@@ -196,7 +196,7 @@ BAD |= {
     "output is a folder": (("export", "images", *MODEL, "-o", "images"), "it is a folder"),
     "low rank without rank": (("export", "images", *MODEL, "--ttt", "--lora-targets", "5"), "--lora-rank"),
     "mim flag without mim": (("export", "images", *MODEL, "--ttt", "--ttt-mask-prob", "0.5"), "--ttt-method mim"),
-    "source without eata": (("export", "images", *MODEL, "--ttt", "--ttt-source", "images"), "have no effect with tent"),
+    "source without eata": (("export", "images", *MODEL, "--ttt", "--ttt-source", "images"), "no effect with tent"),
     "tta flag without tta": (("export", "images", *MODEL, "--tta-seed", "3"), "--tta"),
     "batch size with ttt": (("export", "images", *MODEL, "--ttt", "--batch-size", "3"), "--ttt-batch-size"),
     "guard without guards": (("export", "images", *MODEL, "--ttt", "--no-ttt-guards", "--ttt-probe"), "without guards"),

@@ -14,7 +14,7 @@ import pytest
 from acclimate.errors import ConfigError, DataError, EmptySelectionError, InputError, TTTNotSupportedError
 from acclimate.registry import METHODS, presets
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
-from acclimate.vision.data.predictions import atomic, read_predictions, to_coco
+from acclimate.vision.data.predictions import read_predictions, to_coco
 from acclimate.vision.data.records import load_dataset
 from acclimate.vision.models.loading import AdapterOptions
 from acclimate.vision.models.torch_adapter import TorchAdapter
@@ -24,6 +24,7 @@ from acclimate.vision.run.runners import dry_run, run_ttt
 from acclimate.vision.run.tta import TTAConfig
 from acclimate.vision.run.ttt import TTTRun
 from tests.networks import assert_identical, tensors_of, write_images
+from tests.test_output_files import Reader
 
 FACTORIES = "tests.vision.factories"
 
@@ -322,6 +323,64 @@ def test_sample_counts_finished_images_towards_max_batches_on_resume(folder: Pat
     assert export(dataclasses.replace(work, resume=True)).entries == whole.entries
 
 
+def test_a_fifo_gets_the_predictions_and_no_partial_file(folder: Path) -> None:
+    whole = export(job(folder))
+    for path in (folder / "out").iterdir():
+        path.unlink()
+    reader = Reader(folder / "out" / "pipe", kind="fifo")
+    export(job(folder, output=folder / "out" / "pipe"))
+    assert json.loads(reader.received()) == list(whole.entries)
+    assert files(folder) == ["pipe"]
+    with pytest.raises(ConfigError, match="--resume"):
+        export(job(folder, output=folder / "out" / "pipe", resume=True))
+
+
+def test_the_partial_file_of_a_link_is_beside_its_target(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "link.json").symlink_to("out/real.json")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done >= 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        export(job(folder, output=folder / "link.json", batch_size=2), progress=stop)
+    assert files(folder) == [".real.json.partial.jsonl"]
+    export(job(folder, output=folder / "link.json", batch_size=2, resume=True))
+    assert files(folder) == ["real.json"]
+    assert (folder / "link.json").is_symlink()
+
+
+def test_images_that_were_replaced_are_not_resumed(folder: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "predict" and done >= 4:
+            raise Interrupted
+
+    write_images(folder / "source", 3, side=24)
+    work = job(folder, batch_size=2)
+    stream = job(folder, ttt={"method": "spectrum", "batch_size": 2}, ttt_source=folder / "source")
+    for interrupted, image in (
+        (work, folder / "images" / "image_000.png"),
+        (work, folder / "images" / "image_006.png"),
+        (stream, folder / "source" / "image_001.png"),
+    ):
+        with pytest.raises(Interrupted):
+            export(interrupted, progress=stop)
+        write_images(folder / "other", 1, side=20)[0].replace(image)
+        with pytest.raises(DataError, match=rf"1 of \d+ images were changed .*{image.name}.*leave out --resume"):
+            export(dataclasses.replace(interrupted, resume=True))
+        assert not (folder / "out" / "predictions.json").exists()
+        assert files(folder) == [".predictions.json.partial.jsonl"]
+    whole = export(dataclasses.replace(work, output=folder / "whole.json"))
+    assert export(work).entries == whole.entries
+    # A run that starts again anyway predicts the images as they are now.
+    online = job(folder, ttt={"reset": "online", "batch_size": 2})
+    with pytest.raises(Interrupted):
+        export(online, progress=stop)
+    write_images(folder / "other", 2, side=20)[1].replace(folder / "images" / "image_000.png")
+    assert export(dataclasses.replace(online, resume=True)).entries == export(online).entries
+
+
 @pytest.mark.parametrize("target", ["a_folder", "a_file/below.json"])
 def test_where_it_cannot_write_is_known_before_any_work(folder: Path, target: str) -> None:
     (folder / "a_folder").mkdir()
@@ -476,25 +535,6 @@ def test_dry_run_lists_and_moves_nothing() -> None:
     low_rank = dry_run(adapter, TTTConfig(update_filter="lora_only", lora_rank=2, lora_targets=("5",)))
     assert [shape for _, shape in low_rank] == [(2, 32), (5, 2)]
     assert_identical(adapter.get_model(), before)
-
-
-def test_atomic_writing(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "file.json"
-
-    def fail_half_way() -> None:
-        with atomic(path) as file:
-            file.write("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_half_way()
-    assert list((tmp_path / "deep").iterdir()) == []
-    with atomic(path) as file:
-        file.write("whole")
-    assert path.read_text() == "whole"
-    (tmp_path / "blocked").write_text("a file, not a folder")
-    with pytest.raises(DataError, match="cannot write"), atomic(tmp_path / "blocked" / "x.json"):
-        pass
 
 
 @pytest.mark.parametrize("content", ["{}", "[1, 2]", '{"predictions": 3}', "nonsense"])

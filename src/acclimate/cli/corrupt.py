@@ -9,6 +9,7 @@ import click
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
 from acclimate.errors import ConfigError, DataError
+from acclimate.output_files import check_folder_writable, open_output
 
 
 @click.command("corrupt", short_help="Write corrupted copies of images.")
@@ -33,7 +34,6 @@ def corrupt_command(
 
     from acclimate.vision.data.corruptions import CORRUPTIONS
     from acclimate.vision.data.images import CorruptionSpec, ImageReader
-    from acclimate.vision.data.predictions import atomic_binary, check_writable
     from acclimate.vision.data.records import load_dataset
 
     if list_names:
@@ -42,6 +42,7 @@ def corrupt_command(
         return
     if images is None or output is None or name is None:
         raise ConfigError("give IMAGES, OUTPUT and --name, or --list")
+    check_folder_writable(output)
     reader = ImageReader(CorruptionSpec.parse(name), seed=seed, exif_orientation=exif_orientation)
     dataset = load_dataset(images)
     root = images if images.is_dir() else images.parent
@@ -56,9 +57,7 @@ def corrupt_command(
     written = 0
     for record, target in targets.items():
         for _, pixels in reader.read_many([record]):
-            check_writable(target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_binary(target) as file:
+            with open_output(target) as file:
                 Image.fromarray(pixels).save(file, "PNG")
             written += 1
     if not written:

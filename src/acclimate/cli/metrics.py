@@ -11,6 +11,7 @@ import click
 from acclimate.cli import store_options
 from acclimate.cli.terminal import reports_input_errors
 from acclimate.errors import StoreError
+from acclimate.output_files import write_output
 
 _DAYS = click.option(
     "--days",
@@ -82,11 +83,7 @@ def report_command(period: Any, output: Path | None, **given: Any) -> None:
     if output is None:
         click.echo(as_text(made), nl=False)
         return
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(as_html(made), encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {output}: {error.strerror}") from error
+    write_output(output, as_html(made), error=StoreError)
     click.echo(f"report: {output}", err=True)
 
 

@@ -14,6 +14,7 @@ from acclimate.errors import ConfigError, StoreError
 from acclimate.monitoring.schema import requests, ttt_ab_tests, ttt_metrics
 from acclimate.monitoring.store import Store
 from acclimate.monitoring.window import Window
+from acclimate.output_files import open_output, open_text_output, write_output
 
 FORMATS: Final = (".json", ".csv", ".parquet")
 
@@ -52,20 +53,17 @@ def export_metrics(store: Store, path: Path, window: Window, *, days: float) -> 
             content["requests"] = _rows(connection, sa.select(*shown).where(window.of(requests.c.timestamp)))
             content["ab_tests"] = _rows(connection, sa.select(ttt_ab_tests).where(window.of(ttt_ab_tests.c.timestamp)))
     names = [column.name for column in (*ttt_metrics.c, *more)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".json":
-            head = {"export_timestamp": datetime.now(UTC).isoformat(), "period_days": days}
-            path.write_text(json.dumps({**head, "total_records": len(attempts), **content}, indent=2) + "\n")
-        elif path.suffix == ".csv":
-            with path.open("w", newline="", encoding="utf-8") as file:
-                rows = csv.DictWriter(file, names)
-                rows.writeheader()
-                rows.writerows(attempts)
-        else:
-            _write_parquet(path, names, attempts)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}") from error
+    if path.suffix == ".json":
+        head = {"export_timestamp": datetime.now(UTC).isoformat(), "period_days": days}
+        text = json.dumps({**head, "total_records": len(attempts), **content}, indent=2) + "\n"
+        write_output(path, text, error=StoreError)
+    elif path.suffix == ".csv":
+        with open_text_output(path, error=StoreError) as file:
+            rows = csv.DictWriter(file, names)
+            rows.writeheader()
+            rows.writerows(attempts)
+    else:
+        _write_parquet(path, names, attempts)
     return len(attempts)
 
 
@@ -83,4 +81,5 @@ def _write_parquet(path: Path, names: list[str], rows: list[dict[str, Any]]) -> 
     types[sa.Boolean] = pa.bool_()
     columns = {c.name: types[type(c.type)] for table in (requests, ttt_metrics) for c in table.c}
     schema = pa.schema([(name, columns[name]) for name in names])
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    with open_output(path, error=StoreError) as file:
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), file)

@@ -6,19 +6,16 @@ boxes as fractions of the image; a classifier's has ``classification: {class_id,
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from acclimate.errors import ConfigError, DataError
+from acclimate.output_files import open_text_output
 from acclimate.vision.data.labels import LabelMap
 from acclimate.vision.data.records import finite_number, read_json, whole_number
 from acclimate.vision.models.adapter import Entry, ImageBatch
@@ -153,65 +150,10 @@ def read_coco_results(path: Path) -> list[dict[str, Any]] | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file atomically: on an error, an existing file is left unchanged."""
-    with atomic(path) as file:
+    """Write a JSON file whole or not at all, see :func:`acclimate.output_files.open_output`."""
+    with open_text_output(path) as file:
         json.dump(content, file, indent=1, allow_nan=False)
         file.write("\n")
-
-
-def check_writable(path: Path) -> None:
-    """Check that a file can be written to ``path``, so that a long run does not fail at its end.
-
-    Raises:
-        DataError: ``path`` is a folder, a part of it is a file, or its folder is not writable.
-    """
-    if path.is_dir():
-        raise DataError(f"cannot write {path}: it is a folder; name a file")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise DataError(f"cannot write {path}: {existing} is not a writable folder; choose another place")
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[IO[str]]:
-    """Open a temporary text file that replaces ``path`` when the block ends, and is deleted if it raises.
-
-    Raises:
-        DataError: the folder cannot be written to.
-    """
-    with atomic_binary(path) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8")
-        yield text
-        text.flush()
-        text.detach()
-
-
-@contextmanager
-def atomic_binary(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary binary file that replaces ``path`` when the block ends, and is deleted if it raises.
-
-    Raises:
-        DataError: the folder cannot be written to.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp creates files that only the user can read; results get the permissions that the umask allows.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _checked_entry(entry: dict[str, Any], path: Path) -> Entry:

@@ -15,9 +15,10 @@ from torch import nn
 
 from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError, DataError, InputError, TTTNotSupportedError, first_line
+from acclimate.output_files import check_folder_writable, check_writable
 from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
-from acclimate.vision.data.predictions import check_writable, write_json
+from acclimate.vision.data.predictions import write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
 from acclimate.vision.evaluation.evaluate import Interval, Score, Scorer, difference, is_coco, load_labels, make_scorer
 from acclimate.vision.evaluation.pictures import before_and_after
@@ -150,6 +151,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     Raises:
         InputError: an input or a setting cannot be used.
     """
+    check_folder_writable(comparison.output)
     for name in ("comparison.json", "comparison.png"):
         check_writable(comparison.output / name)
     if comparison.ground_truth is not None and not is_coco(comparison.ground_truth):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from acclimate.output_files import open_output
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.matching import ImageNames
 from acclimate.vision.data.records import Record, read_json, whole_number
@@ -56,8 +57,8 @@ def before_and_after(
             _draw(axes, entry, pixels.shape[1], pixels.shape[0], truth)
     grid[0][0].set_ylabel("without TTT", fontsize=12)
     grid[1][0].set_ylabel(f"with {title}", fontsize=12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with open_output(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Callable[[str], Any]) -> None:

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError, DataError
+from acclimate.output_files import check_writable, is_special
 from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
-from acclimate.vision.data.predictions import check_writable, to_coco, wrapped, write_json
+from acclimate.vision.data.predictions import to_coco, wrapped, write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
 from acclimate.vision.models.adapter import Adapter, Entry, chunks, plain_forward
 from acclimate.vision.models.loading import AdapterOptions, make_adapter
@@ -113,6 +114,11 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         raise ConfigError(
             "--wrap adds metadata to the predictions file, and COCO results have no place for it; leave one out"
         )
+    if job.resume and is_special(job.output):
+        raise ConfigError(
+            f"--resume continues from a file beside the output, and {job.output} is a device, FIFO or socket; leave out "
+            "--resume, or name a file"
+        )
     for target in (job.output, job.log_output, job.save_state):
         if target is not None:
             check_writable(target)
@@ -128,7 +134,10 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     )
     work = _Work(job, adapter, config, source_records, progress)
     made_from = _made_from(job, dataset, config)
-    with PartialResult(job.output, made_from, resume=job.resume, restarts=not work.can_resume) as partial:
+    images = {record.image: None for record in (*dataset.records, *source_records, *work.probe_records)}
+    with PartialResult(
+        job.output, made_from, images=images, resume=job.resume, restarts=not work.can_resume
+    ) as partial:
         for batch in work.predict(dataset.records, done=partial.entries):
             partial.add(batch)
         entries = tuple(partial.entries)
@@ -156,6 +165,7 @@ class _Work:
     ) -> None:
         self.job, self.adapter, self.config = job, adapter, config
         self.source_records = source_records
+        self.probe_records = () if job.probe_images is None else load_dataset(job.probe_images).records
         self.progress = progress
         self.report: TTTReport | None = None
         self.augmenter: Augmenter | None = None
@@ -211,7 +221,7 @@ class _Work:
             adapter,
             self.config,
             source_records=self.source_records,
-            probe_records=() if self.job.probe_images is None else load_dataset(self.job.probe_images).records,
+            probe_records=self.probe_records,
             load_state=self.job.load_state,
             save_state=self.job.save_state,
         ) as run:
