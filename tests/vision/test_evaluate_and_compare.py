@@ -317,8 +317,29 @@ def test_labels_as_json_and_csv(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"x.png": 3}')
     (tmp_path / "a.csv").write_text("image,label\nx.png,3\n")
     assert load_labels(tmp_path / "a.json") == load_labels(tmp_path / "a.csv") == {"x.png": 3}
+    for header in ("image,class", "Image, Class", "\ufeffimage,class"):
+        (tmp_path / "a.csv").write_text(f"{header}\nx.png,3\n", encoding="utf-8")
+        assert load_labels(tmp_path / "a.csv") == {"x.png": 3}
+    for name, content in (("a.csv", "\ufeffx.png,3\n"), ("a.json", '\ufeff{"x.png": "3"}')):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert load_labels(tmp_path / name) == {"x.png": 3}
     with pytest.raises(DataError, match="cannot be read"):
         load_labels(tmp_path / "gone.csv")
+
+
+def test_ground_truth_of_crowds_alone_is_nothing_to_score(tmp_path: Path) -> None:
+    path = truth(tmp_path / "gt.json")
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    entry = detected(2, 4, [50, 5, 40, 40])
+    assert make_scorer(path, [entry]).score([entry]).metrics["mAP"] == pytest.approx(1)
+    with pytest.raises(DataError, match="nothing to score"):
+        make_scorer(path, [detected(1, 3, [10, 10, 20, 20])])
+    content["annotations"][1]["iscrowd"] = True
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="nothing to score"):
+        CocoScorer(path)
 
 
 def comparison(folder: Path, **changes: Any) -> Comparison:

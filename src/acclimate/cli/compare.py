@@ -130,6 +130,8 @@ def print_comparison(result: ComparisonResult, *, source: Path | None = None) ->
     console.print(table)
     if result.skipped:
         console.print(f"{len(result.skipped)} images could not be used")
+    for warning in result.warnings:
+        console.print(f"note: {warning}", soft_wrap=True, markup=False)
     if result.recommended is not None:
         console.print(
             f"recommended: {result.recommended.method}  {as_flags(result.recommended, source=source)}", soft_wrap=True

@@ -64,6 +64,8 @@ def corrupt_command(
         raise DataError(
             f"none of the {len(targets)} images can be used; the first: {next(iter(reader.skipped.values()))}"
         )
+    for warning in reader.warnings:
+        click.echo(f"note: {warning}", err=True)
     click.echo(f"{written} images written to {output}" + (f", {len(reader.skipped)} skipped" if reader.skipped else ""))
 
 

@@ -131,6 +131,7 @@ class ComparisonResult:
         table: the JSON file with the table.
         images: number of predicted images.
         skipped: the images that could not be used, by path, and why.
+        warnings: of the adapter and about the images.
         recommended: the choice of ``auto``; None where it was not requested.
     """
 
@@ -140,6 +141,7 @@ class ComparisonResult:
     table: Path
     images: int
     skipped: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
     recommended: Choice | None = None
 
 
@@ -230,6 +232,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
             **to_jsonable(dataclasses.replace(recommended, config=None)),
             "flags": as_flags(recommended, source=comparison.ttt_source),
         }
+    content["warnings"] = [*adapter.warnings, *reader.warnings]
     write_json(table, content)
     for method, entries in predictions.items():
         write_json(comparison.output / f"predictions_{method}.json", entries)
@@ -240,6 +243,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
         table=table,
         images=len(predictions[BASELINE]),
         skipped=dict(reader.skipped),
+        warnings=(*adapter.warnings, *reader.warnings),
         recommended=recommended,
     )
 

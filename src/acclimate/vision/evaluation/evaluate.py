@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from acclimate.errors import DataError
+from acclimate.output_files import is_special
 from acclimate.vision.data.images import size_mismatch
 from acclimate.vision.data.matching import ImageNames
 from acclimate.vision.data.predictions import to_coco
@@ -24,6 +25,7 @@ from acclimate.vision.evaluation.pose_errors import PoseErrors, pose_errors
 from acclimate.vision.models.adapter import Entry
 
 _CONFIDENCE: Final = 0.95
+_HEADERS: Final = tuple(["image", label] for label in ("label", "class"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,8 @@ class CocoScorer:
             :class:`~acclimate.vision.data.matching.ImageNames`, never by id: ids of images from a folder are counted.
 
     Raises:
-        DataError: the file has no images, categories or annotations, or a predicted image matches none or several of
-            its images.
+        DataError: the file has no images, categories or annotations, a predicted image matches none or several of its
+            images, or the predicted images have no annotations but crowds.
     """
 
     metric = "mAP"
@@ -145,6 +147,12 @@ class CocoScorer:
         self._names = ImageNames({number: image["file_name"] for number, image in self._images.items()})
         self._image_ids = sorted(self._images if images is None else self._names.match_all(images).values())
         self.image_count = len(self._image_ids)
+        scored = set(self._image_ids)
+        if not any(a["image_id"] in scored and not a["iscrowd"] for a in content["annotations"]):
+            raise DataError(
+                f"nothing to score: {annotations} has no objects in the {self.image_count} predicted images (crowds, "
+                "iscrowd, do not count); give annotations of these images"
+            )
 
     def image_id(self, image: str) -> int:
         """Return the file's id of a predicted image.
@@ -244,35 +252,40 @@ def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
 
 def is_coco(ground_truth: Path) -> bool:
     """Return whether a ground truth file is a COCO json."""
-    if ground_truth.suffix != ".json":
+    if ground_truth.suffix.lower() != ".json":
         return False
     content = read_json(ground_truth, "ground truth")
     return isinstance(content, dict) and "annotations" in content
 
 
 def load_labels(path: Path) -> dict[str, int]:
-    """Return class ids by image from a json file ``{"image": class}`` or a csv file with lines ``image,label``.
+    """Return class ids by image from a json file ``{"image": class}`` or a csv file with lines ``image,class``.
+
+    The first line of the csv file may be a header, ``image,class`` or ``image,label``.
 
     Raises:
         DataError: the file is missing or empty, or a class is no integer.
     """
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         pairs = list(_mapping(read_json(path, "labels file"), path).items())
     else:
+        if is_special(path):
+            raise DataError(f"labels file {path} is a device, FIFO or socket; give a file")
         try:
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open(newline="", encoding="utf-8-sig") as file:
                 rows = [row for row in csv.reader(file) if row]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise DataError(f"labels file {path} cannot be read: {error}") from error
         if any(len(row) != 2 for row in rows):
-            raise DataError(f"labels file {path} must have exactly two columns, image and label")
-        pairs = [(row[0], row[1]) for row in rows if row != ["image", "label"]]
+            raise DataError(f"labels file {path} must have exactly two columns, image and class")
+        headed = bool(rows) and [cell.strip().lower() for cell in rows[0]] in _HEADERS
+        pairs = [(row[0], row[1]) for row in rows[headed:]]
     try:
-        labels = {str(name): int(label) for name, label in pairs}
+        labels = {str(name): whole_number(label) for name, label in pairs}
     except (TypeError, ValueError) as error:
         raise DataError(f"labels file {path}: classes must be integers ({error})") from error
     if not labels:
-        raise DataError(f"labels file {path} is empty; give one line image,label for each image")
+        raise DataError(f"labels file {path} is empty; give one line image,class for each image")
     return labels
 
 

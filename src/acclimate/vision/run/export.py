@@ -116,8 +116,8 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         )
     if job.resume and is_special(job.output):
         raise ConfigError(
-            f"--resume continues from a file beside the output, and {job.output} is a device, FIFO or socket; leave out "
-            "--resume, or name a file"
+            f"--resume continues from a file beside the output, and {job.output} is a device, FIFO or socket; leave "
+            "out --resume, or name a file"
         )
     for target in (job.output, job.log_output, job.save_state):
         if target is not None:
@@ -318,7 +318,7 @@ def _meta(
         "images": len(dataset.records),
         "skipped": dict(reader.skipped),
         "corruption": None if job.corruption is None else str(job.corruption),
-        "warnings": [*adapter.warnings, *work.warnings],
+        "warnings": [*adapter.warnings, *work.warnings, *reader.warnings],
         "tta": tta,
         "ttt": ttt_meta(config, work.report),
     }
