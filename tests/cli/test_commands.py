@@ -178,6 +178,10 @@ BAD = {
     "no such model": (("export", "images", "--model", "empty"), "cannot load a model"),
     "strict": (("export", "bad", *MODEL, "--strict"), "1 images cannot be used"),
     "settings without --ttt": (("export", "images", *MODEL, "--ttt-lr", "1"), "without --ttt"),
+    "state without --ttt": (
+        ("export", "images", *MODEL, "--ttt-save-state", "s"),
+        "the integration plan ignores them in this case; here they are an error",
+    ),
     "bad option": (("export", "images", *MODEL, "--ttt", "--ttt-option", "speed=1"), "no option 'speed'"),
     "option without value": (("export", "images", *MODEL, "--ttt", "--ttt-option", "speed"), "NAME=VALUE"),
     "bad corruption": (("export", "images", *MODEL, "--corrupt", "rain"), "unknown corruption 'rain'"),

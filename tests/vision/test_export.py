@@ -50,6 +50,42 @@ def without_times(meta: dict[str, Any]) -> Any:
     return [without_times(item) for item in meta] if isinstance(meta, list) else meta
 
 
+NUMBER = (int, float)
+TTA_TYPES: dict[str, Any] = {
+    "enabled": bool, "seed": (int, None), "flip_prob": NUMBER, "norm_only": bool, "warnings": list,
+    "summary": (dict, None),
+}  # fmt: skip
+TTT_TYPES: dict[str, Any] = {
+    "enabled": bool, "method": str, "steps": int, "batch_size": int, "lr": NUMBER, "update_filter": str,
+    "include": (list, None), "exclude": (list, None), "max_batches": int, "seed": (int, None), "mim": dict,
+    "report": (dict, None),
+}  # fmt: skip
+MIM_TYPES: dict[str, Any] = {"mask_prob": NUMBER, "patch_size": int, "mask_value": NUMBER}
+
+
+def assert_types(block: dict[str, Any], types: dict[str, Any]) -> None:
+    for key, allowed in types.items():
+        assert key in block, key
+        kinds = allowed if isinstance(allowed, tuple) else (allowed,)
+        kind = None if block[key] is None else type(block[key])
+        assert kind in kinds, (key, block[key])
+
+
+def assert_yolozus_types(content: dict[str, Any]) -> None:
+    """Check the types that the validator of YOLOZU requires in a wrapped export; an int is never a boolean."""
+    assert content["schema_version"] == 1
+    meta = content["meta"]
+    assert_types(meta, {"timestamp": str, "adapter": str, "config": str, "checkpoint": (str, None), "images": int})
+    assert_types(meta, {"tta": dict, "ttt": dict})
+    assert_types(meta["tta"], TTA_TYPES)
+    assert_types(meta["ttt"], TTT_TYPES)
+    assert_types(meta["ttt"]["mim"], MIM_TYPES)
+    for entry in content["predictions"]:
+        assert isinstance(entry["image"], str)
+        assert entry["image"]
+        assert isinstance(entry.get("detections"), list | None)
+
+
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "out").rglob("*")) if (folder / "out").exists() else []
 
@@ -90,7 +126,7 @@ def test_every_method_and_policy_reports_what_it_did(folder: Path, model: str, p
     source = folder / "images" if method == "spectrum" else None
     result = export(job(folder, model, ttt=given, ttt_source=source, wrap=True, log_output=folder / "out" / "log.json"))
     content = json.loads((folder / "out" / "predictions.json").read_text())
-    assert content["schema_version"] == 1
+    assert_yolozus_types(content)
     assert len(content["predictions"]) == 7
     meta = content["meta"]
     assert set(meta) >= {"timestamp", "adapter", "config", "checkpoint", "images", "tta", "ttt"}
@@ -211,6 +247,46 @@ def test_tta_is_part_of_the_flow_and_reported(folder: Path) -> None:
         export(job(folder, tta=tta, adapter=AdapterOptions(adapter="dummy")))
     with pytest.raises(ConfigError, match="flip_prob"):
         TTAConfig(flip_prob=2)
+
+
+@pytest.mark.parametrize("model", ["classifier", "detector"])
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("method", [None, *METHODS.names()])
+def test_wrapped_exports_have_yolozus_types_and_say_what_has_an_effect(
+    folder: Path, model: str, tta: bool, method: str | None
+) -> None:
+    if method is not None and model not in METHODS.info(method).kinds:
+        pytest.skip("for classifiers")
+    given = None if method is None else {"method": method, "reset": "online", "batch_size": 4, "max_batches": 1}
+    source = folder / "images" if method == "spectrum" else None
+    export(job(folder, model, ttt=given, ttt_source=source, tta=TTAConfig(enabled=tta), wrap=True))
+    content = json.loads((folder / "out" / "predictions.json").read_text())
+    assert_yolozus_types(content)
+    ttt = content["meta"]["ttt"]
+    if method is None:
+        plan = {"method": "tent", "steps": 1, "batch_size": 1, "lr": 1e-4, "update_filter": "all", "max_batches": 0}
+        assert {key: ttt[key] for key in plan} == plan
+        assert ttt["effective"] is None
+        return
+    effective = ttt["effective"]
+    assert (effective["max_batches"], effective["batch_size"]) == (1, 4)
+    assert (effective["mim"] is None) == (method != "mim")
+    learns = METHODS.info(method).needs_gradient
+    for key in ("steps", "lr", "update_filter"):
+        assert effective[key] == (ttt[key] if learns else None)
+    if not learns:
+        assert (ttt["steps"], ttt["lr"], ttt["update_filter"]) == (1, 1e-4, "all")
+
+
+def test_category_ids_that_are_no_indices_are_said(folder: Path) -> None:
+    content = {"images": [{"id": 7, "file_name": "image_000.png"}]}
+    for ids, said in (((0, 1, 2), False), ((1, 2, 3), True), ((3, 40, 90), True)):
+        categories = [{"id": number, "name": name} for number, name in zip(ids, "xyz", strict=True)]
+        (folder / "gt.json").write_text(json.dumps({**content, "categories": categories}))
+        result = export(job(folder, "detector", source=folder / "gt.json", images_root=folder / "images", wrap=True))
+        notes = [note for note in result.meta["warnings"] if "category ids" in note]
+        assert bool(notes) == said
+        assert all(f"({ids[0]} to {ids[2]})" in note for note in notes)
 
 
 def test_corruption_comes_first(folder: Path) -> None:
@@ -549,7 +625,8 @@ def test_the_dummy_adapter_finds_nothing(folder: Path) -> None:
     result: ExportResult = export(job(folder, adapter=AdapterOptions(adapter="dummy"), wrap=True))
     assert to_coco(result.entries) == []
     assert [Path(entry["image"]).name for entry in result.entries] == [f"image_{n:03d}.png" for n in range(7)]
-    assert result.meta["ttt"] == {"enabled": False}
+    assert result.meta["ttt"]["enabled"] is False
+    assert_yolozus_types(json.loads((folder / "out" / "predictions.json").read_text()))
 
 
 def test_source_images_are_not_put_through_the_corruption(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

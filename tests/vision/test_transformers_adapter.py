@@ -159,7 +159,8 @@ def test_category_ids_are_matched_by_name(folder: Path) -> None:
     categories = {7: "Dog", 9: "cat"}
     adapter = TransformersAdapter(str(folder / "vit"), categories=categories)
     assert {entry["classification"]["class_id"] for entry in adapter.predict(records)} <= {7, 9}
-    assert adapter.warnings == ("1 of the model's labels are not in the data set and are not written",)
+    assert adapter.warnings[:1] == ("1 of the model's labels are not in the data set and are not written",)
+    assert "category ids (7 to 9)" in adapter.warnings[1]
     with pytest.raises(DataError, match="'horse'"):
         TransformersAdapter(str(folder / "vit"), categories={1: "horse"})
     detector = TransformersAdapter(str(folder / "rt_detr"), categories=categories, score_threshold=0.0)

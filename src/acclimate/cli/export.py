@@ -98,7 +98,9 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         typed = [name for name in (*given, *_NEED_TTT) if values.get(name) or name in given]
         if typed:
             raise ConfigError(
-                f"settings of TTT were given ({', '.join(typed)}) without --ttt; add it, or leave them out"
+                f"settings of TTT were given ({', '.join(typed)}) without --ttt, where they have no effect; add "
+                "--ttt, or leave them out (the integration plan ignores them in this case; here they are an error, so "
+                "that a forgotten --ttt is noticed)"
             )
     options.refuse_what_has_no_effect(context)
     job = ExportJob(
