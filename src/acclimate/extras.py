@@ -17,7 +17,7 @@ import lazy_loader
 
 from acclimate.errors import MissingExtraError
 
-Extra = Literal["vision", "language", "monitoring", "parquet", "postgresql"]
+Extra = Literal["vision", "heic", "language", "monitoring", "parquet", "postgresql"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "gguf": OptionalPackage("gguf", ("language",)),
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
     "matplotlib": OptionalPackage("matplotlib", ("vision", "monitoring")),
+    "pillow_heif": OptionalPackage("pillow-heif", ("heic",)),
     "platformdirs": OptionalPackage("platformdirs", ("language",)),
     "psycopg": OptionalPackage("psycopg", ("postgresql",)),
     "pyarrow": OptionalPackage("pyarrow", ("parquet",)),

@@ -123,6 +123,34 @@ def test_coco_results_can_be_scored(folder: Path) -> None:
     assert set(scores[0]) == {"images", "mAP", "mAP50", "mAP75", "AR100"}
 
 
+def test_a_rotated_photo_is_predicted_as_viewers_show_it(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.open("images/image_000.png").resize((40, 24))
+    Path("photos").mkdir()
+    stored.save("photos/a.jpg", exif=exif)
+    model = ("--adapter", "torch", "--model", f"{FACTORIES}:detector")
+
+    def exported(width: int, height: int, *extra: str) -> Result:
+        image = {"id": 1, "file_name": "a.jpg", "width": width, "height": height}
+        categories = [{"id": n, "name": name} for n, name in enumerate("xyz")]
+        annotation = {"image_id": 1, "category_id": 0, "bbox": [1, 1, 9, 9]}
+        content = {"images": [image], "categories": categories, "annotations": [annotation]}
+        Path("photos/gt.json").write_text(json.dumps(content))
+        return run("export", "photos/gt.json", *model, "-o", "p.json", *extra)
+
+    assert exported(24, 40).exit_code == 0
+    (entry,) = json.loads(Path("p.json").read_text())
+    assert (entry["width"], entry["height"]) == (24, 40)
+    for refused in (exported(40, 24), exported(24, 40, "--no-exif-orientation")):
+        assert refused.exit_code == 2
+        assert "EXIF orientation" in refused.stderr
+    assert exported(40, 24, "--no-exif-orientation").exit_code == 0
+    assert run("evaluate", "p.json", "--ground-truth", "photos/gt.json").exit_code == 0
+    assert run("corrupt", "photos", "foggy", "--name", "fog:1").exit_code == 0
+    assert Image.open("foggy/a.png").size == (24, 40)
+
+
 def test_dry_run(folder: Path) -> None:
     done = run("export", "images", *MODEL, "--ttt", "--ttt-dry-run")
     assert done.stdout.splitlines() == [
@@ -150,6 +178,10 @@ BAD = {
     "no such model": (("export", "images", "--model", "empty"), "cannot load a model"),
     "strict": (("export", "bad", *MODEL, "--strict"), "1 images cannot be used"),
     "settings without --ttt": (("export", "images", *MODEL, "--ttt-lr", "1"), "without --ttt"),
+    "state without --ttt": (
+        ("export", "images", *MODEL, "--ttt-save-state", "s"),
+        "the integration plan ignores them in this case; here they are an error",
+    ),
     "bad option": (("export", "images", *MODEL, "--ttt", "--ttt-option", "speed=1"), "no option 'speed'"),
     "option without value": (("export", "images", *MODEL, "--ttt", "--ttt-option", "speed"), "NAME=VALUE"),
     "bad corruption": (("export", "images", *MODEL, "--corrupt", "rain"), "unknown corruption 'rain'"),

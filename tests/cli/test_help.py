@@ -34,3 +34,16 @@ def test_help_loads_nothing_heavy(names: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
     assert "Usage: " in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_help_of_export_says_which_method_ttt_alone_runs() -> None:
+    from click.testing import CliRunner
+
+    from acclimate.registry import KINDS, METHODS
+
+    page = " ".join(CliRunner().invoke(main, ["export", "--help"]).stdout.split())
+    for kind in KINDS:
+        ranked = sorted(
+            (info.safe_rank[kind], name) for name, info in METHODS.infos().items() if kind in info.safe_rank
+        )
+        assert f"{kind}: {', else '.join(name for _, name in ranked)}" in page

@@ -166,11 +166,10 @@ def test_the_error_for_an_unsupported_state_names_the_type(tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot be written"):
+    with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot write"):
         session.save_state(tmp_path / "file" / "state")
-    # Errors that safetensors itself raises are no OSError.
-    (tmp_path / ".state.partial").mkdir()
-    with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot be written"):
+    (tmp_path / "state").mkdir()
+    with Session(classifier(), Tent()) as session, pytest.raises(CheckpointError, match="cannot write"):
         session.save_state(tmp_path / "state")
 
 

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # Part of the package -> the extras that may be installed where it runs. The rest runs with none.
 PARTS = {
-    "vision": {"vision"},
+    "vision": {"vision", "heic"},
     "language": {"language"},
     "monitoring": {"monitoring", "parquet", "postgresql"},
 }
@@ -81,7 +81,7 @@ def test_every_import_is_declared(path: Path) -> None:
 
 
 def test_every_declared_package_is_imported() -> None:
-    for extra in ("vision", "language", "monitoring", "parquet", "postgresql"):
+    for extra in ("vision", "heic", "language", "monitoring", "parquet", "postgresql"):
         parts = [part for part, extras in PARTS.items() if extra in extras]
         used = {
             distribution(module)

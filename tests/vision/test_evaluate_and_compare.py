@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from acclimate.errors import ConfigError, DataError
+from acclimate.vision.data.predictions import read_coco_results, read_predictions
 from acclimate.vision.evaluation.compare import Comparison, compare
 from acclimate.vision.evaluation.evaluate import AccuracyScorer, CocoScorer, difference, load_labels, make_scorer
 from acclimate.vision.models.loading import AdapterOptions
@@ -119,6 +120,81 @@ def test_images_from_a_folder_are_matched_by_name_and_not_by_id(tmp_path: Path) 
         scorer.score([{**detected(2, 9, [1, 1, 2, 2])}])
 
 
+def two_folders(path: Path, names: tuple[str, str]) -> Path:
+    content = json.loads(truth(path).read_text())
+    for image, name in zip(content["images"], names, strict=True):
+        image["file_name"] = name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def in_folders(first: str, second: str) -> list[dict[str, Any]]:
+    """Perfect predictions of the two images, with ids counted in the opposite order."""
+    return [
+        {**detected(1, 3, [10, 10, 20, 20]), "image": first, "image_id": 2},
+        {**detected(2, 4, [50, 5, 40, 40]), "image": second, "image_id": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "predicted"),
+    [
+        (("train/1.png", "val/1.png"), ("/data/train/1.png", "/data/val/1.png")),
+        (("train/1.png", "val/1.png"), ("train/1.png", "val/1.png")),
+        (("set/images/train/1.png", "set/images/val/1.png"), ("copy/train/1.png", "copy/val/1.png")),
+        (("1.png", "val/1.png"), ("/data/1.png", "/data/val/1.png")),
+        (("1.png", "other/val/1.png"), ("/val/1.png", "/data/other/val/1.png")),
+    ],
+)
+def test_images_with_one_name_are_matched_by_their_folders(
+    tmp_path: Path, names: tuple[str, str], predicted: tuple[str, str]
+) -> None:
+    path = two_folders(tmp_path / "gt.json", names)
+    for entries in (in_folders(*predicted), in_folders(*predicted)[::-1]):
+        assert make_scorer(path, entries).score(entries).metrics["mAP"] == pytest.approx(1)
+    alone = in_folders(*predicted)[1:]
+    assert make_scorer(path, alone).score(alone).metrics["mAP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("names", "predicted", "message"),
+    [
+        (("train/1.png", "val/1.png"), ("a/1.png", "b/1.png"), "matches 2 images of the ground truth equally well"),
+        (("1.png", "1.png"), ("a/1.png", "b/1.png"), "equally well"),
+        (("train/1.png", "2.png"), ("a/1.png", "b/1.png"), "match the same image"),
+        (("train/1.png", "2.png"), ("1.png", "1.png"), "predicted twice"),
+    ],
+)
+def test_an_ambiguous_match_is_refused(
+    tmp_path: Path, names: tuple[str, str], predicted: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        make_scorer(two_folders(tmp_path / "gt.json", names), in_folders(*predicted))
+
+
+def test_predictions_on_images_of_another_size_than_annotated_are_refused(tmp_path: Path) -> None:
+    scorer = CocoScorer(truth(tmp_path / "gt.json"))
+    for size, message in (
+        ((50, 100), "exchanged.*--no-exif-orientation"),
+        ((200, 100), "resized"),
+        ((90, 80), "90 x 80"),
+    ):
+        entry = {**detected(1, 3, [10, 10, 20, 20]), "width": size[0], "height": size[1]}
+        with pytest.raises(DataError, match=message):
+            scorer.score([entry])
+
+
+def test_a_pictures_true_boxes_are_those_of_the_image_and_not_of_a_counted_id(tmp_path: Path) -> None:
+    from acclimate.vision.evaluation.pictures import _truth
+
+    boxes = _truth(two_folders(tmp_path / "gt.json", ("train/1.png", "val/1.png")))
+    assert boxes("/data/val/1.png") == [[50, 5, 40, 40]]
+    (tmp_path / "labels.csv").write_text("a/1.png,3\n1.png,4\n")
+    labels = _truth(tmp_path / "labels.csv")
+    assert [labels(image) for image in ("/x/a/1.png", "/x/1.png", "/x/2.png")] == [3, 4, None]
+    assert _truth(None)("any") is None
+
+
 def test_ground_truth_with_omitted_fields(tmp_path: Path) -> None:
     path = truth(tmp_path / "gt.json")
     content = json.loads(path.read_text())
@@ -135,6 +211,90 @@ def test_ground_truth_with_omitted_fields(tmp_path: Path) -> None:
     path.write_text("3")
     with pytest.raises(DataError, match="one object"):
         make_scorer(path, [bare])
+
+
+def four_images(path: Path, ids: list[Any]) -> Path:
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 100, "height": 50} for n in range(1, 5)],
+        "categories": [{"id": 3, "name": "x"}],
+        "annotations": [
+            {"id": ids[n - 1], "image_id": n, "category_id": 3, "bbox": [10 * n, 10, 20, 20]} for n in range(1, 5)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 2, 3, 4], [0, 1, 2, 3], [1, 1, 1, 1], ["a", "b", "c", "d"], [None] * 4, [-1, 7, 0, 7]]
+)
+def test_the_ids_of_annotations_do_not_change_the_score(tmp_path: Path, ids: list[Any]) -> None:
+    scorer = CocoScorer(four_images(tmp_path / "gt.json", ids))
+    perfect = [detected(n, 3, [10 * n, 10, 20, 20]) for n in range(1, 5)]
+    score = scorer.score(perfect)
+    assert score.metrics == pytest.approx({"mAP": 1, "mAP50": 1, "mAP75": 1, "AR100": 1})
+    assert scorer.resampled(score, np.array([0, 0, 2, 3])) == pytest.approx(1)
+
+
+def test_whole_numbers_in_other_types_are_ids_and_all_else_is_refused(tmp_path: Path) -> None:
+    path = four_images(tmp_path / "gt.json", [1, 2, 3, 4])
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+    content["categories"][0]["id"] = 3.0
+    for annotation in content["annotations"]:
+        annotation |= {"iscrowd": "0", "area": None, "image_id": float(annotation["image_id"]), "category_id": "3"}
+    path.write_text(json.dumps(content))
+    perfect = [detected(n, 3, [10 * n, 10, 20, 20]) for n in range(1, 5)]
+    assert CocoScorer(path).score(perfect).metrics["mAP"] == pytest.approx(1)
+    for part, change in (
+        ("images", {"id": "a"}),
+        ("images", {"id": 1.5}),
+        ("images", {"id": True}),
+        ("images", {"id": 2}),
+        ("annotations", {"bbox": [1, 2, 3]}),
+        ("annotations", {"bbox": [1, 2, 3, float("nan")]}),
+        ("annotations", {"bbox": "abcd"}),
+        ("annotations", {"category_id": 4}),
+        ("annotations", {"area": "large"}),
+        ("categories", {"id": [1]}),
+    ):
+        changed = {**content, part: [{**content[part][0], **change}, *content[part][1:]]}
+        path.write_text(json.dumps(changed))
+        with pytest.raises(DataError):
+            CocoScorer(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_id": "x"}, {"category_id": [1]}, {"bbox": [1, 2]}, {"score": None}, {"bbox": 3}, {"score": float("inf")}],
+)
+def test_malformed_coco_results_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    result = {"image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20], "score": 0.5}
+    (tmp_path / "r.json").write_text(json.dumps([result, {**result, **change}]))
+    with pytest.raises(DataError, match="no COCO results"):
+        read_coco_results(tmp_path / "r.json")
+    (tmp_path / "r.json").write_text(json.dumps([{**result, "image_id": "1"}]))
+    read = read_coco_results(tmp_path / "r.json")
+    assert read is not None
+    assert read[0]["image_id"] == 1
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"image": ""}, {"image": 3, "detections": []}, {"image": "a"}, {"image": "a", "detections": 3},
+        {"image": "a", "detections": [3]}, {"image": "a", "detections": [], "width": -1},
+        {"image": "a", "detections": [{"class_id": 1, "score": 1, "bbox": [1, 2, 3, 4]}]},
+        {"image": "a", "classification": 3}, {"image": "a", "classification": {"class_id": "x"}},
+    ],
+)  # fmt: skip
+def test_malformed_entries_are_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
+    (tmp_path / "p.json").write_text(json.dumps([entry]))
+    with pytest.raises(DataError, match="no predictions file"):
+        read_predictions(tmp_path / "p.json")
+    (tmp_path / "p.json").write_text('[{"image": "a", "detections": null}]')
+    assert read_predictions(tmp_path / "p.json")[0]["detections"] == []
 
 
 @pytest.mark.parametrize(
@@ -157,8 +317,29 @@ def test_labels_as_json_and_csv(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"x.png": 3}')
     (tmp_path / "a.csv").write_text("image,label\nx.png,3\n")
     assert load_labels(tmp_path / "a.json") == load_labels(tmp_path / "a.csv") == {"x.png": 3}
+    for header in ("image,class", "Image, Class", "\ufeffimage,class"):
+        (tmp_path / "a.csv").write_text(f"{header}\nx.png,3\n", encoding="utf-8")
+        assert load_labels(tmp_path / "a.csv") == {"x.png": 3}
+    for name, content in (("a.csv", "\ufeffx.png,3\n"), ("a.json", '\ufeff{"x.png": "3"}')):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert load_labels(tmp_path / name) == {"x.png": 3}
     with pytest.raises(DataError, match="cannot be read"):
         load_labels(tmp_path / "gone.csv")
+
+
+def test_ground_truth_of_crowds_alone_is_nothing_to_score(tmp_path: Path) -> None:
+    path = truth(tmp_path / "gt.json")
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    entry = detected(2, 4, [50, 5, 40, 40])
+    assert make_scorer(path, [entry]).score([entry]).metrics["mAP"] == pytest.approx(1)
+    with pytest.raises(DataError, match="nothing to score"):
+        make_scorer(path, [detected(1, 3, [10, 10, 20, 20])])
+    content["annotations"][1]["iscrowd"] = True
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="nothing to score"):
+        CocoScorer(path)
 
 
 def comparison(folder: Path, **changes: Any) -> Comparison:

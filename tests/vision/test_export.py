@@ -14,7 +14,7 @@ import pytest
 from acclimate.errors import ConfigError, DataError, EmptySelectionError, InputError, TTTNotSupportedError
 from acclimate.registry import METHODS, presets
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
-from acclimate.vision.data.predictions import atomic, read_predictions, to_coco
+from acclimate.vision.data.predictions import read_predictions, to_coco
 from acclimate.vision.data.records import load_dataset
 from acclimate.vision.models.loading import AdapterOptions
 from acclimate.vision.models.torch_adapter import TorchAdapter
@@ -24,6 +24,7 @@ from acclimate.vision.run.runners import dry_run, run_ttt
 from acclimate.vision.run.tta import TTAConfig
 from acclimate.vision.run.ttt import TTTRun
 from tests.networks import assert_identical, tensors_of, write_images
+from tests.test_output_files import Reader
 
 FACTORIES = "tests.vision.factories"
 
@@ -47,6 +48,42 @@ def without_times(meta: dict[str, Any]) -> Any:
     if isinstance(meta, dict):
         return {key: without_times(value) for key, value in meta.items() if "seconds" not in key and key != "timestamp"}
     return [without_times(item) for item in meta] if isinstance(meta, list) else meta
+
+
+NUMBER = (int, float)
+TTA_TYPES: dict[str, Any] = {
+    "enabled": bool, "seed": (int, None), "flip_prob": NUMBER, "norm_only": bool, "warnings": list,
+    "summary": (dict, None),
+}  # fmt: skip
+TTT_TYPES: dict[str, Any] = {
+    "enabled": bool, "method": str, "steps": int, "batch_size": int, "lr": NUMBER, "update_filter": str,
+    "include": (list, None), "exclude": (list, None), "max_batches": int, "seed": (int, None), "mim": dict,
+    "report": (dict, None),
+}  # fmt: skip
+MIM_TYPES: dict[str, Any] = {"mask_prob": NUMBER, "patch_size": int, "mask_value": NUMBER}
+
+
+def assert_types(block: dict[str, Any], types: dict[str, Any]) -> None:
+    for key, allowed in types.items():
+        assert key in block, key
+        kinds = allowed if isinstance(allowed, tuple) else (allowed,)
+        kind = None if block[key] is None else type(block[key])
+        assert kind in kinds, (key, block[key])
+
+
+def assert_yolozus_types(content: dict[str, Any]) -> None:
+    """Check the types that the validator of YOLOZU requires in a wrapped export; an int is never a boolean."""
+    assert content["schema_version"] == 1
+    meta = content["meta"]
+    assert_types(meta, {"timestamp": str, "adapter": str, "config": str, "checkpoint": (str, None), "images": int})
+    assert_types(meta, {"tta": dict, "ttt": dict})
+    assert_types(meta["tta"], TTA_TYPES)
+    assert_types(meta["ttt"], TTT_TYPES)
+    assert_types(meta["ttt"]["mim"], MIM_TYPES)
+    for entry in content["predictions"]:
+        assert isinstance(entry["image"], str)
+        assert entry["image"]
+        assert isinstance(entry.get("detections"), list | None)
 
 
 def files(folder: Path) -> list[str]:
@@ -89,7 +126,7 @@ def test_every_method_and_reset_policy_writes_a_report(folder: Path, model: str,
     source = folder / "images" if method == "spectrum" else None
     result = export(job(folder, model, ttt=given, ttt_source=source, wrap=True, log_output=folder / "out" / "log.json"))
     content = json.loads((folder / "out" / "predictions.json").read_text())
-    assert content["schema_version"] == 1
+    assert_yolozus_types(content)
     assert len(content["predictions"]) == 7
     meta = content["meta"]
     assert set(meta) >= {"timestamp", "adapter", "config", "checkpoint", "images", "tta", "ttt"}
@@ -212,6 +249,46 @@ def test_tta_is_applied_and_reported(folder: Path) -> None:
         TTAConfig(flip_prob=2)
 
 
+@pytest.mark.parametrize("model", ["classifier", "detector"])
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("method", [None, *METHODS.names()])
+def test_wrapped_exports_have_yolozus_types_and_say_what_has_an_effect(
+    folder: Path, model: str, tta: bool, method: str | None
+) -> None:
+    if method is not None and model not in METHODS.info(method).kinds:
+        pytest.skip("for classifiers")
+    given = None if method is None else {"method": method, "reset": "online", "batch_size": 4, "max_batches": 1}
+    source = folder / "images" if method == "spectrum" else None
+    export(job(folder, model, ttt=given, ttt_source=source, tta=TTAConfig(enabled=tta), wrap=True))
+    content = json.loads((folder / "out" / "predictions.json").read_text())
+    assert_yolozus_types(content)
+    ttt = content["meta"]["ttt"]
+    if method is None:
+        plan = {"method": "tent", "steps": 1, "batch_size": 1, "lr": 1e-4, "update_filter": "all", "max_batches": 0}
+        assert {key: ttt[key] for key in plan} == plan
+        assert ttt["effective"] is None
+        return
+    effective = ttt["effective"]
+    assert (effective["max_batches"], effective["batch_size"]) == (1, 4)
+    assert (effective["mim"] is None) == (method != "mim")
+    learns = METHODS.info(method).needs_gradient
+    for key in ("steps", "lr", "update_filter"):
+        assert effective[key] == (ttt[key] if learns else None)
+    if not learns:
+        assert (ttt["steps"], ttt["lr"], ttt["update_filter"]) == (1, 1e-4, "all")
+
+
+def test_category_ids_that_are_no_indices_are_said(folder: Path) -> None:
+    content = {"images": [{"id": 7, "file_name": "image_000.png"}]}
+    for ids, said in (((0, 1, 2), False), ((1, 2, 3), True), ((3, 40, 90), True)):
+        categories = [{"id": number, "name": name} for number, name in zip(ids, "xyz", strict=True)]
+        (folder / "gt.json").write_text(json.dumps({**content, "categories": categories}))
+        result = export(job(folder, "detector", source=folder / "gt.json", images_root=folder / "images", wrap=True))
+        notes = [note for note in result.meta["warnings"] if "category ids" in note]
+        assert bool(notes) == said
+        assert all(f"({ids[0]} to {ids[2]})" in note for note in notes)
+
+
 def test_the_corruption_is_applied_before_prediction(folder: Path) -> None:
     plain, foggy = export(job(folder)), export(job(folder, corruption=CorruptionSpec("fog", 5)))
     assert plain.entries != foggy.entries
@@ -320,6 +397,64 @@ def test_sample_counts_finished_images_towards_max_batches_on_resume(folder: Pat
     with pytest.raises(Interrupted):
         export(work, progress=stop)
     assert export(dataclasses.replace(work, resume=True)).entries == whole.entries
+
+
+def test_a_fifo_gets_the_predictions_and_no_partial_file(folder: Path) -> None:
+    whole = export(job(folder))
+    for path in (folder / "out").iterdir():
+        path.unlink()
+    reader = Reader(folder / "out" / "pipe", kind="fifo")
+    export(job(folder, output=folder / "out" / "pipe"))
+    assert json.loads(reader.received()) == list(whole.entries)
+    assert files(folder) == ["pipe"]
+    with pytest.raises(ConfigError, match="--resume"):
+        export(job(folder, output=folder / "out" / "pipe", resume=True))
+
+
+def test_the_partial_file_of_a_link_is_beside_its_target(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "link.json").symlink_to("out/real.json")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done >= 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        export(job(folder, output=folder / "link.json", batch_size=2), progress=stop)
+    assert files(folder) == [".real.json.partial.jsonl"]
+    export(job(folder, output=folder / "link.json", batch_size=2, resume=True))
+    assert files(folder) == ["real.json"]
+    assert (folder / "link.json").is_symlink()
+
+
+def test_images_that_were_replaced_are_not_resumed(folder: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "predict" and done >= 4:
+            raise Interrupted
+
+    write_images(folder / "source", 3, side=24)
+    work = job(folder, batch_size=2)
+    stream = job(folder, ttt={"method": "spectrum", "batch_size": 2}, ttt_source=folder / "source")
+    for interrupted, image in (
+        (work, folder / "images" / "image_000.png"),
+        (work, folder / "images" / "image_006.png"),
+        (stream, folder / "source" / "image_001.png"),
+    ):
+        with pytest.raises(Interrupted):
+            export(interrupted, progress=stop)
+        write_images(folder / "other", 1, side=20)[0].replace(image)
+        with pytest.raises(DataError, match=rf"1 of \d+ images were changed .*{image.name}.*leave out --resume"):
+            export(dataclasses.replace(interrupted, resume=True))
+        assert not (folder / "out" / "predictions.json").exists()
+        assert files(folder) == [".predictions.json.partial.jsonl"]
+    whole = export(dataclasses.replace(work, output=folder / "whole.json"))
+    assert export(work).entries == whole.entries
+    # A run that starts again anyway predicts the images as they are now.
+    online = job(folder, ttt={"reset": "online", "batch_size": 2})
+    with pytest.raises(Interrupted):
+        export(online, progress=stop)
+    write_images(folder / "other", 2, side=20)[1].replace(folder / "images" / "image_000.png")
+    assert export(dataclasses.replace(online, resume=True)).entries == export(online).entries
 
 
 @pytest.mark.parametrize("target", ["a_folder", "a_file/below.json"])
@@ -478,25 +613,6 @@ def test_dry_run_lists_parameters_and_changes_nothing() -> None:
     assert_identical(adapter.get_model(), before)
 
 
-def test_atomic_writing(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "file.json"
-
-    def fail_half_way() -> None:
-        with atomic(path) as file:
-            file.write("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_half_way()
-    assert list((tmp_path / "deep").iterdir()) == []
-    with atomic(path) as file:
-        file.write("whole")
-    assert path.read_text() == "whole"
-    (tmp_path / "blocked").write_text("a file, not a folder")
-    with pytest.raises(DataError, match="cannot write"), atomic(tmp_path / "blocked" / "x.json"):
-        pass
-
-
 @pytest.mark.parametrize("content", ["{}", "[1, 2]", '{"predictions": 3}', "nonsense"])
 def test_files_without_predictions_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "p.json"
@@ -509,7 +625,8 @@ def test_the_dummy_adapter_predicts_no_objects(folder: Path) -> None:
     result: ExportResult = export(job(folder, adapter=AdapterOptions(adapter="dummy"), wrap=True))
     assert to_coco(result.entries) == []
     assert [Path(entry["image"]).name for entry in result.entries] == [f"image_{n:03d}.png" for n in range(7)]
-    assert result.meta["ttt"] == {"enabled": False}
+    assert result.meta["ttt"]["enabled"] is False
+    assert_yolozus_types(json.loads((folder / "out" / "predictions.json").read_text()))
 
 
 def test_source_images_are_not_corrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from acclimate.core.precision import parse_dtype
 from acclimate.errors import CheckpointError, ConfigError, DataError, TTTNotSupportedError
@@ -179,12 +180,31 @@ def test_images_of_different_size_are_padded_and_boxes_stay_those_of_the_image(f
         assert list(best["bbox"].values()) == pytest.approx(list(expected["bbox"].values()), abs=0.02)
 
 
+@pytest.mark.parametrize("family", [*DETECTORS, *CLASSIFIERS])
+def test_images_of_one_row_or_column_are_predicted_or_skipped_one_by_one(
+    folder: Path, tmp_path: Path, family: str
+) -> None:
+    (usual,) = write_images(tmp_path, 1, side=40)
+    sizes = {"row": (50, 1), "column": (1, 50), "rows": (50, 3), "columns": (3, 50), "dot": (1, 1)}
+    for name, size in sizes.items():
+        Image.new("RGB", size, (200, 90, 40)).save(tmp_path / f"{name}.png")
+    adapter = TransformersAdapter(str(folder / family))
+    entries = adapter.predict(load_dataset(tmp_path).records)
+    # The image processor of yolos gives these a side of 0 pixels, which it refuses.
+    refused = {"row", "column", "rows", "columns"} if family == "yolos" else set()
+    assert {Path(image).stem for image in adapter.reader.skipped} == refused
+    assert all("image processor fails on it" in reason for reason in adapter.reader.skipped.values())
+    expected = {usual.stem: (40, 40), **{name: size for name, size in sizes.items() if name not in refused}}
+    assert {Path(entry["image"]).stem: (entry["width"], entry["height"]) for entry in entries} == expected
+
+
 def test_category_ids_are_matched_by_name(folder: Path) -> None:
     records = load_dataset(folder / "images").records
     categories = {7: "Dog", 9: "cat"}
     adapter = TransformersAdapter(str(folder / "vit"), categories=categories)
     assert {entry["classification"]["class_id"] for entry in adapter.predict(records)} <= {7, 9}
-    assert adapter.warnings == ("1 of the model's labels are not in the data set and are not written",)
+    assert adapter.warnings[:1] == ("1 of the model's labels are not in the data set and are not written",)
+    assert "category ids (7 to 9)" in adapter.warnings[1]
     with pytest.raises(DataError, match="'horse'"):
         TransformersAdapter(str(folder / "vit"), categories={1: "horse"})
     detector = TransformersAdapter(str(folder / "rt_detr"), categories=categories, score_threshold=0.0)

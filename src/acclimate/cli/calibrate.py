@@ -10,6 +10,7 @@ import click
 
 from acclimate.cli import language_options
 from acclimate.cli.terminal import progress_bar, reports_input_errors, set_up_logging
+from acclimate.output_files import check_writable
 
 
 @click.command("calibrate", short_help="Fit the gate's confidence to a model on tasks with known answers.")
@@ -33,6 +34,7 @@ def calibrate_command(tasks: Path, out: Path, **given: Any) -> None:
     from acclimate.language.decision import trials
 
     set_up_logging(given["verbose"])
+    check_writable(out)
     known = trials.read_tasks(tasks, shots=given["shots"], questions=given["questions"])
     model = language_options.load_model(given)
     recipe = language_options.recipe_from(model.recipe, given)

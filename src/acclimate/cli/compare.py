@@ -69,6 +69,7 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
         adapter=options.adapter_options(values),
         given=options.given_ttt_settings(context),
         corruption=options.corruption(values),
+        exif_orientation=values["exif_orientation"],
         ttt_source=values["ttt_source"],
         images_root=values["images_root"],
         max_images=values["max_images"],
@@ -129,6 +130,8 @@ def print_comparison(result: ComparisonResult, *, source: Path | None = None) ->
     console.print(table)
     if result.skipped:
         console.print(f"{len(result.skipped)} images could not be used")
+    for warning in result.warnings:
+        console.print(f"note: {warning}", soft_wrap=True, markup=False)
     if result.recommended is not None:
         console.print(
             f"recommended: {result.recommended.method}  {as_flags(result.recommended, source=source)}", soft_wrap=True

@@ -98,7 +98,9 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         typed = [name for name in (*given, *_NEED_TTT) if values.get(name) or name in given]
         if typed:
             raise ConfigError(
-                f"settings of TTT were given ({', '.join(typed)}) without --ttt; add it, or leave them out"
+                f"settings of TTT were given ({', '.join(typed)}) without --ttt, where they have no effect; add "
+                "--ttt, or leave them out (the integration plan ignores them in this case; here they are an error, so "
+                "that a forgotten --ttt is noticed)"
             )
     options.refuse_what_has_no_effect(context)
     job = ExportJob(
@@ -123,6 +125,7 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         images_root=values["images_root"],
         max_images=values["max_images"],
         corruption=options.corruption(values),
+        exif_orientation=values["exif_orientation"],
         batch_size=values["batch_size"],
         strict=values["strict"],
         resume=values["resume"],
@@ -166,7 +169,9 @@ def _print_dry_run(job: ExportJob) -> None:
     from acclimate.vision.run.settings import settings_for
 
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
-    adapter = make_adapter(job.adapter, reader=ImageReader(job.corruption), categories=dataset.categories)
+    reader = ImageReader(job.corruption, exif_orientation=job.exif_orientation)
+    reader.check_sizes(dataset.records)
+    adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
     config, choice = settings_for(
         adapter, job.ttt or {}, job.preset, dataset.records, source_records=source_records, goes_on=False

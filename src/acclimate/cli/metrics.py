@@ -10,6 +10,8 @@ import click
 
 from acclimate.cli import store_options
 from acclimate.cli.terminal import reports_input_errors
+from acclimate.errors import StoreError
+from acclimate.output_files import write_output
 
 _DAYS = click.option(
     "--days",
@@ -75,15 +77,13 @@ def analyze_command(*, with_suggestions: bool, days: float, as_json: bool, **giv
 def report_command(period: Any, output: Path | None, **given: Any) -> None:
     """Report the last day or week: indicators, charts, experiments, suggestions."""
     from acclimate.monitoring import as_html, as_text, make_report
-    from acclimate.monitoring.output import writing_file
 
     with store_options.opened(given) as store:
         made = make_report(store, period)
     if output is None:
         click.echo(as_text(made), nl=False)
         return
-    with writing_file(output) as target:
-        target.write_text(as_html(made), encoding="utf-8")
+    write_output(output, as_html(made), error=StoreError)
     click.echo(f"report: {output}", err=True)
 
 

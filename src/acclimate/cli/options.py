@@ -105,6 +105,12 @@ def data_options(command: Command) -> Command:
         ),
         _data("--max-images", type=click.IntRange(min=1), help="Use only the first so many images."),
         _data(
+            "--exif-orientation/--no-exif-orientation",
+            default=True,
+            show_default=True,
+            help="Rotate images as their EXIF data says, or keep the stored pixel grid.",
+        ),
+        _data(
             "--corrupt",
             metavar="NAME[:SEVERITY]",
             help="Apply a corruption to every image first (see acclimate corrupt --list).",

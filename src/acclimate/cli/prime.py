@@ -12,6 +12,7 @@ import click
 from acclimate.cli import language_options
 from acclimate.cli.terminal import reports_input_errors, set_up_logging
 from acclimate.errors import DataError
+from acclimate.output_files import check_folder_writable, write_output
 
 
 @click.command("prime", short_help="Train an adapter on examples once, for reuse.")
@@ -34,6 +35,7 @@ def prime_command(examples: Path, folder: Path, **given: Any) -> None:
     from acclimate.language import Engine, validated
 
     set_up_logging(given["verbose"])
+    check_folder_writable(folder)
     if folder.exists() and any(folder.iterdir()) and not given["overwrite"]:
         raise DataError(f"{folder} is not empty; give another folder, or --overwrite")
     read = language_options.read_examples(examples)
@@ -45,7 +47,7 @@ def prime_command(examples: Path, folder: Path, **given: Any) -> None:
     adapter = engine.prime(read)
     adapter.save(folder, base_model=model.name)
     lines = [json.dumps(asdict(example)) for example in read]
-    (folder / language_options.PRIMED_EXAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_output(folder / language_options.PRIMED_EXAMPLES, "\n".join(lines) + "\n")
     click.echo(
         f"{len(adapter.losses)} steps on {len(checked.examples)} examples, rank {adapter.rank}, "
         f"loss {adapter.losses[0]:.3f} -> {adapter.losses[-1]:.3f} nats per token, {adapter.seconds:.2f} s, "

@@ -16,10 +16,12 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from acclimate.errors import CheckpointError, ConfigError, first_line
+from acclimate.output_files import write_output
 
 _CHILD: Final = "low_rank"
 _PEFT_PREFIX: Final = "base_model.model."
@@ -220,13 +222,12 @@ def write(
         fan_in_fan_out: whether the layers store their weights as ``(in, out)``.
         base_model: name or folder of the base model, written to the configuration.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{_PEFT_PREFIX}{name}.{part}.weight": tensor.detach().cpu().contiguous()
         for name, pair in weights.items()
         for part, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
     }
-    save_file(tensors, str(folder / "adapter_model.safetensors"))
+    write_output(folder / "adapter_model.safetensors", serialized(tensors))
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -238,7 +239,7 @@ def write(
         "base_model_name_or_path": base_model,
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_output(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
 
 
 @contextmanager

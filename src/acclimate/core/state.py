@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from acclimate.core.method import HasStateTypes, Method, Selection, settings_of
@@ -24,6 +24,7 @@ from acclimate.core.outputs import map_tensors
 from acclimate.core.precision import AnyOptimizer, name_of
 from acclimate.core.report import SessionReport, to_jsonable
 from acclimate.errors import CheckpointError, first_line
+from acclimate.output_files import write_output
 from acclimate.registry import METHODS
 
 FORMAT: Final = "acclimate session state 2"
@@ -110,15 +111,9 @@ class SavedState:
         tensors["rng"] = self.rng
         # As a tensor, because a long report would not fit into the header.
         tensors["report"] = torch.frombuffer(bytearray(self.report.to_json(indent=None).encode()), dtype=torch.uint8)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Clones, because safetensors rejects tensors that share memory.
-            save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, partial, described)
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise CheckpointError(f"state file {path} cannot be written: {reason}") from error
+        # Clones, because safetensors rejects tensors that share memory.
+        content = save({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, described)
+        write_output(path, content, error=CheckpointError)
 
     @classmethod
     def read(cls, path: Path, *, method: Method | None = None) -> SavedState:

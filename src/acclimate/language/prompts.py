@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from acclimate.errors import CheckpointError, DataError
 from acclimate.language.examples import Example
+from acclimate.output_files import write_output
 
 FORMAT_FILE: Final = "prompt_format.json"
 _MAX_KNOWN_PIECES: Final = 4096
@@ -47,7 +48,7 @@ class PromptFormat:
 
     def save(self, folder: Path) -> None:
         """Write the format into the folder of a model."""
-        (folder / FORMAT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_output(folder / FORMAT_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> PromptFormat | None:

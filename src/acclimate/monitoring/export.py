@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from acclimate.errors import ConfigError, StoreError
 from acclimate.monitoring.attempts import attempt_status
 from acclimate.monitoring.other_programs import from_another_program
-from acclimate.monitoring.output import writing_file
 from acclimate.monitoring.schema import requests, ttt_ab_tests, ttt_metrics
 from acclimate.monitoring.store import Store
 from acclimate.monitoring.window import Window
+from acclimate.output_files import open_output, open_text_output, write_output
 
 FORMATS: Final = (".json", ".csv", ".parquet")
 
@@ -57,16 +57,15 @@ def export_metrics(store: Store, path: Path, window: Window, *, days: float) -> 
                 "ab_tests": _rows(connection, sa.select(ttt_ab_tests).where(window.of(ttt_ab_tests.c.recorded_at))),
             }
     names = [column.name for column in (*ttt_metrics.c, *_only_in_requests())]
-    with writing_file(path) as target:
-        if path.suffix == ".json":
-            target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        elif path.suffix == ".csv":
-            with target.open("w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, names)
-                table.writeheader()
-                table.writerows(rows)
-        else:
-            _write_parquet(target, names, rows)
+    if path.suffix == ".json":
+        write_output(path, json.dumps(content, indent=2) + "\n", error=StoreError)
+    elif path.suffix == ".csv":
+        with open_text_output(path, error=StoreError) as file:
+            table = csv.DictWriter(file, names)
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        _write_parquet(path, names, rows)
     return len(rows)
 
 
@@ -104,4 +103,5 @@ def _write_parquet(path: Path, names: list[str], rows: list[dict[str, Any]]) -> 
     types[sa.Boolean] = pa.bool_()
     columns = {c.name: types[type(c.type)] for table in (requests, ttt_metrics) for c in table.c}
     schema = pa.schema([(name, columns[name]) for name in names])
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    with open_output(path, error=StoreError) as file:
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), file)

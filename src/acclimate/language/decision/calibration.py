@@ -13,6 +13,7 @@ import numpy as np
 
 from acclimate.errors import CheckpointError, DataError
 from acclimate.language.decision.evidence import Evidence
+from acclimate.output_files import write_output
 
 FOLDER: Final = Path(__file__).parent / "calibrations"
 _LIKELIHOOD_FLOOR: Final = -20.0
@@ -52,8 +53,7 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write the calibration as JSON."""
         content = {"model": self.model, "fitted_on": self.fitted_on, "requests": self.requests, "weights": self.weights}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        write_output(path, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

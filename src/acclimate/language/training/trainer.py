@@ -31,6 +31,7 @@ from acclimate.language.models.locks import lock_of
 from acclimate.language.training.memory import Activations, OverLimitError, RequestMemory, training_bytes
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.step_schedule import StepSchedule, Targets
+from acclimate.output_files import write_output
 
 
 class StopReason(StrEnum):
@@ -153,7 +154,7 @@ class Adapter:
             fan_in_fan_out=self.fan_in_fan_out,
             base_model=base_model,
         )
-        (folder / FINGERPRINT_FILE).write_text(self.fingerprint + "\n")
+        write_output(folder / FINGERPRINT_FILE, self.fingerprint + "\n")
 
 
 def cosine(step: int, steps: int, *, warm_up: float = 0.1) -> float:

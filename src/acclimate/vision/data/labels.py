@@ -14,7 +14,7 @@ class LabelMap:
 
     Attributes:
         ids: id by class index; classes without an id are not written. None writes the index itself.
-        warnings: which classes are not written.
+        warnings: which classes are not written, and whether the ids are other numbers than those from 0.
     """
 
     ids: Mapping[int, int] | None = None
@@ -47,9 +47,15 @@ class LabelMap:
                 f"its labels are {known}{', ...' if len(model_labels) > 8 else ''}"
             )
         ids = {index_by_name[name.strip().lower()]: category for category, name in categories.items()}
-        unused = len(model_labels) - len(ids)
-        notes = (f"{unused} of the model's labels are not in the data set and are not written",) if unused else ()
-        return cls(ids, notes)
+        notes = []
+        if unused := len(model_labels) - len(ids):
+            notes.append(f"{unused} of the model's labels are not in the data set and are not written")
+        if set(ids.values()) != set(range(len(ids))):
+            notes.append(
+                f"class_id holds the data set's category ids ({min(ids.values())} to {max(ids.values())}), which are "
+                f"not the numbers from 0 to {len(ids) - 1}"
+            )
+        return cls(ids, tuple(notes))
 
     def written(self, index: int) -> int | None:
         """Return the id of the class ``index``, or None if the class is not written."""

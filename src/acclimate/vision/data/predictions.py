@@ -7,21 +7,18 @@ and that of a model with several labels for an image also ``scores: [[class_id, 
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from acclimate.errors import ConfigError, DataError
+from acclimate.output_files import open_text_output
 from acclimate.vision.data.labels import LabelMap
-from acclimate.vision.data.records import read_json
+from acclimate.vision.data.records import finite_number, read_json, whole_number
 from acclimate.vision.models.adapter import Entry, ImageBatch
 
 SCHEMA_VERSION: Final = 1
@@ -163,82 +160,85 @@ def read_predictions(path: Path) -> list[Entry]:
             f"{path} is no predictions file: expected a list of entries with 'image', or an object with such a list "
             "under 'predictions'; give a file that acclimate export wrote"
         )
-    return content
+    return [_checked_entry(entry, path) for entry in content]
 
 
 def read_coco_results(path: Path) -> list[dict[str, Any]] | None:
     """Return the COCO results in a file, or None if it contains something else.
 
     Raises:
-        DataError: the file is missing or is no JSON.
+        DataError: the file is missing or is no JSON, or a result has no whole number as ``image_id`` or
+            ``category_id``, or no finite numbers as ``bbox`` and ``score``.
     """
     content = read_json(path, "predictions file")
     keys = {"image_id", "category_id", "bbox", "score"}
     if isinstance(content, list) and content and all(isinstance(r, dict) and keys <= set(r) for r in content):
-        return content
+        return [_checked_result(result, path) for result in content]
     return None
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file atomically: on an error, an existing file is left unchanged."""
-    with atomic(path) as file:
+    """Write a JSON file whole or not at all, see :func:`acclimate.output_files.open_output`."""
+    with open_text_output(path) as file:
         json.dump(content, file, indent=1, allow_nan=False)
         file.write("\n")
 
 
-def check_writable(path: Path) -> None:
-    """Check that a file can be written to ``path``, so that a long run does not fail at its end.
+def _checked_entry(entry: dict[str, Any], path: Path) -> Entry:
+    """Return an entry of a file; null as detections becomes an empty list.
 
     Raises:
-        DataError: ``path`` is a folder, a part of it is a file, or its folder is not writable.
-    """
-    if path.is_dir():
-        raise DataError(f"cannot write {path}: it is a folder; name a file")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise DataError(f"cannot write {path}: {existing} is not a writable folder; choose another place")
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[IO[str]]:
-    """Open a temporary text file that replaces ``path`` when the block ends, and is deleted if it raises.
-
-    Raises:
-        DataError: the folder cannot be written to.
-    """
-    with atomic_binary(path) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8")
-        yield text
-        text.flush()
-        text.detach()
-
-
-@contextmanager
-def atomic_binary(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary binary file that replaces ``path`` when the block ends, and is deleted if it raises.
-
-    Raises:
-        DataError: the folder cannot be written to.
+        DataError: a part of the entry is missing or of another type.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
-    temporary = Path(name)
+        if not isinstance(entry["image"], str) or not entry["image"]:
+            raise TypeError("image must be text")
+        sizes = {key: _positive(entry[key], key) for key in ("width", "height") if entry.get(key) is not None}
+        checked = {**{key: value for key, value in entry.items() if key not in ("width", "height")}, **sizes}
+        if entry.get("classification") is not None:
+            whole_number(entry["classification"]["class_id"])
+            return checked
+        if "detections" not in entry:
+            raise KeyError("detections")
+        checked["detections"] = [
+            {
+                **detection,
+                "class_id": whole_number(detection["class_id"]),
+                "score": finite_number(detection["score"]),
+                "bbox": {key: finite_number(detection["bbox"][key]) for key in ("cx", "cy", "w", "h")},
+            }
+            for detection in entry["detections"] or ()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(
+            f"{path} is no predictions file: each entry needs image, and classification with class_id or detections "
+            f"with class_id, score and bbox ({type(error).__name__}: {error}); give a file that acclimate export wrote"
+        ) from error
+    return checked
+
+
+def _checked_result(result: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp creates files that only the user can read; results get the permissions that the umask allows.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        x, y, width, height = (finite_number(value) for value in result["bbox"])
+        return {
+            **result,
+            "image_id": whole_number(result["image_id"]),
+            "category_id": whole_number(result["category_id"]),
+            "bbox": [x, y, width, height],
+            "score": finite_number(result["score"]),
+        }
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path} holds no COCO results: each needs whole numbers as image_id and category_id, four numbers as bbox "
+            f"and a score ({error})"
+        ) from error
+
+
+def _positive(value: Any, name: str) -> int:
+    number = whole_number(value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
 
 
 def _require_finite(logits: Tensor, batch: ImageBatch) -> None:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from acclimate.errors import DataError
+from acclimate.errors import DataError, first_line
+from acclimate.output_files import is_root, is_special
 
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy"})
+logger = logging.getLogger(__name__)
+
+_READABLE: Final = (
+    ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .npy .ppm .pgm .pbm .pnm .tga .jp2 .j2k .jpx "
+    ".jpf .avif .heic .heif .hif"
+)
+# Known as images and not readable: they are counted and named as skipped, instead of being overlooked.
+_UNREADABLE: Final = ".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .exr .hdr .jxl .psd .svg .dcm"
+IMAGE_SUFFIXES: Final = frozenset(f"{_READABLE} {_UNREADABLE}".split())
+"""Files with these suffixes in a folder are images, whether they can be read or not."""
+_SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\x93NUMPY")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +36,13 @@ class Record:
         image: path of the file, as it appears in predictions.
         image_id: the id in the COCO file, or the position in the folder or list, counted from 1.
         intrinsics: ``(fx, fy, cx, cy)`` in pixels, where a COCO file gives them.
+        declared_size: ``(width, height)`` in pixels that a COCO file states; None where it states none.
     """
 
     image: str
     image_id: int
     intrinsics: tuple[float, float, float, float] | None = None
+    declared_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +62,8 @@ def load_dataset(source: Path | str, *, images_root: Path | None = None, max_ima
     """Return the records of a source of images.
 
     Args:
-        source: a folder (searched recursively), a text file with one path per line, or a COCO json.
+        source: a folder (searched recursively, linked folders included), a text file with one path per line, a COCO
+            json, or a single image.
         images_root: the folder that the paths in a list or a COCO file are relative to. Default: the file's folder; for
             a COCO file also its parent, or the folder ``images`` in either.
         max_images: the limit; the first so many are returned.
@@ -53,38 +72,123 @@ def load_dataset(source: Path | str, *, images_root: Path | None = None, max_ima
         DataError: the source is missing, cannot be read, or contains no images.
     """
     source = Path(source)
-    if not source.exists():
+    try:
+        exists = source.exists()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{source} cannot be read: {error}") from error
+    if not exists:
         raise DataError(f"{source} does not exist; give a folder of images, a list file or a COCO json")
     if source.is_dir():
         dataset = Dataset(_numbered(_images_in(source)), {})
-    elif source.suffix == ".json":
+    elif is_special(source):
+        raise DataError(f"{source} is a device, FIFO or socket; give a folder of images, a list file or a COCO json")
+    elif source.suffix.lower() == ".json":
         dataset = _from_coco(source, images_root)
+    elif source.suffix.lower() in IMAGE_SUFFIXES or _is_image(source):
+        dataset = Dataset(_numbered([source]), {})
     else:
         dataset = _from_list(source, images_root)
     if max_images is not None:
         dataset = Dataset(dataset.records[:max_images], dataset.categories)
     if not dataset.records:
-        raise DataError(f"{source} contains no images; known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"{source} contains no images; known suffixes are {', '.join(_READABLE.split())}")
     return dataset
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Return the parsed content of a JSON file.
+def whole_number(value: Any) -> int:
+    """Return an id of a JSON file as an integer: a whole number, or text with one.
 
     Raises:
-        DataError: the file is missing or is no JSON.
+        TypeError, ValueError: it is something else.
     """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"an id must be a whole number, got {value!r}")
+    number = int(value)
+    if not isinstance(value, str) and number != value:
+        raise ValueError(f"an id must be a whole number, got {value!r}")
+    return number
+
+
+def finite_number(value: Any) -> float:
+    """Return a number of a JSON file as a float.
+
+    Raises:
+        TypeError, ValueError: it is something else, NaN or infinity.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"expected a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {value!r}")
+    return float(value)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Return the parsed content of a JSON file, with or without a byte-order mark.
+
+    Raises:
+        DataError: the file is missing, is no JSON, or is nested more deeply than Python reads.
+    """
+    if is_special(path):
+        raise DataError(f"{what} {path} is a device, FIFO or socket; give a file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(f"{what} {path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{what} {path} cannot be read as JSON: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{what} {path} is nested too deeply to be read as JSON; give another file") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{what} {path} cannot be read as JSON: {first_line(error)}") from error
 
 
 def _images_in(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    if is_root(folder):
+        raise DataError(f"{folder} is the root of the file system; give a folder of images")
+    return sorted(path for path in _files_in(folder) if _is_image(path))
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and those below it, links included; what begins with a dot is left out.
+
+    Linked folders are read after all others, and no folder is read twice, however it is linked.
+    """
+    folders, linked = [folder], list[Path]()
+    seen: set[tuple[int, int]] = set()
+    while folders or linked:
+        here = folders.pop() if folders else linked.pop(0)
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError as error:
+            if here == folder:
+                raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+            logger.warning("the folder %s cannot be read and is left out: %s", here, error.strerror)
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                (linked if entry.is_symlink() else folders).append(here / entry.name)
+            else:
+                yield here / entry.name
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a file is known as an image, by its suffix, or where it has none by its first bytes."""
+    if is_special(path):
+        return False
+    if path.suffix:
+        # Also a link to a file that is gone: it is counted as an image that cannot be used.
+        return path.suffix.lower() in IMAGE_SUFFIXES
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return start.startswith(_SIGNATURES) or start[:4] + start[8:] == b"RIFFWEBP" or start[4:8] == b"ftyp"
 
 
 def _numbered(paths: list[Path]) -> tuple[Record, ...]:
@@ -93,7 +197,8 @@ def _numbered(paths: list[Path]) -> tuple[Record, ...]:
 
 def _from_list(source: Path, images_root: Path | None) -> Dataset:
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        # Notepad and spreadsheets begin a file with a byte-order mark.
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{source} cannot be read as a list of image paths: {error}") from error
     root = source.parent if images_root is None else images_root
@@ -105,19 +210,50 @@ def _from_coco(source: Path, images_root: Path | None) -> Dataset:
     content = read_json(source, "COCO file")
     try:
         images = [
-            (str(image["file_name"]), int(image["id"]), _intrinsics(image.get("intrinsics")))
+            Record(
+                str(image["file_name"]),
+                whole_number(image["id"]),
+                _intrinsics(image.get("intrinsics")),
+                declared_size(image),
+            )
             for image in content["images"]
         ]
-        categories = {int(category["id"]): str(category["name"]) for category in content.get("categories", [])}
-    except (KeyError, TypeError, ValueError) as error:
+        categories = _categories(content)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"{source} is no COCO file: each image needs file_name and id (and intrinsics, where given, four numbers "
-            "fx, fy, cx, cy), each category id and name"
+            f"{source} is no COCO file: each image needs file_name and a whole number as id (and intrinsics, where "
+            f"given, four numbers fx, fy, cx, cy), each category a whole number as id, and name ({error})"
         ) from error
-    if len({number for _, number, _ in images}) < len(images):
+    if len({image.image_id for image in images}) < len(images):
         raise DataError(f"{source} gives two images the same id; make the ids unique")
-    root = _coco_root(source, [name for name, _, _ in images]) if images_root is None else images_root
-    return Dataset(tuple(Record(str(root / name), number, camera) for name, number, camera in images), categories)
+    root = _coco_root(source, [image.image for image in images]) if images_root is None else images_root
+    records = tuple(dataclasses.replace(image, image=str(root / image.image)) for image in images)
+    return Dataset(records, categories)
+
+
+def _categories(content: Mapping[str, Any]) -> dict[int, str]:
+    """Return category names by id, without a root category that no annotation uses.
+
+    Roboflow writes such a root: it is the supercategory of every other one, and no model has a class of its name.
+    """
+    given = content.get("categories") or []
+    names = {whole_number(category["id"]): str(category["name"]) for category in given}
+    used = {whole_number(annotation["category_id"]) for annotation in content.get("annotations") or []}
+    for number, name in names.items():
+        others = [category for category in given if whole_number(category["id"]) != number]
+        if number not in used and others and all(category.get("supercategory") == name for category in others):
+            return {other: other_name for other, other_name in names.items() if other != number}
+    return names
+
+
+def declared_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return ``(width, height)`` of an image in a COCO file; None where one is missing, null or 0.
+
+    Raises:
+        TypeError, ValueError: one is no whole number.
+    """
+    width, height = (whole_number(image.get(key) or 0) for key in ("width", "height"))
+    return (width, height) if width > 0 and height > 0 else None
 
 
 def _intrinsics(values: Any) -> tuple[float, float, float, float] | None:

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from acclimate.core.determinism import generator, seeded
+from acclimate.output_files import make_folder, open_output, write_output
 from acclimate.vision.data.predictions import write_json
 from acclimate.vision.models.torch_adapter import TorchModel
 
@@ -74,11 +75,12 @@ def digit_images() -> tuple[np.ndarray, np.ndarray]:
 def write_test_images(folder: Path) -> Path:
     """Write the digits that training does not see as PNG files; return the labels file beside them."""
     images, classes = digit_images()
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "images")
     labels = {}
     for number in range(TRAINING_IMAGES, len(images)):
         name = f"digit_{number:04d}.png"
-        Image.fromarray(images[number]).save(folder / "images" / name)
+        with open_output(folder / "images" / name) as file:
+            Image.fromarray(images[number]).save(file, "PNG")
         labels[name] = int(classes[number])
     write_json(folder / "labels.json", labels)
     return folder / "labels.json"
@@ -87,9 +89,10 @@ def write_test_images(folder: Path) -> Path:
 def write_source_images(folder: Path) -> Path:
     """Write 200 of the digits that the network is trained on as PNG files, for methods that look at source images."""
     images, _ = digit_images()
-    (folder / "source").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "source")
     for number in range(200):
-        Image.fromarray(images[number]).save(folder / "source" / f"digit_{number:04d}.png")
+        with open_output(folder / "source" / f"digit_{number:04d}.png") as file:
+            Image.fromarray(images[number]).save(file, "PNG")
     return folder / "source"
 
 
@@ -116,6 +119,5 @@ def train(checkpoint: Path, *, epochs: int = 25, batch_size: int = 25, lr: float
     model.eval()
     with torch.no_grad():
         right = model(inputs[TRAINING_IMAGES:]).argmax(1) == targets[TRAINING_IMAGES:]
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), str(checkpoint))
+    write_output(checkpoint, save(model.state_dict()))
     return float(right.float().mean())

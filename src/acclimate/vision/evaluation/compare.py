@@ -15,9 +15,10 @@ from torch import nn
 
 from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError, DataError, InputError, TTTNotSupportedError, first_line
+from acclimate.output_files import check_folder_writable, check_writable
 from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
-from acclimate.vision.data.predictions import check_writable, write_json
+from acclimate.vision.data.predictions import write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
 from acclimate.vision.evaluation.evaluate import Interval, Score, Scorer, difference, is_coco, load_labels, make_scorer
 from acclimate.vision.evaluation.multilabel import load_label_sets
@@ -52,6 +53,7 @@ class Comparison:
         adapter: the options of the adapter and its model.
         given: TTT settings for all methods; a method option is passed to the methods that have it.
         corruption: applied to every image first.
+        exif_orientation: whether to rotate images as their EXIF data says.
         ttt_source: unlabelled source images for the methods that use them.
         images_root, max_images: see :func:`load_dataset`.
         recommend: whether to report the method that ``auto`` chooses for this model and stream.
@@ -67,6 +69,7 @@ class Comparison:
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     given: Mapping[str, Any] = field(default_factory=dict)
     corruption: CorruptionSpec | None = None
+    exif_orientation: bool = True
     ttt_source: Path | None = None
     images_root: Path | None = None
     max_images: int | None = None
@@ -129,6 +132,7 @@ class ComparisonResult:
         table: the JSON file with the table.
         images: number of predicted images.
         skipped: the images that could not be used, by path, and why.
+        warnings: of the adapter and about the images.
         recommended: the choice of ``auto``; None where it was not requested.
     """
 
@@ -138,6 +142,7 @@ class ComparisonResult:
     table: Path
     images: int
     skipped: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
     recommended: Choice | None = None
 
 
@@ -149,13 +154,15 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     Raises:
         InputError: an input or a setting cannot be used.
     """
+    check_folder_writable(comparison.output)
     for name in ("comparison.json", "comparison.png"):
         check_writable(comparison.output / name)
     truth = comparison.ground_truth
     if truth is not None and not is_coco(truth) and load_label_sets(truth) is None:
         load_labels(truth)
     dataset = load_dataset(comparison.source, images_root=comparison.images_root, max_images=comparison.max_images)
-    reader = ImageReader(comparison.corruption)
+    reader = ImageReader(comparison.corruption, exif_orientation=comparison.exif_orientation)
+    reader.check_sizes(dataset.records)
     adapter = make_adapter(comparison.adapter, reader=reader, categories=dataset.categories)
     require_ttt(adapter)
     source_records = () if comparison.ttt_source is None else load_dataset(comparison.ttt_source).records
@@ -227,6 +234,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
             **to_jsonable(dataclasses.replace(recommended, config=None)),
             "flags": as_flags(recommended, source=comparison.ttt_source),
         }
+    content["warnings"] = [*adapter.warnings, *reader.warnings]
     write_json(table, content)
     for method, entries in predictions.items():
         write_json(comparison.output / f"predictions_{method}.json", entries)
@@ -237,6 +245,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
         table=table,
         images=len(predictions[BASELINE]),
         skipped=dict(reader.skipped),
+        warnings=(*adapter.warnings, *reader.warnings),
         recommended=recommended,
     )
 

@@ -16,12 +16,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from acclimate.errors import DataError
+from acclimate.output_files import is_special
+from acclimate.vision.data.images import size_mismatch
+from acclimate.vision.data.matching import ImageNames
 from acclimate.vision.data.predictions import to_coco
-from acclimate.vision.data.records import read_json
+from acclimate.vision.data.records import declared_size, finite_number, read_json, whole_number
 from acclimate.vision.evaluation.pose_errors import PoseErrors, pose_errors
 from acclimate.vision.models.adapter import Entry
 
 _CONFIDENCE: Final = 0.95
+_HEADERS: Final = tuple(["image", label] for label in ("label", "class"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,66 +127,65 @@ class CocoScorer:
 
     Args:
         annotations: a COCO json with annotations.
-        images: the predicted images as ``(image, image_id)``; all images of the file by default. They are matched to
-            the file by id and name, or else by name, because ids of images from a folder are not COCO ids.
+        images: the paths of the predicted images; all images of the file by default. They are matched to the file by
+            :class:`~acclimate.vision.data.matching.ImageNames`, never by id: ids of images from a folder are counted.
 
     Raises:
-        DataError: the file has no images, categories or annotations, or does not contain a predicted image.
+        DataError: the file has no images, categories or annotations, a predicted image matches none or several of its
+            images, or the predicted images have no annotations but crowds.
     """
 
     metric = "mAP"
 
-    def __init__(self, annotations: Path, *, images: Sequence[tuple[str, int]] | None = None) -> None:
+    def __init__(self, annotations: Path, *, images: Sequence[str] | None = None) -> None:
         content = _coco_truth(read_json(annotations, "ground truth"), annotations)
         self._truth = COCO()
         self._truth.dataset = content
         with _quiet():
             self._truth.createIndex()
-        self._images = {int(image["id"]): image for image in content["images"]}
-        self._by_name: dict[str, list[int]] = {}
-        for number, image in self._images.items():
-            self._by_name.setdefault(Path(str(image["file_name"])).name, []).append(number)
-        self._image_ids = sorted(self._images if images is None else {self.image_id(*image) for image in images})
+        self._images: dict[int, dict[str, Any]] = {image["id"]: image for image in content["images"]}
+        self._names = ImageNames({number: image["file_name"] for number, image in self._images.items()})
+        self._image_ids = sorted(self._images if images is None else self._names.match_all(images).values())
         self.image_count = len(self._image_ids)
+        scored = set(self._image_ids)
+        if not any(a["image_id"] in scored and not a["iscrowd"] for a in content["annotations"]):
+            raise DataError(
+                f"nothing to score: {annotations} has no objects in the {self.image_count} predicted images (crowds, "
+                "iscrowd, do not count); give annotations of these images"
+            )
 
-    def image_id(self, image: str, predicted_id: int | None) -> int:
+    def image_id(self, image: str) -> int:
         """Return the file's id of a predicted image.
 
         Raises:
-            DataError: the file has no such image, or several of that name.
+            DataError: the file has no such image, or several that match equally well.
         """
-        name = Path(image).name
-        if predicted_id in self._images and Path(str(self._images[predicted_id]["file_name"])).name == name:
-            return predicted_id
-        found = self._by_name.get(name, [])
-        if len(found) != 1:
-            raise DataError(
-                f"the ground truth has {len(found) or 'no'} images called {name!r}, so {image} cannot be scored; "
-                "each predicted image must match exactly one"
-            )
-        return found[0]
+        return self._names.match(image)
 
     def score(self, entries: Sequence[Entry]) -> Score:
         """Score a detector's entries.
 
         Raises:
-            DataError: they are a classifier's, or have a category that is not in the ground truth.
+            DataError: they are a classifier's, have a category that is not in the ground truth, or were predicted on
+                images of another size than the annotations are for.
         """
+        numbers = self._names.match_all([entry["image"] for entry in entries])
         placed = []
         for entry in entries:
-            number = self.image_id(entry["image"], entry.get("image_id"))
-            size = {key: entry.get(key) or self._images[number].get(key) for key in ("width", "height")}
-            if entry.get("detections") and None in size.values():
+            number = numbers[entry["image"]]
+            size = _size(entry, self._images[number])
+            if entry.get("detections") and size is None:
                 raise DataError(
                     f"neither predictions nor ground truth contain the size of {entry['image']}; add width and height "
                     "to the ground truth"
                 )
-            placed.append({**entry, **size, "image_id": number})
+            width, height = size or (None, None)
+            placed.append({**entry, "width": width, "height": height, "image_id": number})
         return self.score_results(to_coco(placed))
 
     def pose_errors(self, entries: Sequence[Entry]) -> PoseErrors | None:
         """Return the errors of the poses in ``entries``; None where predictions or ground truth have no poses."""
-        placed = [{**entry, "image_id": self.image_id(entry["image"], entry.get("image_id"))} for entry in entries]
+        placed = [{**entry, "image_id": self.image_id(entry["image"])} for entry in entries]
         truth = {number: self._truth.imgToAnns[number] for number in self._image_ids}
         sizes = {number: (image.get("width", 0), image.get("height", 0)) for number, image in self._images.items()}
         return pose_errors(placed, truth, sizes=sizes)
@@ -245,7 +248,7 @@ def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
         DataError: the file is missing, is of neither kind, or does not contain an image of the entries.
     """
     if is_coco(ground_truth):
-        return CocoScorer(ground_truth, images=[(entry["image"], entry.get("image_id", -1)) for entry in entries])
+        return CocoScorer(ground_truth, images=[entry["image"] for entry in entries])
     # Imported here, because it uses the types of this module.
     from acclimate.vision.evaluation.multilabel import MultilabelScorer, load_label_sets
 
@@ -256,35 +259,40 @@ def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
 
 def is_coco(ground_truth: Path) -> bool:
     """Return whether a ground truth file is a COCO json."""
-    if ground_truth.suffix != ".json":
+    if ground_truth.suffix.lower() != ".json":
         return False
     content = read_json(ground_truth, "ground truth")
     return isinstance(content, dict) and "annotations" in content
 
 
 def load_labels(path: Path) -> dict[str, int]:
-    """Return class ids by image from a json file ``{"image": class}`` or a csv file with lines ``image,label``.
+    """Return class ids by image from a json file ``{"image": class}`` or a csv file with lines ``image,class``.
+
+    The first line of the csv file may be a header, ``image,class`` or ``image,label``.
 
     Raises:
         DataError: the file is missing or empty, or a class is no integer.
     """
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         pairs = list(_mapping(read_json(path, "labels file"), path).items())
     else:
+        if is_special(path):
+            raise DataError(f"labels file {path} is a device, FIFO or socket; give a file")
         try:
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open(newline="", encoding="utf-8-sig") as file:
                 rows = [row for row in csv.reader(file) if row]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise DataError(f"labels file {path} cannot be read: {error}") from error
         if any(len(row) != 2 for row in rows):
-            raise DataError(f"labels file {path} must have exactly two columns, image and label")
-        pairs = [(row[0], row[1]) for row in rows if row != ["image", "label"]]
+            raise DataError(f"labels file {path} must have exactly two columns, image and class")
+        headed = bool(rows) and [cell.strip().lower() for cell in rows[0]] in _HEADERS
+        pairs = [(row[0], row[1]) for row in rows[headed:]]
     try:
-        labels = {str(name): int(label) for name, label in pairs}
+        labels = {str(name): whole_number(label) for name, label in pairs}
     except (TypeError, ValueError) as error:
         raise DataError(f"labels file {path}: classes must be integers ({error})") from error
     if not labels:
-        raise DataError(f"labels file {path} is empty; give one line image,label for each image")
+        raise DataError(f"labels file {path} is empty; give one line image,class for each image")
     return labels
 
 
@@ -302,27 +310,65 @@ def label_key(image: str, labels: Mapping[str, Any]) -> str | None:
 
 
 def _coco_truth(content: Any, path: Path) -> dict[str, Any]:
-    """Return COCO annotations, with the fields that pycocotools requires and many files omit."""
+    """Return COCO annotations as pycocotools requires them.
+
+    Annotations are numbered anew from 1: pycocotools takes an id of 0 for "no match" and keeps one annotation for each
+    id, while files have ids from 0, ids that repeat, text, or none. ``iscrowd`` and ``area`` are added where they are
+    missing.
+    """
     if not isinstance(content, dict) or not content.get("annotations"):
         raise DataError(f"{path} has no annotations to score against; give a COCO json with annotations")
     try:
-        annotations = []
-        for number, annotation in enumerate(content["annotations"], start=1):
-            _, _, width, height = annotation["bbox"]
-            filled = {"id": number, "iscrowd": 0, "area": width * height, **annotation}
-            annotations.append(
-                filled | {"category_id": int(filled["category_id"]), "image_id": int(filled["image_id"])}
-            )
+        annotations = [_annotation(number, given) for number, given in enumerate(content["annotations"], start=1)]
         images = [
-            {**image, "id": int(image["id"]), "file_name": str(image["file_name"])} for image in content["images"]
+            {**image, "id": whole_number(image["id"]), "file_name": str(image["file_name"])}
+            for image in content["images"]
         ]
-        categories = [{**category, "id": int(category["id"])} for category in content["categories"]]
-    except (KeyError, TypeError, ValueError) as error:
+        categories = [{**category, "id": whole_number(category["id"])} for category in content["categories"]]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path} is no COCO ground truth: each image needs id and file_name, each category id and name, each "
-            f"annotation image_id, category_id and bbox ({error!r})"
+            f"annotation image_id, category_id and bbox, with whole numbers as ids ({error!r})"
         ) from error
+    for what, rows in (("images", images), ("categories", categories)):
+        if len({row["id"] for row in rows}) < len(rows):
+            raise DataError(f"{path} gives two {what} the same id; make the ids unique")
+    if unknown := {annotation["category_id"] for annotation in annotations} - {c["id"] for c in categories}:
+        raise DataError(
+            f"{path} has annotations of category_id {min(unknown)} and no such category; add it to the categories"
+        )
     return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
+
+
+def _annotation(number: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    x, y, width, height = (finite_number(value) for value in given["bbox"])
+    area = given.get("area")
+    return {
+        **given,
+        "id": number,
+        "image_id": whole_number(given["image_id"]),
+        "category_id": whole_number(given["category_id"]),
+        "bbox": [x, y, width, height],
+        "area": width * height if area is None else finite_number(area),
+        "iscrowd": int(given.get("iscrowd") or 0),
+    }
+
+
+def _size(entry: Entry, image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return ``(width, height)`` of a predicted image; None where neither predictions nor ground truth have them.
+
+    Raises:
+        DataError: the two differ.
+    """
+    declared = declared_size(image)
+    if not entry.get("width") or not entry.get("height"):
+        return declared
+    found = (entry["width"], entry["height"])
+    if declared is not None and declared != found:
+        message = size_mismatch(entry["image"], declared=declared, found=found)
+        turned = found == declared[::-1]
+        raise DataError(message + ("; predict again with or without --no-exif-orientation" if turned else ""))
+    return found
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

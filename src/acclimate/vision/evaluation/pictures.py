@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from acclimate.output_files import open_output
 from acclimate.vision.data.images import ImageReader
-from acclimate.vision.data.records import Record
-from acclimate.vision.evaluation.evaluate import load_labels
+from acclimate.vision.data.matching import ImageNames
+from acclimate.vision.data.records import Record, read_json, whole_number
+from acclimate.vision.evaluation.evaluate import is_coco, label_key, load_labels
 from acclimate.vision.evaluation.multilabel import load_label_sets
 from acclimate.vision.models.adapter import Entry
 
@@ -57,14 +58,14 @@ def before_and_after(
             _draw(axes, entry, pixels.shape[1], pixels.shape[0], truth)
     grid[0][0].set_ylabel("without TTT", fontsize=12)
     grid[1][0].set_ylabel(f"with {title}", fontsize=12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with open_output(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
-def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Mapping[str, Any]) -> None:
+def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Callable[[str], Any]) -> None:
     if "classification" in entry:
         decided = entry["classification"]
-        label = truth.get(entry["image"], truth.get(Path(entry["image"]).name))
+        label = truth(entry["image"])
         labels = label if isinstance(label, frozenset) else {label}
         color = _NEUTRAL if label is None else _RIGHT if decided["class_id"] in labels else _WRONG
         text = f"{decided['class_id']}  ({decided['score']:.2f})"
@@ -74,7 +75,7 @@ def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Mapping[str,
         return
     from matplotlib.patches import Rectangle
 
-    for x, y, w, h in truth.get(str(entry["image_id"]), ()):
+    for x, y, w, h in truth(entry["image"]) or ():
         axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="white", linewidth=1, linestyle="--"))
     for detection in entry["detections"]:
         if detection["score"] < _SHOWN_SCORE:
@@ -95,16 +96,17 @@ def _headline(entry: Entry) -> Any:
     return [detection["class_id"] for detection in entry["detections"] if detection["score"] >= _SHOWN_SCORE]
 
 
-def _truth(path: Path | None) -> Mapping[str, Any]:
-    """Return labels by image, or boxes by image id as text."""
+def _truth(path: Path | None) -> Callable[[str], Any]:
+    """Return a function of an image that gives its label or its boxes; None where there are none."""
     if path is None:
-        return {}
-    if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if "annotations" in content:
-            boxes: dict[str, list[Any]] = {}
-            for annotation in content["annotations"]:
-                boxes.setdefault(str(annotation["image_id"]), []).append(annotation["bbox"])
-            return boxes
-    label_sets = load_label_sets(path)
-    return load_labels(path) if label_sets is None else label_sets
+        return lambda image: None
+    if not is_coco(path):
+        label_sets = load_label_sets(path)
+        labels: Mapping[str, Any] = load_labels(path) if label_sets is None else label_sets
+        return lambda image: labels.get(label_key(image, labels) or "")
+    content = read_json(path, "ground truth")
+    names = ImageNames({whole_number(image["id"]): str(image["file_name"]) for image in content["images"]})
+    boxes: dict[int, list[Any]] = {}
+    for annotation in content["annotations"]:
+        boxes.setdefault(whole_number(annotation["image_id"]), []).append(annotation["bbox"])
+    return lambda image: boxes.get(names.match(image), ())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from acclimate.output_files import open_output
 from acclimate.vision.data import boxes as box_ops
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.records import Record
@@ -79,8 +80,8 @@ def truth_before_after(
                     _detection(grid[row][column], detection, record, size, annotations, names, axis_length_m)
     for row, title in enumerate(("true", "without TTT", "with TTT")):
         grid[row][0].set_ylabel(title, fontsize=12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with open_output(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _detection(

@@ -29,8 +29,9 @@ from acclimate.core.precision import dtype_of, parse_dtype
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
-from acclimate.errors import CheckpointError, ConfigError, first_line
+from acclimate.errors import CheckpointError, ConfigError, DataError, first_line
 from acclimate.registry import AdapterInfo, Kind
+from acclimate.vision.data.corruptions import Uint8Image
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.labels import LabelMap
 from acclimate.vision.data.predictions import classification_entries, detection_entries, multilabel_entries
@@ -152,10 +153,9 @@ class TransformersAdapter:
     def build_loader(self, records: Sequence[Record], *, batch_size: int) -> Iterator[ImageBatch]:
         """Yield batches preprocessed by the model's own image processor."""
         for part in chunks(records, batch_size):
-            usable = self.reader.read_many(part)
+            usable, encoded = self._encoded(self.reader.read_many(part))
             if not usable:
                 continue
-            encoded = self._processor(images=[pixels for _, pixels in usable], return_tensors="pt")
             pixel_values: Tensor = encoded["pixel_values"].to(self._device, self._dtype)
             inputs: dict[str, Tensor] = {"pixel_values": pixel_values}
             if "pixel_mask" in encoded and not bool(encoded["pixel_mask"].all()):
@@ -166,6 +166,36 @@ class TransformersAdapter:
                 tuple(record for record, _ in usable),
                 sizes,
             )
+
+    def _encoded(self, usable: list[tuple[Record, Uint8Image]]) -> tuple[list[tuple[Record, Uint8Image]], Any]:
+        """Return the images that the image processor accepts, and what it makes of them; others are skipped."""
+        if not usable:
+            return [], None
+
+        def encode(images: Sequence[Uint8Image]) -> Any:
+            # Stated, because the processor takes an image of 1 or 3 rows for one with the channels first.
+            return self._processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
+
+        try:
+            return usable, encode([pixels for _, pixels in usable])
+        except (ValueError, ZeroDivisionError, MemoryError) as error:
+            logger.debug("the image processor fails on a batch; its images are tried one by one", exc_info=error)
+        accepted = []
+        for record, pixels in usable:
+            try:
+                encode([pixels])
+            except (ValueError, ZeroDivisionError, MemoryError) as error:
+                self.reader.skip(
+                    record, f"{record.image}: the model's image processor fails on it: {first_line(error)}"
+                )
+            else:
+                accepted.append((record, pixels))
+        if len(accepted) == len(usable):
+            raise DataError(
+                f"the model's image processor accepts each of {len(usable)} images alone and not as a batch (the first "
+                f"is {usable[0][0].image}); use a batch size of 1"
+            )
+        return accepted, encode([pixels for _, pixels in accepted]) if accepted else None
 
     def entries(self, outputs: Any, batch: ImageBatch) -> list[Entry]:
         """Return the entries of one batch; a detector's are made by the image processor's post-processing."""

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError, DataError
+from acclimate.output_files import check_writable, is_special
 from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
-from acclimate.vision.data.predictions import check_writable, to_coco, wrapped, write_json
+from acclimate.vision.data.predictions import to_coco, wrapped, write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
 from acclimate.vision.models.adapter import Adapter, Entry, chunks, plain_forward
 from acclimate.vision.models.loading import AdapterOptions, make_adapter
@@ -50,6 +51,7 @@ class ExportJob:
         log_output: the file for the TTT log.
         images_root, max_images: see :func:`load_dataset`.
         corruption: applied to every image first.
+        exif_orientation: whether to rotate images as their EXIF data says.
         batch_size: without TTT; None means the adapter's own.
         strict: whether images that cannot be used are an error.
         resume: whether to continue from the partial file of an interrupted run of the same job.
@@ -72,6 +74,7 @@ class ExportJob:
     images_root: Path | None = None
     max_images: int | None = None
     corruption: CorruptionSpec | None = None
+    exif_orientation: bool = True
     batch_size: int | None = None
     strict: bool = False
     resume: bool = False
@@ -111,11 +114,17 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         raise ConfigError(
             "--wrap adds metadata to the predictions file, and COCO results have no place for it; leave one out"
         )
+    if job.resume and is_special(job.output):
+        raise ConfigError(
+            f"--resume continues from a file beside the output, and {job.output} is a device, FIFO or socket; leave "
+            "out --resume, or name a file"
+        )
     for target in (job.output, job.log_output, job.save_state):
         if target is not None:
             check_writable(target)
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
-    reader = ImageReader(job.corruption)
+    reader = ImageReader(job.corruption, exif_orientation=job.exif_orientation)
+    reader.check_sizes(dataset.records)
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
     if job.format == "coco" and adapter.kind != "detector":
         raise ConfigError("COCO results contain boxes, and this model is a classifier; use --format acclimate")
@@ -125,7 +134,10 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     )
     work = _Work(job, adapter, config, source_records, progress)
     made_from = _made_from(job, dataset, config)
-    with PartialResult(job.output, made_from, resume=job.resume, restarts=not work.can_resume) as partial:
+    images = {record.image: None for record in (*dataset.records, *source_records, *work.probe_records)}
+    with PartialResult(
+        job.output, made_from, images=images, resume=job.resume, restarts=not work.can_resume
+    ) as partial:
         for batch in work.predict(dataset.records, done=partial.entries):
             partial.add(batch)
         entries = tuple(partial.entries)
@@ -153,6 +165,7 @@ class _Work:
     ) -> None:
         self.job, self.adapter, self.config = job, adapter, config
         self.source_records = source_records
+        self.probe_records = () if job.probe_images is None else load_dataset(job.probe_images).records
         self.progress = progress
         self.report: TTTReport | None = None
         self.augmenter: Augmenter | None = None
@@ -208,7 +221,7 @@ class _Work:
             adapter,
             self.config,
             source_records=self.source_records,
-            probe_records=() if self.job.probe_images is None else load_dataset(self.job.probe_images).records,
+            probe_records=self.probe_records,
             load_state=self.job.load_state,
             save_state=self.job.save_state,
         ) as run:
@@ -252,6 +265,7 @@ def _made_from(job: ExportJob, dataset: Dataset, config: TTTConfig | None) -> di
         "ttt": to_jsonable(config),
         "tta": to_jsonable(job.tta),
         "corruption": str(job.corruption),
+        "exif_orientation": job.exif_orientation,
         "batch_size": job.batch_size,
     }
 
@@ -304,25 +318,45 @@ def _meta(
         "images": len(dataset.records),
         "skipped": dict(reader.skipped),
         "corruption": None if job.corruption is None else str(job.corruption),
-        "warnings": [*adapter.warnings, *work.warnings],
+        "warnings": [*adapter.warnings, *work.warnings, *reader.warnings],
         "tta": tta,
         "ttt": ttt_meta(config, work.report),
     }
 
 
+_MIM_SETTINGS: Final = ("mask_prob", "patch_size", "mask_value")
+
+
 def ttt_meta(config: TTTConfig | None, report: TTTReport | None) -> dict[str, Any]:
-    """Return the ``ttt`` block of meta and of the TTT log."""
-    if config is None or report is None:
-        return {"enabled": False}
+    """Return the ``ttt`` block of meta and of the TTT log, with the keys and types of the vision integration plan.
+
+    All keys are always there. Where a setting has no meaning (the learning rate of a method without gradient, a run
+    without TTT), its key holds the plan's default, and ``max_batches`` is 0 where there is no limit; ``effective``
+    holds what is true: null for a setting that has no effect.
+    """
+    shown = TTTConfig(enabled=False) if config is None or report is None else config
+    info = METHODS.info(shown.method)
+    plan = TTTConfig()
+    unused = () if info.needs_gradient else ("steps", "lr", "update_filter")
+    values = {
+        field.name: to_jsonable(getattr(plan if field.name in unused else shown, field.name))
+        for field in dataclasses.fields(shown)
+        if field.name not in _MIM_SETTINGS
+    }
     # The integration plan puts the settings of mim into a block of their own.
-    own = ("mask_prob", "patch_size", "mask_value")
-    used = METHODS.info(config.method).own_settings.values()
-    values = {f.name: to_jsonable(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in own}
+    mim = {name: to_jsonable(getattr(shown, name)) for name in _MIM_SETTINGS}
+    block = {**values, "max_batches": shown.max_batches or 0, "mim": mim, "report": None, "effective": None}
+    if config is None or report is None:
+        return block
     reported = to_jsonable(report)
     # The steps are in step_metrics already.
     reported["session"]["steps"] = None
-    return {
-        **values,
-        "mim": {name: to_jsonable(getattr(config, name)) for name in own} if used else None,
-        "report": reported,
+    effective = {
+        "steps": config.steps,
+        "lr": config.lr,
+        "update_filter": config.update_filter,
+        "batch_size": 1 if config.reset == "sample" else config.batch_size,
+        "max_batches": config.max_batches,
+        "mim": mim if set(info.own_settings.values()) & set(_MIM_SETTINGS) else None,
     }
+    return {**block, "report": reported, "effective": {**effective, **dict.fromkeys(unused)}}

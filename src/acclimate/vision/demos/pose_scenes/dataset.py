@@ -9,8 +9,9 @@ from typing import Any
 from PIL import Image
 
 from acclimate.errors import ConfigError, DataError
+from acclimate.output_files import check_folder_writable, make_folder, open_output
 from acclimate.vision.data.corruptions import Uint8Image
-from acclimate.vision.data.predictions import atomic_binary, write_json
+from acclimate.vision.data.predictions import write_json
 from acclimate.vision.demos.pose_scenes.scenes import CLASSES, HALF_TURN_SYMMETRIC, Scene, make_scene
 from acclimate.vision.demos.pose_scenes.splits import IMAGE_SIDE, Split
 
@@ -38,14 +39,12 @@ def write_dataset(
     """
     if images < 1:
         raise ConfigError(f"images must be at least 1, got {images}")
+    check_folder_writable(folder)
     target = folder / "annotations.json"
     if target.exists():
         raise DataError(f"{target} is already there; nothing is overwritten: give another folder")
     first = make_scene(0, split=split, seed=seed, side=side, photos=photos)
-    try:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror}") from error
+    make_folder(folder / "images")
     content: dict[str, Any] = {
         "info": {"description": "acclimate pose-scenes", "split": split, "seed": seed},
         "images": [],
@@ -55,7 +54,7 @@ def write_dataset(
     for index in range(images):
         scene = first if index == 0 else make_scene(index, split=split, seed=seed, side=side, photos=photos)
         name = f"{split}_{seed}_{index:05d}.png"
-        with atomic_binary(folder / "images" / name) as file:
+        with open_output(folder / "images" / name) as file:
             Image.fromarray(scene.image).save(file, "PNG")
         content["images"].append(_image(scene, index + 1, name))
         content["annotations"] += [
