@@ -61,7 +61,7 @@ def open_output(path: Path, *, error: type[InputError] = DataError) -> Iterator[
 def open_text_output(path: Path, *, error: type[InputError] = DataError) -> Iterator[IO[str]]:
     """Open a text file in UTF-8 as :func:`open_output` does; line ends are written as given."""
     with open_output(path, error=error) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="")
         yield text
         text.flush()
         text.detach()
@@ -70,7 +70,7 @@ def open_text_output(path: Path, *, error: type[InputError] = DataError) -> Iter
 def write_output(path: Path, content: bytes | str, *, error: type[InputError] = DataError) -> None:
     """Write a file as :func:`open_output` does; text is written in UTF-8."""
     with open_output(path, error=error) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def check_writable(path: Path, *, error: type[InputError] = DataError) -> None:
@@ -126,6 +126,14 @@ def is_special(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether a regular file is at ``path``; False also for names that the system refuses."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def followed(path: Path) -> Path:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from acclimate.cli import options, store_options
 from acclimate.cli.grouped_help import GroupedCommand
-from acclimate.cli.terminal import counts_in_words, reports_input_errors, set_up_logging, stdout
+from acclimate.cli.terminal import counts_in_words, is_terminal, reports_input_errors, set_up_logging, stdout
 
 if TYPE_CHECKING:
     from acclimate.vision.evaluation.compare import ComparisonResult
@@ -75,7 +75,7 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
         max_images=values["max_images"],
         recommend=values["recommend"],
     )
-    result = compare(comparison, progress=_say if sys.stderr.isatty() else None)
+    result = compare(comparison, progress=_say if is_terminal(sys.stderr) else None)
     _record(values, result)
     print_comparison(result, source=values["ttt_source"])
 

@@ -9,6 +9,7 @@ import click
 from acclimate.cli import options
 from acclimate.cli.compare import print_comparison
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
+from acclimate.output_files import check_folder_writable
 
 _FACTORY = "acclimate.vision.demos.digits:digit_network"
 
@@ -45,6 +46,7 @@ def demo_vision_command(output: Path, corrupt: str) -> None:
 
     set_up_logging(verbose=False)
     corruption = CorruptionSpec.parse(corrupt)
+    check_folder_writable(output)
     labels = digits.write_test_images(output)
     checkpoint = output / "digits.safetensors"
     click.echo(f"training a small BatchNorm network on {digits.TRAINING_IMAGES} clean handwritten digits ...")
@@ -97,6 +99,7 @@ def demo_detect_command(output: Path, corrupt: str, images: int) -> None:
 
     set_up_logging(verbose=False)
     corruption = CorruptionSpec.parse(corrupt)
+    check_folder_writable(output)
     click.echo(
         f"drawing {images} scenes with digits that are not in the detector's training data, clean and with the "
         f"corruption {corruption} ..."

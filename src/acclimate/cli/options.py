@@ -283,6 +283,14 @@ def _safe_methods() -> str:
     return "; ".join(found)
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a folder is at ``path``; False also for names that the system refuses."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def adapter_options(values: dict[str, Any]) -> AdapterOptions:
     """Return the options of the adapter and its model."""
     return AdapterOptions(
@@ -316,7 +324,7 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
             if not condition and _typed(context, name):
                 raise ConfigError(f"--{name.replace('_', '-')} has no effect without {what}; add it, or leave this out")
 
-    needs(not values["images"].is_dir(), "a list or a COCO file as IMAGES", "images_root")
+    needs(not is_folder(values["images"]), "a list or a COCO file as IMAGES", "images_root")
     method = values.get("ttt_method")
     needs(values.get("lora_rank") is not None, "--lora-rank", "lora_alpha", "lora_targets")
     guards = ("ttt_guard", "ttt_max_update", "ttt_max_drift", "ttt_collapse_share", "ttt_probe")

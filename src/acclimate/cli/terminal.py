@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -20,8 +21,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def stdout() -> Console:
-    """Return a console for results: as wide as the terminal; without line breaks where stdout is no terminal."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 140)
+    """Return a console for results: as wide as the terminal; without line breaks where stdout is no terminal.
+
+    Where standard output is closed, what is printed is dropped.
+    """
+    terminal = is_terminal(sys.stdout)
+    file = io.StringIO() if sys.stdout is None else None
+    return Console(file=file, highlight=False, soft_wrap=not terminal, width=None if terminal else 140)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a standard stream is a terminal; False where it is closed."""
+    return stream is not None and stream.isatty()
 
 
 def reports_input_errors(command: Command) -> Command:
@@ -29,6 +40,9 @@ def reports_input_errors(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        # Names of files need not be valid text, and an error while a result is printed would hide it.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return command(*args, **kwargs)
         except MissingExtraError:
@@ -49,7 +63,7 @@ def counts_in_words(counts: Mapping[str, int]) -> str:
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
     """Yield a function that shows progress on the terminal; None where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

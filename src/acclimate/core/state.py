@@ -24,7 +24,7 @@ from acclimate.core.outputs import map_tensors
 from acclimate.core.precision import AnyOptimizer, name_of
 from acclimate.core.report import SessionReport, to_jsonable
 from acclimate.errors import CheckpointError, first_line
-from acclimate.output_files import write_output
+from acclimate.output_files import is_regular, write_output
 from acclimate.registry import METHODS
 
 FORMAT: Final = "acclimate session state 2"
@@ -126,7 +126,7 @@ class SavedState:
         Raises:
             CheckpointError: the file does not exist, cannot be read, or is no session's state.
         """
-        if not path.exists():
+        if not is_regular(path):
             raise CheckpointError(f"state file {path} does not exist; give a file that --ttt-save-state wrote")
         try:
             with safe_open(str(path), framework="pt") as file:

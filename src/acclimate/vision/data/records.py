@@ -170,10 +170,18 @@ def _files_in(folder: Path) -> Iterator[Path]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 (linked if entry.is_symlink() else folders).append(here / entry.name)
             else:
                 yield here / entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to itself, for example, which is counted as an image that cannot be used if its name is one's.
+        return False
 
 
 def _is_image(path: Path) -> bool:

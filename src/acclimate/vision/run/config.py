@@ -19,6 +19,10 @@ DEFAULT_METHOD: Final = "tent"
 """The integration plan's default; ``--ttt`` without a method runs :func:`safe_method` instead."""
 
 
+_LARGEST_RATE: Final = 1e30
+"""Larger numbers times a gradient exceed the range of float32, in which torch computes updates."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TTTConfig:
     """The settings of adapting a model to a set of images.
@@ -93,8 +97,8 @@ class TTTConfig:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise ConfigError(f"{name} must be at least {lowest}, got {value}")
-        if not self.lr >= 0:
-            raise ConfigError(f"lr must not be negative, got {self.lr}")
+        if not 0 <= self.lr <= _LARGEST_RATE:
+            raise ConfigError(f"lr must not be negative, and at most {_LARGEST_RATE:g}, got {self.lr}")
         if self.collapse_share is not None and self.reset == "sample":
             raise ConfigError(
                 "collapse_share counts recent decisions, and reset 'sample' drops them after each image; use another "

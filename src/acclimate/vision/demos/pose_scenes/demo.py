@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from acclimate.errors import ConfigError
+from acclimate.output_files import check_folder_writable
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
-from acclimate.vision.data.records import load_dataset
+from acclimate.vision.data.records import load_dataset, read_json
 from acclimate.vision.demos.pose_scenes.camera import PLATE_SIDE_M
 from acclimate.vision.demos.pose_scenes.dataset import write_dataset
 from acclimate.vision.evaluation.evaluate import CocoScorer
@@ -59,12 +59,13 @@ def run_detect_demo(
     Raises:
         ConfigError: the folder holds another data set of plates.
     """
+    check_folder_writable(folder)
     annotations = folder / "annotations.json"
     if not annotations.exists():
         write_dataset(folder, images=images, split="test", seed=seed)
-    truth = json.loads(annotations.read_text(encoding="utf-8"))
+    truth = read_json(annotations, "annotations")
     described = {"description": "acclimate pose-scenes", "split": "test", "seed": seed}
-    if truth.get("info") != described or len(truth["images"]) != images:
+    if not isinstance(truth, dict) or truth.get("info") != described or len(truth.get("images", ())) != images:
         raise ConfigError(f"{annotations} is another data set; give the demo a folder of its own")
     scorer = CocoScorer(annotations)
 
