@@ -112,7 +112,8 @@ class Blend:
         memory_images: the number of images that the running statistics count for when a batch is added.
         diversity_exponent: the rate is multiplied by the diversity of recent decisions to this power. Diversity is
             (effective number of classes - 1) / (number of classes - 1); an exponent of 0 ignores it.
-        first_diversity: a first batch whose decisions are more diverse than this is taken into the statistics in full.
+        first_diversity: a first batch whose decisions are more diverse than this is taken into the statistics in full;
+            less diverse batches say nothing about the filter.
         diversity_window: the number of recent decisions from which diversity is computed.
         certainty: detects a first batch with too few classes to take statistics from: with its statistics the model
             would be less certain.
@@ -346,6 +347,9 @@ class Blend:
             if trial is not None:
                 trial = replace(trial, memory=state.memory, flipped_memory=state.flipped_memory)
             return replace(state, trial=trial), run.outputs
+        if self.diversity(state) < self.first_diversity:
+            # A model that gives one class to everything agrees with itself, whatever it is shown.
+            return state, run.outputs
         unfiltered = layout.for_prediction(batch)
         plain = self._run(model, unfiltered, trial.memory, trial.flipped_memory, rate=rate, task=task)
         gains = run.agreements(task) - plain.agreements(task)
