@@ -1,4 +1,4 @@
-"""Checkpoints as they are found in the wild."""
+"""Checkpoints as training code writes them, and files that are none."""
 
 from __future__ import annotations
 
