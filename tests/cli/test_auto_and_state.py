@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from acclimate.vision.run.ttt_report import step_warnings
+from acclimate.vision.run.step_warnings import step_warnings
 from click.testing import CliRunner, Result
 
 from acclimate.cli.main import main
