@@ -194,6 +194,7 @@ BAD = {
 
 
 BAD |= {
+    "strict and a raw photo": (("export", "raw", *MODEL, "--strict"), "1 images cannot be used; the first: raw/b.cr2"),
     "root of a folder": (("export", "images", *MODEL, "--images-root", "."), "a list or a COCO file"),
     "no such device": (("export", "images", *MODEL, "--device", "cuda:77"), "cannot be used"),
     "nonsense device": (("export", "images", *MODEL, "--device", "toaster"), "'toaster'"),
@@ -232,6 +233,8 @@ def test_bad_input_is_one_line_and_exit_code_two_and_writes_nothing(folder: Path
     (folder / "empty").mkdir()
     write_images(folder / "bad", 1)
     (folder / "bad" / "broken.png").write_text("no image")
+    write_images(folder / "raw", 1)
+    (folder / "raw" / "b.cr2").write_bytes(b"II*\0 raw")
     (folder / "weights.pt").write_bytes(b"pickle")
     before = sorted(path for path in folder.rglob("*"))
     arguments, message = BAD[case]
