@@ -112,8 +112,7 @@ class Blend:
         memory_images: the number of images that the running statistics count for when a batch is added.
         diversity_exponent: the rate is multiplied by the diversity of recent decisions to this power. Diversity is
             (effective number of classes - 1) / (number of classes - 1); an exponent of 0 ignores it.
-        first_diversity: a first batch whose decisions are more diverse than this is taken into the statistics in full;
-            less diverse batches say nothing about the filter.
+        first_diversity: a first batch whose decisions are more diverse than this is taken into the statistics in full.
         diversity_window: the number of recent decisions from which diversity is computed.
         certainty: detects a first batch with too few classes to take statistics from: with its statistics the model
             would be less certain.
@@ -123,6 +122,8 @@ class Blend:
             filter for it to stay in use.
         filter_trial_images: the number of images after which that is decided at the latest; with 0, and without flip
             averaging, the filter is always used.
+        trial_diversity: batches are compared with and without the filter only while recent decisions are more diverse
+            than this: a model that gives few classes to everything agrees with itself, whatever it is shown.
         spectrum: filters images first; None leaves them unfiltered.
 
     The defaults were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, with corruptions and severities that are not
@@ -155,6 +156,7 @@ class Blend:
     flip_averaging: bool = True
     filter_gain: float = 0.05
     filter_trial_images: int = 128
+    trial_diversity: float = 0.7
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
     spectrum: SpectrumFilter | None = field(default=None, metadata=FROM_SOURCE_IMAGES)
 
@@ -347,8 +349,7 @@ class Blend:
             if trial is not None:
                 trial = replace(trial, memory=state.memory, flipped_memory=state.flipped_memory)
             return replace(state, trial=trial), run.outputs
-        if self.diversity(state) < self.first_diversity:
-            # A model that gives one class to everything agrees with itself, whatever it is shown.
+        if self.diversity(state) < self.trial_diversity:
             return state, run.outputs
         unfiltered = layout.for_prediction(batch)
         plain = self._run(model, unfiltered, trial.memory, trial.flipped_memory, rate=rate, task=task)
