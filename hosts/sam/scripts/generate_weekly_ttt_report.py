@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from acclimate.errors import StoreError
 from acclimate.monitoring import as_html, as_text, make_report
-from acclimate.monitoring.output import writing_file
+from acclimate.output_files import write_output
 from acclimate_sam.collector import get_ttt_metrics_collector
 
 
@@ -18,8 +19,7 @@ def main() -> None:
     given = parser.parse_args()
     made = make_report(get_ttt_metrics_collector().store, "weekly")
     print(as_text(made))
-    with writing_file(given.output) as target:
-        target.write_text(as_html(made), encoding="utf-8")
+    write_output(given.output, as_html(made), error=StoreError)
     print(f"report: {given.output}")
 
 
