@@ -160,3 +160,15 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert done.exit_code == 2, done.output
     assert said in done.stderr
     assert done.stderr.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_empty_or_closed_standard_input_is_one_line_before_a_model_is_loaded(closed: bool) -> None:
+    # The model does not exist: naming it would be another error.
+    command = [sys.executable, "-m", "acclimate", "ask", "--model", "no/such/model"]
+    if closed:
+        command = ["bash", "-c", 'exec "$@" <&-', "bash", *command]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "standard input" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from acclimate.language import (
     held_out,
     shipped,
 )
+from acclimate.language.decision import calibration as calibration_module
 from acclimate.language.decision.calibration import (
     FEATURES,
     area_under_roc,
@@ -212,3 +214,19 @@ def test_where_both_answers_are_one_left_out_examples_decide() -> None:
         decision = gate.decide(replace(evidence, **answered))
         assert decision.adapt is adapt
         assert decision.confidence == decision.icl_confidence
+
+
+@pytest.mark.parametrize("content", ["NaN", "Infinity", "true", '"1"', "null"])
+def test_a_weight_that_is_no_finite_number_is_refused(content: str, tmp_path: Path) -> None:
+    shipped_file = Path(calibration_module.__file__).parent / "calibrations" / "spark.json"
+    path = tmp_path / "spark.json"
+    path.write_text(re.sub(r'("bias": )[-0-9.e]+', rf"\g<1>{content}", shipped_file.read_text(), count=1))
+    with pytest.raises(CheckpointError, match=r"'bias' is .*must be a finite number"):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize("content", ["3", "[" * 100_000, "{}", '{"weights": 3}'])
+def test_a_file_that_is_no_calibration_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(CheckpointError, match="is not a calibration"):
+        Calibration.load(tmp_path / "c.json")

@@ -79,6 +79,9 @@ def ask_command(prompt: str | None, **given: Any) -> None:
 
     set_up_logging(given["verbose"])
     text = _prompt(prompt, given)
+    if not text.strip():
+        # Before a model is loaded or fetched.
+        raise DataError("the prompt is empty; give it as the argument, by --file, or on standard input")
     request_id = uuid4().hex
     arm = _arm(given, request_id) if given["experiment"] else None
     engine = _engine(Engine, given)
@@ -161,9 +164,13 @@ def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
             raise DataError(f"cannot read {given['prompt_file']} as text: {error}") from error
     if prompt is not None and prompt != "-":
         return prompt
-    if prompt is None and sys.stdin.isatty():
+    # Python has no standard input object where the stream was closed before it started.
+    if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         raise ConfigError("give a prompt as the argument, by --file, or on standard input")
-    return sys.stdin.read()
+    try:
+        return sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read standard input as text: {error}") from error
 
 
 def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:

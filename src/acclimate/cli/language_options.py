@@ -111,7 +111,7 @@ def read_examples(path: Path) -> tuple[Example, ...]:
             continue
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f'{path}, line {number} is not JSON; write {{"input": ..., "output": ...}} on each line'
             ) from error

@@ -70,7 +70,10 @@ class Calibration:
             rows = [row for stage in _STAGES for row in found.weights[stage].values()]
             if unknown := sorted({name for row in rows for name in row} - {"bias", *FEATURES}):
                 raise ValueError(f"it weighs {unknown[0]!r}, which this version does not look at")
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            for name, weight in (pair for row in rows for pair in row.items()):
+                if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                    raise ValueError(f"the weight {name!r} is {weight!r}, and must be a finite number")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is not a calibration ({error}); make one with 'acclimate calibrate'"
             ) from error
