@@ -1,4 +1,4 @@
-"""Error under kinds of damage that nothing was tuned on: each kind by itself, from the source weights, guards off.
+"""Error under kinds of damage that the package does not have itself, each by itself, guards off.
 
     python benchmarks/shifts/run.py --data DATA --half tune --out tune.json      # to choose settings
     python benchmarks/shifts/run.py --data DATA --half report --out report.json  # to write a result down
