@@ -63,7 +63,7 @@ class Outcome:
     error: float
     steps: tuple[StepReport, ...] = ()
 
-    def trips(self) -> list[tuple[int, str]]:
+    def rejections(self) -> list[tuple[int, str]]:
         return [(step.index, step.reason or "") for step in self.steps if step.verdict in ("rolled_back", "reset")]
 
 
@@ -126,7 +126,7 @@ def singles_of_one_class_first(data: Digits) -> Iterator[tuple[Tensor, Tensor]]:
 def test_without_faults_no_guard_fires_and_tent_helps(data: Digits) -> None:
     stream = data.batches(data.noisy)
     free, guarded = (adapted(data, stream, Tent(lr=1e-3), guarded=on) for on in (False, True))
-    assert guarded.trips() == []
+    assert guarded.rejections() == []
     assert guarded.error == free.error < unadapted(data, stream).error - 10
 
 
@@ -135,7 +135,7 @@ def test_nan_and_infinity(data: Digits) -> None:
     none, free = unadapted(data, stream), adapted(data, stream, Tent(lr=1e-3), guarded=False)
     guarded = adapted(data, stream, Tent(lr=1e-3), guarded=True)
     assert free.error > 80, "after the first NaN an unguarded model is NaN"
-    assert [index for index, reason in guarded.trips() if "non-finite" in reason] == [2, 5]
+    assert [index for index, reason in guarded.rejections() if "non-finite" in reason] == [2, 5]
     assert guarded.error < none.error - 5
 
 
@@ -158,7 +158,7 @@ def test_one_class_breaks_unguarded_tent_and_is_detected_on_the_first_batch(data
     none, free = unadapted(data, stream), adapted(data, stream, Tent(lr=1e-3), guarded=False)
     guarded = adapted(data, stream, Tent(lr=1e-3), guarded=True)
     assert free.error > none.error + 30
-    index, reason = guarded.trips()[0]
+    index, reason = guarded.rejections()[0]
     assert index == 0
     assert "less certain than the unadapted model" in reason
 
@@ -168,7 +168,7 @@ def test_batches_of_one(data: Digits) -> None:
     none, free = unadapted(data, stream), adapted(data, stream, Tent(lr=1e-3), guarded=False)
     guarded = adapted(data, stream, Tent(lr=1e-3), guarded=True)
     assert free.error > none.error + 30
-    assert guarded.trips()[0][0] == 0
+    assert guarded.rejections()[0][0] == 0
     assert guarded.error <= none.error + 1
 
 
@@ -177,8 +177,8 @@ def test_a_learning_rate_a_thousand_times_too_high(data: Digits) -> None:
     none, free = unadapted(data, stream), adapted(data, stream, Tent(lr=1.0), guarded=False)
     guarded = adapted(data, stream, Tent(lr=1.0), guarded=True)
     assert free.error > none.error + 20
-    assert guarded.trips()[0][0] == 0
-    assert "exceeds" in guarded.trips()[0][1]
+    assert guarded.rejections()[0][0] == 0
+    assert "exceeds" in guarded.rejections()[0][1]
     assert guarded.error < none.error - 10, "the statistics of the batch still help"
 
 

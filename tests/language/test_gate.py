@@ -53,7 +53,7 @@ def known(**values: Any) -> Evidence:
 
 
 def made_up(count: int, seed: int = 0) -> tuple[list[Evidence], list[bool], list[bool]]:
-    """Evidence in which the left-out examples tell the truth, with noise."""
+    """Evidence in which the held-out examples tell the truth, with noise."""
     rng = np.random.default_rng(seed)
     evidence, adapted, icl = [], [], []
     for _ in range(count):

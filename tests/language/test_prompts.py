@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,24 @@ def test_a_chat_template_frames_plain_prompts() -> None:
     encoder = small().encoder
     encoder.tokenizer.chat_template = "{{ '[' }}{% for m in messages %}{{ m['content'] }}{% endfor %}{{ ']' }}"
     assert encoder.tokenizer.decode(list(encoder.prompt_tokens("hi <s>"))) == "[hi <s>]"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for %}", "fails (TemplateSyntaxError"),
+        ("{{ raise_exception('only\\nJSON') }}", "fails (TemplateError: only"),
+        ("{{ messages.__class__.__mro__ }}", "fails (SecurityError"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "fails (OverflowError"),
+        ("{{ messages[7]['content'] }}", "fails (UndefinedError"),
+        ("{{ 1 / 0 }}", "fails (ZeroDivisionError"),
+        ("{{ 'hello' }}", "0 times instead of once"),
+        ("{{ messages[0]['content'] * 2 }}", "2 times instead of once"),
+    ],
+)
+def test_a_chat_template_that_does_not_frame_the_prompt_is_one_line(template: str, said: str) -> None:
+    encoder = small().encoder
+    encoder.tokenizer.chat_template = template
+    with pytest.raises(CheckpointError, match=re.escape(said)) as caught:
+        encoder.prompt_tokens("hi")
+    assert "\n" not in str(caught.value)

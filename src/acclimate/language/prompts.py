@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from acclimate.errors import CheckpointError, DataError
+from acclimate.errors import CheckpointError, DataError, first_line
 from acclimate.language.examples import Example
 from acclimate.output_files import write_output
 
@@ -156,6 +156,7 @@ class Encoder:
         """Return the tokens of a prompt without examples: a chat turn if the model has a chat template, else the text.
 
         Raises:
+            CheckpointError: the chat template fails, or does not write the prompt once.
             DataError: it is longer than the model can read.
         """
         with self._lock:
@@ -163,8 +164,19 @@ class Encoder:
                 # Only the template may write special tokens: those in the prompt are split into characters.
                 marker = "\u2063prompt\u2063"
                 turn = [{"role": "user", "content": marker}]
-                text: str = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-                before, _, after = text.partition(marker)
+                try:
+                    text: str = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+                except Exception as error:  # A template is a program by the author of the model; it may raise anything.
+                    raise CheckpointError(
+                        f"the chat template of the model fails ({type(error).__name__}: {first_line(error)}); "
+                        f"correct it, or remove it to ask without one"
+                    ) from error
+                if (times := text.count(marker)) != 1:
+                    raise CheckpointError(
+                        f"the chat template of the model writes the message of the user {times} times instead of once; "
+                        f"correct it, or remove it to ask without one"
+                    )
+                before, after = text.split(marker)
                 around = [tuple(self.tokenizer(part, add_special_tokens=False).input_ids) for part in (before, after)]
                 tokens = (*around[0], *self._ids(prompt), *around[1])
             else:
