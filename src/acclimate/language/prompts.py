@@ -62,7 +62,7 @@ class PromptFormat:
             return None
         try:
             return cls(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a prompt format ({error}); save the model again") from error
 
 

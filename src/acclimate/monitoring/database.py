@@ -184,7 +184,8 @@ def _upgrade_once(engine: Engine, revision: str) -> None:
 
 
 def _is_refused(error: DBAPIError) -> bool:
-    return "Connection refused" in str(error.orig)
+    # Nobody listens at the address, or there is no socket; libpq has no code for either.
+    return any(words in str(error.orig) for words in ("Connection refused", "No such file or directory"))
 
 
 def is_transient(error: BaseException) -> bool:

@@ -69,7 +69,7 @@ class Store:
     ) -> None:
         self.url = database_url(database)
         path = self.url.database if self.url.get_backend_name() == "sqlite" else None
-        if must_exist and path is not None and not Path(path).exists():
+        if must_exist and path is not None and not _exists(Path(path)):
             raise StoreError(f"there is no metrics store at {path}; it is made by the first request that is recorded")
         self.engine = make_engine(self.url)
         upgrade(self.engine)
@@ -243,6 +243,13 @@ class Store:
                 left.writer_id,
             )
         return lost
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # A name that is too long or that no file can have.
+        return False
 
 
 def _sequence_folder(url: sa.URL) -> Path | None:

@@ -148,7 +148,9 @@ def _from_transformers(source: str, name: str, is_local: bool) -> tuple[Any, Any
                 source, local_files_only=is_local, dtype=torch.float32
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=is_local)
-    except (OSError, ValueError, ImportError) as error:
+    except (TTTNotSupportedError, MemoryError):
+        raise
+    except Exception as error:  # Readers of damaged files raise whatever the first use of a wrong value raises.
         raise CheckpointError(
             f"cannot load the language model {name!r}: {first_line(error)}; give 'spark', 'smollm2', a folder that "
             f"transformers saved, or a name on the hub"
