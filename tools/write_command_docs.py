@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from acclimate.cli.main import main
-from acclimate.core.report import to_jsonable
+from acclimate.json_values import to_jsonable
 from acclimate.monitoring import KPIS, kpis_table
 from acclimate.registry import METHODS, presets
 from acclimate.vision.run.config import preset_values

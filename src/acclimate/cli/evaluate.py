@@ -10,8 +10,8 @@ import click
 
 from acclimate.cli import options
 from acclimate.cli.terminal import reports_input_errors
-from acclimate.core.report import to_jsonable
 from acclimate.errors import DataError
+from acclimate.json_values import to_jsonable
 
 if TYPE_CHECKING:
     from acclimate.vision.evaluation.pose_errors import PoseErrors

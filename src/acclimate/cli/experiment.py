@@ -118,8 +118,8 @@ def stop_command(name: str, **given: Any) -> None:
 @reports_input_errors
 def report_command(name: str, *, as_json: bool, **given: Any) -> None:
     """Report the result of the experiment NAME so far, or the outcomes of a test that another program ran."""
+    from acclimate.json_values import to_jsonable
     from acclimate.monitoring.experiments import OutcomesReport, find_report
-    from acclimate.monitoring.jsonable import to_jsonable
     from acclimate.monitoring.reports import experiment_lines, outcome_lines
 
     with store_options.opened(given) as store:
@@ -132,7 +132,7 @@ def report_command(name: str, *, as_json: bool, **given: Any) -> None:
 
 
 def _settings(given: tuple[str, ...]) -> dict[str, Any]:
-    from acclimate.monitoring.jsonable import from_json
+    from acclimate.json_values import from_json
 
     settings = {}
     for text in given:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from acclimate.errors import DataError
+from acclimate.json_values import from_json
 
 if TYPE_CHECKING:
     from acclimate.language import Example, LanguageModel, Recipe
@@ -110,8 +110,8 @@ def read_examples(path: Path) -> tuple[Example, ...]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
+            rows.append(from_json(line))
+        except ValueError as error:
             raise DataError(
                 f'{path}, line {number} is not JSON; write {{"input": ..., "output": ...}} on each line'
             ) from error

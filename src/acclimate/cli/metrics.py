@@ -32,8 +32,8 @@ _DAYS = click.option(
 @reports_input_errors
 def analyze_command(*, with_suggestions: bool, days: float, as_json: bool, **given: Any) -> None:
     """Show attempts by day and by kind of task, every indicator by day, the trend of success, and suggestions."""
+    from acclimate.json_values import to_jsonable
     from acclimate.monitoring import Window, suggest
-    from acclimate.monitoring.jsonable import to_jsonable
     from acclimate.monitoring.reports import suggestion_lines
     from acclimate.monitoring.trends import indicators_by_day, performance_trends
 
@@ -147,8 +147,8 @@ def feedback_command(request_id: str, rating: float, **given: Any) -> None:
 @reports_input_errors
 def audit_command(*, verifies: bool, limit: int, **given: Any) -> None:
     """Show who adapted what, when, with which settings, and with which outcome."""
+    from acclimate.json_values import to_jsonable
     from acclimate.monitoring import audit
-    from acclimate.monitoring.jsonable import to_jsonable
 
     with store_options.opened(given) as store, store.reading() as connection:
         if verifies:

@@ -11,7 +11,7 @@ import click
 
 from acclimate.cli import options
 from acclimate.cli.terminal import counts_in_words, reports_input_errors, stdout
-from acclimate.core.report import to_jsonable
+from acclimate.json_values import to_jsonable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from acclimate.core.report import to_jsonable
 from acclimate.core.source_images import SourceImages
 from acclimate.core.task import Task
+from acclimate.json_values import to_jsonable
 from acclimate.registry import MethodInfo
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from acclimate.json_values import to_jsonable
 
 Verdict = Literal["kept", "skipped", "rolled_back", "reset", "recovered", "refused", "paused"]
 
@@ -119,18 +120,3 @@ class SessionReport:
 def verdict_counts(steps: tuple[StepReport, ...]) -> dict[str, int]:
     """Return how many steps had each verdict, sorted by verdict."""
     return dict(sorted(Counter(step.verdict for step in steps).items()))
-
-
-def to_jsonable(value: Any) -> Any:
-    """Return ``value`` as JSON types: dataclasses become dicts, tuples lists, non-finite numbers None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): to_jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

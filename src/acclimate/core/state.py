@@ -22,8 +22,9 @@ from torch import Tensor
 from acclimate.core.method import HasStateTypes, Method, Selection, settings_of
 from acclimate.core.outputs import map_tensors
 from acclimate.core.precision import AnyOptimizer, name_of
-from acclimate.core.report import SessionReport, to_jsonable
+from acclimate.core.report import SessionReport
 from acclimate.errors import CheckpointError, first_line
+from acclimate.json_values import to_jsonable
 from acclimate.output_files import is_regular, write_output
 from acclimate.registry import METHODS
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from acclimate.errors import CheckpointError, DataError, first_line
+from acclimate.json_values import from_json
 from acclimate.language.examples import Example
 from acclimate.output_files import write_output
 
@@ -61,8 +62,8 @@ class PromptFormat:
         if not path.exists():
             return None
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            return cls(**from_json(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is not a prompt format ({error}); save the model again") from error
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from acclimate.monitoring.jsonable import from_json
+from acclimate.json_values import from_json
 from acclimate.monitoring.schema import audit_anchor, audit_log, audit_retention, requests, timestamp_of
 
 #: The ``previous_hash`` of the first entry.

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from acclimate.errors import ConfigError, StoreError, first_line
+from acclimate.json_values import from_json
 from acclimate.monitoring.insert import insert_once
 from acclimate.monitoring.intervals import Estimate, mean
-from acclimate.monitoring.jsonable import from_json
 from acclimate.monitoring.schema import experiments, timestamp_of, ttt_ab_tests
 from acclimate.monitoring.sequential import (
     Comparison,
@@ -225,13 +225,13 @@ def report(store: Store, name: str) -> ExperimentReport:
     if paired:
         before, after = ([pair[arm] for pair in pairs] for arm in (control, treatment))
         effect = _paired(experiment, before, after)
-        seconds = _seconds(before, after, paired=True)
+        seconds = _t_test(before, after, "seconds", paired=True)
         mismatch = None
     else:
         units = _by_unit(rows) if experiment.assigned_by == "user" else rows
         effect = _unpaired(experiment, units)
         before, after = ([row for row in rows if row.method == arm] for arm in (control, treatment))
-        seconds = _seconds(before, after, paired=False)
+        seconds = _t_test(before, after, "seconds", paired=False)
         counts = [sum(row.method == arm for row in units) for arm in (control, treatment)]
         mismatch = assignment_mismatch(counts, [arm.weight for arm in experiment.arms])
     arms = (_summary(control, rows), _summary(treatment, rows))
@@ -310,20 +310,20 @@ def find_report(store: Store, name: str) -> ExperimentReport | OutcomesReport:
         name=name,
         arms=arms,
         paired=paired,
-        effect=_t_test(before, after, paired=paired).within(1.0),
-        seconds=_seconds(before, after, paired=paired),
+        effect=_t_test(before, after, "quality", paired=paired).within(1.0),
+        seconds=_t_test(before, after, "seconds", paired=paired),
     )
 
 
-def _t_test(before: Sequence[_Row], after: Sequence[_Row], *, paired: bool) -> Comparison:
+def _t_test(
+    before: Sequence[_Row], after: Sequence[_Row], field: Literal["quality", "seconds"], *, paired: bool
+) -> Comparison:
+    """Compare one value of the rows, where it is known; of paired rows, where it is known for both."""
     if paired:
-        pairs = [
-            (b.quality, a.quality)
-            for b, a in zip(before, after, strict=True)
-            if a.quality is not None and b.quality is not None
-        ]
-        return fixed_horizon([b for b, _ in pairs], [a for _, a in pairs], paired=True)
-    one, other = ([row.quality for row in rows if row.quality is not None] for rows in (before, after))
+        pairs = zip((getattr(row, field) for row in before), (getattr(row, field) for row in after), strict=True)
+        known = [(b, a) for b, a in pairs if b is not None and a is not None]
+        return fixed_horizon([b for b, _ in known], [a for _, a in known], paired=True)
+    one, other = ([v for row in rows if (v := getattr(row, field)) is not None] for rows in (before, after))
     return fixed_horizon(one, other, paired=False)
 
 
@@ -418,18 +418,6 @@ def _unpaired(experiment: Experiment, rows: Sequence[_Row]) -> Comparison:
 def _not_yet(differences: Sequence[float], count: int) -> Comparison:
     effect = sum(differences) / len(differences) if differences else float("nan")
     return Comparison(effect, None, None, None, count)
-
-
-def _seconds(before: Sequence[_Row], after: Sequence[_Row], *, paired: bool) -> Comparison:
-    if paired:
-        known = [
-            (b.seconds, a.seconds)
-            for b, a in zip(before, after, strict=True)
-            if a.seconds is not None and b.seconds is not None
-        ]
-        return fixed_horizon([b for b, _ in known], [a for _, a in known], paired=True)
-    one, other = ([r.seconds for r in rows if r.seconds is not None] for rows in (before, after))
-    return fixed_horizon(one, other, paired=False)
 
 
 def _summary(name: str, rows: Sequence[_Row]) -> ArmSummary:

@@ -8,9 +8,9 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
+from acclimate.json_values import to_jsonable
 from acclimate.monitoring.attempts import Counts, count_requests
 from acclimate.monitoring.indicator import Kpi, Measurement
-from acclimate.monitoring.jsonable import to_jsonable
 from acclimate.monitoring.kpis import KPIS
 from acclimate.monitoring.measurement import VisionMeasurement, measure, measure_vision
 from acclimate.monitoring.other_programs import OtherRows, count_other_rows

@@ -16,8 +16,8 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
 from acclimate.errors import StoreError
+from acclimate.json_values import to_jsonable
 from acclimate.monitoring import audit
-from acclimate.monitoring.jsonable import to_jsonable
 from acclimate.monitoring.records import Outcome, RequestRecord
 from acclimate.monitoring.schema import requests, timestamp_of, ttt_ab_tests, ttt_metrics, vision_runs
 

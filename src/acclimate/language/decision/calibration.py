@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from acclimate.errors import CheckpointError, DataError
+from acclimate.json_values import from_json
 from acclimate.language.decision.evidence import Evidence
 from acclimate.output_files import write_output
 
@@ -63,7 +64,7 @@ class Calibration:
             CheckpointError: the file cannot be read as one.
         """
         try:
-            found = cls(**json.loads(path.read_text()))
+            found = cls(**from_json(path.read_text()))
             for stage in _STAGES:
                 for which in _MODELS:
                     found.weights[stage][which]["bias"]
@@ -73,7 +74,7 @@ class Calibration:
             for name, weight in (pair for row in rows for pair in row.items()):
                 if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
                     raise ValueError(f"the weight {name!r} is {weight!r}, and must be a finite number")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} is not a calibration ({error}); make one with 'acclimate calibrate'"
             ) from error

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError, DataError, InputError, TTTNotSupportedError, first_line
+from acclimate.json_values import to_jsonable
 from acclimate.output_files import check_folder_writable, check_writable
 from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from acclimate.core.report import to_jsonable
 from acclimate.errors import ConfigError, DataError
+from acclimate.json_values import to_jsonable
 from acclimate.output_files import check_writable, is_special
 from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader

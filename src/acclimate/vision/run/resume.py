@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from acclimate.errors import DataError, InputError
+from acclimate.json_values import from_json
 from acclimate.output_files import followed, is_special
 from acclimate.vision.models.adapter import Entry
 
@@ -97,9 +98,9 @@ class PartialResult:
         if not lines:
             return
         try:
-            head = json.loads(lines[0])
+            head = from_json(lines[0])
             key, stamps = head["key"], dict(head["images"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, RecursionError):
+        except (KeyError, TypeError, ValueError):
             key, stamps = None, {}
         if key != self._key:
             raise DataError(

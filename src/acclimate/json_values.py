@@ -1,4 +1,4 @@
-"""Plain values for JSON."""
+"""Values of Python from and to JSON."""
 
 from __future__ import annotations
 
