@@ -6,12 +6,9 @@ FIFOs and sockets in a scratch folder stand for devices.
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +23,7 @@ from acclimate.output_files import (
     open_text_output,
     write_output,
 )
+from tests.full_disk import largest_file
 
 
 class Reader(threading.Thread):
@@ -140,17 +138,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     fail_half_way(path)
     assert path.read_bytes() == b"first"
     assert leftovers(tmp_path / "deep") == ["file"]
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let the operating system refuse larger files, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_an_error_that_leaves_the_old_file(tmp_path: Path) -> None:

@@ -7,19 +7,17 @@ device paths, nothing that is sent or run.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acclimate.cli.main import main
 from acclimate.monitoring import Store, database
+from tests.cli.fuzzing import invoke
 from tests.monitoring.databases import fill
 
 EXAMPLES = [{"input": word, "output": word.upper()} for word in ("cat", "dog", "owl", "hen")]
@@ -128,36 +126,10 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return tmp_path
 
 
-def invoke(template: Path, scratch: Path, arguments: list[str]) -> None:
-    here = scratch / "files"
-    os.chdir(scratch)
-    shutil.rmtree(here, ignore_errors=True)
-    shutil.copytree(template, here, symlinks=True)
-    os.mkfifo(here / "pipe")
-    os.chdir(here)
-    import time
-
-    t0 = time.time()
-    done = CliRunner().invoke(main, arguments, input="melon ->")
-    assert done.exception is None or isinstance(done.exception, SystemExit), (arguments, done.exception)
-    if time.time() - t0 > 2:
-        print("SLOW", round(time.time() - t0, 1), arguments, flush=True)
-    # `health` says by its code that an indicator alerts (1) or is unknown (2), `audit` that an entry was changed (1).
-    codes = (0, 1, 2) if arguments[0] in ("health", "audit") else (0, 2)
-    assert done.exit_code in codes, (arguments, done.output)
-    assert "Traceback" not in done.output, arguments
-    errors = [line for line in done.stderr.splitlines() if line.startswith("Error")]
-    if arguments[0] == "health" and done.exit_code == 2 and not errors:
-        errors = [*done.stdout.splitlines()[:1], *done.stderr.splitlines()][:1]
-    assert len(errors) == (done.exit_code == 2), (arguments, done.stderr)
-    left = [path.name for path in here.rglob("*") if path.name.endswith(".part")]
-    assert not left, (arguments, left)
-
-
 @given(arguments=invocations())
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_arguments_are_work_or_one_line_of_error(template: Path, scratch: Path, arguments: list[str]) -> None:
-    invoke(template, scratch, arguments)
+    invoke(template, scratch, arguments, typed="melon ->")
 
 
 @pytest.mark.slow
@@ -166,4 +138,4 @@ def test_any_arguments_are_work_or_one_line_of_error(template: Path, scratch: Pa
 def test_any_arguments_are_work_or_one_line_of_error_for_longer(
     template: Path, scratch: Path, arguments: list[str]
 ) -> None:
-    invoke(template, scratch, arguments)
+    invoke(template, scratch, arguments, typed="melon ->")

@@ -7,8 +7,6 @@ invocation. Device paths are never used; FIFOs occur as inputs only, because wri
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,13 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acclimate.cli.main import main
 from acclimate.core.session import Session
 from acclimate.methods import Tent
+from tests.cli.fuzzing import invoke
 from tests.networks import classifier, images, write_images
 
 FACTORIES = "tests.vision.factories"
@@ -121,17 +119,6 @@ def scratch(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-def refill(template: Path, scratch: Path) -> Path:
-    """Put the files of the template into a new folder, and make it the current one."""
-    here = scratch / "files"
-    os.chdir(scratch)
-    shutil.rmtree(here, ignore_errors=True)
-    shutil.copytree(template, here, symlinks=True)
-    os.mkfifo(here / "pipe")
-    os.chdir(here)
-    return here
-
-
 def values_of(option: click.Parameter) -> st.SearchStrategy[str]:
     if isinstance(option.type, click.Choice):
         return st.sampled_from([*map(str, option.type.choices), "unknown"])
@@ -195,21 +182,6 @@ def invocations(draw: st.DrawFn) -> list[str]:
     if name == "corrupt":
         return [name, source, draw(outputs), *more]
     return [name, "--out", draw(outputs), "--images", draw(st.sampled_from(["1", "2"])), "--side", "32", *more]
-
-
-def check(arguments: list[str], done: Result, here: Path) -> None:
-    assert done.exception is None or isinstance(done.exception, SystemExit), (arguments, done.exception)
-    assert done.exit_code in (0, 2), (arguments, done.output)
-    assert "Traceback" not in done.output, arguments
-    errors = [line for line in done.stderr.splitlines() if line.startswith("Error")]
-    assert len(errors) == (done.exit_code == 2), (arguments, done.stderr)
-    left = [path.name for path in here.rglob("*") if path.name.endswith((".part", ".partial.jsonl"))]
-    assert not left, (arguments, left)
-
-
-def invoke(template: Path, scratch: Path, arguments: list[str]) -> None:
-    here = refill(template, scratch)
-    check(arguments, CliRunner().invoke(main, arguments), here)
 
 
 @given(arguments=invocations())

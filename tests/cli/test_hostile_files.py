@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from acclimate.cli.main import main
+from tests.full_disk import largest_file
 from tests.networks import write_images
 from tests.test_output_files import Reader
 
@@ -41,17 +39,6 @@ def assert_refused(done: Result, message: str) -> None:
     assert message in errors[0]
 
 
-@contextmanager
-def disk_with(size: int) -> Iterator[None]:
-    """Let the operating system refuse files of more than ``size`` bytes, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 FULL = {
     "partial file": (("export", "images", *MODEL, "-o", "out/p.json"), 100),
     "predictions": (("export", "images", *MODEL, "-o", "out/p.json", "--batch-size", "1", "--wrap"), 3000),
@@ -67,7 +54,7 @@ FULL = {
 @pytest.mark.parametrize("case", list(FULL))
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder: Path, case: str) -> None:
     arguments, size = FULL[case]
-    with disk_with(size):
+    with largest_file(size):
         done = run(*arguments)
     assert_refused(done, "File too large")
     assert [path for path in folder.glob("out/**/*") if path.is_file()] == []

@@ -21,6 +21,7 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from acclimate.errors import CheckpointError, ConfigError, first_line
+from acclimate.json_values import from_json
 from acclimate.output_files import write_output
 
 _CHILD: Final = "low_rank"
@@ -250,7 +251,7 @@ def loaded(model: nn.Module, folder: Path) -> Iterator[dict[str, LowRank]]:
         CheckpointError: files are missing or unreadable, use settings that are not supported, or do not fit the model.
     """
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = from_json((folder / "adapter_config.json").read_text())
         tensors = load_file(str(folder / "adapter_model.safetensors"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} holds no adapter: {error.filename} is missing") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from acclimate.errors import DataError
+from acclimate.json_values import from_json
 from acclimate.language.decision.calibration import Calibration, area_under_roc, expected_calibration_error, fit
 from acclimate.language.decision.evidence import Evidence, cross_fit
 from acclimate.language.examples import Example, as_examples, orderings
@@ -81,7 +81,7 @@ def read_tasks(path: Path, *, shots: int, questions: int | None = None) -> list[
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = from_json(line)
             examples = as_examples(row["examples"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
