@@ -23,8 +23,8 @@ from acclimate.language import (
     Engine,
     Gate,
     adaptation,
-    answering,
     as_examples,
+    steps,
 )
 from acclimate.language import engine as engine_module
 from tests.language.models import digest, small, spark
@@ -129,7 +129,7 @@ def test_running_out_of_memory_makes_it_fall_back(monkeypatch: pytest.MonkeyPatc
     def no_room(*_args: object, **_kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(adaptation, "train", no_room)
+    monkeypatch.setattr(steps, "trained", no_room)
     report = checked(Engine(spark()).answer(TAGGED, "melon", policy="always"))
     assert (report.status, report.reason) == ("fallback", "memory")
 
@@ -184,7 +184,7 @@ def test_an_exception_in_the_middle_leaves_nothing_behind(monkeypatch: pytest.Mo
     def breaks(*_args: object, **_kwargs: object) -> None:
         raise RuntimeError("from outside")
 
-    monkeypatch.setattr(answering, "generate", breaks)
+    monkeypatch.setattr(steps, "generate", breaks)
     with pytest.raises(RuntimeError, match="from outside"):
         Engine(spark()).answer(TAGGED, "melon")
 
@@ -200,7 +200,7 @@ def test_what_was_declined_is_not_trained_for_again(monkeypatch: pytest.MonkeyPa
     engine = Engine(spark(), cache=AdapterManager())
     upper = [(w, w.upper()) for w in WORDS]
     first = checked(engine.answer(upper, "melon"))
-    monkeypatch.setattr(adaptation, "cross_fit", lambda *_a, **_k: pytest.fail("tried again"))
+    monkeypatch.setattr(adaptation, "cross_fit_steps", lambda *_a, **_k: pytest.fail("tried again"))
     again = checked(engine.answer(upper, "apple"))
     assert first.reason == again.reason == "no_held_out_gain"
     assert not again.cached

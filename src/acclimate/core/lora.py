@@ -137,8 +137,7 @@ def target_layers(model: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
     ]
 
 
-@contextmanager
-def attached(
+def created(
     model: nn.Module,
     targets: Sequence[str],
     *,
@@ -146,8 +145,8 @@ def attached(
     alpha: float | None = None,
     seed: int = 0,
     copies: int = 1,
-) -> Iterator[dict[str, LowRank]]:
-    """Attach low-rank weights to the layers named ``targets`` inside the block; yield them by layer name.
+) -> dict[str, LowRank]:
+    """Return low-rank weights for the layers named ``targets``, by layer name; the model is not changed.
 
     Args:
         model: any module.
@@ -171,21 +170,50 @@ def attached(
         if other != name:
             raise ConfigError(f"{other} and {name} are one layer, which takes one pair of low-rank weights; name one")
     rng = torch.Generator().manual_seed(seed)
-    pairs: dict[str, LowRank] = {}
+    return {
+        name: LowRank(
+            model.get_submodule(name), rank=rank, alpha=rank if alpha is None else alpha, rng=rng, copies=copies
+        )
+        for name in targets
+    }
+
+
+@contextmanager
+def in_use(model: nn.Module, pairs: Mapping[str, LowRank]) -> Iterator[None]:
+    """Let the layers of ``model`` add the low-rank products of ``pairs``, as :func:`created` makes them, inside it."""
     hooks = []
+    placed = []
     try:
-        for name in targets:
+        for name, pair in pairs.items():
             layer = model.get_submodule(name)
-            pair = LowRank(layer, rank=rank, alpha=rank if alpha is None else alpha, rng=rng, copies=copies)
             layer.add_module(_CHILD, pair)
+            placed.append(layer)
             hooks.append(layer.register_forward_hook(_adding(pair)))
-            pairs[name] = pair
-        yield pairs
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-        for name in pairs:
-            delattr(model.get_submodule(name), _CHILD)
+        for layer in placed:
+            delattr(layer, _CHILD)
+
+
+@contextmanager
+def attached(
+    model: nn.Module,
+    targets: Sequence[str],
+    *,
+    rank: int,
+    alpha: float | None = None,
+    seed: int = 0,
+    copies: int = 1,
+) -> Iterator[dict[str, LowRank]]:
+    """Attach new low-rank weights to the layers named ``targets`` inside the block; yield them by layer name.
+
+    See :func:`created` for the arguments and the errors.
+    """
+    pairs = created(model, targets, rank=rank, alpha=alpha, seed=seed, copies=copies)
+    with in_use(model, pairs):
+        yield pairs
 
 
 def save(folder: Path, pairs: Mapping[str, LowRank], *, base_model: str | None = None) -> None:

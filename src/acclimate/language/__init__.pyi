@@ -22,10 +22,10 @@ from .patterns import DOMAIN_SENSITIVITY as DOMAIN_SENSITIVITY
 from .patterns import Detection as Detection
 from .patterns import detect as detect
 from .prompts import PromptFormat as PromptFormat
+from .training.adapter import Adapter as Adapter
+from .training.adapter import StopReason as StopReason
 from .training.adapter_cache import AdapterManager as AdapterManager
 from .training.recipes import RANK_RECOMMENDATIONS as RANK_RECOMMENDATIONS
 from .training.recipes import Recipe as Recipe
 from .training.recipes import optimize_training_steps as optimize_training_steps
-from .training.trainer import Adapter as Adapter
-from .training.trainer import StopReason as StopReason
 from .training.trainer import train as train

@@ -7,11 +7,13 @@ from dataclasses import replace
 from acclimate.core.budget import Budget
 from acclimate.errors import CancelledError, DataError
 from acclimate.language.answering import Answering
-from acclimate.language.decision.evidence import cross_fit, empty_adapter
+from acclimate.language.decision.evidence import cross_fit_steps, empty_adapter
 from acclimate.language.decision.gate import Gate
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.steps import Steps, Train
+from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.adapter_cache import AdapterManager, adapter_key
-from acclimate.language.training.trainer import Adapter, StopReason, train
+from acclimate.language.training.trainer import TrainingJob
 from acclimate.language.training.warm_start import warm_start
 from acclimate.language.work import RefusedError, Work, failure_reason
 
@@ -23,7 +25,7 @@ _FAILURES = {
 
 
 class Adaptation:
-    """Adapts one model; the caller holds its lock.
+    """Adapts one model, step by step; who makes the steps holds its lock.
 
     Args:
         model: to adapt; its own tensors are not changed.
@@ -47,7 +49,7 @@ class Adaptation:
         self._model, self._gate, self._budget, self._cache = model, gate, budget, cache
         self._warm_start, self._answering = warm_start, answering
 
-    def adapt(self, work: Work) -> None:
+    def adapt(self, work: Work) -> Steps[None]:
         """Train on the examples, answer with the adapter, and decide which answer is given.
 
         Raises:
@@ -58,46 +60,30 @@ class Adaptation:
         self._look_up(work)
         if gated:
             if work.evidence is None:
-                self._evaluate_held_out(work)
+                yield from self._evaluate_held_out(work)
             self._decide(work)
-        if work.adapter is None:
-            self._train(work)
-        assert work.adapter is not None  # noqa: S101 - for the type checker: training sets it or raises
-        adapted = self._answering.by_adapted_model(work, work.adapter)
+        adapter = work.adapter or (yield from self._train(work))
+        adapted = yield from self._answering.by_adapted_model(work, adapter, is_final=not gated)
         if gated and work.evidence is not None:
-            base = self._answering.by_base_model(work)
-            work.evidence = work.evidence.answered(work.adapter, adapted=adapted, icl=base, agreement=work.agreement)
+            base = yield from self._answering.by_base_model(work)
+            work.evidence = work.evidence.answered(adapter, adapted=adapted, icl=base, agreement=work.agreement)
             self._decide(work)
 
-    def answer_for_comparison(self, work: Work) -> None:
+    def answer_for_comparison(self, work: Work) -> Steps[None]:
         """Generate the adapted model's answer although the base model's is given, for the user to see."""
         with work.timed("comparison"):
-            adapter = work.adapter or train(
-                self._model,
-                [work.examples],
-                work.recipe,
-                budget=self._remaining(work),
-                cancelled=work.request.cancelled,
-                memory=work.memory,
-            )
+            adapter = work.adapter or (yield Train(job=self._job(work, self._remaining(work)), recipe=work.recipe))
         if adapter.stop in (StopReason.FINISHED, StopReason.EARLY_STOP):
-            self._answering.by_adapted_model(work, adapter)
+            yield from self._answering.by_adapted_model(work, adapter)
 
-    def train_for_reuse(self, work: Work) -> Adapter:
+    def train_for_reuse(self, work: Work) -> Steps[Adapter]:
         """Return an adapter trained on the examples, and keep it in the cache.
 
         Raises:
             DataError: training failed.
             CancelledError: it was cancelled.
         """
-        adapter = train(
-            self._model,
-            [work.examples],
-            work.recipe,
-            budget=self._budget,
-            cancelled=work.request.cancelled,
-            memory=work.memory,
-        )
+        adapter: Adapter = yield Train(job=self._job(work, self._budget), recipe=work.recipe)
         if adapter.stop is StopReason.CANCELLED:
             raise CancelledError("training was cancelled")
         if adapter.stop in _FAILURES:
@@ -116,17 +102,12 @@ class Adaptation:
             work.adapter = adapter if adapter.weights else None
             work.cached = work.adapter is not None
 
-    def _evaluate_held_out(self, work: Work) -> None:
+    def _evaluate_held_out(self, work: Work) -> Steps[None]:
         """Measure how adapting changes the answers to held-out examples."""
         with work.timed("gate"):
-            work.evidence, temporary = cross_fit(
-                self._model,
-                work.examples,
-                work.recipe,
-                budget=self._remaining(work),
-                cancelled=work.request.cancelled,
-                memory=work.memory,
-            )
+            job = self._job(work, self._remaining(work))
+            work.evidence, temporary = yield from cross_fit_steps(self._model, work.examples, work.recipe, job)
+        work.trained_tokens += temporary.trained_tokens
         self._refuse_failure(temporary.stop)
         self._keep(work, work.adapter or empty_adapter(self._model))
 
@@ -137,26 +118,31 @@ class Adaptation:
         if not work.decision.adapt:
             raise RefusedError(work.decision.reason or "no_held_out_gain")
 
-    def _train(self, work: Work) -> None:
+    def _train(self, work: Work) -> Steps[Adapter]:
         with work.timed("training"):
             start = None
             if self._warm_start and self._cache is not None:
                 start = warm_start(self._cache, self._model, work.examples, work.recipe)
             work.warm_start = start is not None
-            work.adapter = train(
-                self._model,
-                [work.examples],
-                work.recipe,
-                budget=self._remaining(work),
-                cancelled=work.request.cancelled,
-                start=start,
-                memory=work.memory,
-            )
-        work.memory.set("adapter", work.adapter.held_bytes)
-        self._refuse_failure(work.adapter.stop)
+            adapter: Adapter = yield Train(job=self._job(work, self._remaining(work), start=start), recipe=work.recipe)
+        work.adapter = adapter
+        work.trained_tokens += adapter.trained_tokens
+        work.memory.set("adapter", adapter.held_bytes)
+        self._refuse_failure(adapter.stop)
         if not work.warm_start:
             # The key stands for what training on these examples alone leads to.
-            self._keep(work, work.adapter)
+            self._keep(work, adapter)
+        return adapter
+
+    def _job(self, work: Work, budget: Budget, start: Adapter | None = None) -> TrainingJob:
+        return TrainingJob(
+            sets=[work.examples],
+            budget=budget,
+            cancelled=work.request.cancelled,
+            start=start,
+            memory=work.memory,
+            on_step=work.request.on_step,
+        )
 
     def _refuse_failure(self, stop: StopReason) -> None:
         if stop is StopReason.CANCELLED:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from acclimate.language.examples import Example, orderings
-from acclimate.language.models.generate import PERMUTED_PROMPTS, Answer, agreement, generate, majority
+from acclimate.language.models.decoding import Answer, OnText, Sampling
+from acclimate.language.models.generate import PERMUTED_PROMPTS, agreement, majority
 from acclimate.language.models.language_model import LanguageModel
-from acclimate.language.training.trainer import Adapter
+from acclimate.language.steps import Generate, Steps
+from acclimate.language.training.adapter import Adapter
 from acclimate.language.work import Work
 
 _OPEN_ENDED_TOKENS = 256
 
 
 class Answering:
-    """Asks one model; the caller holds its lock.
+    """Asks one model, step by step; who makes the steps holds its lock.
 
     Args:
         model: to ask.
@@ -26,62 +29,122 @@ class Answering:
     def __init__(self, model: LanguageModel, *, votes: int, max_answer_tokens: int | None, seed: int) -> None:
         self._model, self._votes, self._max_tokens, self._seed = model, votes, max_answer_tokens, seed
 
-    def by_base_model(self, work: Work) -> Answer:
-        """Return the base model's answer; generated once for each request."""
+    def by_base_model(self, work: Work, *, is_final: bool = False) -> Steps[Answer]:
+        """Return the base model's answer; generated once for each request.
+
+        Args:
+            work: on the request.
+            is_final: it is known already that this answer will be given.
+        """
         if work.base_answer is None:
             with work.timed("icl"):
-                work.base_answer, agreed = self._with_examples(work, least_orders=1)
+                work.base_answer, agreed = yield from self._with_examples(
+                    work, None, least_orders=1, on_text=self._certain_text(work, is_final)
+                )
             if work.adapted_answer is None:
                 work.agreement = agreed
         return work.base_answer
 
-    def by_adapted_model(self, work: Work, adapter: Adapter) -> Answer:
-        """Return the answer with ``adapter``."""
-        with (
-            work.timed("answer"),
-            work.memory.holding("attached adapter", adapter.held_bytes),
-            adapter.installed(self._model.network),
-        ):
+    def by_adapted_model(self, work: Work, adapter: Adapter, *, is_final: bool = False) -> Steps[Answer]:
+        """Return the answer with ``adapter``; see :meth:`by_base_model`."""
+        with work.timed("answer"):
             # Whether other orders lead to the same answer is evidence for the gate.
-            work.adapted_answer, work.agreement = self._with_examples(work, least_orders=PERMUTED_PROMPTS)
+            work.adapted_answer, work.agreement = yield from self._with_examples(
+                work, adapter, least_orders=PERMUTED_PROMPTS, on_text=self._certain_text(work, is_final)
+            )
         return work.adapted_answer
 
-    def open_ended(self, work: Work) -> Answer:
+    def drawn(self, work: Work) -> Steps[None]:
+        """Replace the chosen answer by one that is drawn, where the request asks for a temperature.
+
+        What is decided is decided on the likeliest answers: it does not depend on chance.
+        """
+        request = work.request
+        if request.sampling.temperature == 0 or request.open_ended:
+            return
+        adapter = work.adapter if work.adapted else None
+        with work.timed("answer" if work.adapted else "icl"):
+            prompts, shared = self._prompts(work.examples, request.query, 1)
+            answers = yield self._generation(
+                work, prompts, shared=shared, adapter=adapter, sampling=request.sampling, on_text=request.on_text
+            )
+        if work.adapted:
+            work.adapted_answer = answers[0]
+        else:
+            work.base_answer = answers[0]
+
+    def open_ended(self, work: Work) -> Steps[Answer]:
         """Return the base model's continuation of a prompt without examples."""
-        encoder = self._model.encoder
+        request, encoder = work.request, self._model.encoder
         with work.timed("icl"):
-            ids = encoder.prompt_tokens(work.request.query)
-            limit = max(1, min(self._max_tokens or _OPEN_ENDED_TOKENS, encoder.max_tokens - len(ids)))
-            work.base_answer = generate(
-                self._model,
-                [ids],
-                max_tokens=limit,
-                cancelled=work.request.cancelled,
-                open_ended=True,
+            ids = encoder.chat_tokens(request.messages or ({"role": "user", "content": request.query},))
+            wanted = request.max_tokens or self._max_tokens or _OPEN_ENDED_TOKENS
+            answers = yield Generate(
+                prompts=[ids],
+                max_tokens=max(1, min(wanted, encoder.max_tokens - len(ids))),
                 memory=work.memory,
-            )[0]
+                adapter=request.adapter,
+                open_ended=True,
+                sampling=request.sampling,
+                cancelled=request.cancelled,
+                on_text=request.on_text,
+            )
+            work.prompt_tokens = len(ids)
+            work.base_answer = answers[0]
         return work.base_answer
 
-    def _with_examples(self, work: Work, *, least_orders: int) -> tuple[Answer, float | None]:
+    def _certain_text(self, work: Work, is_final: bool) -> OnText | None:
+        """Return who wants the text while it is generated, if it will not be replaced by another."""
+        can_change = not is_final or self._votes > 1 or work.request.sampling.temperature > 0
+        return None if can_change else work.request.on_text
+
+    def _with_examples(
+        self, work: Work, adapter: Adapter | None, *, least_orders: int, on_text: OnText | None
+    ) -> Steps[tuple[Answer, float | None]]:
         """Return the answer to the query after the examples, and the share of their orders that agree on it."""
-        encoder, examples = self._model.encoder, work.examples
-        count = max(self._votes, least_orders) if len(examples) > 1 else 1
-        orders = orderings(len(examples), count, seed=self._seed)
-        rows = [encoder.row([examples[i] for i in order], query=work.request.query).tokens for order in orders]
-        answers = generate(
-            self._model,
-            rows,
-            max_tokens=self._limit(examples, len(rows[0])),
-            cancelled=work.request.cancelled,
-            memory=work.memory,
+        count = max(self._votes, least_orders) if len(work.examples) > 1 else 1
+        prompts, shared = self._prompts(work.examples, work.request.query, count)
+        greedy = replace(work.request.sampling, temperature=0.0)
+        answers: list[Answer] = yield self._generation(
+            work, prompts, shared=shared, adapter=adapter, sampling=greedy, on_text=on_text
         )
         if self._votes == 1:
             return answers[0], agreement(answers) if count > 1 else None
         best = majority(answers)
         return best, sum(answer.text == best.text for answer in answers) / len(answers)
 
-    def _limit(self, examples: Sequence[Example], prompt_tokens: int) -> int:
+    def _prompts(self, examples: Sequence[Example], query: str, count: int) -> tuple[list[tuple[int, ...]], int]:
+        """Return the prompt in ``count`` orders of the examples, and how many tokens the examples take in each."""
+        encoder = self._model.encoder
+        orders = orderings(len(examples), count, seed=self._seed)
+        prompts = [encoder.row([examples[i] for i in order], query=query).tokens for order in orders]
+        return prompts, len(encoder.row(examples).tokens)
+
+    def _generation(
+        self,
+        work: Work,
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        shared: int,
+        adapter: Adapter | None,
+        sampling: Sampling,
+        on_text: OnText | None,
+    ) -> Generate:
+        work.prompt_tokens = len(prompts[0])
+        return Generate(
+            prompts=prompts,
+            max_tokens=self._limit(work, len(prompts[0])),
+            memory=work.memory,
+            adapter=adapter,
+            shared_tokens=shared,
+            sampling=sampling,
+            cancelled=work.request.cancelled,
+            on_text=on_text,
+        )
+
+    def _limit(self, work: Work, prompt_tokens: int) -> int:
         """Return the most tokens that an answer may take."""
         encoder = self._model.encoder
-        longest = max((encoder.answer_tokens(example) for example in examples), default=64)
-        return max(1, min(self._max_tokens or 2 * longest + 16, encoder.max_tokens - prompt_tokens))
+        longest = max((encoder.answer_tokens(example) for example in work.examples), default=64)
+        wanted = work.request.max_tokens or self._max_tokens or 2 * longest + 16
+        return max(1, min(wanted, encoder.max_tokens - prompt_tokens))

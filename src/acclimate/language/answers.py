@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from acclimate.language.decision.gate import Reason
+from acclimate.language.models.decoding import ChosenToken
 
 Status = Literal["adapted", "declined", "fallback", "plain"]
 
@@ -63,6 +64,9 @@ class AskReport:
         seconds: wall-clock time by part; ``total`` includes waiting for other requests on the model.
         peak_bytes: the most that this request held beyond the loaded model; see
             :class:`acclimate.language.training.memory.RequestMemory`.
+        prompt_tokens, answer_tokens, trained_tokens: of the prompt that led to this answer, of the answer, and of all
+            training steps of the request.
+        chosen_tokens: of the answer, where the request asked for them.
         warnings: for the user.
     """
 
@@ -85,14 +89,19 @@ class AskReport:
     metadata: AdaptationMetadata = field(default_factory=AdaptationMetadata)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    trained_tokens: int = 0
+    chosen_tokens: tuple[ChosenToken, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return plain values for JSON, without the tokens."""
         values = asdict(self)
         final_loss = values["metadata"]["final_loss"]
         if final_loss is not None and not math.isfinite(final_loss):
             values["metadata"]["final_loss"] = None
+        del values["chosen_tokens"]
         return values | {"seconds": dict(self.seconds), "warnings": list(self.warnings)}
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from acclimate.core.budget import Budget
@@ -12,6 +13,7 @@ from acclimate.language import patterns
 from acclimate.language.adaptation import Adaptation
 from acclimate.language.answering import Answering
 from acclimate.language.answers import AskReport, OnReport
+from acclimate.language.conversations import examples_in_turns, read_turns
 from acclimate.language.debug_log import DebugLog
 from acclimate.language.decision import calibration
 from acclimate.language.decision.gate import Gate, Reason
@@ -24,10 +26,12 @@ from acclimate.language.examples import (
     validated,
 )
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.prompts import Message
+from acclimate.language.steps import Steps, run_alone
+from acclimate.language.training.adapter import Adapter
 from acclimate.language.training.adapter_cache import AdapterManager
 from acclimate.language.training.memory import out_of_memory
 from acclimate.language.training.recipes import Recipe, decided
-from acclimate.language.training.trainer import Adapter
 from acclimate.language.work import Policy, RefusedError, Request, Work, report_of
 
 _LOG = logging.getLogger(__name__)
@@ -124,37 +128,32 @@ class Engine:
             DataError: the prompt is empty, or longer than the model can read.
             CancelledError: ``cancelled`` returned true.
         """
-        prompt = cleaned(prompt)
-        if not prompt:
-            raise DataError("the prompt is empty")
-        detected = patterns.detect(prompt, domain)
-        unusable = _unusable(detected)
-        if detected is None or detected.query is None or unusable is not None:
-            request = Request(
-                query=prompt,
-                cancelled=cancelled,
-                open_ended=True,
-                pattern=detected.kind if detected else None,
-                pattern_confidence=detected.confidence if detected else None,
-            )
-            return self._continue(request, unusable)
-        examples = detected.examples
-        warnings: tuple[str, ...] = ()
-        if len(examples) > self.max_examples:
-            warnings = (f"{len(examples)} examples found, the last {self.max_examples} are used",)
-            examples = examples[-self.max_examples :]
-        return self._answer(
-            Request(
-                query=detected.query,
-                examples=examples,
-                policy=policy,
-                compare=compare,
-                cancelled=cancelled,
-                pattern=detected.kind,
-                pattern_confidence=detected.confidence,
-                warnings=warnings,
-            )
-        )
+        request = self.read_prompt(prompt, domain=domain)
+        return self._alone(replace(request, policy=policy, compare=compare, cancelled=cancelled))
+
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        policy: Policy = "gate",
+        compare: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> AskReport:
+        """Return the answer to a conversation.
+
+        Args:
+            messages: each with ``role`` (``system``, ``developer``, ``user`` or ``assistant``) and ``content``; the
+                last one is the user's. Worked examples may be its earlier turns, or stand in the last message.
+            policy: as in :meth:`ask`; with ``never`` the conversation is sent as it is.
+            compare: make both answers, whatever is decided.
+            cancelled: called between steps and tokens; true ends the request.
+
+        Raises:
+            DataError: there is no message, one is not text, or they are longer than the model can read.
+            CancelledError: ``cancelled`` returned true.
+        """
+        request = self.read_messages(messages, policy=policy)
+        return self._alone(replace(request, compare=compare, cancelled=cancelled))
 
     def answer(
         self,
@@ -180,21 +179,8 @@ class Engine:
             DataError: an example or the query is empty or too long, or there are too many.
             CancelledError: ``cancelled`` returned true.
         """
-        query = cleaned(query)
-        if not query:
-            raise DataError("the query is empty")
-        if adapter is not None and adapter.fingerprint != self.model.fingerprint:
-            raise DataError(f"the adapter was trained for another model than {self.model.name!r}; train it again")
-        return self._answer(
-            Request(
-                query=query,
-                examples=as_examples(examples),
-                policy=policy,
-                compare=compare,
-                cancelled=cancelled,
-                adapter=adapter,
-            )
-        )
+        request = self.read_examples(examples, query, adapter=adapter)
+        return self._alone(replace(request, policy=policy, compare=compare, cancelled=cancelled))
 
     def prime(
         self,
@@ -208,11 +194,110 @@ class Engine:
             DataError: there are fewer than two usable examples, or training failed.
             CancelledError: ``cancelled`` returned true.
         """
-        work, _ = self._prepared(Request(query="", examples=as_examples(examples), cancelled=cancelled))
+        return run_alone(
+            self.model, self.priming(Request(query="", examples=as_examples(examples), cancelled=cancelled))
+        )
+
+    def read_prompt(self, prompt: str, *, domain: str | None = None) -> Request:
+        """Return the request that ``prompt`` makes: its examples and its question, or the prompt as it stands.
+
+        The model is not asked. See :meth:`ask` for the arguments and errors.
+        """
+        prompt = cleaned(prompt)
+        if not prompt:
+            raise DataError("the prompt is empty")
+        detected = patterns.detect(prompt, domain)
+        unusable = _unusable(detected)
+        found = {
+            "pattern": detected.kind if detected else None,
+            "pattern_confidence": detected.confidence if detected else None,
+        }
+        if detected is None or detected.query is None or unusable is not None:
+            return Request(query=prompt, open_ended=True, unusable=unusable, **found)  # type: ignore[arg-type]
+        examples = detected.examples
+        warnings: tuple[str, ...] = ()
+        if len(examples) > self.max_examples:
+            warnings = (f"{len(examples)} examples found, the last {self.max_examples} are used",)
+            examples = examples[-self.max_examples :]
+        return Request(query=detected.query, examples=examples, warnings=warnings, **found)  # type: ignore[arg-type]
+
+    def read_examples(
+        self,
+        examples: Iterable[Example | Mapping[str, Any] | Sequence[str]],
+        query: str,
+        *,
+        adapter: Adapter | None = None,
+    ) -> Request:
+        """Return the request for an answer to ``query`` after ``examples``; the model is not asked.
+
+        See :meth:`answer` for the arguments and errors.
+        """
+        query = cleaned(query)
+        if not query:
+            raise DataError("the query is empty")
+        if adapter is not None and adapter.fingerprint != self.model.fingerprint:
+            raise DataError(f"the adapter was trained for another model than {self.model.name!r}; train it again")
+        return Request(query=query, examples=as_examples(examples), adapter=adapter)
+
+    def read_messages(self, messages: Iterable[Message], *, policy: Policy = "gate") -> Request:
+        """Return the request that a conversation makes; the model is not asked.
+
+        See :meth:`chat` for the arguments and errors.
+        """
+        turns = read_turns(messages)
+        query = turns[-1]["content"]
+        if policy != "never":
+            examples = examples_in_turns(turns, even_if_unlike=policy == "always")
+            if len(examples) >= self.min_examples:
+                dropped = len(examples) - self.max_examples
+                warnings = (f"{len(examples)} examples found, the last {self.max_examples} are used",)
+                return Request(
+                    query=cleaned(query),
+                    examples=examples[-self.max_examples :],
+                    policy=policy,
+                    pattern="conversation",
+                    messages=turns,
+                    warnings=warnings if dropped > 0 else (),
+                )
+            request = self.read_prompt(query)
+            if not request.open_ended or len(turns) == 1:
+                return replace(request, policy=policy, messages=turns)
+            return replace(request, query=query, policy=policy, messages=turns)
+        return Request(query=query, policy=policy, open_ended=True, pattern=None, messages=turns)
+
+    def steps(self, request: Request) -> Steps[AskReport]:
+        """Answer ``request``, step by step; who makes the steps holds the model's lock.
+
+        Raises:
+            DataError: an example is empty or too long, or there are too many.
+            CancelledError: the request was cancelled.
+        """
+        if request.open_ended:
+            work = Work(request=request, examples=(), recipe=self.recipe, reason=request.unusable)
+            yield from self._answering.open_ended(work)
+            return self._report(work)
+        work, contradictory = self._prepared(request)
+        if len(work.examples) < self.min_examples:
+            work.reason = "contradictory_examples" if contradictory else "insufficient_examples"
+        elif request.policy != "never":
+            work.reason = yield from self._adapt(work)
+        if not work.adapted or request.compare:
+            yield from self._answering.by_base_model(work, is_final=not work.adapted)
+        yield from self._answering.drawn(work)
+        missing = request.compare and work.adapted_answer is None and request.policy != "never"
+        if missing and work.reason in _STILL_COMPARED:
+            yield from self._adaptation.answer_for_comparison(work)
+        return self._report(work)
+
+    def priming(self, request: Request) -> Steps[Adapter]:
+        """Train an adapter on the examples of ``request``, step by step; see :meth:`prime`."""
+        work, _ = self._prepared(request)
         if len(work.examples) < self.min_examples:
             raise DataError(f"{len(work.examples)} usable examples; give at least {self.min_examples}")
-        with self.model.lock:
-            return self._adaptation.train_for_reuse(work)
+        return (yield from self._adaptation.train_for_reuse(work))
+
+    def _alone(self, request: Request) -> AskReport:
+        return run_alone(self.model, self.steps(request))
 
     def _prepared(self, request: Request) -> tuple[Work, bool]:
         """Return the work on a request with its examples checked, and whether any contradicted each other."""
@@ -226,29 +311,14 @@ class Engine:
         )
         return work, bool(checked.contradictions)
 
-    def _answer(self, request: Request) -> AskReport:
-        """Return the report of a request with examples."""
-        work, contradictory = self._prepared(request)
-        with self.model.lock:
-            if len(work.examples) < self.min_examples:
-                work.reason = "contradictory_examples" if contradictory else "insufficient_examples"
-            elif request.policy != "never":
-                work.reason = self._adapt(work)
-            if not work.adapted or request.compare:
-                self._answering.by_base_model(work)
-            missing = request.compare and work.adapted_answer is None and request.policy != "never"
-            if missing and work.reason in _STILL_COMPARED:
-                self._adaptation.answer_for_comparison(work)
-        return self._report(work)
-
-    def _adapt(self, work: Work) -> Reason | None:
+    def _adapt(self, work: Work) -> Steps[Reason | None]:
         """Answer with the adapted model; return why its answer is not given, or None."""
         try:
             if work.request.adapter is not None:
                 work.adapter, work.cached = work.request.adapter, True
-                self._answering.by_adapted_model(work, work.adapter)
+                yield from self._answering.by_adapted_model(work, work.adapter, is_final=True)
             else:
-                self._adaptation.adapt(work)
+                yield from self._adaptation.adapt(work)
         except RefusedError as refused:
             return refused.reason
         except TTTNotSupportedError as error:
@@ -260,13 +330,6 @@ class Engine:
             work.warnings.append(first_line(error))
             return "memory"
         return None
-
-    def _continue(self, request: Request, reason: Reason | None) -> AskReport:
-        """Return the report of a prompt without examples that can be adapted to, for ``reason``."""
-        work = Work(request=request, examples=(), recipe=self.recipe, reason=reason)
-        with self.model.lock:
-            self._answering.open_ended(work)
-        return self._report(work)
 
     def _report(self, work: Work) -> AskReport:
         report = report_of(work, self.model.name)

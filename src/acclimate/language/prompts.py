@@ -7,7 +7,7 @@ import json
 import re
 import threading
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,8 @@ from acclimate.json_values import from_json
 from acclimate.language.examples import Example
 from acclimate.output_files import write_output
 
+#: A turn of a conversation: ``role`` and ``content``.
+Message = Mapping[str, str]
 FORMAT_FILE: Final = "prompt_format.json"
 _MAX_KNOWN_PIECES: Final = 4096
 _BLANK_LINES: Final = re.compile(r"\n[^\S\n]*(?=\n)")
@@ -160,31 +162,61 @@ class Encoder:
             CheckpointError: the chat template fails, or does not write the prompt once.
             DataError: it is longer than the model can read.
         """
+        return self.chat_tokens(({"role": "user", "content": prompt},))
+
+    def chat_tokens(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Return the tokens of a conversation, up to where the model's next turn begins.
+
+        Without a chat template these are the contents of the messages, with blank lines between them.
+
+        Args:
+            messages: each with ``role`` and ``content``.
+
+        Raises:
+            CheckpointError: the chat template fails on a single message, or does not write it once.
+            DataError: the chat template refuses these messages, or they are longer than the model can read.
+        """
+        contents = [message["content"] for message in messages]
         with self._lock:
             if getattr(self.tokenizer, "chat_template", None):
-                # Only the template may write special tokens: those in the prompt are split into characters.
-                marker = "\u2063prompt\u2063"
-                turn = [{"role": "user", "content": marker}]
-                try:
-                    text: str = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-                except Exception as error:  # A template is a program by the author of the model; it may raise anything.
-                    raise CheckpointError(
-                        f"the chat template of the model fails ({type(error).__name__}: {first_line(error)}); "
-                        f"correct it, or remove it to ask without one"
-                    ) from error
-                if (times := text.count(marker)) != 1:
-                    raise CheckpointError(
-                        f"the chat template of the model writes the message of the user {times} times instead of once; "
-                        f"correct it, or remove it to ask without one"
-                    )
-                before, after = text.split(marker)
-                around = [tuple(self.tokenizer(part, add_special_tokens=False).input_ids) for part in (before, after)]
-                tokens = (*around[0], *self._ids(prompt), *around[1])
+                around = self._around_contents(messages)
+                tokens = [
+                    token for pair in zip(around, contents, strict=False) for token in (*pair[0], *self._ids(pair[1]))
+                ]
+                tokens += around[-1]
             else:
-                tokens = (*self._start, *self._ids(prompt))
+                tokens = [*self._start, *self._ids("\n\n".join(contents))]
         if len(tokens) >= self.max_tokens:
             raise DataError(f"the prompt takes {len(tokens)} tokens and the model reads {self.max_tokens}; shorten it")
-        return tokens
+        return tuple(tokens)
+
+    def _around_contents(self, messages: Sequence[Message]) -> list[tuple[int, ...]]:
+        """Return the tokens that the chat template writes before, between and after the contents of ``messages``."""
+        # Only the template may write special tokens: those in the contents are split into characters.
+        markers = [f"\u2063message {number}\u2063" for number in range(len(messages))]
+        turns = [{**turn, "content": marker} for turn, marker in zip(messages, markers, strict=True)]
+        try:
+            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # A template is a program by the author of the model; it may raise anything.
+            why = f"{type(error).__name__}: {first_line(error)}"
+            if len(messages) > 1:
+                raise DataError(
+                    f"the chat template of the model refuses these messages ({why}); give other roles or another order"
+                ) from error
+            raise CheckpointError(
+                f"the chat template of the model fails ({why}); correct it, or remove it to ask without one"
+            ) from error
+        parts = []
+        for marker in markers:
+            if (times := text.count(marker)) != 1:
+                who = "the message of the user" if len(messages) == 1 else "a message"
+                raise CheckpointError(
+                    f"the chat template of the model writes {who} {times} times instead of once; "
+                    f"correct it, or remove it to ask without one"
+                )
+            before, text = text.split(marker)
+            parts.append(before)
+        return [tuple(self.tokenizer(part, add_special_tokens=False).input_ids) for part in (*parts, text)]
 
     def answer_text(self, ids: Sequence[int], *, open_ended: bool = False) -> str:
         """Return the text of generated ``ids`` up to the end of the answer; all of it where it is ``open_ended``."""

@@ -13,10 +13,12 @@ from acclimate.language.answers import AdaptationMetadata, AskReport, Status
 from acclimate.language.decision.evidence import Evidence
 from acclimate.language.decision.gate import DECLINED, Decision, Reason
 from acclimate.language.examples import Example
-from acclimate.language.models.generate import Answer
+from acclimate.language.models.decoding import GREEDY, Answer, OnText, Sampling
+from acclimate.language.prompts import Message
+from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.memory import RequestMemory
 from acclimate.language.training.recipes import Recipe
-from acclimate.language.training.trainer import Adapter, StopReason
+from acclimate.language.training.trainer import OnStep
 
 Policy = Literal["gate", "always", "never"]
 
@@ -33,8 +35,16 @@ class Request:
         cancelled: called between steps and tokens; true ends the request.
         adapter: trained before, on these examples; nothing is trained or decided.
         open_ended: the query is a prompt without examples: the model continues it freely.
+        unusable: why the examples that were found cannot be adapted to.
         pattern, pattern_confidence: how the examples were found; ``given`` where a program gave them.
         warnings: for the report.
+        messages: of a conversation that the base model continues, where the query is not all of it.
+        max_tokens: of the answer; None leaves it to the engine.
+        sampling: how the tokens of the answer are chosen.
+        on_text: called with each piece of the answer as soon as it is certain; not at all where the answer is only
+            known in the end.
+        on_step: called after every training step; see :class:`acclimate.language.training.trainer.TrainingJob`.
+        clock: seconds that this request is charged with; they count for its budget.
     """
 
     query: str
@@ -44,9 +54,16 @@ class Request:
     cancelled: Callable[[], bool] | None = None
     adapter: Adapter | None = None
     open_ended: bool = False
+    unusable: Reason | None = None
     pattern: str | None = "given"
     pattern_confidence: float | None = None
     warnings: tuple[str, ...] = ()
+    messages: tuple[Message, ...] = ()
+    max_tokens: int | None = None
+    sampling: Sampling = GREEDY
+    on_text: OnText | None = None
+    on_step: OnStep | None = None
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,8 +82,9 @@ class Work:
         cached: the adapter was not trained for this request.
         warm_start: training started from another adapter.
         votes: orders of the examples that each answer is a majority of.
+        prompt_tokens, trained_tokens: of the last prompt that was asked, and of all training steps.
         memory: what the request holds.
-        seconds: wall-clock time by part.
+        seconds: by part, on the clock of the request.
         began: on :func:`time.perf_counter`.
     """
 
@@ -84,6 +102,8 @@ class Work:
     cached: bool = False
     warm_start: bool = False
     votes: int = 1
+    prompt_tokens: int = 0
+    trained_tokens: int = 0
     memory: RequestMemory = field(default_factory=RequestMemory)
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
@@ -96,11 +116,12 @@ class Work:
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Add the seconds that the block takes to ``part``."""
-        start = time.perf_counter()
+        clock = self.request.clock
+        start = clock()
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.seconds[part] = self.seconds.get(part, 0.0) + clock() - start
 
 
 class RefusedError(Exception):
@@ -165,5 +186,9 @@ def report_of(work: Work, model: str) -> AskReport:
         ),
         seconds=work.seconds | {"total": time.perf_counter() - work.began},
         peak_bytes=work.memory.peak_bytes,
+        prompt_tokens=work.prompt_tokens,
+        answer_tokens=chosen.tokens,
+        trained_tokens=work.trained_tokens,
+        chosen_tokens=chosen.chosen,
         warnings=tuple(work.warnings),
     )

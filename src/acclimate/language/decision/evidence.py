@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from acclimate.core.budget import Budget
 from acclimate.language.examples import Example, folds
-from acclimate.language.models.generate import Answer
+from acclimate.language.models.decoding import Answer
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.steps import Steps, Train, run_alone
+from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.memory import RequestMemory, tensor_bytes
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.step_schedule import batch_of
-from acclimate.language.training.trainer import Adapter, Cancelled, StopReason, train
+from acclimate.language.training.trainer import Cancelled, TrainingJob
 
 _LEAST_FOR_HALVES: Final = 4
 
@@ -201,38 +203,47 @@ def cross_fit(
     Raises:
         DataError: there are fewer than two examples.
     """
-    memory = memory or RequestMemory()
-    with model.lock:
-        began = time.perf_counter()
-        count = len(examples)
-        splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
-        evaluation = HeldOutEvaluation(model, examples, splits, recipe.share_adapted, memory)
-        with memory.holding("activations of held-out examples", evaluation.held_bytes):
-            before = evaluation.before()
-            if before.exact == 1 and not even_if_perfect:
-                # Nothing can be gained by training.
-                return Evidence(count, before, before, 0.0, tried=False), empty_adapter(model)
-            sets = [[examples[i] for i in kept] for kept, _ in splits]
-            if budget is not None and budget.max_seconds is not None:
-                spent = time.perf_counter() - began
-                budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent))
-            adapter = train(model, sets, recipe, budget=budget, cancelled=cancelled, memory=memory)
-            after = before if adapter.stop is StopReason.NON_FINITE else evaluation.after(adapter)
+    job = TrainingJob(sets=(), budget=budget or Budget(), cancelled=cancelled, memory=memory or RequestMemory())
+    return run_alone(model, cross_fit_steps(model, examples, recipe, job, even_if_perfect=even_if_perfect))
+
+
+def cross_fit_steps(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    job: TrainingJob,
+    *,
+    even_if_perfect: bool = False,
+) -> Steps[tuple[Evidence, Adapter]]:
+    """Do what :func:`cross_fit` does, step by step; who makes the steps holds the model's lock.
+
+    Args:
+        model: is not changed.
+        examples: at least two.
+        recipe: with rank and steps decided.
+        job: its sets are replaced by those of the splits; its budget is for all of it.
+        even_if_perfect: train although the base model answers every held-out example.
+    """
+    began = time.perf_counter()
+    count, memory = len(examples), job.memory
+    splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
+    evaluation = HeldOutEvaluation(model, examples, splits, recipe.share_adapted, memory)
+    with memory.holding("activations of held-out examples", evaluation.held_bytes):
+        before = evaluation.before()
+        if before.exact == 1 and not even_if_perfect:
+            # Nothing can be gained by training.
+            return Evidence(count, before, before, 0.0, tried=False), empty_adapter(model)
+        sets = [[examples[i] for i in kept] for kept, _ in splits]
+        budget = job.budget
+        if budget.max_seconds is not None:
+            spent = time.perf_counter() - began
+            budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent))
+        adapter: Adapter = yield Train(job=replace(job, sets=sets, budget=budget), recipe=recipe)
+        after = before if adapter.stop is StopReason.NON_FINITE else evaluation.after(adapter)
     loss = adapter.losses[-1] if adapter.losses else math.nan
     return Evidence(count, before, after, loss, adapter.peak_bytes), adapter
 
 
 def empty_adapter(model: LanguageModel) -> Adapter:
     """Return an adapter without weights."""
-    return Adapter(
-        weights={},
-        rank=1,
-        alpha=1.0,
-        copies=1,
-        fingerprint=model.fingerprint,
-        losses=(),
-        stop=StopReason.FINISHED,
-        seconds=0.0,
-        cpu_seconds=0.0,
-        peak_bytes=0,
-    )
+    return Adapter.of_weights({}, rank=1, fingerprint=model.fingerprint)

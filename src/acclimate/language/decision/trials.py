@@ -15,12 +15,14 @@ from acclimate.json_values import from_json
 from acclimate.language.decision.calibration import Calibration, area_under_roc, expected_calibration_error, fit
 from acclimate.language.decision.evidence import Evidence, cross_fit
 from acclimate.language.examples import Example, as_examples, orderings
-from acclimate.language.models.generate import PERMUTED_PROMPTS, Answer, agreement, generate, run_prefix
+from acclimate.language.models.decoding import Answer
+from acclimate.language.models.generate import PERMUTED_PROMPTS, agreement, generate, run_prefix
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.prompts import Row
+from acclimate.language.training.adapter import Adapter
 from acclimate.language.training.recipes import Recipe, decided
 from acclimate.language.training.step_schedule import batch_of
-from acclimate.language.training.trainer import Adapter, train
+from acclimate.language.training.trainer import train
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Greedy decoding of several prompts of one length side by side, within a deadline."""
+"""Generating the answers to several prompts of one length side by side, within a deadline."""
 
 from __future__ import annotations
 
@@ -12,28 +12,12 @@ from typing import Any, Final
 import torch
 
 from acclimate.errors import CancelledError
+from acclimate.language.models.decoding import GREEDY, Answer, Continuation, OnText, Sampling, advance
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.training.memory import RequestMemory, cache_bytes
 
 #: Orders of the examples in which the adapted model is asked: whether its answers agree is evidence for the gate.
 PERMUTED_PROMPTS: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A generated answer.
-
-    Attributes:
-        text: up to the end of the answer.
-        log_likelihood: of its tokens, in nats, the end included.
-        tokens: number generated.
-        complete: whether the model ended it, rather than the limit on tokens or time.
-    """
-
-    text: str
-    log_likelihood: float
-    tokens: int
-    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +59,10 @@ def generate(
     open_ended: bool = False,
     prefix: Prefix | None = None,
     memory: RequestMemory | None = None,
+    sampling: Sampling = GREEDY,
+    on_text: OnText | None = None,
 ) -> list[Answer]:
-    """Return the greedy continuation of each prompt.
+    """Return the continuation of each prompt.
 
     Args:
         model: with whatever adapter is installed.
@@ -87,51 +73,52 @@ def generate(
         open_ended: the prompts have no worked examples: only the model's own end-of-text token ends an answer.
         prefix: the common beginning of all prompts, run with the same adapter.
         memory: of the request; the key-value cache is entered while it is held.
+        sampling: how tokens are chosen.
+        on_text: called with the text of the first prompt's answer, piece by piece.
 
     Raises:
         CancelledError: ``cancelled`` returned true.
     """
     with model.lock:
-        stop = () if open_ended else model.encoder.stop_ids
-        ends = {model.tokenizer.eos_token_id} - {None}
         ids = torch.tensor(prompts, device=model.device)
-        rows = len(prompts)
-        found: list[list[int]] = [[] for _ in range(rows)]
-        likelihoods, done = [0.0] * rows, [False] * rows
+        rows = [
+            Continuation(
+                model.encoder,
+                ends=model.end_tokens,
+                max_tokens=max_tokens,
+                open_ended=open_ended,
+                sampling=sampling,
+                on_text=on_text if number == 0 else None,
+            )
+            for number in range(len(prompts))
+        ]
         if prefix is None:
             output = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
         else:
             output = model.network(
                 input_ids=ids[:, prefix.token_count :],
-                past_key_values=prefix.repeated(rows),
+                past_key_values=prefix.repeated(len(rows)),
                 use_cache=True,
                 logits_to_keep=1,
             )
-        for _ in range(max_tokens):
+        while True:
             if cancelled is not None and cancelled():
                 raise CancelledError("the request was cancelled while its answer was generated")
             if deadline is not None and time.perf_counter() > deadline:
                 break
-            best = output.logits[:, -1].float().log_softmax(-1).max(-1)
-            for row, (token, likelihood) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
-                if done[row]:
-                    continue
-                found[row].append(token)
-                likelihoods[row] += likelihood
-                done[row] = token in ends or (len(stop) > 0 and tuple(found[row][-len(stop) :]) == stop)
-            if all(done):
+            tokens = advance(rows, output.logits[:, -1])
+            if all(row.done for row in rows):
                 break
             output = model.network(
-                input_ids=best.indices[:, None], past_key_values=output.past_key_values, use_cache=True
+                input_ids=torch.tensor(tokens, device=model.device)[:, None],
+                past_key_values=output.past_key_values,
+                use_cache=True,
             )
         if memory is not None:
             # The cache only grows: its size at the end is its largest.
             memory.set("key-value cache", cache_bytes(output.past_key_values))
             memory.set("key-value cache", 0)
-        return [
-            Answer(model.encoder.answer_text(tokens, open_ended=open_ended), likelihood, len(tokens), complete)
-            for tokens, likelihood, complete in zip(found, likelihoods, done, strict=True)
-        ]
+        return [row.answer() for row in rows]
 
 
 def majority(answers: Sequence[Answer]) -> Answer:

@@ -72,6 +72,13 @@ class LanguageModel:
         return self.tokenizer.pad_token_id or 0
 
     @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end any text."""
+        wanted = getattr(getattr(self.network, "generation_config", None), "eos_token_id", None)
+        configured = wanted if isinstance(wanted, list) else [wanted]
+        return frozenset({self.tokenizer.eos_token_id, *configured} - {None})
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer of the encoder, for its settings; to encode text, use the encoder, which locks it."""
         return self.encoder.tokenizer

@@ -12,8 +12,8 @@ from typing import Any
 
 from acclimate.errors import ConfigError
 from acclimate.language.examples import Example
+from acclimate.language.training.adapter import Adapter
 from acclimate.language.training.recipes import Recipe
-from acclimate.language.training.trainer import Adapter
 
 
 @dataclass(slots=True)

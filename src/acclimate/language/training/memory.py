@@ -42,6 +42,10 @@ class RequestMemory:
         self._parts[part] = held_bytes
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
+    def part_bytes(self, part: str) -> int:
+        """Return what ``part`` holds now."""
+        return self._parts.get(part, 0)
+
     @contextmanager
     def holding(self, part: str, held_bytes: int) -> Iterator[None]:
         """Count ``held_bytes`` inside the block."""

@@ -1,4 +1,4 @@
-"""Training of low-rank weights on the examples of a request.
+"""Training of low-rank weights on the examples of a request, or of several requests in the same passes.
 
 The recipe follows Akyuerek et al. 2024 (arXiv 2411.07279): the examples stay in the prompt, and every answer after the
 first is learned in one causal forward pass over a shuffled order of them. Here logits are computed only where an answer
@@ -12,39 +12,23 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acclimate.core import lora, lora_start
 from acclimate.core.budget import Budget, StopCode
 from acclimate.core.packed_adapters import PackedAdapters
-from acclimate.errors import CheckpointError, DataError, TTTNotSupportedError
+from acclimate.errors import DataError, TTTNotSupportedError
 from acclimate.language.examples import Example
-from acclimate.language.models.decoder import Decoder, Recording
 from acclimate.language.models.language_model import LanguageModel
-from acclimate.language.models.locks import lock_of
+from acclimate.language.training.adapter import Adapter, StopReason
+from acclimate.language.training.cross_entropy import CrossEntropy
 from acclimate.language.training.memory import Activations, OverLimitError, RequestMemory, training_bytes
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.step_schedule import StepSchedule, Targets
-from acclimate.output_files import write_output
-
-
-class StopReason(StrEnum):
-    """Why training ended."""
-
-    FINISHED = "finished"
-    EARLY_STOP = "early_stop"
-    STEP_BUDGET = "step_budget"
-    TIME_BUDGET = "time_budget"
-    MEMORY_BUDGET = "memory_budget"
-    NON_FINITE = "non_finite"
-    CANCELLED = "cancelled"
-
 
 _BUDGET_STOPS: Final[Mapping[StopCode, StopReason]] = {
     "max_steps": StopReason.STEP_BUDGET,
@@ -52,109 +36,10 @@ _BUDGET_STOPS: Final[Mapping[StopCode, StopReason]] = {
     "max_bytes": StopReason.MEMORY_BUDGET,
 }
 Cancelled = Callable[[], bool]
-FINGERPRINT_FILE: Final = "model_fingerprint.txt"
+OnStep = Callable[[int, int, float], None]
 #: What training holds between steps, as it is entered in the request's memory.
-_PARTS: Final = ("low-rank weights in training", "activations below the adapted layers")
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """Trained low-rank weights, apart from any model.
-
-    Attributes:
-        weights: by layer name, ``lora_A`` and ``lora_B`` as :class:`acclimate.core.lora.LowRank` has them.
-        rank, alpha, copies: their shape and scale.
-        fingerprint: of the model they belong to.
-        losses: per step, the mean loss per answer token in nats, averaged over copies.
-        stop: why training ended.
-        seconds: wall-clock time, without waiting for the model.
-        cpu_seconds: of the thread that trained; those of torch's own worker threads are not in it.
-        peak_bytes: the most that the request held until then; see
-            :class:`acclimate.language.training.memory.RequestMemory`.
-        fan_in_fan_out: whether the layers keep their weights as ``(in, out)``, as GPT-2's do; PEFT's format records it.
-    """
-
-    weights: Mapping[str, tuple[Tensor, Tensor]]
-    rank: int
-    alpha: float
-    copies: int
-    fingerprint: str
-    losses: tuple[float, ...]
-    stop: StopReason
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-    fan_in_fan_out: bool = False
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(t.numel() * t.element_size() for pair in self.weights.values() for t in pair)
-
-    @property
-    def convergence(self) -> float:
-        """How far the loss came down, from 0 (not at all) to 1 (to nothing)."""
-        if len(self.losses) < 2 or not self.losses[0] > 0 or not math.isfinite(self.losses[-1]):
-            return 0.0
-        return min(1.0, max(0.0, 1 - self.losses[-1] / self.losses[0]))
-
-    @contextmanager
-    def installed(self, network: nn.Module) -> Iterator[None]:
-        """Add the weights to ``network`` inside the block; its own tensors are not changed.
-
-        The block holds the network's lock: another thread that needs the network waits for its end.
-        """
-        with (
-            lock_of(network),
-            lora.attached(network, list(self.weights), rank=self.rank, alpha=self.alpha, copies=self.copies) as pairs,
-        ):
-            with torch.no_grad():
-                for name, (down, up) in self.weights.items():
-                    pairs[name].lora_A.copy_(down)
-                    pairs[name].lora_B.copy_(up)
-            yield
-
-    @classmethod
-    def load(cls, folder: Path, model: LanguageModel) -> Adapter:
-        """Read an adapter that :meth:`save` or peft wrote; waits until no request runs the model.
-
-        Raises:
-            CheckpointError: files are missing, or it belongs to another model.
-        """
-        owner = folder / FINGERPRINT_FILE
-        if owner.exists() and owner.read_text().strip() != model.fingerprint:
-            raise CheckpointError(f"{folder} was trained for another model than {model.name!r}; train it again")
-        with model.lock, lora.loaded(model.network, folder) as pairs:
-            weights = {n: (p.lora_A.detach().clone(), p.lora_B.detach().clone()) for n, p in pairs.items()}
-            first = next(iter(pairs.values()))
-        rank = first.lora_A.shape[0]
-        return cls(
-            weights=weights,
-            rank=rank,
-            alpha=first.scale * rank,
-            copies=1,
-            fingerprint=model.fingerprint,
-            losses=(),
-            stop=StopReason.FINISHED,
-            seconds=0.0,
-            cpu_seconds=0.0,
-            peak_bytes=0,
-            fan_in_fan_out=first.fan_in_fan_out,
-        )
-
-    def save(self, folder: Path, *, base_model: str | None = None) -> None:
-        """Write the adapter in PEFT's format."""
-        if self.copies != 1:
-            raise DataError(f"{self.copies} adapters that were trained side by side cannot be saved as one")
-        lora.write(
-            folder,
-            self.weights,
-            rank=self.rank,
-            alpha=self.alpha,
-            fan_in_fan_out=self.fan_in_fan_out,
-            base_model=base_model,
-        )
-        write_output(folder / FINGERPRINT_FILE, self.fingerprint + "\n")
+_WEIGHTS: Final = "low-rank weights in training"
+_LOWER_LAYERS: Final = "activations below the adapted layers"
 
 
 def cosine(step: int, steps: int, *, warm_up: float = 0.1) -> float:
@@ -165,6 +50,281 @@ def cosine(step: int, steps: int, *, warm_up: float = 0.1) -> float:
 def clip_copies(grads: Tensor, max_norm: float) -> None:
     """Scale each row of ``grads``, ``(copies, n)``, down to ``max_norm``; with one row this is the usual clipping."""
     grads.mul_((max_norm / (grads.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """What one request wants trained.
+
+    Attributes:
+        sets: of examples, none empty; each gets a copy of the low-rank weights of its own.
+        budget: seconds, steps and bytes that may be spent; seconds and steps are checked before every step, bytes also
+            inside the first forward pass, before its activations exceed them.
+        cancelled: called before every step; training ends when it returns true.
+        start: an adapter of the same shape to go on from.
+        memory: what the request holds; ``budget.max_bytes`` limits all of it.
+        on_step: called after every step, with the number of steps made, how many there will be at most, and the loss.
+    """
+
+    sets: Sequence[Sequence[Example]]
+    budget: Budget = field(default_factory=Budget)
+    cancelled: Cancelled | None = None
+    start: Adapter | None = None
+    memory: RequestMemory = field(default_factory=RequestMemory)
+    on_step: OnStep | None = None
+
+    @property
+    def can_share(self) -> bool:
+        """Whether other jobs may be trained in the same passes.
+
+        A job that starts from an adapter makes another first step, and the activations of a shared pass cannot be held
+        to the memory limit of one request.
+        """
+        return self.start is None and self.budget.max_bytes is None
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far one job is.
+
+    Attributes:
+        copies: of the low-rank weights, which are the job's.
+        losses: one for each step.
+        seconds, cpu_seconds, tokens: its share of those of the passes.
+        stop: why it ended; None while it trains.
+        weights: at its end.
+        told: whether the caller knows that it ended.
+    """
+
+    copies: range
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    tokens: float = 0.0
+    stop: StopReason | None = None
+    weights: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    told: bool = False
+
+
+class Training:
+    """Jobs with one recipe, trained side by side: every step is one forward and one backward pass for all of them.
+
+    No job changes another's result, but for the rounding of products of other sizes: rows do not see each other, each
+    copy of the weights has its own loss, clipping and optimizer state, and a job that has ended is not stepped further.
+    The caller holds the model's lock here and in the methods.
+
+    Args:
+        model: is not changed.
+        jobs: one or more; several only where each ``can_share``.
+        recipe: of all of them, with ``rank`` and ``steps`` decided.
+
+    Raises:
+        DataError: a set is empty, its examples are longer than the model can read, or ``start`` has another shape.
+        TTTNotSupportedError: the model has no layers that low-rank weights could be added to.
+    """
+
+    def __init__(self, model: LanguageModel, jobs: Sequence[TrainingJob], recipe: Recipe) -> None:
+        if not all(examples for job in jobs for examples in job.sets):
+            raise DataError("there are no examples to train on: give 1 or more")
+        self._model, self._jobs, self._recipe = model, jobs, recipe
+        self._steps_made = 0
+        self._rank = recipe.rank_or_default
+        self._steps = recipe.steps_cap if recipe.steps is None else recipe.steps
+        first = 0
+        self._progress: list[_Progress] = []
+        for job in jobs:
+            self._progress.append(_Progress(range(first, first + len(job.sets))))
+            first += len(job.sets)
+        self._copies = first
+        with self._charged():
+            self._decoder = model.decoder(recipe.share_adapted)
+            if not self._decoder.targets:
+                raise TTTNotSupportedError(
+                    f"{model.name!r} has no linear layers that low-rank weights could be added to"
+                )
+            self._pairs = lora.created(
+                model.network,
+                self._decoder.targets,
+                rank=self._rank,
+                alpha=recipe.alpha,
+                seed=recipe.seed,
+                copies=self._copies,
+            )
+            self._schedule = StepSchedule(model, self._decoder, [one for job in jobs for one in job.sets], recipe)
+            self._starts_anew = all(job.start is None for job in jobs)
+            for job in jobs:
+                if job.start is not None:
+                    _copy_weights(job.start, self._pairs)
+            self._block = PackedAdapters(self._pairs, model.dtype)
+            self._optimizer = torch.optim.AdamW(
+                [self._block.learned],
+                lr=recipe.learning_rate,
+                betas=recipe.betas,
+                weight_decay=recipe.weight_decay,
+                fused=True,
+            )
+        # Of one pass; with several jobs each is charged its share afterwards.
+        self._memory = jobs[0].memory if len(jobs) == 1 else RequestMemory()
+        limit = jobs[0].budget.max_bytes if len(jobs) == 1 else None
+        self._activations = Activations(self._memory, limit)
+        self._hold(_WEIGHTS, training_bytes(self._block.learned.numel(), model.dtype))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every job has ended."""
+        return all(progress.stop is not None for progress in self._progress)
+
+    @property
+    def job_count(self) -> int:
+        """Jobs that are trained side by side."""
+        return len(self._jobs)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Let the model compute with the weights in training inside the block, in which :meth:`step` is called."""
+        with lora.in_use(self._model.network, self._pairs), self._decoder.quick_attention, torch.enable_grad():
+            yield
+
+    def step(self) -> None:
+        """Make one step for all jobs that have not ended."""
+        step = self._steps_made
+        for job, progress in self._going():
+            if job.cancelled is not None and job.cancelled():
+                self._end(progress, StopReason.CANCELLED)
+        if self.finished:
+            return
+        with self._charged():
+            recording, targets = self._schedule.at(step)
+            self._hold(_LOWER_LAYERS, self._schedule.held_bytes)
+        for job, progress in self._going():
+            over = job.budget.exhausted(seconds=progress.seconds, steps=step, held_bytes=job.memory.held_bytes)
+            if over is not None:
+                self._end(progress, _BUDGET_STOPS[over.code])
+        if self.finished:
+            return
+        with self._charged():
+            self._optimizer.param_groups[0]["lr"] = self._recipe.learning_rate * cosine(step, self._steps)
+            first = step == 0 and self._starts_anew and self._recipe.gradient_start
+            with (
+                lora_start.capture_gradients(self._model.network, self._pairs, seed=self._recipe.seed)
+                if first
+                else nullcontext() as starts
+            ):
+                try:
+                    with self._activations.measured(
+                        self._model.network, (*recording.tokens.shape, len(targets.wanted))
+                    ):
+                        losses = self._losses(self._decoder.hidden(recording), targets)
+                except OverLimitError:
+                    self._end(self._progress[0], StopReason.MEMORY_BUDGET)
+                    return
+                losses.sum().backward()
+            if starts is not None:
+                self._block.begin(starts)
+            grads = self._block.collect()
+            values = losses.tolist()
+            for _, progress in self._going():
+                mine = [values[copy] for copy in progress.copies]
+                progress.losses.append(sum(mine) / len(mine))
+                progress.tokens += targets.tokens.numel() * len(mine) / self._copies
+                if not math.isfinite(progress.losses[-1]):
+                    self._end(progress, StopReason.NON_FINITE)
+            if self.finished:
+                return
+            if self._recipe.gradient_clip_norm is not None:
+                clip_copies(grads, self._recipe.gradient_clip_norm)
+            self._optimizer.step()
+            self._block.publish()
+        self._steps_made += 1
+        if len(self._jobs) > 1:
+            self._share_memory(Activations.PART, self._memory.part_bytes(Activations.PART))
+        for job, progress in self._going():
+            if job.on_step is not None:
+                job.on_step(self._steps_made, self._steps, progress.losses[-1])
+            if progress.losses[-1] < self._recipe.early_stop_loss:
+                self._end(progress, StopReason.EARLY_STOP)
+            elif self._steps_made == self._steps:
+                self._end(progress, StopReason.FINISHED)
+
+    def ended(self) -> list[tuple[TrainingJob, Adapter]]:
+        """Return the jobs that ended since this was last asked, each with what was trained."""
+        found = []
+        for job, progress in zip(self._jobs, self._progress, strict=True):
+            if progress.stop is not None and not progress.told:
+                progress.told = True
+                found.append((job, self._adapter(job, progress)))
+        return found
+
+    def _adapter(self, job: TrainingJob, progress: _Progress) -> Adapter:
+        stop = progress.stop or StopReason.FINISHED
+        if not all(bool(up.isfinite().all()) for _, up in progress.weights.values()):
+            stop = StopReason.NON_FINITE
+        return Adapter(
+            weights=progress.weights,
+            rank=self._rank,
+            alpha=self._recipe.alpha if self._recipe.alpha is not None else self._rank,
+            copies=len(job.sets),
+            fingerprint=self._model.fingerprint,
+            losses=tuple(progress.losses),
+            stop=stop,
+            seconds=progress.seconds,
+            cpu_seconds=progress.cpu_seconds,
+            peak_bytes=job.memory.peak_bytes,
+            trained_tokens=round(progress.tokens),
+            fan_in_fan_out=any(pair.fan_in_fan_out for pair in self._pairs.values()),
+        )
+
+    def let_go(self) -> None:
+        """Enter in the memory of the requests that nothing is held any more."""
+        for part in (_WEIGHTS, _LOWER_LAYERS, Activations.PART):
+            self._hold(part, 0)
+
+    def _going(self) -> list[tuple[TrainingJob, _Progress]]:
+        pairs = zip(self._jobs, self._progress, strict=True)
+        return [(job, progress) for job, progress in pairs if progress.stop is None]
+
+    def _losses(self, hidden: Tensor, targets: Targets) -> Tensor:
+        """Return each copy's mean cross-entropy, ``(copies,)``, in nats per answer token."""
+        scores = self._decoder.scores(hidden[targets.row, targets.column])
+        counts = torch.bincount(targets.owner, minlength=self._copies).clamp(min=1)
+        parts: Tensor = CrossEntropy.apply(scores, targets.wanted, 1 / counts[targets.owner])  # type: ignore[no-untyped-call]
+        return torch.zeros(self._copies, device=parts.device).index_add(0, targets.owner, parts)
+
+    def _end(self, progress: _Progress, stop: StopReason) -> None:
+        """Note why a job ends, and its weights; those of other jobs go on changing."""
+        progress.stop = stop
+        at = slice(progress.copies.start, progress.copies.stop)
+        for name, pair in self._block.weights().items():
+            if self._copies == len(progress.copies):
+                progress.weights[name] = pair
+            elif len(progress.copies) == 1:
+                progress.weights[name] = (pair[0][at.start].clone(), pair[1][at.start].clone())
+            else:
+                progress.weights[name] = (pair[0][at].clone(), pair[1][at].clone())
+
+    @contextmanager
+    def _charged(self) -> Iterator[None]:
+        """Charge every job that has not ended its share of the time that the block takes."""
+        began, cpu_began = time.perf_counter(), time.thread_time()
+        charged = [progress for progress in self._progress if progress.stop is None]
+        try:
+            yield
+        finally:
+            copies = sum(len(progress.copies) for progress in charged)
+            for progress in charged:
+                share = len(progress.copies) / copies
+                progress.seconds += share * (time.perf_counter() - began)
+                progress.cpu_seconds += share * (time.thread_time() - cpu_began)
+
+    def _hold(self, part: str, held_bytes: int) -> None:
+        """Enter what the passes hold, in the memory of the one job or shared between several."""
+        self._memory.set(part, held_bytes)
+        if len(self._jobs) > 1:
+            self._share_memory(part, held_bytes)
+
+    def _share_memory(self, part: str, held_bytes: int) -> None:
+        for job in self._jobs:
+            job.memory.set(part, held_bytes * len(job.sets) // self._copies)
 
 
 def train(
@@ -179,156 +339,30 @@ def train(
 ) -> Adapter:
     """Return low-rank weights trained on ``sets``, one copy for each set, all in the same forward passes.
 
-    Waiting for the model's lock costs no budget.
-
-    Args:
-        model: is not changed.
-        sets: of examples, none empty.
-        recipe: with ``rank`` and ``steps`` decided.
-        budget: seconds, steps and bytes that may be spent; seconds and steps are checked before every step, bytes also
-            inside the first forward pass, before its activations exceed them.
-        cancelled: called before every step; training ends when it returns true.
-        start: an adapter of the same shape to go on from.
-        memory: what the request holds, if this is a part of it; ``budget.max_bytes`` limits all of it.
+    Waiting for the model's lock costs no budget. The arguments after ``recipe`` are those of :class:`TrainingJob`.
 
     Raises:
         DataError: a set is empty, its examples are longer than the model can read, or ``start`` has another shape.
         TTTNotSupportedError: the model has no layers that low-rank weights could be added to.
     """
-    if not all(sets):
-        raise DataError("there are no examples to train on: give 1 or more")
-    budget, memory = budget or Budget(), memory or RequestMemory()
-    with model.lock:
-        try:
-            return _train(model, sets, recipe, budget, cancelled, start, memory)
-        finally:
-            for part in (*_PARTS, Activations.PART):
-                memory.set(part, 0)
-
-
-def _train(
-    model: LanguageModel,
-    sets: Sequence[Sequence[Example]],
-    recipe: Recipe,
-    budget: Budget,
-    cancelled: Cancelled | None,
-    start: Adapter | None,
-    memory: RequestMemory,
-) -> Adapter:
-    began, cpu_began = time.perf_counter(), time.thread_time()
-    decoder = model.decoder(recipe.share_adapted)
-    rank, steps = recipe.rank_or_default, recipe.steps_cap if recipe.steps is None else recipe.steps
-    copies = len(sets)
-    losses: list[float] = []
-    stop = StopReason.FINISHED
-    if not decoder.targets:
-        raise TTTNotSupportedError(f"{model.name!r} has no linear layers that low-rank weights could be added to")
-    with (
-        lora.attached(
-            model.network, decoder.targets, rank=rank, alpha=recipe.alpha, seed=recipe.seed, copies=copies
-        ) as pairs,
-        decoder.quick_attention,
-        torch.enable_grad(),
-    ):
-        schedule = StepSchedule(model, decoder, sets, recipe)
-        if start is not None:
-            _copy_weights(start, pairs)
-        block = PackedAdapters(pairs, model.dtype)
-        optimizer = torch.optim.AdamW(
-            [block.learned], lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
-        )
-        activations = Activations(memory, budget.max_bytes)
-        memory.set(_PARTS[0], training_bytes(block.learned.numel(), model.dtype))
-        for step in range(steps):
-            if cancelled is not None and cancelled():
-                stop = StopReason.CANCELLED
-                break
-            recording, targets = schedule.at(step)
-            memory.set(_PARTS[1], schedule.held_bytes)
-            spent = time.perf_counter() - began
-            over = budget.exhausted(seconds=spent, steps=step, held_bytes=memory.held_bytes)
-            if over is not None:
-                stop = _BUDGET_STOPS[over.code]
-                break
-            optimizer.param_groups[0]["lr"] = recipe.learning_rate * cosine(step, steps)
-            first = step == 0 and start is None and recipe.gradient_start
-            with (
-                lora_start.capture_gradients(model.network, pairs, seed=recipe.seed)
-                if first
-                else nullcontext() as starts
-            ):
-                try:
-                    with activations.measured(model.network, (*recording.tokens.shape, len(targets.wanted))):
-                        loss = _loss(decoder, recording, targets, copies)
-                except OverLimitError:
-                    stop = StopReason.MEMORY_BUDGET
-                    break
-                (loss * copies).backward()
-            if starts is not None:
-                block.begin(starts)
-            grads = block.collect()
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                stop = StopReason.NON_FINITE
-                break
-            if recipe.gradient_clip_norm is not None:
-                clip_copies(grads, recipe.gradient_clip_norm)
-            optimizer.step()
-            block.publish()
-            if losses[-1] < recipe.early_stop_loss:
-                stop = StopReason.EARLY_STOP
-                break
-        weights = block.weights()
-    if stop is not StopReason.NON_FINITE and not all(bool(up.isfinite().all()) for _, up in weights.values()):
-        stop = StopReason.NON_FINITE
-    return Adapter(
-        weights=weights,
-        rank=rank,
-        alpha=recipe.alpha if recipe.alpha is not None else rank,
-        copies=copies,
-        fingerprint=model.fingerprint,
-        losses=tuple(losses),
-        stop=stop,
-        seconds=time.perf_counter() - began,
-        cpu_seconds=time.thread_time() - cpu_began,
-        peak_bytes=memory.peak_bytes,
-        fan_in_fan_out=any(pair.fan_in_fan_out for pair in pairs.values()),
+    job = TrainingJob(
+        sets=sets, budget=budget or Budget(), cancelled=cancelled, start=start, memory=memory or RequestMemory()
     )
+    return trained(model, job, recipe)
 
 
-def _loss(decoder: Decoder, recording: Recording, targets: Targets, copies: int) -> Tensor:
-    """Return the mean over copies of each one's mean cross-entropy, in nats per answer token."""
-    scores = decoder.scores(decoder.hidden(recording)[targets.row, targets.column])
-    counts = torch.bincount(targets.owner, minlength=copies).clamp(min=1)
-    loss: Tensor = CrossEntropy.apply(scores, targets.wanted, 1 / (copies * counts[targets.owner]))  # type: ignore[no-untyped-call]
-    return loss
-
-
-class CrossEntropy(torch.autograd.Function):
-    """The weighted sum of cross-entropies, in nats; the forward pass computes the gradient in the softmax's memory.
-
-    Vocabularies are large: every operation on ``(answer tokens, vocabulary)`` that is saved shows in a step's time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
-        """Return the sum for ``scores``, ``(n, vocabulary)``, and ``wanted`` and ``weights``, ``(n,)``."""
-        softmax = scores.to(torch.float32, copy=True)
-        highest = softmax.max(1, keepdim=True).values
-        at_wanted = softmax.gather(1, wanted[:, None])
-        total = softmax.sub_(highest).exp_().sum(1, keepdim=True)
-        loss = ((total.log() + highest - at_wanted)[:, 0] * weights).sum()
-        softmax.mul_(weights[:, None] / total)
-        softmax[torch.arange(len(wanted), device=wanted.device), wanted] -= weights
-        ctx.save_for_backward(softmax.to(scores.dtype))
-        return loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient with respect to ``scores``."""
-        (softmax,) = ctx.saved_tensors
-        return softmax * grads[0], None, None
+def trained(model: LanguageModel, job: TrainingJob, recipe: Recipe) -> Adapter:
+    """Return the adapter of ``job``, trained by itself; see :func:`train`."""
+    with model.lock:
+        training = Training(model, [job], recipe)
+        try:
+            with training.attached():
+                while not training.finished:
+                    training.step()
+            ((_, adapter),) = training.ended()
+            return adapter
+        finally:
+            training.let_go()
 
 
 def _copy_weights(start: Adapter, pairs: Mapping[str, lora.LowRank]) -> None:

@@ -8,9 +8,9 @@ from typing import Final
 from acclimate.language.decision.evidence import held_out
 from acclimate.language.examples import Example, folds
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.training.adapter import Adapter
 from acclimate.language.training.adapter_cache import AdapterManager
 from acclimate.language.training.recipes import Recipe
-from acclimate.language.training.trainer import Adapter
 
 _CANDIDATES: Final = 3
 

@@ -1,0 +1,1 @@
+"""The server: many users, one copy of a model, each request with its own adapter or none."""

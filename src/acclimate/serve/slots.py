@@ -1,0 +1,254 @@
+"""Adapters in use, stacked by layer, so that the rows of one pass can use different ones.
+
+A hook on each linear layer adds to the output of every row the low-rank product of the adapter in that row's slot. The
+hooks are attached once, when the model is taken into service; without adapters in a pass they return at once. Slot 0 is
+no adapter: its weights are zero for good.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.core.lora import target_layers
+from acclimate.errors import CheckpointError, TTTNotSupportedError
+from acclimate.language import Adapter, LanguageModel
+
+#: One product with the weights of all slots side by side reads each weight once and computes products that are thrown
+#: away; gathering the weights of each row copies them first. Measured on a processor, the first is faster as long as
+#: the tokens of a row times the slots stay below this.
+_MOST_PRODUCTS: Final = 24
+
+
+class OutOfSlotsError(Exception):
+    """Every slot is in use by a row."""
+
+
+class _Layer:
+    """The stacked weights of one layer: ``down`` is ``(slots, rank, in)``, ``up`` is ``(slots, rank, out)``.
+
+    ``up`` holds the scale of each adapter as well.
+    """
+
+    def __init__(self, sizes: tuple[int, int], slots: int, rank: int, like: Tensor) -> None:
+        self.sizes = sizes
+        self.down = like.new_zeros(slots, rank, sizes[0])
+        self.up = like.new_zeros(slots, rank, sizes[1])
+
+    def grow(self, rank: int) -> None:
+        """Let every adapter have a rank of up to ``rank``; the weights that are added are zero."""
+        more = rank - self.down.shape[1]
+        self.down = nn.functional.pad(self.down, (0, 0, 0, more))
+        self.up = nn.functional.pad(self.up, (0, 0, 0, more))
+
+
+class AdapterSlots:
+    """The adapters of one network that rows use or used last.
+
+    It belongs to the thread that owns the network.
+
+    Args:
+        model: its network gets the hooks; :meth:`close` removes them.
+        count: adapters that can be used in one pass.
+
+    Attributes:
+        loads: adapters copied into a slot so far.
+    """
+
+    def __init__(self, model: LanguageModel, count: int) -> None:
+        self._network = model.network
+        self._fingerprint = model.fingerprint
+        self.count = count
+        self._rank = 1
+        names = target_layers(self._network, lambda _name: True)
+        head = self._network.get_output_embeddings()
+        self._layers: dict[str, _Layer] = {}
+        self._handles = []
+        self._rows: _Rows | None = None
+        #: Tests break the index on purpose, to prove that the tests of isolation would notice.
+        self.index_of_row: Any = lambda slots: slots
+        for name in names:
+            layer = self._network.get_submodule(name)
+            weight = layer.weight
+            if layer is head or isinstance(layer, nn.Conv2d):
+                continue
+            transposed = type(layer).__name__ == "Conv1D"
+            sizes = tuple(weight.shape) if transposed else tuple(reversed(weight.shape))
+            self._layers[name] = stacked = _Layer(sizes, count + 1, self._rank, weight.detach())
+            self._handles.append(layer.register_forward_hook(self._hook(stacked)))
+        self._slot_of: OrderedDict[str, int] = OrderedDict()
+        self._uses: dict[str, int] = {}
+        self._free = list(range(count, 0, -1))
+        self.loads = 0
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the stacked weights."""
+        parts = (part for layer in self._layers.values() for part in (layer.down, layer.up))
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    @property
+    def in_use(self) -> int:
+        """Slots that rows use now."""
+        return sum(1 for uses in self._uses.values() if uses)
+
+    def check(self, adapter: Adapter) -> None:
+        """Refuse an adapter that this network cannot use.
+
+        Raises:
+            CheckpointError: it belongs to another model, or changes layers that cannot be addressed by row.
+        """
+        if adapter.fingerprint != self._fingerprint:
+            raise CheckpointError("the adapter was trained for another model; train it again")
+        for name, (down, up) in adapter.weights.items():
+            layer = self._layers.get(name)
+            if layer is None:
+                raise CheckpointError(f"the adapter changes the layer {name!r}, which cannot be addressed by row")
+            if adapter.copies != 1 or (down.shape[-1], up.shape[0]) != layer.sizes:
+                raise CheckpointError(f"the adapter does not fit the layer {name!r}")
+            # One that is not finite would reach the rows of others: their share of it is zero times infinity.
+            if not all(bool(part.to(layer.down.dtype).isfinite().all()) for part in (down, up)):
+                raise CheckpointError(f"the adapter has weights in the layer {name!r} that are not finite")
+
+    def random_adapter(self, *, seed: int) -> Adapter:
+        """Return an adapter with random weights in every layer, to try the slots with."""
+        rng = torch.Generator().manual_seed(seed)
+        weights = {
+            name: (
+                torch.randn(2, layer.sizes[0], generator=rng) / layer.sizes[0] ** 0.5,
+                torch.randn(layer.sizes[1], 2, generator=rng) / layer.sizes[0] ** 0.5,
+            )
+            for name, layer in self._layers.items()
+        }
+        return Adapter.of_weights(weights, rank=2, fingerprint=self._fingerprint)
+
+    def acquire(self, identity: str, adapter: Adapter) -> int:
+        """Return the slot of ``adapter``, in use by one row more.
+
+        Args:
+            identity: unlike that of every other adapter that was ever served, whatever its name.
+            adapter: is copied into a slot unless it is there already.
+
+        Raises:
+            OutOfSlotsError: every slot is in use.
+        """
+        slot = self._slot_of.get(identity)
+        if slot is None:
+            slot = self._free_slot()
+            self._write(slot, adapter)
+            self._slot_of[identity] = slot
+        self._slot_of.move_to_end(identity)
+        self._uses[identity] = self._uses.get(identity, 0) + 1
+        return slot
+
+    def release(self, identity: str) -> None:
+        """Say that a row no longer uses the adapter; it stays in its slot until that is needed."""
+        self._uses[identity] -= 1
+        if not self._uses[identity]:
+            del self._uses[identity]
+
+    def drop(self, identity: str) -> None:
+        """Free the slot of an adapter that no row uses and none will use again."""
+        if identity not in self._uses and (slot := self._slot_of.pop(identity, None)) is not None:
+            self._free.append(slot)
+
+    @contextmanager
+    def rows(self, slots: Sequence[int]) -> Iterator[None]:
+        """Let the rows of the passes inside the block use the adapters in ``slots``, one for each row."""
+        slots = self.index_of_row(list(slots))
+        self._rows = _Rows(slots, next(iter(self._layers.values())).down.device, self._rank) if any(slots) else None
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    def _free_slot(self) -> int:
+        if self._free:
+            # The lowest ones, so that those in use lie side by side.
+            self._free.sort(reverse=True)
+            return self._free.pop()
+        for identity, slot in self._slot_of.items():
+            if identity not in self._uses:
+                del self._slot_of[identity]
+                return slot
+        raise OutOfSlotsError
+
+    def _write(self, slot: int, adapter: Adapter) -> None:
+        self.check(adapter)
+        if adapter.rank > self._rank:
+            self._rank = adapter.rank
+            for layer in self._layers.values():
+                layer.grow(self._rank)
+        scale = adapter.alpha / adapter.rank
+        for name, layer in self._layers.items():
+            layer.down[slot].zero_()
+            layer.up[slot].zero_()
+            if name in adapter.weights:
+                down, up = adapter.weights[name]
+                layer.down[slot, : adapter.rank] = down
+                layer.up[slot, : adapter.rank] = up.T * scale
+        self.loads += 1
+
+    def _hook(self, layer: _Layer) -> Any:
+        def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            rows = self._rows
+            return None if rows is None else rows.added(layer, inputs[0], output)
+
+        return add
+
+
+class _Rows:
+    """Which row of a pass uses which slot.
+
+    Args:
+        slots: one for each row, at least one of them not 0.
+        device: of the network.
+        rank: of the stacked weights.
+    """
+
+    def __init__(self, slots: Sequence[int], device: torch.device, rank: int) -> None:
+        used = sorted({slot for slot in slots if slot})
+        self._count = len(slots)
+        self._only = used[0] if len(used) == 1 and all(slots) else None
+        self._first, self._last = used[0], used[-1] + 1
+        self._index = torch.tensor(slots, device=device)
+        span = self._last - self._first
+        columns = torch.arange(span, device=device).repeat_interleave(rank)
+        self._mine = ((self._index[:, None] - self._first) == columns[None])[:, None]
+        self._span = span
+
+    def added(self, layer: _Layer, inputs: Tensor, output: Tensor) -> Tensor:
+        """Return ``output``, ``(rows, tokens, out)``, with the low-rank products added."""
+        if inputs.dim() != 3 or len(inputs) != self._count:
+            # Experts, for example, are given the tokens of all rows mixed.
+            raise TTTNotSupportedError("a layer is not given its rows one after the other; this model runs alone")
+        tokens = inputs.shape[1]
+        if self._only is not None:
+            down, up = layer.down[self._only], layer.up[self._only]
+            flat = output.view(-1, output.shape[-1])
+            flat.addmm_(inputs.reshape(-1, inputs.shape[-1]) @ down.T, up)
+            return output
+        if tokens * self._span <= _MOST_PRODUCTS:
+            return self._side_by_side(layer, inputs, output)
+        down, up = layer.down[self._index], layer.up[self._index]
+        return output.baddbmm_(torch.bmm(inputs, down.transpose(1, 2)), up)
+
+    def _side_by_side(self, layer: _Layer, inputs: Tensor, output: Tensor) -> Tensor:
+        """Multiply every row by every adapter, and keep of each row what is its own adapter's."""
+        down = layer.down[self._first : self._last].flatten(0, 1)
+        up = layer.up[self._first : self._last].flatten(0, 1)
+        # Multiplied by zero, an infinity of another adapter's product would become NaN: it is replaced instead.
+        hidden = torch.where(self._mine, inputs @ down.T, 0.0)
+        output.view(-1, output.shape[-1]).addmm_(hidden.flatten(0, 1), up)
+        return output
