@@ -16,7 +16,7 @@ from acclimate.errors import DataError, InputError
 
 
 @contextmanager
-def open_output(path: Path, *, error: type[InputError] = DataError) -> Iterator[IO[bytes]]:
+def open_output(path: Path, *, error: type[InputError] = DataError, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a binary file whose content arrives at ``path`` when the block ends, and is dropped if the block raises.
 
     A regular file is replaced in one step, so that readers see the old or the new content. Where ``path`` is a symbolic
@@ -26,6 +26,7 @@ def open_output(path: Path, *, error: type[InputError] = DataError) -> Iterator[
     Args:
         path: of the file; missing folders are created.
         error: the class of the error to raise.
+        private: only the user may read the file, whatever the umask allows.
 
     Raises:
         InputError: of the class ``error``: the file cannot be written, for example because the disk is full.
@@ -50,7 +51,8 @@ def open_output(path: Path, *, error: type[InputError] = DataError) -> Iterator[
                 file.flush()
                 os.fsync(file.fileno())
             # mkstemp creates files that only the user can read; a new file gets the permissions that the umask allows.
-            temporary.chmod(0o666 & ~_umask() if mode is None else stat.S_IMODE(mode))
+            if not private:
+                temporary.chmod(0o666 & ~_umask() if mode is None else stat.S_IMODE(mode))
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -67,9 +69,11 @@ def open_text_output(path: Path, *, error: type[InputError] = DataError) -> Iter
         text.detach()
 
 
-def write_output(path: Path, content: bytes | str, *, error: type[InputError] = DataError) -> None:
+def write_output(
+    path: Path, content: bytes | str, *, error: type[InputError] = DataError, private: bool = False
+) -> None:
     """Write a file as :func:`open_output` does; text is written in UTF-8."""
-    with open_output(path, error=error) as file:
+    with open_output(path, error=error, private=private) as file:
         file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 

@@ -93,9 +93,14 @@ class Adaptation:
         self._keep(work, adapter)
         return adapter
 
+    def knows(self, work: Work) -> bool:
+        """Return whether adapter or evidence for these examples are in the cache."""
+        return self._cache is not None and self._key(work) in self._cache
+
     def _look_up(self, work: Work) -> None:
         """Take adapter and evidence from the cache, if these examples were adapted to before."""
-        known = self._cache.get(self._key(work)) if self._cache is not None else None
+        work.adapter_key = self._key(work)
+        known = self._cache.get(work.adapter_key) if self._cache is not None else None
         if known is not None:
             adapter, work.evidence = known
             # Where adapting was declined, the cache has evidence and an adapter without weights.

@@ -77,7 +77,10 @@ class Answering:
         """Return the base model's continuation of a prompt without examples."""
         request, encoder = work.request, self._model.encoder
         with work.timed("icl"):
-            ids = encoder.chat_tokens(request.messages or ({"role": "user", "content": request.query},))
+            if request.as_text:
+                ids = encoder.text_tokens(request.query)
+            else:
+                ids = encoder.chat_tokens(request.messages or ({"role": "user", "content": request.query},))
             wanted = request.max_tokens or self._max_tokens or _OPEN_ENDED_TOKENS
             answers = yield Generate(
                 prompts=[ids],

@@ -67,6 +67,8 @@ class AskReport:
         prompt_tokens, answer_tokens, trained_tokens: of the prompt that led to this answer, of the answer, and of all
             training steps of the request.
         chosen_tokens: of the answer, where the request asked for them.
+        adapter_key: of the adapter that answered, in the engine's cache; None where the base model did, or where the
+            adapter was given.
         warnings: for the user.
     """
 
@@ -93,6 +95,7 @@ class AskReport:
     answer_tokens: int = 0
     trained_tokens: int = 0
     chosen_tokens: tuple[ChosenToken, ...] = ()
+    adapter_key: str | None = None
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

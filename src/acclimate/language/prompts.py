@@ -184,8 +184,18 @@ class Encoder:
                     token for pair in zip(around, contents, strict=False) for token in (*pair[0], *self._ids(pair[1]))
                 ]
                 tokens += around[-1]
-            else:
-                tokens = [*self._start, *self._ids("\n\n".join(contents))]
+                return self._short_enough(tokens)
+        return self.text_tokens("\n\n".join(contents))
+
+    def text_tokens(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text that the model is to continue.
+
+        Raises:
+            DataError: it is longer than the model can read.
+        """
+        return self._short_enough([*self._start, *self._ids(text)])
+
+    def _short_enough(self, tokens: Sequence[int]) -> tuple[int, ...]:
         if len(tokens) >= self.max_tokens:
             raise DataError(f"the prompt takes {len(tokens)} tokens and the model reads {self.max_tokens}; shorten it")
         return tuple(tokens)

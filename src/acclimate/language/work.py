@@ -38,7 +38,8 @@ class Request:
         unusable: why the examples that were found cannot be adapted to.
         pattern, pattern_confidence: how the examples were found; ``given`` where a program gave them.
         warnings: for the report.
-        messages: of a conversation that the base model continues, where the query is not all of it.
+        messages: of a conversation that the model continues, where the query is not all of it.
+        as_text: continue the query as it stands, without the chat template.
         max_tokens: of the answer; None leaves it to the engine.
         sampling: how the tokens of the answer are chosen.
         on_text: called with each piece of the answer as soon as it is certain; not at all where the answer is only
@@ -59,6 +60,7 @@ class Request:
     pattern_confidence: float | None = None
     warnings: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
+    as_text: bool = False
     max_tokens: int | None = None
     sampling: Sampling = GREEDY
     on_text: OnText | None = None
@@ -82,6 +84,7 @@ class Work:
         cached: the adapter was not trained for this request.
         warm_start: training started from another adapter.
         votes: orders of the examples that each answer is a majority of.
+        adapter_key: of the adapter to these examples in a cache.
         prompt_tokens, trained_tokens: of the last prompt that was asked, and of all training steps.
         memory: what the request holds.
         seconds: by part, on the clock of the request.
@@ -104,6 +107,7 @@ class Work:
     votes: int = 1
     prompt_tokens: int = 0
     trained_tokens: int = 0
+    adapter_key: str | None = None
     memory: RequestMemory = field(default_factory=RequestMemory)
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
@@ -190,5 +194,6 @@ def report_of(work: Work, model: str) -> AskReport:
         answer_tokens=chosen.tokens,
         trained_tokens=work.trained_tokens,
         chosen_tokens=chosen.chosen,
+        adapter_key=work.adapter_key if work.adapted else None,
         warnings=tuple(work.warnings),
     )

@@ -98,6 +98,11 @@ class AdapterManager:
             self._drop()
         return key
 
+    def __contains__(self, key: str) -> bool:
+        with self._lock:
+            self._drop()
+            return key in self._entries
+
     def get(self, key: str) -> tuple[Adapter, Any] | None:
         """Return the adapter kept under ``key`` with its extra, or None."""
         with self._lock:

@@ -1,0 +1,315 @@
+"""Models in service: which of them a request means, how it is answered, and what is kept of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from acclimate.errors import AcclimateError, CheckpointError, DataError
+from acclimate.language import (
+    Adapter,
+    AdapterManager,
+    AskReport,
+    Engine,
+    Example,
+    Gate,
+    LanguageModel,
+    as_examples,
+    shipped,
+)
+from acclimate.language.models.decoding import OnText, Sampling
+from acclimate.language.training.trainer import OnStep
+from acclimate.language.work import Policy, Request
+from acclimate.serve.library import AdapterLibrary, NamedAdapter
+from acclimate.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest, TTTOptions
+from acclimate.serve.settings import ServerSettings
+from acclimate.serve.worker import Ticket, Worker
+
+_POLICIES: Final[Mapping[str, Policy]] = {"auto": "gate", "off": "never", "force": "always"}
+#: Who asks where no API keys are used.
+EVERYBODY: Final = ""
+
+
+class NoSuchModelError(AcclimateError):
+    """The model or adapter that was asked for is not served, or not to this key."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model, its worker, and the adapters that were trained for requests.
+
+    Attributes:
+        name: that it is asked by.
+        model: itself.
+        worker: that runs it.
+        cache: of adapters, by the digest of their examples: who gives the same examples gets the same adapter.
+        gate: that decides with the model's own recipe.
+    """
+
+    name: str
+    model: LanguageModel
+    worker: Worker
+    cache: AdapterManager
+    gate: Gate
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that has been read, ready to be answered.
+
+    Attributes:
+        served: the model that answers.
+        engine: with the settings of the request.
+        request: as the engine read it.
+        choices: answers that were asked for.
+        named: the adapter that was asked for by name.
+    """
+
+    served: ServedModel
+    engine: Engine
+    request: Request
+    choices: int
+    named: NamedAdapter | None
+
+
+class Service:
+    """The models in service.
+
+    Args:
+        settings: of the server.
+        models: to serve, by the name that they are asked by.
+    """
+
+    def __init__(self, settings: ServerSettings, models: Mapping[str, LanguageModel]) -> None:
+        self.settings = settings
+        self.library = AdapterLibrary(settings.max_adapters_per_key)
+        self.models: dict[str, ServedModel] = {}
+        for name, model in models.items():
+            self.models[name] = ServedModel(
+                name,
+                model,
+                Worker(model, settings.limits),
+                AdapterManager(settings.cached_adapters, max_bytes=int(settings.cached_adapters_mib * 2**20)),
+                Gate(calibration=shipped(model.name), environment=settings.environment),
+            )
+
+    def start(self) -> None:
+        """Start the workers."""
+        for served in self.models.values():
+            served.worker.start()
+
+    def close(self) -> bool:
+        """Finish the requests that are there and end the workers; return whether all were finished in time."""
+        closing = [
+            threading.Thread(target=lambda worker=served.worker: worker.close(timeout_s=self.settings.drain_timeout_s))
+            for served in self.models.values()
+        ]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+        return not any(served.worker.is_alive for served in self.models.values())
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether every model can answer."""
+        return all(served.worker.is_alive for served in self.models.values())
+
+    def find(self, name: str, owner: str, *, sees_all: bool = False) -> tuple[ServedModel, NamedAdapter | None]:
+        """Return the model, and the adapter, that ``name`` means: a model's name, or ``model:adapter``.
+
+        Raises:
+            NoSuchModelError: there is none that this owner may see.
+        """
+        served = self.models.get(name)
+        if served is not None:
+            return served, None
+        base, _, adapter = name.rpartition(":")
+        served = self.models.get(base)
+        named = self.library.find(base, adapter, owner, sees_all=sees_all) if served is not None else None
+        if served is None or named is None:
+            known = ", ".join(self.models)
+            raise NoSuchModelError(f"the model {name[:100]!r} does not exist; give one of GET /v1/models: {known}")
+        return served, named
+
+    def prepare(
+        self, body: ChatRequest | CompletionRequest, owner: str, *, sees_all: bool = False, may_train: bool = True
+    ) -> Prepared:
+        """Read a request; the model is not asked.
+
+        Raises:
+            NoSuchModelError: the model does not exist.
+            DataError: the request is empty, too long, or asks for too much.
+            PermissionError: it asks for adaptation and may not.
+        """
+        served, named = self.find(body.model, owner, sees_all=sees_all)
+        options = body.ttt or TTTOptions()
+        if not may_train and body.ttt is not None and body.ttt.mode != "off":
+            raise PermissionError("this API key may not adapt (scope train); send ttt: {mode: 'off'}")
+        policy = _POLICIES[options.mode] if may_train else "never"
+        engine = self._engine(served, options)
+        wanted = body.max_tokens if body.max_tokens is not None else getattr(body, "max_completion_tokens", None)
+        if wanted is not None and wanted > self.settings.max_answer_tokens:
+            raise DataError(f"max_tokens is {wanted}; at most {self.settings.max_answer_tokens} may be asked for")
+        choices = body.n or 1
+        if choices > self.settings.max_choices:
+            raise DataError(f"n is {choices}; at most {self.settings.max_choices} may be asked for")
+        request = self._read(engine, body, options, policy, named)
+        request = replace(request, max_tokens=wanted, sampling=_sampling(body))
+        return Prepared(served, engine, request, choices, named)
+
+    def submit(
+        self,
+        prepared: Prepared,
+        owner: str,
+        *,
+        choice: int = 0,
+        on_text: OnText | None = None,
+        on_step: OnStep | None = None,
+    ) -> Ticket[AskReport]:
+        """Hand a request to its worker; the report comes by the ticket's result.
+
+        Raises:
+            BusyError: too many requests wait.
+            DataError: its examples are too long or too many.
+        """
+        engine = prepared.engine
+        ticket: Ticket[AskReport] = Ticket(
+            owner=owner,
+            is_quick=engine.knows(prepared.request),
+            deadline_s=self.settings.request_timeout_s,
+        )
+
+        def tell(text: str) -> None:
+            ticket.note_text()
+            if on_text is not None:
+                on_text(text)
+
+        sampling = replace(prepared.request.sampling, seed=prepared.request.sampling.seed + choice)
+        request = replace(
+            prepared.request,
+            sampling=sampling,
+            cancelled=ticket.is_over,
+            clock=ticket.clock,
+            on_text=tell,
+            on_step=on_step,
+        )
+        return prepared.served.worker.submit(ticket, lambda: engine.steps(request))
+
+    def prime(
+        self, served: ServedModel, examples: Sequence[Example], owner: str, options: TTTOptions
+    ) -> Ticket[Adapter]:
+        """Train an adapter on examples; it comes by the ticket's result.
+
+        Raises:
+            BusyError: too many requests wait.
+        """
+        engine = self._engine(served, options)
+        ticket: Ticket[Adapter] = Ticket(owner=owner, deadline_s=self.settings.request_timeout_s)
+        request = Request(query="", examples=tuple(examples), cancelled=ticket.is_over, clock=ticket.clock)
+        return served.worker.submit(ticket, lambda: engine.priming(request))
+
+    def load(self, served: ServedModel, path: str) -> Adapter:
+        """Read an adapter from below the configured folder.
+
+        Raises:
+            CheckpointError: it is not there, cannot be read, or does not fit the model.
+        """
+        folder = self.settings.lora_folder
+        if folder is None:
+            raise CheckpointError("no folder is configured that adapters may be loaded from")
+        root = folder.resolve()
+        # Resolved, so that neither dots nor symbolic links lead out of the folder.
+        wanted = Path(root / path).resolve()
+        if not wanted.is_relative_to(root) or wanted == root or not wanted.is_dir():
+            raise CheckpointError(f"there is no adapter {path[:200]!r} in the folder that adapters may be loaded from")
+        adapter = Adapter.load(wanted, served.model)
+        served.worker.slots.check(adapter)
+        return adapter
+
+    def _engine(self, served: ServedModel, options: TTTOptions) -> Engine:
+        recipe, gate = None, served.gate
+        if options.rank is not None or options.steps is not None:
+            changed = {name: value for name in ("rank", "steps") if (value := getattr(options, name)) is not None}
+            recipe = replace(served.model.recipe, **changed)
+            # The calibration was fitted to answers with the model's own recipe.
+            gate = replace(gate, calibration=None)
+        if options.confidence_threshold is not None:
+            gate = replace(gate, threshold=options.confidence_threshold)
+        limit = self.settings.adaptation_budget_s
+        return Engine(
+            served.model,
+            recipe=recipe,
+            gate=gate,
+            cache=served.cache,
+            votes=options.votes,
+            max_examples=self.settings.max_examples,
+            max_seconds=limit if options.budget_s is None else min(limit, options.budget_s),
+        )
+
+    def _read(
+        self,
+        engine: Engine,
+        body: ChatRequest | CompletionRequest,
+        options: TTTOptions,
+        policy: Policy,
+        named: NamedAdapter | None,
+    ) -> Request:
+        adapter = named.adapter if named is not None else None
+        examples = as_examples([(e.input, e.output) for e in options.examples]) if options.examples else ()
+        if isinstance(body, ChatRequest):
+            messages = [{"role": turn.role, "content": turn.text} for turn in body.messages]
+            read = engine.read_messages(messages, policy="never" if examples or named else policy)
+        elif examples or named or policy == "never":
+            read = Request(query=body.text, open_ended=True, pattern=None, as_text=True)
+            if not body.text:
+                raise DataError("the prompt is empty")
+        else:
+            read = engine.read_prompt(body.text)
+            read = replace(read, as_text=read.open_ended, query=body.text if read.open_ended else read.query)
+        if named is not None and named.examples:
+            examples = named.examples
+        if examples:
+            read = engine.read_examples(examples, read.query, adapter=adapter)
+        elif adapter is not None:
+            read = replace(read, adapter=adapter)
+        if read.open_ended and read.max_tokens is None:
+            read = replace(read, max_tokens=self.settings.default_answer_tokens)
+        return replace(read, policy=policy)
+
+
+def _sampling(body: GenerationRequest) -> Sampling:
+    if isinstance(body, ChatRequest):
+        alternatives = (body.top_logprobs or 0) if body.logprobs else None
+    else:
+        alternatives = body.logprobs if isinstance(body, CompletionRequest) else None
+    return Sampling(
+        temperature=body.temperature or 0.0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        # A Generator takes 64 bits; a seed that was not given is drawn by nobody: the same request, the same answer.
+        seed=abs(body.seed or 0),
+        stop=body.stop_texts,
+        alternatives=alternatives,
+    )
+
+
+def load_models(settings: ServerSettings, progress: Callable[[str], None] | None = None) -> dict[str, LanguageModel]:
+    """Load the models that the settings name.
+
+    Raises:
+        CheckpointError: one cannot be loaded.
+        ConfigError: the device cannot be used.
+    """
+    from acclimate.language import load
+
+    found: dict[str, LanguageModel] = {}
+    for name in settings.models:
+        # A folder is asked by its last part: no path of this machine is shown to users.
+        shown = Path(name).name if Path(name).is_dir() else name
+        if shown in found:
+            raise DataError(f"two models would be asked by the name {shown!r}; rename one of the folders")
+        found[shown] = load(name, device=settings.device, progress=progress)
+    return found
