@@ -21,6 +21,7 @@ ALLOWED = {
     "vision": {"errors", "extras", "json_values", "output_files", "registry", "core", "methods", "vision"},
     "language": {"errors", "extras", "json_values", "output_files", "registry", "core", "methods", "language"},
     "monitoring": {"errors", "extras", "json_values", "output_files", "monitoring"},
+    "serve": {"errors", "extras", "json_values", "output_files", "core", "language", "monitoring", "serve"},
     "cli": {
         "errors",
         "json_values",
@@ -31,6 +32,7 @@ ALLOWED = {
         "vision",
         "language",
         "monitoring",
+        "serve",
         "cli",
         "extras",
         "",

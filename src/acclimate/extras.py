@@ -17,7 +17,7 @@ import lazy_loader
 
 from acclimate.errors import MissingExtraError
 
-Extra = Literal["vision", "heic", "language", "monitoring", "parquet", "postgresql"]
+Extra = Literal["vision", "heic", "language", "monitoring", "parquet", "postgresql", "serve", "telemetry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +36,28 @@ class OptionalPackage:
 #: Optional dependencies by the name that is imported.
 OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "PIL": OptionalPackage("pillow", ("vision",)),
+    "argon2": OptionalPackage("argon2-cffi", ("serve",)),
     "alembic": OptionalPackage("alembic", ("monitoring",)),
     "cv2": OptionalPackage("opencv-python-headless", ("vision",)),
+    "fastapi": OptionalPackage("fastapi", ("serve",)),
     "gguf": OptionalPackage("gguf", ("language",)),
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
     "matplotlib": OptionalPackage("matplotlib", ("vision", "monitoring")),
+    "opentelemetry": OptionalPackage("opentelemetry-sdk", ("telemetry",)),
     "pillow_heif": OptionalPackage("pillow-heif", ("heic",)),
     "platformdirs": OptionalPackage("platformdirs", ("language",)),
+    "prometheus_client": OptionalPackage("prometheus-client", ("serve",)),
     "psycopg": OptionalPackage("psycopg", ("postgresql",)),
     "pyarrow": OptionalPackage("pyarrow", ("parquet",)),
     "pycocotools": OptionalPackage("pycocotools", ("vision",)),
+    "pydantic": OptionalPackage("pydantic", ("serve",)),
     "scipy": OptionalPackage("scipy", ("vision", "monitoring")),
     "sklearn": OptionalPackage("scikit-learn", ("vision", "language")),
     "sqlalchemy": OptionalPackage("sqlalchemy", ("monitoring",)),
+    "sse_starlette": OptionalPackage("sse-starlette", ("serve",)),
+    "starlette": OptionalPackage("starlette", ("serve",)),
     "transformers": OptionalPackage("transformers", ("vision", "language")),
+    "uvicorn": OptionalPackage("uvicorn", ("serve",)),
 }
 
 

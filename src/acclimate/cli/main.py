@@ -36,6 +36,9 @@ _COMMANDS: Final = {
     "state": ("acclimate.cli.state", "state_group", "Show or compare the states that runs have saved."),
     "ask": ("acclimate.cli.ask", "ask_command", "Answer a prompt, adapted to the examples in it where that helps."),
     "prime": ("acclimate.cli.prime", "prime_command", "Train an adapter on examples once, for reuse."),
+    "serve": ("acclimate.cli.serve", "serve_command", "Serve models over HTTP, as OpenAI's API."),
+    "keys": ("acclimate.cli.serve", "keys_group", "Create, list and revoke API keys of the server."),
+    "config": ("acclimate.cli.serve", "config_group", "Show the server's settings."),
     "calibrate": (
         "acclimate.cli.calibrate",
         "calibrate_command",

@@ -71,7 +71,7 @@ class KeyFile:
         self._checked: dict[str, bytes] = {}
         self._hasher = argon2.PasswordHasher()
 
-    def keys(self) -> list[ApiKey]:
+    def all(self) -> list[ApiKey]:
         """Return all keys, the oldest first.
 
         Raises:

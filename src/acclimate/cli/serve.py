@@ -1,0 +1,153 @@
+"""``acclimate serve``, ``acclimate config`` and ``acclimate keys``: the server, its settings and its API keys."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+from rich.table import Table
+
+from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
+from acclimate.extras import require
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_DEFAULT_KEYS: Final = Path("acclimate_keys.json")
+
+_config_option = click.option(
+    "--config", type=click.Path(path_type=Path), envvar="ACCLIMATE_SERVE_CONFIG", show_envvar=True, help="TOML file."
+)
+
+
+def _flags(command: Command) -> Command:
+    """Add the settings that are typed most; each of them, and all others, can stand in the file or the environment."""
+    for option in (
+        click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other setting."),
+        click.option("--record/--no-record", default=None, help="Write a row to the metrics store for every answer."),
+        click.option("--db", metavar="PATH_OR_URL", help="The metrics store."),
+        click.option("--threads", type=int, help="Threads of torch."),
+        click.option("--device", help="torch's name of the device."),
+        click.option("--insecure", is_flag=True, default=None, help="Listen on any address without API keys."),
+        click.option("--keys-file", type=click.Path(path_type=Path), help="API keys; see acclimate keys."),
+        click.option("--port", type=int, help="Port; 0 takes a free one.  [default: 8420]"),
+        click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
+        click.option("--model", "models", multiple=True, help="Model to serve; may be repeated.  [default: smollm2]"),
+        _config_option,
+    ):
+        command = option(command)
+    return command
+
+
+def _settings(given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from acclimate.errors import ConfigError
+    from acclimate.serve.settings import read_settings
+
+    flags = {name: value for name, value in given.items() if name not in ("config", "others")}
+    flags["models"] = tuple(flags["models"]) or None
+    for pair in given["others"]:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair!r} has no value; give NAME=VALUE")
+        flags[name.strip()] = value
+    return read_settings(flags, config=given["config"])
+
+
+@click.command("serve", short_help="Serve models over HTTP, as OpenAI's API.")
+@_flags
+@reports_input_errors
+def serve_command(**given: Any) -> None:
+    """Serve language models over HTTP, with OpenAI's API.
+
+    Requests that show worked examples are adapted to them where that helps. Settings come from a TOML file, then from
+    environment variables (ACCLIMATE_SERVE_PORT), then from options; acclimate config show prints them.
+    """
+    require("serve", "acclimate serve")
+    settings, _ = _settings(given)
+    set_up_logging(False)
+    logging.getLogger("acclimate").setLevel(settings.log_level.upper())
+    from acclimate.serve.server import run
+
+    run(settings, announce=lambda line: click.echo(line, err=True))
+
+
+@click.group("config", short_help="Show the server's settings.")
+def config_group() -> None:
+    """Settings of the server."""
+
+
+@config_group.command("show")
+@_flags
+@reports_input_errors
+def show_command(**given: Any) -> None:
+    """Print every setting of the server, its value, and where it comes from."""
+    require("serve", "acclimate config show")
+    settings, sources = _settings(given)
+    table = Table("setting", "value", "from", "what it is")
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        shown = ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+        table.add_row(name, shown, sources[name], field.description)
+    stdout().print(table)
+
+
+@click.group("keys", short_help="Create, list and revoke API keys of the server.")
+def keys_group() -> None:
+    """API keys of the server."""
+
+
+_file_option = click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path),
+    default=_DEFAULT_KEYS,
+    show_default=True,
+    envvar="ACCLIMATE_SERVE_KEYS_FILE",
+    show_envvar=True,
+    help="Where the keys are kept, without their secrets.",
+)
+
+
+@keys_group.command("create")
+@click.argument("name")
+@click.option(
+    "--scope", "scopes", multiple=True, help="infer, train or admin; may be repeated.  [default: infer, train]"
+)
+@_file_option
+@reports_input_errors
+def create_command(name: str, scopes: tuple[str, ...], path: Path) -> None:
+    """Create a key called NAME and print it, once: only a hash of it is kept."""
+    require("serve", "acclimate keys")
+    from acclimate.serve.keys import KeyFile
+
+    key, secret = KeyFile(path).create(name, scopes or ("infer", "train"))
+    click.echo(secret)
+    click.echo(f"key {key.id} of {key.name} may {' and '.join(key.scopes)}; {path} keeps its hash", err=True)
+
+
+@keys_group.command("list")
+@_file_option
+@reports_input_errors
+def list_command(path: Path) -> None:
+    """List the keys."""
+    require("serve", "acclimate keys")
+    from acclimate.serve.keys import KeyFile
+
+    table = Table("id", "name", "scopes", "created", "revoked")
+    for key in KeyFile(path).all():
+        table.add_row(key.id, key.name, " ".join(key.scopes), key.created, key.revoked or "")
+    stdout().print(table)
+
+
+@keys_group.command("revoke")
+@click.argument("key_id", metavar="ID")
+@_file_option
+@reports_input_errors
+def revoke_command(key_id: str, path: Path) -> None:
+    """Revoke the key with this ID; a server that is running refuses it from its next request on."""
+    require("serve", "acclimate keys")
+    from acclimate.serve.keys import KeyFile
+
+    key = KeyFile(path).revoke(key_id)
+    click.echo(f"key {key.id} of {key.name} is revoked")

@@ -1,0 +1,735 @@
+"""The HTTP routes: OpenAI's for asking, vLLM's for loading adapters, and those that say how the server is."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from acclimate import __version__
+from acclimate.errors import AcclimateError, CancelledError, InputError
+from acclimate.language import AskReport, as_examples
+from acclimate.serve.admission import Admission, error_body
+from acclimate.serve.keys import SCOPES, KeyFile, Scope
+from acclimate.serve.library import NamedAdapter, NameTakenError
+from acclimate.serve.schemas import (
+    AdapterInfo,
+    AdapterRequest,
+    ChatRequest,
+    CompletionRequest,
+    LoadRequest,
+    TTTOptions,
+    TTTReport,
+    UnloadRequest,
+    Usage,
+)
+from acclimate.serve.service import EVERYBODY, NoSuchModelError, Prepared, Service
+from acclimate.serve.settings import ServerSettings
+from acclimate.serve.telemetry import Telemetry
+from acclimate.serve.worker import BusyError, DeadlineError, Ticket, WorkerDiedError
+
+_LOG = logging.getLogger(__name__)
+#: How often it is looked whether the client of an answer that is not streamed is still there.
+_LOOK_S: Final = 0.2
+#: Silence after which a stream carries a comment, so that nothing between here and the client gives it up.
+_PING_S: Final = 10
+#: Checks of secrets at a time: each takes tens of milliseconds on purpose.
+_CHECKS_AT_A_TIME: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request.
+
+    Attributes:
+        id: of the API key; empty where none are used.
+        scopes: what it may do.
+    """
+
+    id: str
+    scopes: tuple[Scope, ...]
+
+    def may(self, scope: Scope) -> bool:
+        """Return whether the caller may do ``scope``."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
+class ApiError(Exception):
+    """A request that gets an error instead of an answer.
+
+    Attributes:
+        status: of HTTP.
+        kind: OpenAI's type of the error.
+        code: OpenAI's code, where there is one.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self, status: int, message: str, kind: str, *, code: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.code, self.headers = status, kind, code, headers or {}
+
+
+def api_error(error: Exception) -> ApiError:
+    """Return the error that a client is told for ``error``; what went wrong inside is not shown."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, NoSuchModelError):
+        return ApiError(404, str(error), "invalid_request_error", code="model_not_found")
+    if isinstance(error, PermissionError):
+        return ApiError(403, str(error), "permission_error", code="insufficient_scope")
+    if isinstance(error, BusyError):
+        status = 503 if isinstance(error, WorkerDiedError) or "shutting down" in str(error) else 429
+        kind = "server_error" if status == 503 else "rate_limit_error"
+        return ApiError(status, str(error), kind, headers={"retry-after": str(round(max(1.0, error.retry_after_s)))})
+    if isinstance(error, DeadlineError):
+        return ApiError(504, str(error), "timeout_error", code="timeout")
+    if isinstance(error, CancelledError):
+        return ApiError(499, "the client closed the connection", "cancelled")
+    if isinstance(error, InputError):
+        return ApiError(400, str(error), "invalid_request_error")
+    _LOG.error("a request failed", exc_info=error)
+    return ApiError(500, "the request failed inside the server; its log says why", "server_error")
+
+
+class _RateLimit:
+    """Requests of each key in the last minute."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._times: dict[str, deque[float]] = {}
+
+    def count(self, key: str) -> None:
+        """Count a request.
+
+        Raises:
+            ApiError: the key has made as many in the last minute as it may.
+        """
+        if not self._per_minute:
+            return
+        now = time.monotonic()
+        times = self._times.setdefault(key, deque())
+        while times and times[0] <= now - 60:
+            times.popleft()
+        if len(times) >= self._per_minute:
+            wait = str(round(max(1.0, times[0] + 60 - now)))
+            raise ApiError(
+                429,
+                f"this API key may make {self._per_minute} requests a minute",
+                "rate_limit_error",
+                headers={"retry-after": wait},
+            )
+        times.append(now)
+
+
+def create_app(service: Service, *, keys: KeyFile | None = None, telemetry: Telemetry | None = None) -> FastAPI:
+    """Return the application.
+
+    Args:
+        service: whose models are served; its workers are started and ended with the application.
+        keys: of the API; None lets everybody do everything.
+        telemetry: counts what is done; None counts for ``/metrics`` alone.
+    """
+    settings = service.settings
+    telemetry = telemetry or Telemetry(service)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        if not await run_in_threadpool(service.close):
+            _LOG.warning("some requests were not finished in time")
+        await run_in_threadpool(telemetry.close)
+
+    app = FastAPI(
+        title="acclimate",
+        version=__version__,
+        summary="A server that trains on the examples in a request.",
+        lifespan=lifespan,
+        # Their pages load scripts from other hosts.
+        docs_url=None,
+        redoc_url=None,
+    )
+    _Routes(service, telemetry, keys).add_to(app)
+    _add_errors(app, telemetry)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["x-request-id", "x-acclimate-ttt", "retry-after"],
+        )
+    app.add_middleware(
+        Admission,
+        settings=settings,
+        checks_host=keys is None or bool(settings.allowed_hosts),
+        on_refused=telemetry.refused,
+    )
+    return app
+
+
+def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
+    """Let every error have OpenAI's shape."""
+
+    def answer(error: ApiError) -> JSONResponse:
+        telemetry.refused(error.status)
+        body = error_body(str(error), error.kind, code=error.code)
+        return JSONResponse(body, error.status, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or None
+        message = f"{where or 'the request'}: {first['msg'].removeprefix('Value error, ')}"
+        telemetry.refused(400)
+        return JSONResponse(error_body(message, "invalid_request_error", param=where), 400)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def unknown(_request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return answer(ApiError(error.status_code, str(error.detail), "invalid_request_error"))
+
+    @app.exception_handler(Exception)
+    async def failed(_request: Request, error: Exception) -> JSONResponse:
+        return answer(api_error(error))
+
+    for kind in (ApiError, AcclimateError, PermissionError):
+        app.exception_handler(kind)(failed)
+
+
+class _Routes:
+    """The handlers; they hold no state of requests."""
+
+    def __init__(self, service: Service, telemetry: Telemetry, keys: KeyFile | None) -> None:
+        self._service, self._telemetry, self._keys = service, telemetry, keys
+        self._settings: ServerSettings = service.settings
+        self._rate = _RateLimit(service.settings.requests_per_minute)
+        self._checks = asyncio.Semaphore(_CHECKS_AT_A_TIME)
+        self._started = int(time.time())
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to the application."""
+        infer, train, admin = (Depends(self._caller(scope)) for scope in SCOPES)
+
+        @app.post("/v1/chat/completions", tags=["ask"], response_model=None)
+        async def chat_completions(body: ChatRequest, request: Request, caller: Caller = infer) -> Response:
+            """Answer a conversation, adapted to the worked examples in it where that helps."""
+            return await self._generate(_Chat(), body, request, caller)
+
+        @app.post("/v1/completions", tags=["ask"], response_model=None)
+        async def completions(body: CompletionRequest, request: Request, caller: Caller = infer) -> Response:
+            """Continue a prompt, adapted to the worked examples in it where that helps."""
+            return await self._generate(_Completion(), body, request, caller)
+
+        @app.get("/v1/models", tags=["models"])
+        async def models(caller: Caller = infer) -> dict[str, Any]:
+            """List base models, and adapters as models."""
+            listed = [self._model(name) for name in self._service.models]
+            adapters = self._service.library.of(caller.id, sees_all=caller.may("admin"))
+            listed += [self._model(named.model_id, parent=named.base_model) for named in adapters]
+            return {"object": "list", "data": listed}
+
+        @app.get("/v1/models/{model:path}", tags=["models"])
+        async def one_model(model: str, caller: Caller = infer) -> dict[str, Any]:
+            """Show one model."""
+            served, named = self._service.find(model, caller.id, sees_all=caller.may("admin"))
+            return self._model(model, parent=served.name if named is not None else None)
+
+        @app.post("/v1/adapters", tags=["adapters"], status_code=201)
+        async def create_adapter(body: AdapterRequest, request: Request, caller: Caller = train) -> AdapterInfo:
+            """Train an adapter on examples, to be asked as a model."""
+            return await self._create_adapter(body, request, caller)
+
+        @app.get("/v1/adapters", tags=["adapters"])
+        async def adapters(caller: Caller = infer) -> dict[str, Any]:
+            """List adapters."""
+            found = self._service.library.of(caller.id, sees_all=caller.may("admin"))
+            return {"object": "list", "data": [_info(named).model_dump() for named in found]}
+
+        @app.get("/v1/adapters/{adapter:path}", tags=["adapters"])
+        async def one_adapter(adapter: str, caller: Caller = infer) -> AdapterInfo:
+            """Show one adapter, by its id ``base:name``."""
+            return _info(self._adapter(adapter, caller))
+
+        @app.delete("/v1/adapters/{adapter:path}", tags=["adapters"])
+        async def delete_adapter(adapter: str, caller: Caller = train) -> dict[str, Any]:
+            """Delete an adapter; requests that use it now are finished with it."""
+            named = self._adapter(adapter, caller)
+            self._service.library.remove(named)
+            return {"id": adapter, "object": "adapter", "deleted": True}
+
+        if self._settings.allow_lora_loading:
+
+            @app.post("/v1/load_lora_adapter", tags=["adapters"], response_class=PlainTextResponse)
+            async def load_adapter(body: LoadRequest, caller: Caller = admin) -> PlainTextResponse:
+                """Load an adapter that peft wrote, from below the configured folder."""
+                return await self._load(body, caller)
+
+            @app.post("/v1/unload_lora_adapter", tags=["adapters"], response_class=PlainTextResponse)
+            async def unload_adapter(body: UnloadRequest, caller: Caller = admin) -> PlainTextResponse:
+                """Serve a loaded adapter no longer."""
+                found = [n for n in self._service.library.of(EVERYBODY, sees_all=True) if n.name == body.lora_name]
+                if not found:
+                    raise ApiError(404, f"the adapter {body.lora_name!r} is not loaded", "NotFoundError")
+                for named in found:
+                    self._service.library.remove(named)
+                return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+        @app.get("/health", tags=["operation"])
+        async def health() -> Response:
+            """Say whether the workers run: 200, or 503."""
+            return Response(status_code=200 if self._service.is_alive else 503)
+
+        @app.get("/readyz", tags=["operation"])
+        async def ready() -> Response:
+            """Say whether requests are taken: 200, or 503."""
+            return Response(status_code=200 if self._service.is_alive else 503)
+
+        @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
+        async def metrics(caller: Caller = infer) -> Response:
+            """Show Prometheus metrics."""
+            return Response(self._telemetry.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _caller(self, scope: Scope) -> Callable[[Request], Any]:
+        async def find(request: Request) -> Caller:
+            if self._keys is None:
+                self._rate.count(EVERYBODY)
+                return Caller(EVERYBODY, SCOPES)
+            kind, _, sent = request.headers.get("authorization", "").partition(" ")
+            if not hmac.compare_digest(kind.lower().encode(), b"bearer") or not sent:
+                raise ApiError(
+                    401,
+                    "send an API key as 'Authorization: Bearer <key>'",
+                    "authentication_error",
+                    code="missing_api_key",
+                    headers={"www-authenticate": "Bearer"},
+                )
+            async with self._checks:
+                key = await run_in_threadpool(self._keys.find, sent.strip())
+            if key is None:
+                raise ApiError(401, "the API key is not valid", "authentication_error", code="invalid_api_key")
+            self._rate.count(key.id)
+            if not key.may(scope):
+                raise ApiError(
+                    403, f"this API key lacks the scope {scope}", "permission_error", code="insufficient_scope"
+                )
+            return Caller(key.id, key.scopes)
+
+        return find
+
+    async def _generate(
+        self, shape: _Chat | _Completion, body: ChatRequest | CompletionRequest, request: Request, caller: Caller
+    ) -> Response:
+        prepared = await run_in_threadpool(
+            self._service.prepare,
+            body,
+            caller.id,
+            sees_all=caller.may("admin"),
+            may_train=caller.may("train"),
+        )
+        answer = _Answer(self._service, self._telemetry, shape, body, prepared, caller, request.state.request_id)
+        if body.stream:
+            return await answer.stream()
+        return await answer.whole(request)
+
+    async def _create_adapter(self, body: AdapterRequest, request: Request, caller: Caller) -> AdapterInfo:
+        base = body.model or next(iter(self._service.models))
+        served, named = self._service.find(base, caller.id)
+        if named is not None:
+            raise ApiError(400, f"{base!r} is an adapter; give a base model", "invalid_request_error")
+        library = self._service.library
+        await _or_conflict(lambda: library.reserve(served.name, body.name, caller.id))
+        try:
+            examples = as_examples([(e.input, e.output) for e in body.examples])
+            options = TTTOptions(rank=body.rank, steps=body.steps)
+            ticket = self._service.prime(served, examples, caller.id, options)
+            (adapter,) = await _results([ticket], request)
+        except BaseException:
+            library.release(served.name, body.name, caller.id)
+            raise
+        named = NamedAdapter(
+            name=body.name, base_model=served.name, adapter=adapter, owner=caller.id, examples=examples
+        )
+        library.put(named)
+        return _info(named)
+
+    async def _load(self, body: LoadRequest, caller: Caller) -> PlainTextResponse:
+        base = body.base_model_name or next(iter(self._service.models))
+        served, _ = self._service.find(base, caller.id)
+        library = self._service.library
+        await _or_conflict(
+            lambda: library.reserve(served.name, body.lora_name, caller.id, replace=body.load_inplace), status=400
+        )
+        try:
+            adapter = await run_in_threadpool(self._service.load, served, body.lora_path)
+        except BaseException:
+            library.release(served.name, body.lora_name, caller.id)
+            raise
+        library.put(
+            NamedAdapter(name=body.lora_name, base_model=served.name, adapter=adapter, owner=caller.id, source="folder")
+        )
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    def _adapter(self, model_id: str, caller: Caller) -> NamedAdapter:
+        _, named = self._service.find(model_id, caller.id, sees_all=caller.may("admin"))
+        if named is None:
+            raise ApiError(404, f"{model_id!r} is a base model, not an adapter", "invalid_request_error")
+        return named
+
+    def _model(self, name: str, *, parent: str | None = None) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "acclimate",
+            "root": parent or name,
+            "parent": parent,
+        }
+
+
+async def _or_conflict(reserve: Callable[[], None], *, status: int = 409) -> None:
+    try:
+        reserve()
+    except NameTakenError as error:
+        raise ApiError(status, str(error), "invalid_request_error", code="name_taken") from error
+
+
+async def _results(tickets: Sequence[Ticket[Any]], request: Request) -> list[Any]:
+    """Return the results of tickets; they are given up when the client leaves."""
+    futures = [asyncio.wrap_future(ticket.result) for ticket in tickets]
+    try:
+        waiting = set(futures)
+        while waiting:
+            _, waiting = await asyncio.wait(waiting, timeout=_LOOK_S, return_when=asyncio.FIRST_EXCEPTION)
+            if waiting and (any(f.done() and f.exception() for f in futures) or await request.is_disconnected()):
+                break
+        if waiting and not any(f.done() and f.exception() for f in futures):
+            raise CancelledError("the client closed the connection")
+        return [future.result() for future in futures if future.done()]
+    finally:
+        for ticket in tickets:
+            ticket.give_up()
+
+
+def _info(named: NamedAdapter) -> AdapterInfo:
+    return AdapterInfo(
+        id=named.model_id,
+        name=named.name,
+        base_model=named.base_model,
+        created=named.created,
+        examples=len(named.examples),
+        rank=named.adapter.rank,
+        bytes=named.adapter.held_bytes,
+        source=named.source,
+    )
+
+
+class _Chat:
+    """The shape of conversations."""
+
+    operation = "chat"
+    whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
+    prefix = "chatcmpl-"
+
+    @staticmethod
+    def prompt(body: Any) -> str:
+        return "\n".join(message.text for message in body.messages)
+
+    @staticmethod
+    def choice(index: int, report: AskReport, decode: Callable[[int], str]) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": report.answer},
+            "finish_reason": _finish(report),
+            "logprobs": _chat_tokens(report, decode),
+        }
+
+    @staticmethod
+    def opening(index: int) -> dict[str, Any] | None:
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
+
+    @staticmethod
+    def piece(index: int, text: str) -> dict[str, Any]:
+        return {"index": index, "delta": {"content": text}, "finish_reason": None, "logprobs": None}
+
+    @staticmethod
+    def closing(index: int, report: AskReport, decode: Callable[[int], str]) -> dict[str, Any]:
+        logprobs = _chat_tokens(report, decode)
+        return {"index": index, "delta": {}, "finish_reason": _finish(report), "logprobs": logprobs}
+
+
+class _Completion:
+    """The shape of completions."""
+
+    operation = "text_completion"
+    whole_object = chunk_object = "text_completion"
+    prefix = "cmpl-"
+
+    @staticmethod
+    def prompt(body: Any) -> str:
+        return str(body.text)
+
+    @staticmethod
+    def choice(index: int, report: AskReport, decode: Callable[[int], str]) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": report.answer,
+            "finish_reason": _finish(report),
+            "logprobs": _completion_tokens(report, decode),
+        }
+
+    @staticmethod
+    def opening(index: int) -> dict[str, Any] | None:
+        return None
+
+    @staticmethod
+    def piece(index: int, text: str) -> dict[str, Any]:
+        return {"index": index, "text": text, "finish_reason": None, "logprobs": None}
+
+    @staticmethod
+    def closing(index: int, report: AskReport, decode: Callable[[int], str]) -> dict[str, Any]:
+        logprobs = _completion_tokens(report, decode)
+        return {"index": index, "text": "", "finish_reason": _finish(report), "logprobs": logprobs}
+
+
+class _Answer:
+    """One request on its way to its answer."""
+
+    def __init__(
+        self,
+        service: Service,
+        telemetry: Telemetry,
+        shape: _Chat | _Completion,
+        body: ChatRequest | CompletionRequest,
+        prepared: Prepared,
+        caller: Caller,
+        request_id: str,
+    ) -> None:
+        self._service, self._telemetry, self._shape, self._body = service, telemetry, shape, body
+        self._prepared, self._caller, self._request_id = prepared, caller, request_id
+        self._id, self._created = f"{shape.prefix}{uuid4().hex}", int(time.time())
+        self._began = time.perf_counter()
+        tokenizer = prepared.served.model.tokenizer
+        self._decode: Callable[[int], str] = lambda token: tokenizer.decode([token])
+
+    async def whole(self, request: Request) -> JSONResponse:
+        """Return the answer when it is complete."""
+        try:
+            first = self._service.submit(self._prepared, self._caller.id)
+            reports = await _results([first], request)
+            tickets = [first]
+            if self._prepared.choices > 1:
+                # The first choice trained what the others need.
+                others = [
+                    self._service.submit(self._prepared, self._caller.id, choice=number)
+                    for number in range(1, self._prepared.choices)
+                ]
+                reports += await _results(others, request)
+                tickets += others
+        except Exception as error:
+            self._failed(error)
+            raise
+        for number, (ticket, report) in enumerate(zip(tickets, reports, strict=True)):
+            self._answered(ticket, report, number)
+        choices = [self._shape.choice(number, report, self._decode) for number, report in enumerate(reports)]
+        body = self._envelope(self._shape.whole_object, choices)
+        body |= {"usage": _usage(reports).model_dump(), "ttt": _ttt(reports[0]).model_dump()}
+        return JSONResponse(body, headers={"x-acclimate-ttt": reports[0].status})
+
+    async def stream(self) -> Response:
+        """Return the answer piece by piece."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
+
+        def tell(kind: str, choice: int, value: Any) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, (kind, choice, value))
+
+        def submit(choice: int) -> Ticket[AskReport]:
+            ticket = self._service.submit(
+                self._prepared,
+                self._caller.id,
+                choice=choice,
+                on_text=lambda text: tell("text", choice, text),
+                on_step=lambda made, most, loss: tell("step", choice, (made, most, loss)),
+            )
+            ticket.result.add_done_callback(lambda _future: tell("end", choice, ticket))
+            return ticket
+
+        # Refused before the stream begins, so that the refusal has a status of its own.
+        try:
+            tickets = [submit(0)]
+        except Exception as error:
+            self._failed(error)
+            raise
+        return EventSourceResponse(
+            self._events(events, tickets, submit),
+            ping=_PING_S,
+            sep="\n",
+            headers={"x-acclimate-ttt": "in the last chunk", "x-accel-buffering": "no"},
+        )
+
+    async def _events(
+        self,
+        events: asyncio.Queue[tuple[str, int, Any]],
+        tickets: list[Ticket[AskReport]],
+        submit: Callable[[int], Ticket[AskReport]],
+    ) -> AsyncIterator[ServerSentEvent]:
+        shape, reports = self._shape, dict[int, AskReport]()
+        sent = dict.fromkeys(range(self._prepared.choices), "")
+        try:
+            for choice in sent:
+                if (opening := shape.opening(choice)) is not None:
+                    yield self._chunk([opening])
+            while len(reports) < self._prepared.choices:
+                kind, choice, value = await events.get()
+                if kind == "text":
+                    sent[choice] += value
+                    yield self._chunk([shape.piece(choice, value)])
+                elif kind == "step":
+                    made, most, loss = value
+                    yield ServerSentEvent(comment=f"training step {made} of at most {most}, loss {loss:.4f} nats")
+                else:
+                    report = value.result.result()
+                    rest = report.answer[len(sent[choice]) :] if report.answer.startswith(sent[choice]) else ""
+                    if rest:
+                        yield self._chunk([shape.piece(choice, rest)])
+                    reports[choice] = report
+                    self._answered(value, report, choice)
+                    closing = shape.closing(choice, report, self._decode)
+                    yield self._chunk([closing], ttt=_ttt(report).model_dump())
+                    if choice == 0:
+                        # The first choice trained what the others need.
+                        tickets += [submit(number) for number in range(1, self._prepared.choices)]
+            if self._with_usage:
+                yield self._chunk([], usage=_usage(list(reports.values())).model_dump())
+        except Exception as error:  # noqa: BLE001 - the stream has begun: its end says what went wrong
+            self._failed(error)
+            told = api_error(error)
+            self._telemetry.refused(told.status)
+            yield ServerSentEvent(data=json.dumps(error_body(str(told), told.kind, code=told.code)))
+        finally:
+            for ticket in tickets:
+                ticket.give_up()
+        yield ServerSentEvent(data="[DONE]")
+
+    @property
+    def _with_usage(self) -> bool:
+        options = self._body.stream_options
+        return options is not None and options.include_usage
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> ServerSentEvent:
+        body = self._envelope(self._shape.chunk_object, choices)
+        if self._with_usage:
+            body["usage"] = None
+        return ServerSentEvent(data=json.dumps(body | more))
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._body.model,
+            "system_fingerprint": self._prepared.served.model.fingerprint[:16],
+            "choices": choices,
+        }
+
+    def _answered(self, ticket: Ticket[AskReport], report: AskReport, choice: int) -> None:
+        self._telemetry.answered(
+            self._shape.operation,
+            self._body.model,
+            ticket,
+            report,
+            request_id=self._request_id if choice == 0 else f"{self._request_id}-{choice}",
+            actor=self._caller.id,
+            prompt=self._shape.prompt(self._body),
+        )
+
+    def _failed(self, error: Exception) -> None:
+        _LOG.info("request %s failed: %s", self._request_id, type(error).__name__)
+        self._telemetry.failed(self._shape.operation, self._body.model, error, time.perf_counter() - self._began)
+
+
+def _finish(report: AskReport) -> str:
+    return "stop" if report.complete else "length"
+
+
+def _usage(reports: Sequence[AskReport]) -> Usage:
+    answers = sum(report.answer_tokens for report in reports)
+    prompt = reports[0].prompt_tokens if reports else 0
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=answers,
+        total_tokens=prompt + answers,
+        trained_tokens=sum(report.trained_tokens for report in reports),
+    )
+
+
+def _ttt(report: AskReport) -> TTTReport:
+    return TTTReport(
+        used=report.status == "adapted",
+        status=report.status,
+        reason=report.reason,
+        pattern=report.pattern,
+        examples=report.metadata.examples_used,
+        steps=report.metadata.training_steps,
+        confidence=report.metadata.confidence_score,
+        base_confidence=report.icl_confidence,
+        cached=report.cached,
+        seconds={name: round(value, 6) for name, value in report.seconds.items()},
+        adapter_id=report.adapter_key,
+        warnings=list(report.warnings),
+    )
+
+
+def _chat_tokens(report: AskReport, decode: Callable[[int], str]) -> dict[str, Any] | None:
+    """Return what OpenAI's conversations say about tokens, or None where nothing was asked."""
+    if not report.chosen_tokens:
+        return None
+
+    def item(token: int, value: float) -> dict[str, Any]:
+        text = decode(token)
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    return {
+        "content": [
+            item(chosen.token, chosen.log_probability)
+            | {"top_logprobs": [item(token, value) for token, value in chosen.alternatives]}
+            for chosen in report.chosen_tokens
+        ],
+        "refusal": None,
+    }
+
+
+def _completion_tokens(report: AskReport, decode: Callable[[int], str]) -> dict[str, Any] | None:
+    """Return what OpenAI's completions say about tokens, or None where nothing was asked."""
+    if not report.chosen_tokens:
+        return None
+    tokens = [decode(chosen.token) for chosen in report.chosen_tokens]
+    offsets = [0]
+    for token in tokens[:-1]:
+        offsets.append(offsets[-1] + len(token))
+    return {
+        "tokens": tokens,
+        "token_logprobs": [chosen.log_probability for chosen in report.chosen_tokens],
+        "top_logprobs": [
+            {decode(token): value for token, value in chosen.alternatives} for chosen in report.chosen_tokens
+        ],
+        "text_offset": offsets,
+    }

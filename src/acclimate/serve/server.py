@@ -1,0 +1,105 @@
+"""Running the server in a process: models, store and listening socket, from its settings."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from acclimate.errors import ConfigError
+from acclimate.extras import is_installed, require
+from acclimate.serve.app import create_app
+from acclimate.serve.keys import KeyFile
+from acclimate.serve.service import Service, load_models
+from acclimate.serve.settings import ServerSettings
+from acclimate.serve.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from acclimate.monitoring import Store
+
+_LOG = logging.getLogger(__name__)
+#: Connections that wait to be accepted by the system; further ones are refused by it.
+_BACKLOG = 512
+
+
+def run(settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
+    """Serve until the process is told to end (SIGTERM or SIGINT), and finish what was begun.
+
+    Args:
+        settings: of the server.
+        announce: called with what is loaded, and with the address when requests are taken.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or the settings contradict each other.
+        CheckpointError: a model cannot be loaded.
+        StoreError: the metrics store cannot be opened.
+    """
+    settings.check()
+    keys = None
+    if settings.keys_file is not None:
+        keys = KeyFile(settings.keys_file)
+        if not any(key.revoked is None for key in keys.all()):
+            raise ConfigError(f"{settings.keys_file} holds no valid API key; acclimate keys create makes one")
+    # Before models are loaded, which takes a while.
+    listening = _listen(settings)
+    try:
+        if settings.threads is not None:
+            import torch
+
+            torch.set_num_threads(settings.threads)
+        store = _store(settings)
+        service = Service(settings, load_models(settings, announce))
+        telemetry = Telemetry(service, store=store, traces=settings.telemetry)
+        app = create_app(service, keys=keys, telemetry=telemetry)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+            timeout_keep_alive=30,
+        )
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        announce(f"serving {', '.join(service.models)} at http://{shown}:{port}/v1")
+        # uvicorn ends its work at these signals and raises them once more when it is done; that is no error here.
+        before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+    finally:
+        listening.close()
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((settings.host, settings.port))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}; give another --port"
+        ) from error
+    return listening
+
+
+def _store(settings: ServerSettings) -> Store | None:
+    if not settings.record:
+        return None
+    if "record" in settings.model_fields_set or settings.db is not None:
+        require("monitoring", "record")
+    if not is_installed("monitoring"):
+        return None
+    from acclimate.monitoring import Store
+
+    return Store(settings.db, keep_content=settings.store_content)
