@@ -122,15 +122,19 @@ class AdapterSlots:
                 raise CheckpointError(f"the adapter has weights in the layer {name!r} that are not finite")
 
     def random_adapter(self, *, seed: int) -> Adapter:
-        """Return an adapter with random weights in every layer, to try the slots with."""
+        """Return an adapter with random weights in every layer, which changes outputs about as much as they are large.
+
+        To try the slots with: what it changes is far more than rounding.
+        """
         rng = torch.Generator().manual_seed(seed)
-        weights = {
-            name: (
-                torch.randn(2, layer.sizes[0], generator=rng) / layer.sizes[0] ** 0.5,
-                torch.randn(layer.sizes[1], 2, generator=rng) / layer.sizes[0] ** 0.5,
+        weights = {}
+        for name, layer in self._layers.items():
+            width = layer.sizes[0]
+            size = float(self._network.get_submodule(name).weight.float().std()) * width**0.5
+            weights[name] = (
+                torch.randn(2, width, generator=rng) / width**0.5,
+                torch.randn(layer.sizes[1], 2, generator=rng) * size,
             )
-            for name, layer in self._layers.items()
-        }
         return Adapter.of_weights(weights, rank=2, fingerprint=self._fingerprint)
 
     def acquire(self, identity: str, adapter: Adapter) -> int:
