@@ -293,7 +293,9 @@ class Batch:
         """Return the logits after the last token of each piece, ``(rows, vocabulary)``."""
         self.before_pass(rows)
         model, length = self._model, max(len(piece) for piece in pieces)
-        self._key_values.fit(len(self._rows), max(row.length for row in rows) + length)
+        # Rows that this pass leaves out keep their place too.
+        columns = max(*(row.length for row in self._rows), *(row.length + length for row in rows))
+        self._key_values.fit(len(self._rows), columns)
         tokens = torch.tensor([[*piece, *[model.pad] * (length - len(piece))] for piece in pieces], device=model.device)
         positions, seen = self._key_values.aim(first, [row.length for row in rows], length)
         mask = torch.zeros(seen.shape, dtype=model.dtype, device=model.device).masked_fill_(~seen, float("-inf"))

@@ -130,7 +130,7 @@ class AdapterSlots:
         weights = {}
         for name, layer in self._layers.items():
             width = layer.sizes[0]
-            size = float(self._network.get_submodule(name).weight.float().std()) * width**0.5
+            size = float(self._network.get_submodule(name).weight.detach().float().std()) * width**0.5
             weights[name] = (
                 torch.randn(2, width, generator=rng) / width**0.5,
                 torch.randn(layer.sizes[1], 2, generator=rng) * size,
@@ -145,10 +145,12 @@ class AdapterSlots:
             adapter: is copied into a slot unless it is there already.
 
         Raises:
+            CheckpointError: see :meth:`check`.
             OutOfSlotsError: every slot is in use.
         """
         slot = self._slot_of.get(identity)
         if slot is None:
+            self.check(adapter)
             slot = self._free_slot()
             self._write(slot, adapter)
             self._slot_of[identity] = slot
@@ -189,7 +191,6 @@ class AdapterSlots:
         raise OutOfSlotsError
 
     def _write(self, slot: int, adapter: Adapter) -> None:
-        self.check(adapter)
         if adapter.rank > self._rank:
             self._rank = adapter.rank
             for layer in self._layers.values():

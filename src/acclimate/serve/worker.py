@@ -294,7 +294,8 @@ class Worker:
                 raise WorkerDiedError("the worker of this model has ended; restart the server", 30.0)
             if self._closing:
                 raise BusyError("the server is shutting down", 5.0)
-            if self.waiting_count >= self.limits.max_waiting and len(self._running) >= self.limits.max_running:
+            most = self.limits.max_waiting + self.limits.max_running
+            if self.waiting_count + len(self._running) >= most:
                 raise BusyError(
                     f"{self.waiting_count} requests are waiting and no more may; try again later", self._wait_s()
                 )

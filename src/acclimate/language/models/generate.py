@@ -109,14 +109,17 @@ def generate(
             tokens = advance(rows, output.logits[:, -1])
             if all(row.done for row in rows):
                 break
-            output = model.network(
-                input_ids=torch.tensor(tokens, device=model.device)[:, None],
-                past_key_values=output.past_key_values,
-                use_cache=True,
-            )
+            new = torch.tensor(tokens, device=model.device)[:, None]
+            known = getattr(output, "past_key_values", None)
+            if known is None:
+                # A recurrent network keeps its state in a way of its own: the whole text is run again for every token.
+                ids = torch.cat([ids, new], 1)
+                output = model.network(input_ids=ids, use_cache=False, logits_to_keep=1)
+            else:
+                output = model.network(input_ids=new, past_key_values=known, use_cache=True)
         if memory is not None:
             # The cache only grows: its size at the end is its largest.
-            memory.set("key-value cache", cache_bytes(output.past_key_values))
+            memory.set("key-value cache", cache_bytes(getattr(output, "past_key_values", None)))
             memory.set("key-value cache", 0)
         return [row.answer() for row in rows]
 
