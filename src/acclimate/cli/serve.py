@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -81,15 +82,21 @@ def config_group() -> None:
 @_flags
 @reports_input_errors
 def show_command(**given: Any) -> None:
-    """Print every setting of the server, its value, and where it comes from."""
+    """Print every setting of the server as TOML, with where its value comes from and what it is."""
     require("serve", "acclimate config show")
     settings, sources = _settings(given)
-    table = Table("setting", "value", "from", "what it is")
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        shown = ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
-        table.add_row(name, shown, sources[name], field.description)
-    stdout().print(table)
+        # TOML has no null: what is not set is a comment.
+        shown = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+        click.echo(f"{shown}  # {sources[name]}: {field.description}")
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML writes it, which for these types is as JSON does."""
+    if isinstance(value, tuple):
+        return json.dumps(list(value))
+    return json.dumps(value if isinstance(value, bool | int | float) else str(value))
 
 
 @click.group("keys", short_help="Create, list and revoke API keys of the server.")

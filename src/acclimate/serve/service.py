@@ -223,8 +223,13 @@ class Service:
             raise CheckpointError("no folder is configured that adapters may be loaded from")
         root = folder.resolve()
         # Resolved, so that neither dots nor symbolic links lead out of the folder.
-        wanted = Path(root / path).resolve()
-        if not wanted.is_relative_to(root) or wanted == root or not wanted.is_dir():
+        try:
+            wanted = Path(root / path).resolve()
+            found = wanted.is_relative_to(root) and wanted != root and wanted.is_dir()
+        except (OSError, ValueError):
+            # A name that the system refuses: too long, or with a null byte.
+            found = False
+        if not found:
             raise CheckpointError(f"there is no adapter {path[:200]!r} in the folder that adapters may be loaded from")
         adapter = Adapter.load(wanted, served.model)
         served.worker.slots.check(adapter)
