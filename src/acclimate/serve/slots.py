@@ -121,19 +121,21 @@ class AdapterSlots:
             if not all(bool(part.to(layer.down.dtype).isfinite().all()) for part in (down, up)):
                 raise CheckpointError(f"the adapter has weights in the layer {name!r} that are not finite")
 
-    def random_adapter(self, *, seed: int) -> Adapter:
-        """Return an adapter with random weights in every layer, which changes outputs about as much as they are large.
+    def random_adapter(self, *, seed: int, size: float = 1.0) -> Adapter:
+        """Return an adapter with random weights in every layer, to try the slots with.
 
-        To try the slots with: what it changes is far more than rounding.
+        Args:
+            seed: of the weights.
+            size: by how much it changes outputs, as a share of how large they are.
         """
         rng = torch.Generator().manual_seed(seed)
         weights = {}
         for name, layer in self._layers.items():
             width = layer.sizes[0]
-            size = float(self._network.get_submodule(name).weight.detach().float().std()) * width**0.5
+            scale = float(self._network.get_submodule(name).weight.detach().float().std()) * width**0.5 * size
             weights[name] = (
                 torch.randn(2, width, generator=rng) / width**0.5,
-                torch.randn(layer.sizes[1], 2, generator=rng) * size,
+                torch.randn(layer.sizes[1], 2, generator=rng) * scale,
             )
         return Adapter.of_weights(weights, rank=2, fingerprint=self._fingerprint)
 
