@@ -63,11 +63,17 @@ class Adaptation:
                 yield from self._evaluate_held_out(work)
             self._decide(work)
         adapter = work.adapter or (yield from self._train(work))
-        adapted = yield from self._answering.by_adapted_model(work, adapter, is_final=not gated)
-        if gated and work.evidence is not None:
+        if not gated or work.evidence is None:
+            yield from self._answering.by_adapted_model(work, adapter, is_final=True)
+            return
+        if work.request.compare:
+            # One after the other, so that it is known what each of them takes.
+            adapted = yield from self._answering.by_adapted_model(work, adapter)
             base = yield from self._answering.by_base_model(work)
-            work.evidence = work.evidence.answered(adapter, adapted=adapted, icl=base, agreement=work.agreement)
-            self._decide(work)
+        else:
+            adapted, base = yield from self._answering.by_both(work, adapter)
+        work.evidence = work.evidence.answered(adapter, adapted=adapted, icl=base, agreement=work.agreement)
+        self._decide(work)
 
     def answer_for_comparison(self, work: Work) -> Steps[None]:
         """Generate the adapted model's answer although the base model's is given, for the user to see."""

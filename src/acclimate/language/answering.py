@@ -9,7 +9,7 @@ from acclimate.language.examples import Example, orderings
 from acclimate.language.models.decoding import Answer, OnText, Sampling
 from acclimate.language.models.generate import PERMUTED_PROMPTS, agreement, majority
 from acclimate.language.models.language_model import LanguageModel
-from acclimate.language.steps import Generate, Steps
+from acclimate.language.steps import Generate, Steps, Together
 from acclimate.language.training.adapter import Adapter
 from acclimate.language.work import Work
 
@@ -53,6 +53,16 @@ class Answering:
                 work, adapter, least_orders=PERMUTED_PROMPTS, on_text=self._certain_text(work, is_final)
             )
         return work.adapted_answer
+
+    def by_both(self, work: Work, adapter: Adapter) -> Steps[tuple[Answer, Answer]]:
+        """Return the answers with ``adapter`` and of the base model, which do not wait for each other."""
+        with work.timed("answer"):
+            adapted = self._asked(work, adapter, least_orders=PERMUTED_PROMPTS, on_text=None)
+            base = self._asked(work, None, least_orders=1, on_text=None)
+            answers: list[list[Answer]] = yield Together((adapted, base))
+        work.adapted_answer, work.agreement = self._chosen(answers[0])
+        work.base_answer, _ = self._chosen(answers[1])
+        return work.adapted_answer, work.base_answer
 
     def drawn(self, work: Work) -> Steps[None]:
         """Replace the chosen answer by one that is drawn, where the request asks for a temperature.
@@ -105,14 +115,20 @@ class Answering:
         self, work: Work, adapter: Adapter | None, *, least_orders: int, on_text: OnText | None
     ) -> Steps[tuple[Answer, float | None]]:
         """Return the answer to the query after the examples, and the share of their orders that agree on it."""
+        answers: list[Answer] = yield self._asked(work, adapter, least_orders=least_orders, on_text=on_text)
+        return self._chosen(answers)
+
+    def _asked(self, work: Work, adapter: Adapter | None, *, least_orders: int, on_text: OnText | None) -> Generate:
+        """Return the step that asks in as many orders of the examples as are wanted."""
         count = max(self._votes, least_orders) if len(work.examples) > 1 else 1
         prompts, shared = self._prompts(work.examples, work.request.query, count)
         greedy = replace(work.request.sampling, temperature=0.0)
-        answers: list[Answer] = yield self._generation(
-            work, prompts, shared=shared, adapter=adapter, sampling=greedy, on_text=on_text
-        )
+        return self._generation(work, prompts, shared=shared, adapter=adapter, sampling=greedy, on_text=on_text)
+
+    def _chosen(self, answers: Sequence[Answer]) -> tuple[Answer, float | None]:
+        """Return the answer of several orders of the examples, and the share of them that agree on it."""
         if self._votes == 1:
-            return answers[0], agreement(answers) if count > 1 else None
+            return answers[0], agreement(answers) if len(answers) > 1 else None
         best = majority(answers)
         return best, sum(answer.text == best.text for answer in answers) / len(answers)
 

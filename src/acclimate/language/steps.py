@@ -61,7 +61,18 @@ class Generate:
     on_text: OnText | None = None
 
 
-Step = Train | Generate
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Generate several sets of answers that do not wait for each other; the step results in a list for each.
+
+    Attributes:
+        steps: one for each set.
+    """
+
+    steps: tuple[Generate, ...]
+
+
+Step = Train | Generate | Together
 T = TypeVar("T")
 Steps = Generator[Step, Any, T]
 
@@ -88,9 +99,13 @@ def run_alone(model: LanguageModel, steps: Steps[T]) -> T:
             steps.close()
 
 
-def alone(model: LanguageModel, step: Step) -> Adapter | list[Answer]:
+def alone(model: LanguageModel, step: Step) -> Adapter | list[Answer] | list[list[Answer]]:
     """Return the result of one step; the caller holds the model's lock."""
-    return trained(model, step.job, step.recipe) if isinstance(step, Train) else generated_alone(model, step)
+    if isinstance(step, Train):
+        return trained(model, step.job, step.recipe)
+    if isinstance(step, Together):
+        return [generated_alone(model, each) for each in step.steps]
+    return generated_alone(model, step)
 
 
 def generated_alone(model: LanguageModel, step: Generate) -> list[Answer]:

@@ -53,6 +53,7 @@ class Row:
         slot: of the adapter, from the time that the row joins.
         length: tokens whose keys and values are there.
         next_token: to be passed next, when the prompt has been read.
+        answer: where it was not made here.
         error: that ended it.
     """
 
@@ -63,6 +64,7 @@ class Row:
     slot: int = 0
     length: int = 0
     next_token: int = 0
+    answer: Answer | None = None
     error: Exception | None = None
 
     @property
@@ -90,11 +92,6 @@ class Generation:
     rows: list[Row]
     owner: Any = None
 
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether nobody waits for it any longer."""
-        return self.step.cancelled is not None and self.step.cancelled()
-
     def answers(self) -> list[Answer]:
         """Return what was generated.
 
@@ -104,7 +101,7 @@ class Generation:
         for row in self.rows:
             if row.error is not None:
                 raise row.error
-        return [row.continuation.answer() for row in self.rows]
+        return [row.answer or row.continuation.answer() for row in self.rows]
 
 
 def generation_of(model: LanguageModel, step: Generate, owner: Any = None) -> Generation:
@@ -257,18 +254,9 @@ class Batch:
             self._advance([row for _, row in going], logits if everyone else logits[[number for number, _ in going]])
         return self._leave()
 
-    def drop_cancelled(self) -> list[Generation]:
-        """End the rows that nobody waits for; return their generations."""
-        for row in self._rows:
-            if self._generations[id(row)].is_cancelled:
-                row.continuation.done = True
-        return self._leave()
-
-    def fail(self, error: Exception) -> list[Generation]:
-        """End every row with ``error``; return their generations."""
-        for row in self._rows:
-            row.error = error
-        return self._leave()
+    def drop_done(self) -> None:
+        """Let go the rows that the caller has ended."""
+        self._leave()
 
     def _advance(self, rows: Sequence[Row], logits: Tensor) -> None:
         for row, token in zip(rows, advance([row.continuation for row in rows], logits), strict=True):

@@ -20,8 +20,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from acclimate.errors import AcclimateError, CancelledError, ConfigError, first_line
 from acclimate.language import LanguageModel
-from acclimate.language.steps import Generate, Steps, Train, alone
-from acclimate.language.training.trainer import Training
+from acclimate.language.steps import Generate, Steps, Together, Train, generated_alone
+from acclimate.language.training.trainer import Training, trained
 from acclimate.serve.batch import Batch, Generation, generation_of, why_not
 from acclimate.serve.prefixes import PrefixCache
 from acclimate.serve.slots import AdapterSlots
@@ -156,10 +156,21 @@ class Ticket(Generic[T]):
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A request that has begun."""
+    """A request that has begun.
+
+    Attributes:
+        ticket: of the request.
+        steps: that are still to be made.
+        generations: of the step that is being made, if answers are generated in it.
+        answers: of those that have ended, by their number.
+        is_together: whether the step wants a list of answers for each.
+    """
 
     ticket: Ticket[Any]
     steps: Steps[Any]
+    generations: list[Generation] = field(default_factory=list)
+    answers: dict[int, Any] = field(default_factory=dict)
+    is_together: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -418,12 +429,11 @@ class Worker:
         for waiting in [w for w in self._to_train if w.running.ticket.is_over()]:
             self._to_train.remove(waiting)
             self._resume(_Resumed(waiting.running, error=self._over(waiting.running.ticket)))
-        for generation in [g for g in self._to_generate if g.owner.ticket.is_over()]:
-            self._to_generate.remove(generation)
-            self._resume(_Resumed(generation.owner, error=self._over(generation.owner.ticket)))
+        for running in [r for r in self._running.values() if r.generations and r.ticket.is_over()]:
+            self._give_up_generations(running)
+            self._resume(_Resumed(running, error=self._over(running.ticket)))
         if self.batch is not None:
-            for generation in self.batch.drop_cancelled():
-                self._resume(_Resumed(generation.owner, error=self._over(generation.owner.ticket)))
+            self.batch.drop_done()
 
     def _over(self, ticket: Ticket[Any]) -> Exception:
         if ticket.is_late:
@@ -460,7 +470,7 @@ class Worker:
                 if not batch.join(generation):
                     break
             except AcclimateError as error:
-                self._to_generate.popleft()
+                self._give_up_generations(generation.owner)
                 self._resume(_Resumed(generation.owner, error=error))
                 continue
             self._to_generate.popleft()
@@ -477,20 +487,45 @@ class Worker:
         for owner, share in owners.items():
             self._charge(owner.ticket, timer.seconds * share)
         for generation in ended:
-            try:
-                self._resume(_Resumed(generation.owner, generation.answers()))
-            except Exception as error:  # noqa: BLE001 - of a row: it belongs to the request
-                self._resume(_Resumed(generation.owner, error=error))
+            self._generated(generation)
+
+    def _generated(self, generation: Generation) -> None:
+        """Let a request go on when all of its answers are there, or one of them has failed."""
+        running: _Running = generation.owner
+        if not any(generation is known for known in running.generations):
+            # Another one of this step has failed before; the request has gone on without.
+            return
+        try:
+            answers = generation.answers()
+        except Exception as error:  # noqa: BLE001 - of a row: it belongs to the request
+            self._give_up_generations(running)
+            self._resume(_Resumed(running, error=error))
+            return
+        number = next(n for n, known in enumerate(running.generations) if known is generation)
+        running.answers[number] = answers
+        if len(running.answers) == len(running.generations):
+            found = [running.answers[n] for n in range(len(running.generations))]
+            running.generations = []
+            self._resume(_Resumed(running, found if running.is_together else found[0]))
+
+    def _give_up_generations(self, running: _Running) -> None:
+        """End the answers of a request that are still generated or wait for it."""
+        for generation in running.generations:
+            if generation in self._to_generate:
+                self._to_generate.remove(generation)
+            for row in generation.rows:
+                row.continuation.done = True
+        running.generations = []
 
     def _generate_alone(self, generation: Generation) -> None:
         running: _Running = generation.owner
-        resumed = _Resumed(running)
         with self._timed("alone"), running.ticket.inside():
             try:
-                resumed.value = alone(self.model, generation.step)
+                for row, answer in zip(generation.rows, generated_alone(self.model, generation.step), strict=True):
+                    row.answer = answer
             except Exception as error:  # noqa: BLE001 - handed on: the request decides what it means
-                resumed.error = error
-        self._resume(resumed)
+                generation.rows[0].error = error
+        self._generated(generation)
 
     def _adapt(self) -> None:
         """Make one training step, or bring one request to the point where it wants to be trained."""
@@ -569,7 +604,7 @@ class Worker:
             resumed = _Resumed(waiting.running)
             with self._timed("train"), waiting.running.ticket.inside():
                 try:
-                    resumed.value = alone(self.model, waiting.step)
+                    resumed.value = trained(self.model, waiting.step.job, waiting.step.recipe)
                 except Exception as again:  # noqa: BLE001 - handed on: the request decides what it means
                     resumed.error = again
             self._resumed.append(resumed)
@@ -590,8 +625,12 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the result of the request
             self._end(running, error=error)
         else:
-            if isinstance(step, Generate):
-                self._to_generate.append(generation_of(self.model, step, running))
+            if isinstance(step, Generate | Together):
+                parts = step.steps if isinstance(step, Together) else (step,)
+                running.generations = [generation_of(self.model, part, running) for part in parts]
+                running.answers = {}
+                running.is_together = isinstance(step, Together)
+                self._to_generate.extend(running.generations)
             else:
                 longest = max(sum(len(e.input) + len(e.output) for e in examples) for examples in step.job.sets)
                 self._to_train.append(_WaitingTraining(running, step, longest))
