@@ -34,7 +34,13 @@ PAGES = [
 ]
 # Pages whose blocks are run in order, in one folder; README.md and some others have tests of their own below.
 HOW_TO_PAGES = sorted((DOCS / "howto").glob("*.md"))
-RUN_PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorials").glob("*.md")), *HOW_TO_PAGES, DOCS / "monitoring.md"]
+RUN_PAGES = [
+    ROOT / "README.md",
+    *sorted((DOCS / "tutorials").glob("*.md")),
+    *HOW_TO_PAGES,
+    DOCS / "monitoring.md",
+    DOCS / "serving.md",
+]
 
 # Words that say something to those who wrote the project and nothing to others, with what to say in their place.
 PRIVATE_WORDS = {
@@ -239,6 +245,17 @@ def test_the_monitoring_guide_runs(page_folder: Path, monkeypatch: pytest.Monkey
     assert said.startswith("<q>melon</q>\n")
     assert "adapted: 1" in said
     assert "the audit log is whole" in said
+
+
+def test_the_serving_page_runs(page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        said = run_page(DOCS / "serving.md", page_folder, monkeypatch)
+    finally:
+        if (page_folder / "serve.pid").exists():
+            subprocess.run(["kill", "-9", (page_folder / "serve.pid").read_text()], check=False, capture_output=True)
+    assert '"content":"<q>melon</q>"' in said
+    assert "<q>tiger</q> adapted" in said
+    assert "max_rows = 32  # flag: " in said
 
 
 # The language tutorial runs the same commands.

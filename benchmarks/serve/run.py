@@ -222,9 +222,11 @@ def transformers_alone(model: str, requests: Sequence[dict[str, Any]], threads: 
     return result
 
 
+#: spark's tokens are characters.
+LONG = {"spark": 3, "smollm2": 8}
 CASES = {
     # name: kind of load, tokens of an answer at most, repetitions in an answer
-    "repeated, long answers": ("repeated", 64, 8),
+    "repeated, long answers": ("repeated", 64, 0),
     "repeated, short answers": ("repeated", 8, 1),
     "all new": ("new", 8, 1),
     "mixed": ("mixed", 16, 2),
@@ -254,6 +256,7 @@ def main() -> None:
 
     if "load" in given.parts:
         for name, (kind, max_tokens, repeats) in CASES.items():
+            repeats = repeats or LONG.get(given.model, 8)
             rows = result.setdefault("load", {}).setdefault(name, {})
             alone = workload(kind, given.model, given.alone, max_tokens, repeats, seed=1)
             with server(given.model, given.threads) as found:
@@ -270,7 +273,7 @@ def main() -> None:
     if "known" in given.parts:
         with server(given.model, given.threads) as found:
             rows = result["known"] = {}
-            for name, (max_tokens, repeats) in {"long": (64, 8), "short": (8, 1)}.items():
+            for name, (max_tokens, repeats) in {"long": (64, LONG.get(given.model, 8)), "short": (8, 1)}.items():
                 asyncio.run(closed_loop(found.url, workload("repeated", given.model, 8, max_tokens, repeats, 0), 1))
                 asyncio.run(closed_loop(found.url, workload("plain", given.model, 8, max_tokens, repeats, 0), 1))
                 # In turns, so that whatever else the machine does hits both.
@@ -306,7 +309,7 @@ def main() -> None:
                 count = given.memory_requests // 10
                 asyncio.run(closed_loop(found.url, workload("plain", given.model, count, 2, 1, len(points)), 16))
                 # Some new sets as well: each is an adapter that is trained, kept and dropped again.
-                asyncio.run(closed_loop(found.url, workload("new", given.model, 16, 4, 1, 50 + len(points)), 16))
+                asyncio.run(closed_loop(found.url, workload("new", given.model, 8, 4, 1, 50 + len(points)), 8))
                 points.append(found.resident_bytes())
                 print("memory", len(points) * count, points[-1] / 2**20, flush=True)
                 result["memory"] = {
