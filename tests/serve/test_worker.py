@@ -130,6 +130,23 @@ def test_owners_take_turns() -> None:
     assert "few" in order[2:5]
 
 
+def test_of_those_that_train_the_same_one_does() -> None:
+    model = spark()
+    engine = Engine(model, cache=AdapterManager(4))
+    request = dataclasses.replace(engine.read_examples(TAGGED, "melon"), policy="always")
+    key = engine.adapter_key(request)
+    assert key is not None
+    with running(model) as worker:
+        with model.lock:
+            tickets = [submitted(worker, engine, request, trains=key, owner=str(n)) for n in range(5)]
+            other = submitted(worker, engine, dataclasses.replace(plain(engine), policy="never"), is_quick=True)
+        reports = [ticket.result.result(timeout=TIMEOUT_S) for ticket in tickets]
+        assert other.result.result(timeout=TIMEOUT_S).status == "plain"
+    assert [report.answer for report in reports] == ["<q>melon</q>"] * 5
+    assert sorted(report.cached for report in reports) == [False, *[True] * 4]
+    assert engine.adapter_key(plain(engine)) is None
+
+
 def test_an_answer_goes_on_while_others_train() -> None:
     model = spark()
     engine = Engine(model)

@@ -99,13 +99,13 @@ class Adaptation:
         self._keep(work, adapter)
         return adapter
 
-    def knows(self, work: Work) -> bool:
-        """Return whether adapter or evidence for these examples are in the cache."""
-        return self._cache is not None and self._key(work) in self._cache
+    def key_of(self, work: Work) -> str:
+        """Return the key of an adapter to the examples in a cache."""
+        return adapter_key(self._model.fingerprint, work.examples, work.recipe)
 
     def _look_up(self, work: Work) -> None:
         """Take adapter and evidence from the cache, if these examples were adapted to before."""
-        work.adapter_key = self._key(work)
+        work.adapter_key = self.key_of(work)
         known = self._cache.get(work.adapter_key) if self._cache is not None else None
         if known is not None:
             adapter, work.evidence = known
@@ -169,7 +169,4 @@ class Adaptation:
 
     def _keep(self, work: Work, adapter: Adapter) -> None:
         if self._cache is not None:
-            self._cache.put(adapter, key=self._key(work), examples=work.examples, extra=work.evidence)
-
-    def _key(self, work: Work) -> str:
-        return adapter_key(self._model.fingerprint, work.examples, work.recipe)
+            self._cache.put(adapter, key=self.key_of(work), examples=work.examples, extra=work.evidence)

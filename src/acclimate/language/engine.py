@@ -289,15 +289,17 @@ class Engine:
             yield from self._adaptation.answer_for_comparison(work)
         return self._report(work)
 
-    def knows(self, request: Request) -> bool:
-        """Return whether the examples of ``request`` were adapted to before, so that nothing has to be trained.
+    def adapter_key(self, request: Request) -> str | None:
+        """Return the key under which an adapter to the examples of ``request`` is kept in a cache.
+
+        None where nothing would be trained: there are no examples, the adapter is given, or adapting is switched off.
 
         Raises:
             DataError: an example is empty or too long, or there are too many.
         """
         if request.open_ended or request.policy == "never" or request.adapter is not None:
-            return True
-        return self._adaptation.knows(self._prepared(request)[0])
+            return None
+        return self._adaptation.key_of(self._prepared(request)[0])
 
     def priming(self, request: Request) -> Steps[Adapter]:
         """Train an adapter on the examples of ``request``, step by step; see :meth:`prime`."""

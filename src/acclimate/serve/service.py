@@ -177,9 +177,11 @@ class Service:
             DataError: its examples are too long or too many.
         """
         engine = prepared.engine
+        key = engine.adapter_key(prepared.request)
         ticket: Ticket[AskReport] = Ticket(
             owner=owner,
-            is_quick=engine.knows(prepared.request),
+            is_quick=key is None or key in prepared.served.cache,
+            trains=key,
             deadline_s=self.settings.request_timeout_s,
         )
 

@@ -100,6 +100,8 @@ class Ticket(Generic[T]):
     Args:
         owner: whose request it is; owners get equal shares of the time.
         is_quick: whether its first step costs next to nothing; it does not wait for training then.
+        trains: what the request will train, if it has not been trained before; of several that train the same, the
+            others wait until the first has.
         deadline_s: seconds from now after which it is given up; None for no limit.
 
     Attributes:
@@ -108,8 +110,11 @@ class Ticket(Generic[T]):
         submitted, started, first_text, ended: on :func:`time.perf_counter`; None where that has not happened.
     """
 
-    def __init__(self, *, owner: str = "", is_quick: bool = False, deadline_s: float | None = None) -> None:
+    def __init__(
+        self, *, owner: str = "", is_quick: bool = False, trains: str | None = None, deadline_s: float | None = None
+    ) -> None:
         self.owner, self.is_quick = owner, is_quick
+        self.trains = None if is_quick else trains
         self.result: Future[T] = Future()
         self.charged_s = 0.0
         self.submitted = time.perf_counter()
@@ -403,12 +408,19 @@ class Worker:
     def _begin(self) -> None:
         """Begin requests that wait: the next of the owner who was charged least."""
         while len(self._running) < self.limits.max_running:
-            owners = [owner for owner, queue in self._waiting.items() if queue]
-            if not owners:
-                self._waiting.clear()
+            training = {r.ticket.trains for r in self._running.values() if r.ticket.trains is not None}
+            ready = {
+                owner: entry
+                for owner, queue in self._waiting.items()
+                if (entry := next((entry for entry in queue if entry[0].trains not in training), None)) is not None
+            }
+            if not ready:
                 return
-            owner = min(owners, key=lambda name: self._spent_by_owner.get(name, 0.0))
-            ticket, begin = self._waiting[owner].popleft()
+            owner = min(ready, key=lambda name: self._spent_by_owner.get(name, 0.0))
+            ticket, begin = ready[owner]
+            self._waiting[owner].remove(ready[owner])
+            if not self._waiting[owner]:
+                del self._waiting[owner]
             # Charged beforehand with nothing, so that equal owners take turns.
             self._spent_by_owner[owner] = self._spent_by_owner.get(owner, 0.0) + 1e-6
             ticket.started = time.perf_counter()
