@@ -43,7 +43,7 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "gguf": OptionalPackage("gguf", ("language",)),
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
     "matplotlib": OptionalPackage("matplotlib", ("vision", "monitoring")),
-    "opentelemetry": OptionalPackage("opentelemetry-sdk", ("telemetry",)),
+    "opentelemetry": OptionalPackage("opentelemetry-exporter-otlp-proto-http", ("telemetry",)),
     "pillow_heif": OptionalPackage("pillow-heif", ("heic",)),
     "platformdirs": OptionalPackage("platformdirs", ("language",)),
     "prometheus_client": OptionalPackage("prometheus-client", ("serve",)),
