@@ -70,6 +70,7 @@ class AdapterSlots:
         self._layers: dict[str, _Layer] = {}
         self._handles = []
         self._rows: _Rows | None = None
+        self._last_rows: _Rows | None = None
         #: Tests break the index on purpose, to prove that the tests of isolation would notice.
         self.index_of_row: Any = lambda slots: slots
         for name in names:
@@ -174,8 +175,11 @@ class AdapterSlots:
     @contextmanager
     def rows(self, slots: Sequence[int]) -> Iterator[None]:
         """Let the rows of the passes inside the block use the adapters in ``slots``, one for each row."""
-        slots = self.index_of_row(list(slots))
-        self._rows = _Rows(slots, next(iter(self._layers.values())).down.device, self._rank) if any(slots) else None
+        given = tuple(self.index_of_row(list(slots)))
+        if any(given):
+            if self._last_rows is None or self._last_rows.key != (given, self._rank):
+                self._last_rows = _Rows(given, next(iter(self._layers.values())).down, self._rank)
+            self._rows = self._last_rows
         try:
             yield
         finally:
@@ -216,24 +220,27 @@ class AdapterSlots:
 
 
 class _Rows:
-    """Which row of a pass uses which slot.
+    """Which row of a pass uses which slot; kept as long as the next passes have the same rows.
 
     Args:
         slots: one for each row, at least one of them not 0.
-        device: of the network.
+        like: a stacked weight, for device and number format.
         rank: of the stacked weights.
     """
 
-    def __init__(self, slots: Sequence[int], device: torch.device, rank: int) -> None:
+    def __init__(self, slots: tuple[int, ...], like: Tensor, rank: int) -> None:
         used = sorted({slot for slot in slots if slot})
+        self.key = (slots, rank)
         self._count = len(slots)
-        self._only = used[0] if len(used) == 1 and all(slots) else None
         self._first, self._last = used[0], used[-1] + 1
-        self._index = torch.tensor(slots, device=device)
-        span = self._last - self._first
-        columns = torch.arange(span, device=device).repeat_interleave(rank)
-        self._mine = ((self._index[:, None] - self._first) == columns[None])[:, None]
-        self._span = span
+        self._span = self._last - self._first
+        self._everybody = len(used) == 1 and all(slots)
+        self._index = torch.tensor(slots, device=like.device)
+        columns = torch.arange(self._span, device=like.device).repeat_interleave(rank)
+        mine = ((self._index[:, None] - self._first) == columns[None])[:, None]
+        # In half precision a product can become infinite, and infinity times zero would reach other rows.
+        self._mine = mine if like.dtype == torch.float16 else mine.to(like.dtype)
+        self._views: dict[int, tuple[Tensor, Tensor]] = {}
 
     def added(self, layer: _Layer, inputs: Tensor, output: Tensor) -> Tensor:
         """Return ``output``, ``(rows, tokens, out)``, with the low-rank products added."""
@@ -241,21 +248,20 @@ class _Rows:
             # Experts, for example, are given the tokens of all rows mixed.
             raise TTTNotSupportedError("a layer is not given its rows one after the other; this model runs alone")
         tokens = inputs.shape[1]
-        if self._only is not None:
-            down, up = layer.down[self._only], layer.up[self._only]
-            flat = output.view(-1, output.shape[-1])
-            flat.addmm_(inputs.reshape(-1, inputs.shape[-1]) @ down.T, up)
-            return output
-        if tokens * self._span <= _MOST_PRODUCTS:
-            return self._side_by_side(layer, inputs, output)
-        down, up = layer.down[self._index], layer.up[self._index]
-        return output.baddbmm_(torch.bmm(inputs, down.transpose(1, 2)), up)
-
-    def _side_by_side(self, layer: _Layer, inputs: Tensor, output: Tensor) -> Tensor:
-        """Multiply every row by every adapter, and keep of each row what is its own adapter's."""
-        down = layer.down[self._first : self._last].flatten(0, 1)
-        up = layer.up[self._first : self._last].flatten(0, 1)
-        # Multiplied by zero, an infinity of another adapter's product would become NaN: it is replaced instead.
-        hidden = torch.where(self._mine, inputs @ down.T, 0.0)
-        output.view(-1, output.shape[-1]).addmm_(hidden.flatten(0, 1), up)
+        if not self._everybody and tokens * self._span > _MOST_PRODUCTS:
+            down, up = layer.down[self._index], layer.up[self._index]
+            return output.baddbmm_(torch.bmm(inputs, down.transpose(1, 2)), up)
+        # Every row is multiplied by every adapter, and of each row only what is its own adapter's is kept.
+        views = self._views.get(id(layer))
+        if views is None:
+            down = layer.down[self._first : self._last].flatten(0, 1)
+            views = self._views[id(layer)] = (down.T, layer.up[self._first : self._last].flatten(0, 1))
+        hidden = torch.mm(inputs.reshape(-1, inputs.shape[-1]), views[0])
+        if not self._everybody:
+            rows = hidden.view(self._count, tokens, -1)
+            if self._mine.dtype == torch.bool:
+                hidden = torch.where(self._mine, rows, 0.0).view_as(hidden)
+            else:
+                rows.mul_(self._mine)
+        output.view(-1, output.shape[-1]).addmm_(hidden, views[1])
         return output
