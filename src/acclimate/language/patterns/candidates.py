@@ -1,0 +1,41 @@
+"""All readings of a prompt: every parser's, without those that lack a part, and each only once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Final
+
+from acclimate.language.patterns import fields, json_records, prose, separated, tables
+from acclimate.language.patterns.text import Reading, lines_of
+
+_MOST: Final = 60
+#: Most lines with text of a prompt that is read; more in 20,000 characters have 13 characters each, and are data.
+MOST_LINES: Final = 1_500
+
+
+def candidates(text: str) -> list[Reading]:
+    """Return the readings of ``text`` by all parsers; two that find the same examples and open item count as one."""
+    lines = lines_of(text)
+    if sum(not line.blank for line in lines) > MOST_LINES:
+        return []
+    found: dict[tuple[object, ...], Reading] = {}
+    parsers: Iterator[Reading] = chain(
+        json_records.json_records(text),
+        fields.labelled(text, lines),
+        tables.tables(text, lines),
+        fields.unlabelled_blocks(text, lines),
+        separated.by_separator(text, lines),
+        prose.analogies(text, lines),
+        prose.functions(text),
+        prose.slots(text),
+        prose.frames(text, lines),
+        prose.sequences(text, lines),
+    )
+    for reading in parsers:
+        key = reading.pairs, reading.query
+        if key not in found and reading.usable(text):
+            found[key] = reading
+            if len(found) == _MOST:
+                break
+    return list(found.values())
