@@ -80,12 +80,36 @@ MULTI: list[list[tuple[tuple[str, ...], str]]] = [
 ]
 
 
+TALK: list[list[str]] = [
+    ["hi, can you help me with a trip?", "Of course! Where would you like to go?", "somewhere warm in March, by train", "Then look at the coast south of Lyon.", "and what would that cost for two?"],
+    ["what is a good present for a beekeeper", "A hive tool, or a label printer for jars.", "he has both", "Then perhaps a book on heather honey.", "ok thanks! how do i wrap a book nicely"],
+    ["my bread does not rise", "How old is your yeast?", "about a year, why?", "Old yeast dies. Try a fresh packet.", "tried it, same thing. what else could it be?"],
+    ["Which tool opens a .dat file?", "It depends on the program that wrote it. Do you know which?", "no idea, it came by mail", "Then do not open it, ask the sender first.", "she says it is the minutes of the meeting"],
+    ["Hello", "Hello! What can I do for you?", "do you know anything about mosses", "A little. Are you growing or removing them?", "removing, from a roof. and is vinegar ok for that?"],
+    ["explain tides", "The moon pulls the water, and the earth turns below it.", "why two a day then", "Because there is a bulge on the far side too.", "that still makes no sense to me, can you draw it in words?"],
+    ["write a toast for my aunt", "Gladly. How old is she, and what does she love?", "70, gardens, bad puns", "Dear aunt, seventy years and still growing...", "shorter please and with a joke about slugs"],
+    ["I need to cancel my order", "I am sorry to hear that. What is the order number?", "8812, it was placed yesterday", "Thank you. It has left the warehouse, so I would have to issue a return.", "fine, how long does the refund take?"],
+    ["is it safe to eat green potatoes", "Better not, they contain solanine.", "what about peeled", "Peeling helps but does not remove all of it.", "I ate one at noon, should I worry?"],
+]
+FORMATS = [
+    "Use the following format:\n\n@A: the input that you must answer\nThought: think about what to do\n@B: the final result\n\nBegin!\n\n@A: @X\nThought:",
+    "The reply must look like this.\n\n@A: <the @A as given>\n@B: <the @B, one word>\n\nHere is the text: @X",
+    "{{#each shots}}\n@A: {{this.A}}\n@B: {{this.B}}\n{{/each}}\n\n@A: {{text}}\n@B:",
+    "Criteria:\n1: wrong\n2: half right\n3: right\n\n@A: @X\n@B:",
+    "Make ten pairs in this form:\n\n@A: ...\n@B: ...\n\nThey are for adults.",
+    "You have these tools:\n\nsearch: looks things up\nadd: adds numbers\nnote: keeps a note\n\n@A: @X\n@B:",
+    "Labels: red, green, blue\n\n@A: @X\n@B:",
+    "Sample @A: 3 4\nSample @B: 7\n\nWrite the program.",
+    "@A\n5\n1 2 3\n\n@B\n6\n\n@A\n2\n7 8\n\n@B\n15\n\nSolve this in Rust.",
+]
+
+
 def item_sets(rows: Sequence[dict[str, Any]]) -> list[list[Pair]]:
     """Return the items of prompts of a corpus, with the open item as the last."""
     found = []
     for row in rows:
         pairs = [(a, b) for a, b in row["examples"]]
-        if len(pairs) >= 3 and row["kind"] in {"io_pairs", "explicit_examples", "numbered_sequences"} and len({a for a, _ in pairs}) == len(pairs):
+        if len(pairs) >= 3 and row["kind"] in {"io_pairs", "explicit_examples", "numbered_sequences"} and len({a for a, _ in pairs}) == len(pairs) and not any(t[0] + t[-1] in {'""', "''", "``"} for p in pairs for t in p):
             found.append(pairs[:6])
     return found
 
@@ -102,7 +126,7 @@ class Layout:
 
     def __init__(self, rng: random.Random, number: int) -> None:
         self.name = f"g{number}"
-        self.family = rng.choice(["label"] * 7 + ["fields"] * 3 + ["arrow"] * 3 + ["table", "csv", "json", "jsonl", "tags", "chat", "blocks", "inline", "below", "doctest", "comment"])
+        self.family = rng.choice(["label"] * 7 + ["fields"] * 3 + ["arrow"] * 3 + ["table", "csv", "json", "jsonl", "tags", "chat", "blocks", "inline", "below", "doctest", "comment", "list", "steps"])
         self.label = rng.choice(LABELS)
         if rng.random() < 0.25:
             self.label = (self.label[0].upper(), self.label[1].upper()) if rng.random() < 0.5 else (self.label[0].lower(), self.label[1].lower())
@@ -122,10 +146,19 @@ class Layout:
         self.quote = rng.choice(["", "", "", '"', "'"])
         self.delimiter = rng.choice([",", ",", ";", "\t"])
         self.cue = rng.choice(["", "", "", "", "", " ", "?", "___"])
+        self.cue_words = rng.choice(["", "", "", "", "", "", "The answer is", "because", "Let's think step by step.", "First,"])
+        self.out_fields = rng.random() < 0.3
         self.no_cue = rng.random() < 0.12
         self.tail = rng.choice(["", "", "", "", "\n", "  \n"])
         self.crlf = rng.random() < 0.08
         self.header = rng.random() < 0.6
+
+    @property
+    def kind(self) -> str:
+        """The kind of pattern that the layout counts as."""
+        if self.family in {"arrow", "blocks", "comment"}:
+            return "numbered_sequences" if "{}" in self.bullet and self.family == "arrow" else "explicit_examples"
+        return "io_pairs"
 
     def few(self, rng: random.Random, sets: list[list[Pair]]) -> tuple[str, list[Pair], str]:
         """Return a prompt with an open item, its examples and the item."""
@@ -133,14 +166,30 @@ class Layout:
             chosen = rng.choice(MULTI)
             body, pairs, query = self._multi(rng, chosen)
         else:
-            items = list(rng.choice(LONG) if rng.random() < 0.3 and self.family in {"label", "below", "tags", "chat"} else rng.choice(sets))
-            if self.family in {"arrow", "table", "csv", "inline", "jsonl", "json", "blocks"}:
+            items = list(rng.choice(LONG) if rng.random() < 0.3 and self.family in {"label", "below", "tags", "chat", "comment"} else rng.choice(sets))
+            if self.family in {"arrow", "table", "csv", "inline", "jsonl", "json", "blocks", "list", "steps"}:
                 items = [(a.replace("\n", " "), b.replace("\n", " ")) for a, b in items]
             rng.shuffle(items)
             query = items.pop()[0]
-            pairs = items[: rng.randint(2, 5)]
-            body = getattr(self, "_" + self.family)(rng, pairs, query)
-            if self.family in {"json", "jsonl"}:
+            pairs = items[: rng.randint(2, 8)]
+            if rng.random() < 0.08:
+                # An input may come twice, and be asked about again.
+                again = rng.choice(pairs)[0]
+                query = again if rng.random() < 0.6 else query
+                pairs = [*pairs, (again, rng.choice(pairs)[1])] if len(pairs) < 6 else pairs
+            if self.cue_words and self.family in {"label", "below"} and self.mark == "" and self.sign != ":\n":
+                pairs = [(a, f"{self.cue_words} {b}") for a, b in pairs]
+            if self.family == "comment":
+                pairs, query = [(a.replace("\n", " "), b) for a, b in pairs], query.replace("\n", " ")
+            if self.family == "steps":
+                names = ("Follow up", "Intermediate answer", "Final answer") if self.header else ("Thought", "Action", "Answer")
+                pairs = [(a, f"{names[0]}: look for {n}\n{names[1]}: found {n}\n" * (1 + n % 2) + f"{names[2]}: {b}") for n, (a, b) in enumerate(pairs)]
+                query_end = f"{names[0]}:"
+                rows = [f"{self.label[0]}: {a}\n{b}" for a, b in [*pairs, (query, query_end)]]
+                body = self.between.join(rows)
+            else:
+                body = getattr(self, "_" + self.family)(rng, pairs, query)
+            if self.family in {"json", "jsonl", "list"}:
                 pairs = [(_escaped(a), _escaped(b)) for a, b in pairs]
                 query = _escaped(query)
             if self.family == "doctest":
@@ -178,6 +227,9 @@ class Layout:
 
     def _label(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
         texts = [f"{self._name(self.label[0], n)}{a}{self.inner}{self._name(self.label[1], n)}{b}" for n, (a, b) in enumerate(pairs, 1)]
+        if self.cue_words and self.mark == "" and self.sign != ":\n" and not self.no_cue and rng.random() < 0.8:
+            self.cue = " " + self.cue_words if not self.sign.endswith(" ") else self.cue_words
+            return self._records(rng, texts, f"{self._name(self.label[0], len(pairs) + 1)}{query}{self.inner}{self._name(self.label[1], len(pairs) + 1)}{self.cue}")
         end = "" if self.no_cue else f"{self.inner}{self._name(self.label[1], len(pairs) + 1).rstrip(' ' if rng.random() < 0.8 else '')}{self.cue}"
         return self._records(rng, texts, f"{self._name(self.label[0], len(pairs) + 1)}{query}{end}{self.tail}")
 
@@ -189,8 +241,16 @@ class Layout:
         rng.shuffle(items)
         blocks = [("\n".join(f"{n}{sign}{v}" for n, v in zip(names, values, strict=True)), answer) for values, answer in items]
         query = blocks.pop()[0]
-        texts = [f"{a}\n{out}{sign}{b}" for a, b in blocks]
-        last = f"{query}\n{out}{sign.rstrip(' ')}"
+        cue = f"{out}{sign.rstrip(' ')}"
+        if self.out_fields:
+            # Reasons before the answer, as labelled fields of their own.
+            why = rng.choice(["Reason", "Thought", "Rationale", "Notes"])
+            blocks = [(a, f"{why}{sign}see {n}\n{out}{sign}{b}") for n, (a, b) in enumerate(blocks, 3)]
+            texts = [f"{a}\n{b}" for a, b in blocks]
+            cue = f"{why}{sign.rstrip(' ')}"
+        else:
+            texts = [f"{a}\n{out}{sign}{b}" for a, b in blocks]
+        last = f"{query}\n{cue}"
         if self.heading.endswith("."):
             self.heading = ""
         return self._records(rng, texts, last), blocks, query
@@ -222,6 +282,11 @@ class Layout:
         rows = [f'{{"{a_key}": "{_escaped(a)}", "{b_key}": "{_escaped(b)}"}}' for a, b in pairs]
         rows.append(f'{{"{a_key}": "{_escaped(query)}", "{b_key}": {rng.choice([chr(34) * 2, "null", chr(34) + "?" + chr(34)])}}}')
         return "[\n  " + ",\n  ".join(rows) + "\n]"
+
+    def _list(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
+        opening, closing = ("[", "]") if self.header else ("(", ")")
+        rows = [f'{opening}"{_escaped(a)}", "{_escaped(b)}"{closing}' for a, b in pairs]
+        return "[\n  " + ",\n  ".join([*rows, f'{opening}"{_escaped(query)}", ' + rng.choice(['"', "", '""' + closing])])
 
     def _jsonl(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
         a_key, b_key = self.label[0].lower(), self.label[1].lower()
@@ -267,7 +332,21 @@ class Layout:
 
     def none(self, rng: random.Random, sets: list[list[Pair]]) -> str:
         """Return a prompt of the same layout that does not ask to go on."""
-        way = rng.choice(["finished", "finished", "story", "single", "template", "facts", "finished_bare"])
+        way = rng.choice(["finished", "finished", "story", "single", "template", "facts", "finished_bare", "talk", "format"])
+        if way == "talk":
+            said = rng.choice(TALK)
+            asks, answers = rng.choice([("User", "Assistant"), ("Human", "AI"), ("Human", "Assistant"), ("user", "assistant"), ("Me", "Bot"), ("Customer", "Agent"), ("Q", "A")])
+            sep = rng.choice(["\n", "\n\n"])
+            if rng.random() < 0.2:
+                turns = [f"<|im_start|>{('user', 'assistant')[i % 2]}\n{t}<|im_end|>" for i, t in enumerate(said)]
+                return "\n".join(turns) + rng.choice(["", "\n<|im_start|>assistant\n"])
+            turns = [f"{(asks, answers)[i % 2]}: {t}" for i, t in enumerate(said)]
+            head = rng.choice(["", "", "You are a helpful assistant.", "The following is a conversation with a friendly program.", "Be brief."])
+            return (head + "\n\n" if head else "") + sep.join(turns) + rng.choice(["", f"{sep}{answers}:"])
+        if way == "format":
+            a, b = self.label
+            one = rng.choice(rng.choice(sets))[0]
+            return rng.choice(FORMATS).replace("@A", a).replace("@B", b).replace("@X", one)
         text, pairs, query = self.few(rng, sets)
         text = text.replace("\r\n", "\n")
         request = rng.choice(REQUESTS)
@@ -325,6 +404,6 @@ def generated(rows: Sequence[dict[str, Any]], layouts: int = 240, each: int = 4,
         for turn in range(each):
             if turn % 2 == 0:
                 text, pairs, query = layout.few(rng, sets)
-                yield {"layout": layout.name, "family": layout.family, "prompt": text, "examples": [list(p) for p in pairs], "query": query, "few_shot": True}
+                yield {"layout": layout.name, "kind": layout.kind, "prompt": text, "examples": [list(p) for p in pairs], "query": query, "few_shot": True}
             else:
-                yield {"layout": layout.name, "family": layout.family, "prompt": layout.none(rng, sets), "examples": [], "query": None, "few_shot": False}
+                yield {"layout": layout.name, "kind": None, "prompt": layout.none(rng, sets), "examples": [], "query": None, "few_shot": False}

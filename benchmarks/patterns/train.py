@@ -13,7 +13,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from prompts import Labelled, load, same
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import GroupKFold
 
 from acclimate.language.patterns import KINDS
 from acclimate.language.patterns.candidates import candidates
 from acclimate.language.patterns.classifier import Classifier
 from acclimate.language.patterns.detection import LEAST_ODDS_RATIO
-from acclimate.language.patterns.kinds import kind_features
+from acclimate.language.patterns.kinds import PROSE, kind_features
 from acclimate.language.patterns.scoring import Trees, features
 from acclimate.language.patterns.text import Reading
 
@@ -43,6 +43,7 @@ SETTINGS: dict[str, Any] = {
 WEIGHTS = {"also": 6.0, "generated": 2.0, "corpus": 1.0}
 LEAST_WEIGHT = 0.02
 WORD_WEIGHT = 0.4
+NONE_WEIGHT = 2.0
 
 
 @dataclass
@@ -108,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=ROOT / "tests/data/patterns.jsonl")
     parser.add_argument("--more", type=Path, default=Path(__file__).parent / "more_prompts.jsonl")
+    parser.add_argument("--typed", type=Path, default=Path(__file__).parent / "typed_prompts.jsonl")
     parser.add_argument("--also", type=Path, nargs="*", default=[])
     parser.add_argument("--layouts", type=int, default=400, help="number of generated layouts")
     parser.add_argument("--shift", type=float, default=0.0, help="added to the log-odds: above 0, more is accepted")
@@ -118,7 +120,7 @@ def main() -> None:
     corpus = [row for path in (given.corpus, given.more) for row in load(path) if row.split == "tuning"]
     raw = [r for path in (given.corpus, given.more) for r in map(json.loads, path.open(encoding="utf-8")) if r["split"] == "tuning"]
     made = [Labelled.from_row(row) for row in generated(raw, given.layouts)]
-    also = [row for path in given.also for row in load(path)]
+    also = [row for path in (given.typed, *given.also) for row in load(path)]
     # A complete list of examples without an open item is no pattern to act on; its label says "pattern", so it is left out.
     corpus = [row for row in corpus if not row.few_shot or row.query is not None]
     prompts = [
@@ -141,6 +143,10 @@ def main() -> None:
         for name, value in row.items():
             matrix[index, column[name]] = value
     truth, group, weight = np.array(right), np.array(groups), np.array(weights)
+    for p in prompts:
+        if p.row.few_shot and p.row.kind is None:
+            # The kind is not labelled in these files; nearly all are labelled fields.
+            p.row = replace(p.row, kind="io_pairs")
     print(f"{len(prompts)} prompts, {matrix.shape[0]} readings, {matrix.shape[1]} features", flush=True)
     odds = np.zeros(len(rows))
     for fit, predict in GroupKFold(6).split(matrix, truth, group):
@@ -164,13 +170,18 @@ def main() -> None:
     trees = as_trees(model, names, given.shift)
     assert np.allclose(trees.log_odds(rows[:200]), model.decision_function(matrix[:200]) + given.shift, atol=1e-3)
     trees.save(given.out / "readings.npz")
-    _fit_kinds([p for p in prompts if p.source == "corpus" and p.row.kind and p.found], odds, given.out / "kinds.npz")
+    _fit_kinds(prompts, odds, given.shift, given.out / "kinds.npz", show=given.errors)
 
 
-def _fit_kinds(prompts: list[Prompt], odds: npt.NDArray[np.float64], path: Path) -> None:
-    """Fit the classifier of kinds on the readings that are right, or else the best ones."""
-    chosen = [p.found[p.right.index(True)] if any(p.right) else p.found[int(odds[p.at].argmax())] for p in prompts]
-    seen = [kind_features(p.row.prompt, reading) for p, reading in zip(prompts, chosen, strict=True)]
+def _fit_kinds(prompts: list[Prompt], odds: npt.NDArray[np.float64], shift: float, path: Path, *, show: bool) -> None:
+    """Fit the classifier of kinds, "none" among them, on the best readings and the odds of the cross-validation."""
+    seen, labels, groups = [], [], []
+    for p in prompts:
+        scores = odds[p.at]
+        best = int(scores.argmax()) if len(scores) else -1
+        seen.append(kind_features(p.row.prompt, p.found[best] if best >= 0 else None, float(scores[best]) if best >= 0 else 0.0))
+        labels.append(p.row.kind or "none")
+        groups.append(p.row.layout)
     where: dict[str, set[str]] = defaultdict(set)
     for p, found in zip(prompts, seen, strict=True):
         for name in found:
@@ -180,14 +191,35 @@ def _fit_kinds(prompts: list[Prompt], odds: npt.NDArray[np.float64], path: Path)
     scaled = [{n: v * (WORD_WEIGHT if n.startswith(lexical) else 1) for n, v in found.items() if n in common} for found in seen]
     vectorizer = DictVectorizer()
     matrix = vectorizer.fit_transform(scaled)
-    labels = np.array([p.row.kind for p in prompts])
-    model = LogisticRegression(C=3.0, max_iter=3000)
-    guessed = cross_val_predict(model, matrix, labels, groups=[p.row.layout for p in prompts], cv=GroupKFold(8))
-    print("kinds", round(float(np.mean(guessed == labels)), 3))
+    truth = np.array(labels)
+    classes = sorted(set(labels))
+    # More positives were written than negatives; what people ask is mostly no pattern.
+    weight = np.where(truth == "none", NONE_WEIGHT, 1.0) * np.array([WEIGHTS[p.source] for p in prompts])
+    guessed = np.zeros((len(truth), len(classes)))
+    for fit, predict in GroupKFold(6).split(matrix, truth, groups):
+        model = LogisticRegression(C=1.0, max_iter=2000).fit(matrix[fit], truth[fit], sample_weight=weight[fit])
+        guessed[predict] = model.predict_proba(matrix[predict])
+    none = guessed[:, classes.index("none")]
+    kinds = [k for k in classes if k != "none"]
+    named = np.array(kinds)[guessed[:, [classes.index(k) for k in kinds]].argmax(axis=1)]
+    positive = truth != "none"
+    print("kinds", round(float(np.mean(named[positive] == truth[positive])), 3))
     for kind in KINDS:
-        hit = ((guessed == kind) & (labels == kind)).sum()
-        print(f"{kind:22s} precision {hit / (guessed == kind).sum():.3f}  recall {hit / (labels == kind).sum():.3f}")
-    model.fit(matrix, labels)
+        hit = ((named == kind) & (truth == kind)).sum()
+        print(f"{kind:22s} precision {hit / ((named == kind) & positive).sum():.3f}  recall {hit / (truth == kind).sum():.3f}")
+    best = np.array([odds[p.at].max() if p.found else -9.0 for p in prompts])
+    prose = np.array([not p.found or p.found[int(odds[p.at].argmax())].form in PROSE for p in prompts])
+    few = np.array([p.row.few_shot for p in prompts])
+    for source in ("corpus", "generated", "also"):
+        of = np.array([p.source == source for p in prompts])
+        for least in (0.5, 0.6, 0.7, 0.8, 0.9):
+            said = of & ((best > -shift) | (1 - none > least))
+            print(source, f"pattern above {least}: precision {(said & few).sum() / said.sum():.3f} recall {(said & few).sum() / (of & few).sum():.3f}")
+    if show:
+        for p, b, n in zip(prompts, best, none, strict=True):
+            if p.source == "also" and not p.row.few_shot and (b > -shift or n < 0.4):
+                print("false alarm", p.row.layout, round(float(b), 2), round(float(n), 2))
+    model = LogisticRegression(C=1.0, max_iter=2000).fit(matrix, truth, sample_weight=weight)
     names = vectorizer.get_feature_names_out()
     scale = np.array([WORD_WEIGHT if name.startswith(lexical) else 1.0 for name in names])
     weights = np.where(abs(model.coef_) > LEAST_WEIGHT, (model.coef_ * scale).round(3), 0.0)

@@ -3,7 +3,7 @@
 Every parser gives complete readings of the prompt (:mod:`candidates`): all examples, the open item, and what stays
 unexplained. Boosted trees (:mod:`scoring`, ``readings.npz``) say how probable it is that a reading is exactly right. The
 best one is taken, unless it is improbable or another is nearly as probable: a wrong reading is worse than none. A linear
-classifier (:mod:`classifier`, ``kinds.npz``) names the kind of pattern.
+classifier (:mod:`classifier`, ``kinds.npz``) names the kind of pattern, and says where there is one that was not read.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ DEFAULT_SENSITIVITY: Final = 0.5
 MAX_CHARACTERS: Final = 20_000
 #: The best reading must be at least this many times as probable as the next one that differs from it.
 LEAST_ODDS_RATIO: Final = 1.25
+#: A pattern that could not be read is reported, without examples, where it is more probable than this.
+LEAST_UNREAD_PROBABILITY: Final = 0.8
 _HERE: Final = Path(__file__).parent
 
 
@@ -46,8 +48,10 @@ class Detection:
 
     Attributes:
         kind: one of :data:`KINDS`.
-        confidence: probability that the prompt shows a pattern and was read exactly, from 0 to 1.
-        examples: input-output pairs, in the order of the prompt; neither side is ever empty.
+        confidence: probability, from 0 to 1, that the prompt shows a pattern and was read exactly; without examples and
+            query, that it shows one.
+        examples: input-output pairs, in the order of the prompt; neither side is ever empty. None where the pattern is a
+            sequence, or could not be read reliably.
         query: the input without an output, never empty; None where the prompt has none.
         spans: start and end offset of each example in the prompt, from its input to its output.
         query_span: start and end offset of the query in the prompt, or None.
@@ -79,30 +83,28 @@ def detect(text: str, domain: str | None = None) -> Detection | None:
     if not text.strip() or len(text) > MAX_CHARACTERS:
         return None
     found = candidates(text)
-    if not found:
-        return None
-    odds = readings_trees().log_odds(features(text, found)).tolist()
-    best = max(range(len(found)), key=odds.__getitem__)
-    reading, confidence = found[best], 1 / (1 + math.exp(-odds[best]))
-    kind = _kind(text, reading)
-    sensitivity = DOMAIN_SENSITIVITY.get(domain or "", {}).get(kind, DEFAULT_SENSITIVITY)
-    if confidence <= 1 - max(sensitivity, DEFAULT_SENSITIVITY) or not _is_clear(found, odds, best):
-        return None
-    examples = tuple(Example(text[a:b], text[c:d]) for (a, b), (c, d) in reading.pairs)
-    query = text[reading.query[0] : reading.query[1]] if reading.query is not None else None
-    spans = tuple((given[0], answer[1]) for given, answer in reading.pairs)
-    return Detection(kind, confidence, examples, query, spans, reading.query, reading.block)
+    odds = readings_trees().log_odds(features(text, found)).tolist() if found else []
+    best = max(range(len(found)), key=odds.__getitem__, default=-1)
+    reading = found[best] if found else None
+    by_kind = _kinds().probabilities(kind_features(text, reading, odds[best] if found else 0.0))
+    kind = max(KINDS, key=lambda name: by_kind[name])
+    sensitivity = max(DEFAULT_SENSITIVITY, DOMAIN_SENSITIVITY.get(domain or "", {}).get(kind, DEFAULT_SENSITIVITY))
+    if reading is not None and _is_clear(found, odds, best):
+        confidence = 1 / (1 + math.exp(-odds[best]))
+        if confidence > 1 - sensitivity:
+            examples = tuple(Example(text[a:b], text[c:d]) for (a, b), (c, d) in reading.pairs)
+            query = text[reading.query[0] : reading.query[1]] if reading.query is not None else None
+            spans = tuple((given[0], answer[1]) for given, answer in reading.pairs)
+            return Detection(kind, confidence, examples, query, spans, reading.query, reading.block)
+    if 1 - by_kind["none"] > LEAST_UNREAD_PROBABILITY:
+        return Detection(kind, 1 - by_kind["none"], (), None, ())
+    return None
 
 
 def _is_clear(found: Sequence[Reading], odds: Sequence[float], best: int) -> bool:
     """Return whether no other reading is nearly as probable as the best one."""
     others = [odd for index, odd in enumerate(odds) if index != best and found[index].query is not None]
     return not others or odds[best] - max(others) >= math.log(LEAST_ODDS_RATIO)
-
-
-def _kind(text: str, reading: Reading) -> Kind:
-    odds = _kinds().probabilities(kind_features(text, reading))
-    return max(KINDS, key=lambda kind: odds[kind])
 
 
 @cache

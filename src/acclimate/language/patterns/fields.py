@@ -14,6 +14,7 @@ from typing import Final
 
 from acclimate.language.patterns import markers as marking
 from acclimate.language.patterns.markers import Marked, Marker
+from acclimate.language.patterns.roles import REPLIES, TURNS
 from acclimate.language.patterns.text import (
     Line,
     Reading,
@@ -128,6 +129,10 @@ def _read(
     several_in, several_out = bool(in_fields), bool(out_fields)
     if stream.inline and (several_in or several_out):
         return None
+    holder = several_in and all(
+        bool(inner) and inner[0].key in in_fields and not text[record.asked.end : inner[0].start].strip()
+        for record, inner in zip(records, inputs_of, strict=True)
+    )
     headings = _headings(text, lines, records)
     pairs: list[tuple[Span, Span]] = []
     open_at: list[tuple[int, Span, str]] = []
@@ -136,7 +141,7 @@ def _read(
     spans: list[tuple[Span, Span | None, int]] = []
     for position, record in enumerate(records):
         given_end = record.answered.start if record.answered else record.stop
-        spans.append((_given(text, stream, record, given_end, several_in), None, given_end))
+        spans.append((_given(text, stream, record, given_end, several_in, holder), None, given_end))
         bodies.append((record.answered.end, record.stop) if record.answered else (record.stop, record.stop))
     complete = [(r, b) for r, b in zip(records[:-1], bodies[:-1], strict=True) if r.answered]
     paragraphs = sum("\n\n" in text[b[0] : b[1]].strip().replace("\r", "") for _, b in complete[:-1])
@@ -168,7 +173,7 @@ def _read(
     query, slot, cue, block_end = None, False, "", len(text)
     own_line = bool(complete) and all(text[b[0] : b[1]].lstrip(" \t\r")[:1] == "\n" for _, b in complete)
     if last.answered is None:
-        given = _given(text, stream, last, len(text), several_in)
+        given = _given(text, stream, last, len(text), several_in, holder)
         inner = inputs_of[-1]
         longest_given = max((text[a:b].count("\n") for (a, b), _ in pairs), default=0)
         given, tail = _without_tail(text, given, any("\n\n" in text[a:b].replace("\r", "") for (a, b), _ in pairs), longest_given)
@@ -200,7 +205,7 @@ def _read(
             flaws += 1
     if stream.form == "inline":
         pairs = [(_inline_end(text, a), _inline_end(text, b)) for a, b in pairs]
-        if all(text[b - 1 : b] == "." and " " not in text[a:b] for _, (a, b) in pairs):
+        if all(text[b - 1 : b] == "." and " " not in text[a:b] and text.count(".", a, b) == 1 for _, (a, b) in pairs):
             pairs = [(a, (b[0], b[1] - 1)) for a, b in pairs]
         query = _inline_end(text, query) if query else None
     pairs = [(_field(text, a, stream, whole=several_in), _field(text, b, stream, whole=several_out)) for a, b in pairs]
@@ -236,13 +241,14 @@ def _common(found: list[set[str]], count: int) -> set[str]:
     return {key for key, times in seen.items() if times >= 2 and times >= 0.6 * count}
 
 
-def _given(text: str, stream: Marked, record: _Record, end: int, several: bool) -> Span:
+def _given(text: str, stream: Marked, record: _Record, end: int, several: bool, holder: bool) -> Span:
     """Return the span of an input."""
     if several:
-        inner = _closing(stream, record.asked)
-        if inner < end and not text[record.asked.end : inner].strip():
+        if record.asked.name in TURNS:
+            return trimmed(text, record.asked.end, end)
+        if holder:
             # The label only holds the other fields together.
-            return trimmed(text, inner, end)
+            return trimmed(text, _closing(stream, record.asked), end)
         return trimmed(text, record.asked.name_start, end)
     if stream.closed:
         end = min(end, _closing(stream, record.asked))
@@ -343,7 +349,7 @@ def _answer(
         depth += sum(body_row.count(c) for c in "{[(") - sum(body_row.count(c) for c in "}])")
         seen_blank = False
     end = offsets[stop] if stop < len(rows) else end
-    begin = record.answered.name_start if several else start
+    begin = record.answered.name_start if several and record.answered.name not in REPLIES else start
     return trimmed(text, begin, end), lost
 
 
@@ -373,7 +379,7 @@ def _is_placeholder(given: str, answer: str, *, first: bool) -> bool:
     """Return whether a record is the template that describes the fields."""
     for part in (given, answer):
         body = part.strip()
-        if "${" in body and "}" in body:
+        if ("${" in body and "}" in body) or (body.startswith("{{") and "}}" in body):
             return True
         if len(body) > 2 and body[0] + body[-1] in ("<>", "{}") and body[1].isalpha() and "\n" not in body and '"' not in body and "/" not in body and body.count("<") <= 1:
             return True
@@ -550,6 +556,10 @@ def _input_label_only(text: str, lines: Sequence[Line], stream: Marked) -> Itera
         if mark.key and not mark.is_option and mark.key not in {"=>", "->", "→"}:
             places.setdefault(mark.key, []).append(mark)
     for key, marks in places.items():
+        if key == "#":
+            # Headings of an instruction come before the comments that are inputs.
+            below = max((mark.start for mark in stream.marks if mark.key.startswith("##")), default=-1)
+            marks = [mark for mark in marks if mark.start > below]
         if not 2 <= len(marks) <= MOST_RECORDS or (len(marks) == 2 and marks[0].name):
             continue
         rows = [_line_of(lines, mark.start) for mark in marks]
@@ -616,7 +626,7 @@ def unlabelled_blocks(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
     at = count
     while at > 0 and len(blocks[at - 1]) == 2:
         at -= 1
-    if at > 0 and ruled and len(blocks[at - 1]) > 2:
+    if at > 0 and len(blocks[at - 1]) > 2 and (ruled or len(blocks[at - 1]) <= 4):
         # Instructions stand right above the first example.
         at -= 1
         blocks[at] = blocks[at][-2:]

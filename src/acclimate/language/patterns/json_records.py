@@ -30,7 +30,7 @@ class _Object:
 
 def json_records(text: str) -> Iterator[Reading]:
     """Yield the reading of the objects in a prompt that have the same keys."""
-    if '"' not in text or ("{" not in text and "[" not in text):
+    if '"' not in text or ("{" not in text and "[" not in text and "(" not in text):
         return
     objects = [o for o in _scan(text) if o.entries]
     if len(objects) < 2 or len(objects) > 2 * MOST_RECORDS:
@@ -50,23 +50,23 @@ def _scan(text: str) -> list[_Object]:
     at, size = 0, len(text)
     while at < size:
         sign = text[at]
-        if sign in "{[":
+        if sign in "{[(" and (sign != "(" or text.startswith('"', at + 1)):
             following = text[at + 1 : at + 60].lstrip()[:1]
-            if not stack and following not in '"{[':
+            if not stack and following not in '"{[(':
                 at += 1
                 continue
             made = _Object(at, size, depth=len(stack))
             if stack and kinds[-1] == "{" and key is not None:
                 stack[-1].entries.append(_Entry(key[0], key[1], (at, size), (at, size), closed=False))
                 key = None
-            elif stack and kinds[-1] == "[":
+            elif stack and kinds[-1] in "[(":
                 stack[-1].entries.append(_Entry(str(len(stack[-1].entries)), at, (at, size), (at, size), closed=False))
             stack.append(made)
             kinds.append(sign)
             found.append(made)
             at += 1
-        elif sign in "}]":
-            if stack and kinds[-1] == ("{" if sign == "}" else "["):
+        elif sign in "}])":
+            if stack and kinds[-1] == {"}": "{", "]": "[", ")": "("}[sign]:
                 if key is not None:
                     stack[-1].entries.append(_Entry(key[0], key[1], (at, at), (at, at)))
                     key = None
@@ -110,13 +110,13 @@ def _scan(text: str) -> list[_Object]:
             at = stop + 1
         elif stack and sign not in " \t\r\n,:":
             stop = at
-            while stop < size and text[stop] not in ",}]\n":
+            while stop < size and text[stop] not in ",}])\n":
                 stop += 1
             span = trimmed(text, at, stop)
             if kinds[-1] == "{" and key is not None:
                 stack[-1].entries.append(_Entry(key[0], key[1], span, span))
                 key = None
-            elif kinds[-1] == "[" and stop - at < 40:
+            elif kinds[-1] in "[(" and stop - at < 40:
                 stack[-1].entries.append(_Entry(str(len(stack[-1].entries)), at, span, span))
             else:
                 stack.clear()
@@ -201,7 +201,7 @@ def _alike(text: str, objects: list[_Object], keys: tuple[str, ...]) -> Iterator
     end = max(rows[-1].end, rows[-1].entries[-1].value[1])
     between = sum(len(text[a.end : b.start].strip(" \r\n\t,")) for a, b in zip(rows, rows[1:], strict=False))
     facts = (
-        ("tail", min(1.0, len(text[end:].strip(" \r\n]},\"")) / 60)),
+        ("tail", min(1.0, len(text[end:].strip(" \r\n])},\"")) / 60)),
         ("keys", float(min(4, len(keys)))),
         ("between", min(1.0, between / 60)),
         ("roles", float(is_asking(keys[0].lower()) and is_answering(keys[-1].lower()))),

@@ -15,8 +15,8 @@ from acclimate.language.patterns.text import ANNOUNCING, Line, after_bullet, aft
 _LINE_SIGNS: Final = (">>>", "=>", "->", "-->", "==>", "→", "⇒", "➜", "↦", "$", "#", "--", "//", "%", "⟶", ">", "↳", "└", "┌", "»", "▸", "➤", "⇨")
 _COMMENTS: Final = ("# ", "-- ", "// ", "$ ", "% ")
 _ENDERS: Final = (">>>", ">>", ">", "//", "::", "||", "|", "~", "....", "=>", "->", "--")
-_MOST_NAME: Final = 34
-_MOST_WORDS: Final = 4
+_MOST_NAME: Final = 48
+_MOST_WORDS: Final = 7
 _NAME_SIGNS: Final = frozenset(" _-'’/.&#№()°")
 _CLOSER: Final = ""
 _OPTION_NAMES: Final = frozenset(
@@ -82,12 +82,20 @@ def _settled(text: str, lines: list[Line], found: list[Marker]) -> list[Marker]:
     questions = {key[-1] for key in counts if key in {"q.", "q)"}}
     kept = []
     for mark, after in itertools.zip_longest(found, found[1:]):
+        before = kept[-1] if kept else None
+        if mark.key.endswith("|") and before is not None and before.name and not before.key.endswith("|") and not text[before.end : mark.start].strip():
+            # A word below a label is what the label names, though it could be one itself.
+            continue
         if mark.key in {"a.", "a)"} and mark.key[-1] not in questions:
             # The first option of a multiple-choice question.
             kept.append(mark._replace(key="0.", name=""))
         elif counts[mark.key] == 1 and text.startswith(_COMMENTS, mark.start):
             sign = next(sign for sign in _COMMENTS if text.startswith(sign, mark.start)).strip()
             kept.append(Marker(mark.start, mark.start, mark.start + len(sign), sign, ""))
+        elif counts[mark.key] == 1 and mark.key.startswith("##") and text.startswith("##", mark.start):
+            # A heading of its own is an input below which the output stands.
+            depth = len(mark.key) - len(mark.key.lstrip("#"))
+            kept.append(Marker(mark.start, mark.start, mark.start + depth, "#" * depth, ""))
         elif (
             mark.name in ANNOUNCING
             and after is not None
@@ -119,7 +127,7 @@ def _label(text: str, line: Line) -> Marker | None:
             if found is not None:
                 return found
     past = after_number(text, at, end)
-    if past > at:
+    if past > at and not (past == end and text.startswith("# ", at)):
         return _named(text, start, past, end) or Marker(start, past, past, "0.", "")
     for sign in _LINE_SIGNS:
         if text.startswith(sign, start) and (
@@ -218,7 +226,7 @@ def _ends_label(text: str, at: int, end: int) -> bool:
     """Return whether a spaced dash or arrow stands at ``at``: it ends a label."""
     if text[at] == " ":
         rest = text[at + 1 : at + 3]
-        return rest[:1] in "-–—=" and (at + 2 >= end or rest[1:2] in " >")
+        return rest[:1] in "-–—=" and (at + 2 >= end or rest[1:2] in " >_?")
     return text[at] == "-" and text.startswith("->", at)
 
 

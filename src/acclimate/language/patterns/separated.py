@@ -211,6 +211,14 @@ def _block_begin(text: str, rows: list[_Row], places: list[list[Span]], good: li
         main = next(p for p in counts if counts[p] == most)
         if rows[at].paragraph < main and (counts[rows[at].paragraph] == 1 or plain.get(rows[at].paragraph)):
             at = next(i for i, row in enumerate(rows) if row.paragraph == main and good[i])
+    if all(text[a:b] in ":：" for found in places for a, b in found[:1]):
+        # A line that ends in a colon announces what follows.
+        for index in range(min(len(rows) - 3, at + 3), at - 1, -1):
+            if good[index] and not text[places[index][-1][1] : rows[index].end].strip():
+                at = next(i for i in range(index + 1, len(rows)) if good[i] or i == len(rows) - 1)
+                break
+    if not good[at]:
+        return None
     # A sentence with the separator in it, followed by a line without one, is not the first example.
     while at + 2 < len(rows) and not good[at + 1] and sum(good[at + 2 :]) >= 2 and not rows[at].numbered:
         following = next((i for i in range(at + 1, len(rows)) if good[i]), None)
@@ -233,7 +241,10 @@ def _odd_first(rows: list[_Row], places: list[list[Span]], begin: int, text: str
         return True
     shown = text[first.start : first.end]
     usual = max(row.end - row.start for row in others)
-    return shown.endswith((".", "!", "?")) or len(shown) > 1.3 * usual or first.paragraph != others[0].paragraph or len(text[first.start: places[begin][0][0]].split()) > 2 + max(len(text[r.start : p[0][0]].split()) for r, p in zip(others, places[begin + 1:], strict=True) if p)
+    if shown.endswith((".", "!", "?")) or len(shown) > 1.3 * usual or first.paragraph != others[0].paragraph:
+        return True
+    words = [len(text[r.start : p[0][0]].split()) for r, p in zip(rows[begin:], places[begin:], strict=True) if p]
+    return words[0] > 2 + max(words[1:])
 
 
 def _names_columns(text: str, first: _Row, others: Sequence[_Row]) -> bool:
@@ -316,7 +327,7 @@ def _block(
             asked_facts = (("asked_lead", 1.0),)
     if query is None and not trailing and above_text is not None:
         asked = asked_item(text, above_text, [text[a:b] for (a, b), _ in pairs])
-        if asked is not None and asked[1] in {"quoted", "colon", "lead", "question", "alike"}:
+        if asked is not None and asked[1] in {"quoted", "colon", "alike"}:
             query, how, tail = asked
             asked_facts = ((f"asked_{how}", 1.0), ("asked_above", 1.0))
     if not pairs:

@@ -163,7 +163,7 @@ def is_open(text: str) -> bool:
 
 def is_answer_sign(text: str) -> bool:
     """Return whether ``text`` may be an answer although it looks open: one question mark or dash, as a label may be."""
-    return text.strip().strip("\"'`").strip() in {"?", "-", "--", "…", "N/A", "n/a", "*"}
+    return text.strip().strip("\"'`").strip() in {"?", "-", "--", "…", "N/A", "n/a", "*", "null", "tbd", "TBD", "todo", "TODO"}
 
 
 def after_bullet(text: str, start: int, end: int) -> int:
