@@ -133,6 +133,11 @@ def _read(
         bool(inner) and inner[0].key in in_fields and not text[record.asked.end : inner[0].start].strip()
         for record, inner in zip(records, inputs_of, strict=True)
     )
+    out_holder = several_out and all(
+        bool(inner) and inner[0].key in out_fields and not text[record.answered.end : inner[0].start].strip()
+        for record, inner in zip(records[:-1], outputs_of, strict=False)
+        if record.answered
+    )
     headings = _headings(text, lines, records)
     pairs: list[tuple[Span, Span]] = []
     open_at: list[tuple[int, Span, str]] = []
@@ -156,7 +161,7 @@ def _read(
             flaws += 1
             continue
         next_lines = position == len(records) - 2 and not multiline and len(answers) >= 1
-        span, lost = _answer(text, stream, record, body, headings, several_out, single=next_lines, blanks=paragraphs > 0)
+        span, lost = _answer(text, stream, record, body, headings, several_out, out_holder, single=next_lines, blanks=paragraphs > 0)
         cut += lost
         shown = text[span[0] : span[1]]
         if _is_placeholder(text[given[0] : given[1]], shown, first=position == 0):
@@ -190,7 +195,7 @@ def _read(
             block_end = cue_span[1]
             tail = len(text[cue_span[1] :].strip("\"'`*_()[]{}<>|.?… \r\n\t"))
         else:
-            span, lost = _answer(text, stream, last, body, headings, several_out, single=not multiline, blanks=paragraphs > 0)
+            span, lost = _answer(text, stream, last, body, headings, several_out, out_holder, single=not multiline, blanks=paragraphs > 0)
             tail = lost
             block_end = span[1]
             if not is_open(text[span[0] : span[1]]):
@@ -304,7 +309,8 @@ def _headings(text: str, lines: Sequence[Line], records: list[_Record]) -> set[s
 
 
 def _answer(
-    text: str, stream: Marked, record: _Record, body: Span, headings: set[str], several: bool, *, single: bool, blanks: bool
+    text: str, stream: Marked, record: _Record, body: Span, headings: set[str], several: bool, holder: bool, *, single: bool,
+    blanks: bool,
 ) -> tuple[Span, int]:
     """Return the span of an output, and how many characters behind it are unexplained."""
     assert record.answered is not None
@@ -349,7 +355,7 @@ def _answer(
         depth += sum(body_row.count(c) for c in "{[(") - sum(body_row.count(c) for c in "}])")
         seen_blank = False
     end = offsets[stop] if stop < len(rows) else end
-    begin = record.answered.name_start if several and record.answered.name not in REPLIES else start
+    begin = record.answered.name_start if several and not holder and record.answered.name not in REPLIES else start
     return trimmed(text, begin, end), lost
 
 
@@ -571,7 +577,7 @@ def _input_label_only(text: str, lines: Sequence[Line], stream: Marked) -> Itera
             record = _Record(mark, Marker(0, 0, lines[rows[position]].end, "", ""), stop)
             inner = [m for m in _within(stream, lines[rows[position]].end, stop) if m.name and not m.is_option]
             span, lost = _answer(
-                text, stream, record, (lines[rows[position]].end, stop), headings, several=False, single=False, blanks=key in {"#", "--", "//"} and lines[rows[position]].indent == 0 and _indented(text, lines, rows[position], stop)
+                text, stream, record, (lines[rows[position]].end, stop), headings, False, False, single=False, blanks=key in {"#", "--", "//"} and lines[rows[position]].indent == 0 and _indented(text, lines, rows[position], stop)
             )
             cut += lost
             flaws += bool(inner)
