@@ -94,9 +94,14 @@ def patterns_table() -> str:
     """Return how prompts are found and read, by corpus, and precision and recall by kind."""
     results = _read("patterns")
     shares = ("precision", "recall", "exact", "acted_on_wrongly")
-    lines = ["| corpus | prompts | precision | recall | read exactly | acted on wrongly |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| corpus | prompts | precision | recall | read exactly | acted on wrongly |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for name, r in results.items():
-        lines.append(f"| {name.replace('_', ' ')} | {r['prompts']} | " + " | ".join(f"{r[share]:.3f}" for share in shares) + " |")
+        lines.append(
+            f"| {name.replace('_', ' ')} | {r['prompts']} | " + " | ".join(f"{r[share]:.3f}" for share in shares) + " |"
+        )
     lines += ["", "| kind (short prompts) | prompts | precision | recall |", "| --- | --- | --- | --- |"]
     for kind, r in results.get("short_prompts", {}).get("kinds", {}).items():
         lines.append(f"| {kind} | {r['prompts']} | {r['precision']:.3f} | {r['recall']:.3f} |")

@@ -36,8 +36,28 @@ TASKS = [
     "Below are a few cases with their answers. Read them first.", "# Task\nPut every entry into the right box.\n\n## Notes\n- be brief\n- no punctuation",
     "Extract what is asked for.", "Act as a form filler.", "Rewrite each line: shorter, plain, no jargon.",
 ]  # fmt: skip
-ANNOUNCE = ["Examples:", "Here are some examples.", "Some that are done:", "For example:", "## Examples", "Beispiele:", "Samples", "Cases so far:"]
-NOW = ["Now you:", "Your turn:", "Now the real one:", "## Query", "Next:", "And now:", "Question to answer:", "Now do this one:", "Jetzt du:", "The new one:"]
+ANNOUNCE = [
+    "Examples:",
+    "Here are some examples.",
+    "Some that are done:",
+    "For example:",
+    "## Examples",
+    "Beispiele:",
+    "Samples",
+    "Cases so far:",
+]
+NOW = [
+    "Now you:",
+    "Your turn:",
+    "Now the real one:",
+    "## Query",
+    "Next:",
+    "And now:",
+    "Question to answer:",
+    "Now do this one:",
+    "Jetzt du:",
+    "The new one:",
+]
 REQUESTS = [
     "Which of these would you change, and why?", "Summarise this in two sentences.", "Is anything wrong in this list?", "How balanced are the classes?",
     "Write a short intro for this page.", "Turn this into a table please.", "Sort them by length.", "What is the most common answer?",
@@ -53,43 +73,160 @@ STORIES = [
     "The printer ran out of ink there. Please reformat the others.", "Do I need to fill in that one at all?", "We still have to decide on that. Draft a mail to the team about it.",
 ]  # fmt: skip
 LONG: list[list[Pair]] = [
-    [("The lamp arrived with a crack.\nI wrote twice and nobody answered.", "complaint"), ("Could you tell me the size of the table?\nThe page says two things.", "question"),
-     ("My sister loved it.\nShe has hung it over the stove.", "praise"), ("Is there a spare key?\nOurs is gone.", "question")],
-    [("A jar has 12 beads, 5 roll away. How many are left?", "12 - 5 = 7.\nThe answer is 7."), ("Two boats carry 8 people each. How many people?", "There are 2 boats.\n2 * 8 = 16.\nThe answer is 16."),
-     ("Ada has 3 times as many pens as Bo, who has 4. How many has Ada?", "Bo has 4.\n3 * 4 = 12.\nThe answer is 12."), ("A rope of 9 m is cut in 3. How long is a piece?", "9 / 3 = 3.\nThe answer is 3.")],
-    [("add two numbers", "def add(a, b):\n    total = a + b\n    return total"), ("first letter of a word", "def first(word):\n    if not word:\n        return None\n\n    return word[0]"),
-     ("count the vowels", "def vowels(s):\n    n = 0\n    for c in s:\n        n += c in \"aeiou\"\n    return n"), ("reverse a list", "def reverse(xs):\n    return xs[::-1]")],
-    [("Mia ordered 3 lamps for Friday.", '{"who": "Mia", "item": "lamp", "count": 3}'), ("Send Jonas one rug.", '{"who": "Jonas", "item": "rug", "count": 1}'),
-     ("Two stools for the Bergs, please.", '{"who": "Berg", "item": "stool", "count": 2}'), ("Olu wants nine hooks.", '{"who": "Olu", "item": "hook", "count": 9}')],
-    [("Which gas do plants take in?\nA. oxygen\nB. carbon dioxide\nC. helium", "B"), ("Which is a mammal?\nA. trout\nB. heron\nC. otter", "C"),
-     ("What is frozen water?\nA. ice\nB. salt\nC. sand", "A"), ("Which one is a metal?\nA. glass\nB. tin\nC. clay", "B")],
-    [("hens older than two", "SELECT * FROM hens WHERE age > 2;"), ("number of eggs by coop", "SELECT coop, SUM(eggs)\nFROM lay\nGROUP BY coop;"),
-     ("the oldest hen", "SELECT name FROM hens\nORDER BY age DESC\nLIMIT 1;"), ("all coops", "SELECT DISTINCT coop FROM lay;")],
-    [("I waited an hour and then the door was locked. Nobody told me that the place closes early in winter, and the sign was covered with snow.", "negative"),
-     ("Warm room, good tea, and the owner let our dog sleep by the stove. We will be back in May.", "positive"),
-     ("It is a shop. It has shelves.", "?"), ("They mended my boot while I waited and would not take money for it. Who does that any more?", "positive")],
-    [("asdf", "N/A"), ("the bill is too high", "money"), ("who is this", "Unknown"), ("pay me back", "money"), ("hm", "N/A")],
-    [("make it \"short\"", "\"short\" it is"), ("say 'no' twice", "no, no"), ("call it \"the hut\"", "the hut"), ("skip \"and\" here", "skipped")],
+    [
+        ("The lamp arrived with a crack.\nI wrote twice and nobody answered.", "complaint"),
+        ("Could you tell me the size of the table?\nThe page says two things.", "question"),
+        ("My sister loved it.\nShe has hung it over the stove.", "praise"),
+        ("Is there a spare key?\nOurs is gone.", "question"),
+    ],
+    [
+        ("A jar has 12 beads, 5 roll away. How many are left?", "12 - 5 = 7.\nThe answer is 7."),
+        ("Two boats carry 8 people each. How many people?", "There are 2 boats.\n2 * 8 = 16.\nThe answer is 16."),
+        (
+            "Ada has 3 times as many pens as Bo, who has 4. How many has Ada?",
+            "Bo has 4.\n3 * 4 = 12.\nThe answer is 12.",
+        ),
+        ("A rope of 9 m is cut in 3. How long is a piece?", "9 / 3 = 3.\nThe answer is 3."),
+    ],
+    [
+        ("add two numbers", "def add(a, b):\n    total = a + b\n    return total"),
+        ("first letter of a word", "def first(word):\n    if not word:\n        return None\n\n    return word[0]"),
+        ("count the vowels", 'def vowels(s):\n    n = 0\n    for c in s:\n        n += c in "aeiou"\n    return n'),
+        ("reverse a list", "def reverse(xs):\n    return xs[::-1]"),
+    ],
+    [
+        ("Mia ordered 3 lamps for Friday.", '{"who": "Mia", "item": "lamp", "count": 3}'),
+        ("Send Jonas one rug.", '{"who": "Jonas", "item": "rug", "count": 1}'),
+        ("Two stools for the Bergs, please.", '{"who": "Berg", "item": "stool", "count": 2}'),
+        ("Olu wants nine hooks.", '{"who": "Olu", "item": "hook", "count": 9}'),
+    ],
+    [
+        ("Which gas do plants take in?\nA. oxygen\nB. carbon dioxide\nC. helium", "B"),
+        ("Which is a mammal?\nA. trout\nB. heron\nC. otter", "C"),
+        ("What is frozen water?\nA. ice\nB. salt\nC. sand", "A"),
+        ("Which one is a metal?\nA. glass\nB. tin\nC. clay", "B"),
+    ],
+    [
+        ("hens older than two", "SELECT * FROM hens WHERE age > 2;"),
+        ("number of eggs by coop", "SELECT coop, SUM(eggs)\nFROM lay\nGROUP BY coop;"),
+        ("the oldest hen", "SELECT name FROM hens\nORDER BY age DESC\nLIMIT 1;"),
+        ("all coops", "SELECT DISTINCT coop FROM lay;"),
+    ],
+    [
+        (
+            "I waited an hour and then the door was locked. Nobody told me that the place closes early in winter, and the sign was covered with snow.",
+            "negative",
+        ),
+        ("Warm room, good tea, and the owner let our dog sleep by the stove. We will be back in May.", "positive"),
+        ("It is a shop. It has shelves.", "?"),
+        ("They mended my boot while I waited and would not take money for it. Who does that any more?", "positive"),
+    ],
+    [
+        ("asdf", "N/A"),
+        ("the bill is too high", "money"),
+        ("who is this", "Unknown"),
+        ("pay me back", "money"),
+        ("hm", "N/A"),
+    ],
+    [
+        ('make it "short"', '"short" it is'),
+        ("say 'no' twice", "no, no"),
+        ('call it "the hut"', "the hut"),
+        ('skip "and" here', "skipped"),
+    ],
 ]
 MULTI: list[list[tuple[tuple[str, ...], str]]] = [
-    [(("The mill burned down in 1911 and was built again in brick.", "When did it burn?"), "1911"), (("Lena keeps hives behind the school.", "Who keeps hives?"), "Lena"),
-     (("The boat leaves from pier 2.\nIt takes an hour.", "Where does it leave from?"), "pier 2"), (("Pim sold the van in March.", "What did Pim sell?"), "the van")],
-    [(("A dog sleeps on the mat.", "An animal is resting."), "yes"), (("Two men paint a wall.", "Nobody is working."), "no"), (("A girl holds a red kite.", "It is windy."), "maybe"), (("The shop is shut.", "You can buy bread."), "no")],
-    [(("kettle", "does not switch off"), "electrics"), (("tent", "zip is torn"), "textiles"), (("chair", "one leg loose"), "wood"), (("radio", "hums: loud"), "electrics")],
-    [(("late again", "third time this week, do you care"), "angry"), (("your lamp", "it shines, thank you!"), "happy"), (("keys", "left them at the desk, please hold them"), "neutral"), (("re: keys", "got them"), "happy")],
+    [
+        (("The mill burned down in 1911 and was built again in brick.", "When did it burn?"), "1911"),
+        (("Lena keeps hives behind the school.", "Who keeps hives?"), "Lena"),
+        (("The boat leaves from pier 2.\nIt takes an hour.", "Where does it leave from?"), "pier 2"),
+        (("Pim sold the van in March.", "What did Pim sell?"), "the van"),
+    ],
+    [
+        (("A dog sleeps on the mat.", "An animal is resting."), "yes"),
+        (("Two men paint a wall.", "Nobody is working."), "no"),
+        (("A girl holds a red kite.", "It is windy."), "maybe"),
+        (("The shop is shut.", "You can buy bread."), "no"),
+    ],
+    [
+        (("kettle", "does not switch off"), "electrics"),
+        (("tent", "zip is torn"), "textiles"),
+        (("chair", "one leg loose"), "wood"),
+        (("radio", "hums: loud"), "electrics"),
+    ],
+    [
+        (("late again", "third time this week, do you care"), "angry"),
+        (("your lamp", "it shines, thank you!"), "happy"),
+        (("keys", "left them at the desk, please hold them"), "neutral"),
+        (("re: keys", "got them"), "happy"),
+    ],
 ]
 
 
 TALK: list[list[str]] = [
-    ["hi, can you help me with a trip?", "Of course! Where would you like to go?", "somewhere warm in March, by train", "Then look at the coast south of Lyon.", "and what would that cost for two?"],
-    ["what is a good present for a beekeeper", "A hive tool, or a label printer for jars.", "he has both", "Then perhaps a book on heather honey.", "ok thanks! how do i wrap a book nicely"],
-    ["my bread does not rise", "How old is your yeast?", "about a year, why?", "Old yeast dies. Try a fresh packet.", "tried it, same thing. what else could it be?"],
-    ["Which tool opens a .dat file?", "It depends on the program that wrote it. Do you know which?", "no idea, it came by mail", "Then do not open it, ask the sender first.", "she says it is the minutes of the meeting"],
-    ["Hello", "Hello! What can I do for you?", "do you know anything about mosses", "A little. Are you growing or removing them?", "removing, from a roof. and is vinegar ok for that?"],
-    ["explain tides", "The moon pulls the water, and the earth turns below it.", "why two a day then", "Because there is a bulge on the far side too.", "that still makes no sense to me, can you draw it in words?"],
-    ["write a toast for my aunt", "Gladly. How old is she, and what does she love?", "70, gardens, bad puns", "Dear aunt, seventy years and still growing...", "shorter please and with a joke about slugs"],
-    ["I need to cancel my order", "I am sorry to hear that. What is the order number?", "8812, it was placed yesterday", "Thank you. It has left the warehouse, so I would have to issue a return.", "fine, how long does the refund take?"],
-    ["is it safe to eat green potatoes", "Better not, they contain solanine.", "what about peeled", "Peeling helps but does not remove all of it.", "I ate one at noon, should I worry?"],
+    [
+        "hi, can you help me with a trip?",
+        "Of course! Where would you like to go?",
+        "somewhere warm in March, by train",
+        "Then look at the coast south of Lyon.",
+        "and what would that cost for two?",
+    ],
+    [
+        "what is a good present for a beekeeper",
+        "A hive tool, or a label printer for jars.",
+        "he has both",
+        "Then perhaps a book on heather honey.",
+        "ok thanks! how do i wrap a book nicely",
+    ],
+    [
+        "my bread does not rise",
+        "How old is your yeast?",
+        "about a year, why?",
+        "Old yeast dies. Try a fresh packet.",
+        "tried it, same thing. what else could it be?",
+    ],
+    [
+        "Which tool opens a .dat file?",
+        "It depends on the program that wrote it. Do you know which?",
+        "no idea, it came by mail",
+        "Then do not open it, ask the sender first.",
+        "she says it is the minutes of the meeting",
+    ],
+    [
+        "Hello",
+        "Hello! What can I do for you?",
+        "do you know anything about mosses",
+        "A little. Are you growing or removing them?",
+        "removing, from a roof. and is vinegar ok for that?",
+    ],
+    [
+        "explain tides",
+        "The moon pulls the water, and the earth turns below it.",
+        "why two a day then",
+        "Because there is a bulge on the far side too.",
+        "that still makes no sense to me, can you draw it in words?",
+    ],
+    [
+        "write a toast for my aunt",
+        "Gladly. How old is she, and what does she love?",
+        "70, gardens, bad puns",
+        "Dear aunt, seventy years and still growing...",
+        "shorter please and with a joke about slugs",
+    ],
+    [
+        "I need to cancel my order",
+        "I am sorry to hear that. What is the order number?",
+        "8812, it was placed yesterday",
+        "Thank you. It has left the warehouse, so I would have to issue a return.",
+        "fine, how long does the refund take?",
+    ],
+    [
+        "is it safe to eat green potatoes",
+        "Better not, they contain solanine.",
+        "what about peeled",
+        "Peeling helps but does not remove all of it.",
+        "I ate one at noon, should I worry?",
+    ],
 ]
 FORMATS = [
     "Use the following format:\n\n@A: the input that you must answer\nThought: think about what to do\n@B: the final result\n\nBegin!\n\n@A: @X\nThought:",
@@ -109,7 +246,12 @@ def item_sets(rows: Sequence[dict[str, Any]]) -> list[list[Pair]]:
     found = []
     for row in rows:
         pairs = [(a, b) for a, b in row["examples"]]
-        if len(pairs) >= 3 and row["kind"] in {"io_pairs", "explicit_examples", "numbered_sequences"} and len({a for a, _ in pairs}) == len(pairs) and not any(t[0] + t[-1] in {'""', "''", "``"} for p in pairs for t in p):
+        if (
+            len(pairs) >= 3
+            and row["kind"] in {"io_pairs", "explicit_examples", "numbered_sequences"}
+            and len({a for a, _ in pairs}) == len(pairs)
+            and not any(t[0] + t[-1] in {'""', "''", "``"} for p in pairs for t in p)
+        ):
             found.append(pairs[:6])
     return found
 
@@ -126,12 +268,39 @@ class Layout:
 
     def __init__(self, rng: random.Random, number: int) -> None:
         self.name = f"g{number}"
-        self.family = rng.choice(["label"] * 7 + ["fields"] * 3 + ["arrow"] * 3 + ["table", "csv", "json", "jsonl", "tags", "chat", "blocks", "inline", "below", "doctest", "comment", "list", "steps"])
+        self.family = rng.choice(
+            ["label"] * 7
+            + ["fields"] * 3
+            + ["arrow"] * 3
+            + [
+                "table",
+                "csv",
+                "json",
+                "jsonl",
+                "tags",
+                "chat",
+                "blocks",
+                "inline",
+                "below",
+                "doctest",
+                "comment",
+                "list",
+                "steps",
+            ]
+        )
         self.label = rng.choice(LABELS)
         if rng.random() < 0.25:
-            self.label = (self.label[0].upper(), self.label[1].upper()) if rng.random() < 0.5 else (self.label[0].lower(), self.label[1].lower())
+            self.label = (
+                (self.label[0].upper(), self.label[1].upper())
+                if rng.random() < 0.5
+                else (self.label[0].lower(), self.label[1].lower())
+            )
         self.fields = rng.choice(FIELDS)
-        self.sign = rng.choice([": ", ": ", ": ", ":", ":\n", " = ", " - ", ") "]) if self.label[0] != "Q" else rng.choice([": ", ". ", ":", ":\n"])
+        self.sign = (
+            rng.choice([": ", ": ", ": ", ":", ":\n", " = ", " - ", ") "])
+            if self.label[0] != "Q"
+            else rng.choice([": ", ". ", ":", ":\n"])
+        )
         if self.sign == ") ":
             self.sign = ": "
         self.mark = rng.choice(["", "", "", "", "**", "### ", "[", "## ", "number"])
@@ -141,12 +310,34 @@ class Layout:
         self.task = rng.choice(["", *TASKS])
         self.announce = rng.choice(["", "", "", *ANNOUNCE])
         self.now = rng.choice(["", "", "", "", *NOW])
-        self.arrow = rng.choice([" -> ", " => ", " → ", "->", ": ", ": ", " = ", " - ", " | ", "\t", " :: ", " ~ ", "=", " – ", " --> ", " / ", "; "])
+        self.arrow = rng.choice(
+            [
+                " -> ",
+                " => ",
+                " → ",
+                "->",
+                ": ",
+                ": ",
+                " = ",
+                " - ",
+                " | ",
+                "\t",
+                " :: ",
+                " ~ ",
+                "=",
+                " – ",
+                " --> ",
+                " / ",
+                "; ",
+            ]
+        )
         self.bullet = rng.choice(["", "", "", "- ", "* ", "{}. ", "{}) ", "({}) "])
         self.quote = rng.choice(["", "", "", '"', "'"])
         self.delimiter = rng.choice([",", ",", ";", "\t"])
         self.cue = rng.choice(["", "", "", "", "", " ", "?", "___"])
-        self.cue_words = rng.choice(["", "", "", "", "", "", "The answer is", "because", "Let's think step by step.", "First,"])
+        self.cue_words = rng.choice(
+            ["", "", "", "", "", "", "The answer is", "because", "Let's think step by step.", "First,"]
+        )
         self.out_fields = rng.random() < 0.3
         self.no_cue = rng.random() < 0.12
         self.tail = rng.choice(["", "", "", "", "\n", "  \n"])
@@ -166,7 +357,11 @@ class Layout:
             chosen = rng.choice(MULTI)
             body, pairs, query = self._multi(rng, chosen)
         else:
-            items = list(rng.choice(LONG) if rng.random() < 0.3 and self.family in {"label", "below", "tags", "chat", "comment"} else rng.choice(sets))
+            items = list(
+                rng.choice(LONG)
+                if rng.random() < 0.3 and self.family in {"label", "below", "tags", "chat", "comment"}
+                else rng.choice(sets)
+            )
             if self.family in {"arrow", "table", "csv", "inline", "jsonl", "json", "blocks", "list", "steps"}:
                 items = [(a.replace("\n", " "), b.replace("\n", " ")) for a, b in items]
             rng.shuffle(items)
@@ -182,8 +377,15 @@ class Layout:
             if self.family == "comment":
                 pairs, query = [(a.replace("\n", " "), b) for a, b in pairs], query.replace("\n", " ")
             if self.family == "steps":
-                names = ("Follow up", "Intermediate answer", "Final answer") if self.header else ("Thought", "Action", "Answer")
-                pairs = [(a, f"{names[0]}: look for {n}\n{names[1]}: found {n}\n" * (1 + n % 2) + f"{names[2]}: {b}") for n, (a, b) in enumerate(pairs)]
+                names = (
+                    ("Follow up", "Intermediate answer", "Final answer")
+                    if self.header
+                    else ("Thought", "Action", "Answer")
+                )
+                pairs = [
+                    (a, f"{names[0]}: look for {n}\n{names[1]}: found {n}\n" * (1 + n % 2) + f"{names[2]}: {b}")
+                    for n, (a, b) in enumerate(pairs)
+                ]
                 query_end = f"{names[0]}:"
                 rows = [f"{self.label[0]}: {a}\n{b}" for a, b in [*pairs, (query, query_end)]]
                 body = self.between.join(rows)
@@ -207,7 +409,11 @@ class Layout:
 
     def _name(self, label: str, number: int) -> str:
         if self.mark == "**":
-            return f"**{label}{self.sign.rstrip() if self.sign.strip() == ':' else ':'}** " if ":" in self.sign else f"**{label}**{self.sign}"
+            return (
+                f"**{label}{self.sign.rstrip() if self.sign.strip() == ':' else ':'}** "
+                if ":" in self.sign
+                else f"**{label}**{self.sign}"
+            )
         if self.mark in {"### ", "## "}:
             return f"{self.mark}{label}\n" if self.sign != ": " else f"{self.mark}{label}:\n"
         if self.mark == "[":
@@ -226,11 +432,22 @@ class Layout:
         return self.between.join(out)
 
     def _label(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
-        texts = [f"{self._name(self.label[0], n)}{a}{self.inner}{self._name(self.label[1], n)}{b}" for n, (a, b) in enumerate(pairs, 1)]
+        texts = [
+            f"{self._name(self.label[0], n)}{a}{self.inner}{self._name(self.label[1], n)}{b}"
+            for n, (a, b) in enumerate(pairs, 1)
+        ]
         if self.cue_words and self.mark == "" and self.sign != ":\n" and not self.no_cue and rng.random() < 0.8:
             self.cue = " " + self.cue_words if not self.sign.endswith(" ") else self.cue_words
-            return self._records(rng, texts, f"{self._name(self.label[0], len(pairs) + 1)}{query}{self.inner}{self._name(self.label[1], len(pairs) + 1)}{self.cue}")
-        end = "" if self.no_cue else f"{self.inner}{self._name(self.label[1], len(pairs) + 1).rstrip(' ' if rng.random() < 0.8 else '')}{self.cue}"
+            return self._records(
+                rng,
+                texts,
+                f"{self._name(self.label[0], len(pairs) + 1)}{query}{self.inner}{self._name(self.label[1], len(pairs) + 1)}{self.cue}",
+            )
+        end = (
+            ""
+            if self.no_cue
+            else f"{self.inner}{self._name(self.label[1], len(pairs) + 1).rstrip(' ' if rng.random() < 0.8 else '')}{self.cue}"
+        )
         return self._records(rng, texts, f"{self._name(self.label[0], len(pairs) + 1)}{query}{end}{self.tail}")
 
     def _multi(self, rng: random.Random, chosen: list[tuple[tuple[str, ...], str]]) -> tuple[str, list[Pair], str]:
@@ -239,7 +456,9 @@ class Layout:
         sign = self.sign if self.sign in {": ", ":\n", ":"} else ": "
         items = list(chosen)
         rng.shuffle(items)
-        blocks = [("\n".join(f"{n}{sign}{v}" for n, v in zip(names, values, strict=True)), answer) for values, answer in items]
+        blocks = [
+            ("\n".join(f"{n}{sign}{v}" for n, v in zip(names, values, strict=True)), answer) for values, answer in items
+        ]
         query = blocks.pop()[0]
         cue = f"{out}{sign.rstrip(' ')}"
         if self.out_fields:
@@ -273,20 +492,26 @@ class Layout:
 
     def _csv(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
         d = self.delimiter
-        wrap: Callable[[str], str] = (lambda t: f'"{t}"') if self.quote or any(d in a + b for a, b in [*pairs, (query, "")]) else (lambda t: t)
+        wrap: Callable[[str], str] = (
+            (lambda t: f'"{t}"') if self.quote or any(d in a + b for a, b in [*pairs, (query, "")]) else (lambda t: t)
+        )
         rows = [f"{self.label[0].lower()}{d}{self.label[1].lower()}"] if self.header else []
         return "\n".join([*rows, *(f"{wrap(a)}{d}{wrap(b) if d in b else b}" for a, b in pairs), f"{wrap(query)}{d}"])
 
     def _json(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
         a_key, b_key = self.label[0].lower(), self.label[1].lower()
         rows = [f'{{"{a_key}": "{_escaped(a)}", "{b_key}": "{_escaped(b)}"}}' for a, b in pairs]
-        rows.append(f'{{"{a_key}": "{_escaped(query)}", "{b_key}": {rng.choice([chr(34) * 2, "null", chr(34) + "?" + chr(34)])}}}')
+        rows.append(
+            f'{{"{a_key}": "{_escaped(query)}", "{b_key}": {rng.choice([chr(34) * 2, "null", chr(34) + "?" + chr(34)])}}}'
+        )
         return "[\n  " + ",\n  ".join(rows) + "\n]"
 
     def _list(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
         opening, closing = ("[", "]") if self.header else ("(", ")")
         rows = [f'{opening}"{_escaped(a)}", "{_escaped(b)}"{closing}' for a, b in pairs]
-        return "[\n  " + ",\n  ".join([*rows, f'{opening}"{_escaped(query)}", ' + rng.choice(['"', "", '""' + closing])])
+        return "[\n  " + ",\n  ".join(
+            [*rows, f'{opening}"{_escaped(query)}", ' + rng.choice(['"', "", '""' + closing])]
+        )
 
     def _jsonl(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
         a_key, b_key = self.label[0].lower(), self.label[1].lower()
@@ -295,18 +520,32 @@ class Layout:
         return "\n".join(rows)
 
     def _tags(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
-        a, b = (self.label[0].lower().replace(" ", "_"), self.label[1].lower().replace(" ", "_")) if self.label[0].isascii() and self.label[1].isascii() else ("in", "out")
+        a, b = (
+            (self.label[0].lower().replace(" ", "_"), self.label[1].lower().replace(" ", "_"))
+            if self.label[0].isascii() and self.label[1].isascii()
+            else ("in", "out")
+        )
         nl = "\n" if self.inner == "\n\n" else ""
         rows = [f"<{a}>{nl}{x}{nl}</{a}>\n<{b}>{nl}{y}{nl}</{b}>" for x, y in pairs]
         if self.heading:
             rows = [f"<example>\n{row}\n</example>" for row in rows]
-        return self.between.replace("-", "").replace("#", "").replace("=", "").join([*rows, f"<{a}>{nl}{query}{nl}</{a}>\n<{b}>"])
+        return (
+            self.between.replace("-", "")
+            .replace("#", "")
+            .replace("=", "")
+            .join([*rows, f"<{a}>{nl}{query}{nl}</{a}>\n<{b}>"])
+        )
 
     def _chat(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
         if self.header:
             turn = "<|im_start|>{}\n{}<|im_end|>\n"
             head = turn.format("system", rng.choice(TASKS))
-            return head + "".join(turn.format("user", a) + turn.format("assistant", b) for a, b in pairs) + turn.format("user", query) + "<|im_start|>assistant\n"
+            return (
+                head
+                + "".join(turn.format("user", a) + turn.format("assistant", b) for a, b in pairs)
+                + turn.format("user", query)
+                + "<|im_start|>assistant\n"
+            )
         return f"System: {rng.choice(TASKS)}\n\n".replace("\n- ", " ") + self.between.join(
             [*(f"User: {a}\nAssistant: {b}" for a, b in pairs), f"User: {query}\nAssistant:"]
         )
@@ -320,7 +559,11 @@ class Layout:
         return rng.choice(["\n", "\n", " ", "\n\n"]).join([*rows, f"{self.label[0]}: {query}{sep}{self.label[1]}:"])
 
     def _below(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
-        name = f"{self.label[1]}{self.sign if ':' in self.sign else ': '}" if self.mark != "[" else rng.choice(["=> ", "-> ", "→ "])
+        name = (
+            f"{self.label[1]}{self.sign if ':' in self.sign else ': '}"
+            if self.mark != "["
+            else rng.choice(["=> ", "-> ", "→ "])
+        )
         return "\n\n".join([*(f"{a}\n{name}{b}" for a, b in pairs), f"{query}\n{name.rstrip()}"])
 
     def _doctest(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
@@ -332,16 +575,36 @@ class Layout:
 
     def none(self, rng: random.Random, sets: list[list[Pair]]) -> str:
         """Return a prompt of the same layout that does not ask to go on."""
-        way = rng.choice(["finished", "finished", "story", "single", "template", "facts", "finished_bare", "talk", "format"])
+        way = rng.choice(
+            ["finished", "finished", "story", "single", "template", "facts", "finished_bare", "talk", "format"]
+        )
         if way == "talk":
             said = rng.choice(TALK)
-            asks, answers = rng.choice([("User", "Assistant"), ("Human", "AI"), ("Human", "Assistant"), ("user", "assistant"), ("Me", "Bot"), ("Customer", "Agent"), ("Q", "A")])
+            asks, answers = rng.choice(
+                [
+                    ("User", "Assistant"),
+                    ("Human", "AI"),
+                    ("Human", "Assistant"),
+                    ("user", "assistant"),
+                    ("Me", "Bot"),
+                    ("Customer", "Agent"),
+                    ("Q", "A"),
+                ]
+            )
             sep = rng.choice(["\n", "\n\n"])
             if rng.random() < 0.2:
                 turns = [f"<|im_start|>{('user', 'assistant')[i % 2]}\n{t}<|im_end|>" for i, t in enumerate(said)]
                 return "\n".join(turns) + rng.choice(["", "\n<|im_start|>assistant\n"])
             turns = [f"{(asks, answers)[i % 2]}: {t}" for i, t in enumerate(said)]
-            head = rng.choice(["", "", "You are a helpful assistant.", "The following is a conversation with a friendly program.", "Be brief."])
+            head = rng.choice(
+                [
+                    "",
+                    "",
+                    "You are a helpful assistant.",
+                    "The following is a conversation with a friendly program.",
+                    "Be brief.",
+                ]
+            )
             return (head + "\n\n" if head else "") + sep.join(turns) + rng.choice(["", f"{sep}{answers}:"])
         if way == "format":
             a, b = self.label
@@ -356,8 +619,12 @@ class Layout:
             answer = pairs[0][1]
             body = text.rstrip()
             if self.family in {"json", "jsonl"}:
-                body = body.replace('": ""', f'": "{answer}"').replace('": null', f'": "{answer}"').replace('": "?"', f'": "{answer}"')
-                if body.endswith(": \""):
+                body = (
+                    body.replace('": ""', f'": "{answer}"')
+                    .replace('": null', f'": "{answer}"')
+                    .replace('": "?"', f'": "{answer}"')
+                )
+                if body.endswith(': "'):
                     body += answer + '"}'
                 elif body.endswith('":'):
                     body += f' "{answer}"}}'
@@ -369,7 +636,11 @@ class Layout:
                     body += body[body.rfind("<") :].split(">")[0].replace("<", "</") + ">" if False else ""
             if way == "finished_bare" and self.family in {"label", "fields", "arrow", "table"}:
                 return body
-            return body + "\n\n" + request if rng.random() < 0.7 else request + "\n\n" + body.removeprefix(self.task).lstrip()
+            return (
+                body + "\n\n" + request
+                if rng.random() < 0.7
+                else request + "\n\n" + body.removeprefix(self.task).lstrip()
+            )
         if way == "story":
             return text.removeprefix(self.task).lstrip().rstrip() + "\n\n" + rng.choice(STORIES)
         if way == "single":
@@ -378,7 +649,11 @@ class Layout:
             if self.family == "fields":
                 values, _ = rng.choice(rng.choice(MULTI))
                 names, out = self.fields
-                return f"{rng.choice(TASKS)}\n\n" + "\n".join(f"{n}: {v}" for n, v in zip(names[:2], values, strict=True)) + f"\n{out}:"
+                return (
+                    f"{rng.choice(TASKS)}\n\n"
+                    + "\n".join(f"{n}: {v}" for n, v in zip(names[:2], values, strict=True))
+                    + f"\n{out}:"
+                )
             return f"{rng.choice(TASKS)}\n\n{a}: {one[0]}\n{b}:"
         if way == "template":
             a, b = self.label
@@ -395,7 +670,9 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def generated(rows: Sequence[dict[str, Any]], layouts: int = 240, each: int = 4, seed: int = 7) -> Iterator[dict[str, Any]]:
+def generated(
+    rows: Sequence[dict[str, Any]], layouts: int = 240, each: int = 4, seed: int = 7
+) -> Iterator[dict[str, Any]]:
     """Yield prompts with their labels in the form of the corpus: ``examples`` and ``query`` are None without examples."""
     rng = random.Random(seed)
     sets = item_sets(rows)
@@ -404,6 +681,20 @@ def generated(rows: Sequence[dict[str, Any]], layouts: int = 240, each: int = 4,
         for turn in range(each):
             if turn % 2 == 0:
                 text, pairs, query = layout.few(rng, sets)
-                yield {"layout": layout.name, "kind": layout.kind, "prompt": text, "examples": [list(p) for p in pairs], "query": query, "few_shot": True}
+                yield {
+                    "layout": layout.name,
+                    "kind": layout.kind,
+                    "prompt": text,
+                    "examples": [list(p) for p in pairs],
+                    "query": query,
+                    "few_shot": True,
+                }
             else:
-                yield {"layout": layout.name, "kind": None, "prompt": layout.none(rng, sets), "examples": [], "query": None, "few_shot": False}
+                yield {
+                    "layout": layout.name,
+                    "kind": None,
+                    "prompt": layout.none(rng, sets),
+                    "examples": [],
+                    "query": None,
+                    "few_shot": False,
+                }

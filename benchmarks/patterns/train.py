@@ -114,17 +114,26 @@ def main() -> None:
     parser.add_argument("--layouts", type=int, default=400, help="number of generated layouts")
     parser.add_argument("--shift", type=float, default=0.0, help="added to the log-odds: above 0, more is accepted")
     parser.add_argument("--out", type=Path, default=TARGET)
-    parser.add_argument("--errors", action="store_true", help="show the prompts of --also that cross-validation gets wrong")
+    parser.add_argument(
+        "--errors", action="store_true", help="show the prompts of --also that cross-validation gets wrong"
+    )
     parser.add_argument("--no-fit", action="store_true", help="only cross-validate")
     given = parser.parse_args()
     corpus = [row for path in (given.corpus, given.more) for row in load(path) if row.split == "tuning"]
-    raw = [r for path in (given.corpus, given.more) for r in map(json.loads, path.open(encoding="utf-8")) if r["split"] == "tuning"]
+    raw = [
+        r
+        for path in (given.corpus, given.more)
+        for r in map(json.loads, path.open(encoding="utf-8"))
+        if r["split"] == "tuning"
+    ]
     made = [Labelled.from_row(row) for row in generated(raw, given.layouts)]
     also = [row for path in (given.typed, *given.also) for row in load(path)]
     # A complete list of examples without an open item is no pattern to act on; its label says "pattern", so it is left out.
     corpus = [row for row in corpus if not row.few_shot or row.query is not None]
     prompts = [
-        Prompt.read(row, source) for source, rows in (("corpus", corpus), ("generated", made), ("also", also)) for row in rows
+        Prompt.read(row, source)
+        for source, rows in (("corpus", corpus), ("generated", made), ("also", also))
+        for row in rows
     ]
     rows, right, groups, weights = [], [], [], []
     layouts: dict[str, int] = {}
@@ -163,7 +172,12 @@ def main() -> None:
             best = int(scores.argmax()) if len(scores) else -1
             said = best >= 0 and scores[best] > -given.shift
             if p.source == "also" and (said != p.row.few_shot or (said and not p.right[best])):
-                print(p.row.layout, "said" if said else "silent", round(float(scores.max()), 2) if len(scores) else None, any(p.right))
+                print(
+                    p.row.layout,
+                    "said" if said else "silent",
+                    round(float(scores.max()), 2) if len(scores) else None,
+                    any(p.right),
+                )
     if given.no_fit:
         return
     model = HistGradientBoostingClassifier(**SETTINGS).fit(matrix, truth, sample_weight=weight)
@@ -179,7 +193,9 @@ def _fit_kinds(prompts: list[Prompt], odds: npt.NDArray[np.float64], shift: floa
     for p in prompts:
         scores = odds[p.at]
         best = int(scores.argmax()) if len(scores) else -1
-        seen.append(kind_features(p.row.prompt, p.found[best] if best >= 0 else None, float(scores[best]) if best >= 0 else 0.0))
+        seen.append(
+            kind_features(p.row.prompt, p.found[best] if best >= 0 else None, float(scores[best]) if best >= 0 else 0.0)
+        )
         labels.append(p.row.kind or "none")
         groups.append(p.row.layout)
     where: dict[str, set[str]] = defaultdict(set)
@@ -188,7 +204,10 @@ def _fit_kinds(prompts: list[Prompt], odds: npt.NDArray[np.float64], shift: floa
             where[name].add(p.row.layout)
     common = {name for name, layouts in where.items() if len(layouts) >= 4}
     lexical = ("word:", "words:", "outside:")
-    scaled = [{n: v * (WORD_WEIGHT if n.startswith(lexical) else 1) for n, v in found.items() if n in common} for found in seen]
+    scaled = [
+        {n: v * (WORD_WEIGHT if n.startswith(lexical) else 1) for n, v in found.items() if n in common}
+        for found in seen
+    ]
     vectorizer = DictVectorizer()
     matrix = vectorizer.fit_transform(scaled)
     truth = np.array(labels)
@@ -206,7 +225,9 @@ def _fit_kinds(prompts: list[Prompt], odds: npt.NDArray[np.float64], shift: floa
     print("kinds", round(float(np.mean(named[positive] == truth[positive])), 3))
     for kind in KINDS:
         hit = ((named == kind) & (truth == kind)).sum()
-        print(f"{kind:22s} precision {hit / ((named == kind) & positive).sum():.3f}  recall {hit / (truth == kind).sum():.3f}")
+        print(
+            f"{kind:22s} precision {hit / ((named == kind) & positive).sum():.3f}  recall {hit / (truth == kind).sum():.3f}"
+        )
     best = np.array([odds[p.at].max() if p.found else -9.0 for p in prompts])
     prose = np.array([not p.found or p.found[int(odds[p.at].argmax())].form in PROSE for p in prompts])
     few = np.array([p.row.few_shot for p in prompts])
@@ -214,7 +235,10 @@ def _fit_kinds(prompts: list[Prompt], odds: npt.NDArray[np.float64], shift: floa
         of = np.array([p.source == source for p in prompts])
         for least in (0.5, 0.6, 0.7, 0.8, 0.9):
             said = of & ((best > -shift) | (1 - none > least))
-            print(source, f"pattern above {least}: precision {(said & few).sum() / said.sum():.3f} recall {(said & few).sum() / (of & few).sum():.3f}")
+            print(
+                source,
+                f"pattern above {least}: precision {(said & few).sum() / said.sum():.3f} recall {(said & few).sum() / (of & few).sum():.3f}",
+            )
     if show:
         for p, b, n in zip(prompts, best, none, strict=True):
             if p.source == "also" and not p.row.few_shot and (b > -shift or n < 0.4):
@@ -224,7 +248,9 @@ def _fit_kinds(prompts: list[Prompt], odds: npt.NDArray[np.float64], shift: floa
     scale = np.array([WORD_WEIGHT if name.startswith(lexical) else 1.0 for name in names])
     weights = np.where(abs(model.coef_) > LEAST_WEIGHT, (model.coef_ * scale).round(3), 0.0)
     used = weights.any(axis=0)
-    Classifier(tuple(model.classes_.tolist()), tuple(names[used].tolist()), weights[:, used], model.intercept_.round(4)).save(path)
+    Classifier(
+        tuple(model.classes_.tolist()), tuple(names[used].tolist()), weights[:, used], model.intercept_.round(4)
+    ).save(path)
 
 
 if __name__ == "__main__":

@@ -337,7 +337,9 @@ def test_the_corpus_is_mostly_read_right() -> None:
     assert sum(recalled) / len(recalled) > 0.83
     acted = [(row, d) for row, d in found if d is not None and d.query is not None and len(d.examples) >= 2]
     wrong = [
-        row for row, d in acted if [[e.input, e.output] for e in d.examples] != row["examples"] or d.query != row["query"]
+        row
+        for row, d in acted
+        if [[e.input, e.output] for e in d.examples] != row["examples"] or d.query != row["query"]
     ]
     assert len(wrong) / len(test) < 0.05
     for kind in KINDS:
@@ -414,7 +416,9 @@ def test_every_part_of_a_reading_is_a_visible_piece_of_the_prompt(text: str) -> 
     label=st.sampled_from([("Zug", "Ziel"), ("Remark", "Desk"), ("in", "out"), ("文", "型"), ("Old name", "New name")]),
     sign=st.sampled_from([": ", ":", ":\n"]),
     between=st.sampled_from(["\n", "\n\n", "\n---\n", "\n\n###\n\n"]),
-    items=st.lists(st.text(alphabet="abcdefgh ", min_size=1).map(str.strip).filter(bool), min_size=6, max_size=12, unique=True),
+    items=st.lists(
+        st.text(alphabet="abcdefgh ", min_size=1).map(str.strip).filter(bool), min_size=6, max_size=12, unique=True
+    ),
 )
 def test_labelled_records_are_among_the_readings(
     label: tuple[str, str], sign: str, between: str, items: list[str]

@@ -14,8 +14,12 @@ _LEADS: Final = frozenset(
     homework mine last at i we they goes in if say says type put enter enters tell me work out calculate find predict value code answer give
     that by could can using on judge compute""".split()
 )
-_BEFORE_ITEM: Final = frozenset("is for of about to with on does do would was are if at judge predict calculate try value compute".split())
-_ENDS: Final = frozenset("become becomes give return mean written coded encoded turn get be yield produce map then".split())
+_BEFORE_ITEM: Final = frozenset(
+    "is for of about to with on does do would was are if at judge predict calculate try value compute".split()
+)
+_ENDS: Final = frozenset(
+    "become becomes give return mean written coded encoded turn get be yield produce map then".split()
+)
 _QUOTE_PAIRS: Final = (("“", "”"), ("‘", "’"), ("«", "»"), ("「", "」"), ('"', '"'), ("`", "`"), ("'", "'"))
 _LONGEST: Final = 400
 Asked = tuple[Span, str, int]
@@ -41,6 +45,9 @@ def asked_item(text: str, span: Span, inputs: Sequence[str]) -> Asked | None:
     alike = _with_same_start(text, start, end, inputs)
     if alike is not None:
         return alike, "alike", 0
+    alike = _with_same_sign(text, start, end, inputs)
+    if alike is not None:
+        return alike, "alike", 0
     rows = [r for r in text[start:end].splitlines() if r.strip()]
     if len(rows) > 3:
         return None
@@ -56,12 +63,50 @@ def asked_item(text: str, span: Span, inputs: Sequence[str]) -> Asked | None:
     found = _in_line(text, start, end, inputs)
     if found is not None:
         return found[0], found[1], 0
-    for sign in ("? ", ". ", "! "):
-        at = text.find(sign, start, end)
-        if at >= 0:
-            found = _in_line(text, start, at + 1, inputs)
+    sentences = _sentences(text, start, end)
+    if len(sentences) > 1:
+        # A sentence that asks comes first, the last of them before the others.
+        asking = [s for s in reversed(sentences) if text[s[1] - 1] in "?？"]
+        for begin, stop in [*asking, *(s for s in sentences if s not in asking)]:
+            found = _in_line(text, begin, stop, inputs)
             if found is not None and found[1] != "plain":
-                return found[0], found[1], end - at
+                return found[0], found[1], 0 if (begin, stop) in asking else (end - start) // 2
+    return None
+
+
+def _sentences(text: str, start: int, end: int) -> list[Span]:
+    found, begin = [], start
+    for at in range(start, end - 1):
+        if text[at] in ".?!。？" and (text[at + 1].isspace() or text[at] in "。？"):
+            found.append(trimmed(text, begin, at + 1))
+            begin = at + 1
+    found.append(trimmed(text, begin, end))
+    return [span for span in found if span[0] < span[1]][:8]
+
+
+def _with_same_sign(text: str, start: int, end: int, inputs: Sequence[str]) -> Span | None:
+    """Return the item with the sign that stands between two words in all inputs, such as ``4 # 2``."""
+    if len(inputs) < 2:
+        return None
+    shared = set(inputs[0]).intersection(*inputs[1:])
+    for sign in shared:
+        if sign.isalnum() or sign.isspace() or sign in ".,'\"-()/:_" or any(len(i.split(sign)) != 2 for i in inputs):
+            continue
+        at = text.find(sign, start, end)
+        if at < 0 or text.find(sign, at + 1, end) >= 0:
+            continue
+        left, right = at, at + 1
+        spaced = at > start and text[at - 1] == " "
+        left -= spaced
+        right += spaced
+        while left > start and (text[left - 1].isalnum() or text[left - 1] in ".,-") and not text[left - 1].isspace():
+            left -= 1
+        while right < end and (
+            text[right].isalnum() or (text[right] in ".,-" and right + 1 < end and text[right + 1].isalnum())
+        ):
+            right += 1
+        if left < at and right > at + 1:
+            return trimmed(text, left, right)
     return None
 
 
@@ -94,7 +139,11 @@ def _with_same_start(text: str, start: int, end: int, inputs: Sequence[str]) -> 
             return at, stop
         return None
     stop = at
-    while stop < end and text[stop] not in ",;?!\n" and not (text[stop] == "." and (stop + 1 >= end or text[stop + 1].isspace())):
+    while (
+        stop < end
+        and text[stop] not in ",;?!\n"
+        and not (text[stop] == "." and (stop + 1 >= end or text[stop + 1].isspace()))
+    ):
         stop += 1
     item = unwrapped(text, (at, stop), comma=True)
     return item if text[item[0] : item[1]] not in inputs and item[1] - item[0] < 2 * max(map(len, inputs)) else None

@@ -79,6 +79,9 @@ def _pairs(text: str, lines: Sequence[Line], stream: Marked) -> Iterator[Reading
     for first in often:
         if first in {"=>", "->", "-->", "==>", "→"} or stream.marks[places[first][0]].is_option:
             continue
+        if first == "0." and len({text[stream.marks[at].start : stream.marks[at].end] for at in places[first]}) == 1:
+            # The first options of several questions.
+            continue
         count = len(places[first])
         # With one example and the open item the label of the answer may occur once.
         partners = [key for key in often if key != first]
@@ -121,8 +124,12 @@ def _read(
         low = bisect_left(starts, record.asked.end)
         middle = bisect_left(starts, record.answered.start) if record.answered else bisect_left(starts, record.stop)
         high = bisect_left(starts, record.stop)
-        inputs_of.append([m for m in marks[low:middle] if m.key and not m.is_option and m.key not in {"0.", "#", ">"}][:12])
-        outputs_of.append([m for m in marks[middle + 1 : high] if m.key and not m.is_option and m.key not in {"0.", "#", ">"}][:12])
+        inputs_of.append(
+            [m for m in marks[low:middle] if m.key and not m.is_option and m.key not in {"0.", "#", ">"}][:12]
+        )
+        outputs_of.append(
+            [m for m in marks[middle + 1 : high] if m.key and not m.is_option and m.key not in {"0.", "#", ">"}][:12]
+        )
     count = len(records)
     in_fields = _common([{m.key for m in found} for found in inputs_of], count)
     out_fields = _common([{m.key for m in found} for found in outputs_of[:-1]], max(2, count - 1))
@@ -161,7 +168,9 @@ def _read(
             flaws += 1
             continue
         next_lines = position == len(records) - 2 and not multiline and len(answers) >= 1
-        span, lost = _answer(text, stream, record, body, headings, several_out, out_holder, single=next_lines, blanks=paragraphs > 0)
+        span, lost = _answer(
+            text, stream, record, body, headings, several_out, out_holder, single=next_lines, blanks=paragraphs > 0
+        )
         cut += lost
         shown = text[span[0] : span[1]]
         if _is_placeholder(text[given[0] : given[1]], shown, first=position == 0):
@@ -181,7 +190,9 @@ def _read(
         given = _given(text, stream, last, len(text), several_in, holder)
         inner = inputs_of[-1]
         longest_given = max((text[a:b].count("\n") for (a, b), _ in pairs), default=0)
-        given, tail = _without_tail(text, given, any("\n\n" in text[a:b].replace("\r", "") for (a, b), _ in pairs), longest_given)
+        given, tail = _without_tail(
+            text, given, any("\n\n" in text[a:b].replace("\r", "") for (a, b), _ in pairs), longest_given
+        )
         query, slot, block_end = given, True, given[1]
         unfinished = bool(inner) and is_open(text[inner[-1].end :])
         facts_no_cue = 1.0
@@ -195,7 +206,9 @@ def _read(
             block_end = cue_span[1]
             tail = len(text[cue_span[1] :].strip("\"'`*_()[]{}<>|.?… \r\n\t"))
         else:
-            span, lost = _answer(text, stream, last, body, headings, several_out, out_holder, single=not multiline, blanks=paragraphs > 0)
+            span, lost = _answer(
+                text, stream, last, body, headings, several_out, out_holder, single=not multiline, blanks=paragraphs > 0
+            )
             tail = lost
             block_end = span[1]
             if not is_open(text[span[0] : span[1]]):
@@ -218,7 +231,11 @@ def _read(
         query = _field(text, query, stream, whole=several_in)
     if not pairs:
         return None
-    frequent = [k for k, where in places.items() if len(where) >= max(2, count - 1) and k not in {"0.", "#", ">"} and not marks[where[0]].is_option]
+    frequent = [
+        k
+        for k, where in places.items()
+        if len(where) >= max(2, count - 1) and k not in {"0.", "#", ">"} and not marks[where[0]].is_option
+    ]
     earlier = sum(places[k][0] < places[first.key][0] for k in frequent)
     last_key = next((m.key for m in reversed(marks) if m.key and not m.is_option and m.key != "0."), "")
     facts = (
@@ -268,7 +285,7 @@ def _closing(stream: Marked, mark: Marker) -> int:
 
 def _field(text: str, span: Span, stream: Marked, *, whole: bool) -> Span:
     start, end = trimmed(text, *span)
-    code = stream.form == "lines" and text[start : start + 1] in "{[" 
+    code = stream.form == "lines" and text[start : start + 1] in "{["
     multi = "\n" in text[start:end]
     return unwrapped(text, (start, end), quotes=not (whole or code or multi), comma=False)
 
@@ -309,7 +326,15 @@ def _headings(text: str, lines: Sequence[Line], records: list[_Record]) -> set[s
 
 
 def _answer(
-    text: str, stream: Marked, record: _Record, body: Span, headings: set[str], several: bool, holder: bool, *, single: bool,
+    text: str,
+    stream: Marked,
+    record: _Record,
+    body: Span,
+    headings: set[str],
+    several: bool,
+    holder: bool,
+    *,
+    single: bool,
     blanks: bool,
 ) -> tuple[Span, int]:
     """Return the span of an output, and how many characters behind it are unexplained."""
@@ -378,7 +403,12 @@ def _is_announcement(row: str) -> bool:
     if end == len(row):
         return True
     plain = row.strip("#*_=-:. ").lower().split()
-    return bool(plain) and len(plain) <= 5 and plain[0] in _CALLS and (row.endswith(":") or row[0] in "#*=-" or plain[:2] in (["your", "turn"], ["now", "you"]))
+    return (
+        bool(plain)
+        and len(plain) <= 5
+        and plain[0] in _CALLS
+        and (row.endswith(":") or row[0] in "#*=-" or plain[:2] in (["your", "turn"], ["now", "you"]))
+    )
 
 
 def _is_placeholder(given: str, answer: str, *, first: bool) -> bool:
@@ -387,7 +417,15 @@ def _is_placeholder(given: str, answer: str, *, first: bool) -> bool:
         body = part.strip()
         if ("${" in body and "}" in body) or (body.startswith("{{") and "}}" in body):
             return True
-        if len(body) > 2 and body[0] + body[-1] in ("<>", "{}") and body[1].isalpha() and "\n" not in body and '"' not in body and "/" not in body and body.count("<") <= 1:
+        if (
+            len(body) > 2
+            and body[0] + body[-1] in ("<>", "{}")
+            and body[1].isalpha()
+            and "\n" not in body
+            and '"' not in body
+            and "/" not in body
+            and body.count("<") <= 1
+        ):
             return True
         if first and (body in {"...", "…"} or (body.endswith(("...", "…")) and part is answer) or " ...\n" in answer):
             return True
@@ -432,7 +470,7 @@ def is_cue(shown: str, answers: Sequence[str]) -> bool:
         return True
     if "\n" in body:
         return False
-    if body[-1] in "{[(:,\"“‘" or body.endswith("```") or body.startswith("```"):
+    if body[-1] in '{[(:,"“‘' or body.endswith("```") or body.startswith("```"):
         opened = body.count('"') % 2 == 1 or body[-1] in "{[(:,“‘" or body.endswith("```")
         return opened
     return body.count("{") > body.count("}")
@@ -485,7 +523,11 @@ def _answer_label_only(text: str, lines: Sequence[Line], stream: Marked) -> Iter
             while bottom > begins and lines[bottom].blank:
                 bottom -= 1
             top = bottom
-            while top - 1 > begins and not lines[top - 1].blank and not is_rule(text[lines[top - 1].start : lines[top - 1].end]):
+            while (
+                top - 1 > begins
+                and not lines[top - 1].blank
+                and not is_rule(text[lines[top - 1].start : lines[top - 1].end])
+            ):
                 top -= 1
             if bottom <= begins:
                 good = False
@@ -495,13 +537,20 @@ def _answer_label_only(text: str, lines: Sequence[Line], stream: Marked) -> Iter
                 stop = row
                 limit = rows[position + 1] - 1 if not last else len(lines)
                 apart = any(lines[r].blank for r in range(row + 1, limit))
-                while stop + 1 < limit and not lines[stop + 1].blank and (apart or _continues(text, lines, stop + 1, rows, position)) and not is_rule(text[lines[stop + 1].start : lines[stop + 1].end]):
+                while (
+                    stop + 1 < limit
+                    and not lines[stop + 1].blank
+                    and (apart or _continues(text, lines, stop + 1, rows, position))
+                    and not is_rule(text[lines[stop + 1].start : lines[stop + 1].end])
+                ):
                     stop += 1
             else:
                 stop = row + 1
                 while stop < len(lines) and lines[stop].blank and not last:
                     stop += 1
-                while stop + 1 < len(lines) and not lines[stop + 1].blank and (last or stop + 1 < rows[position + 1] - 1):
+                while (
+                    stop + 1 < len(lines) and not lines[stop + 1].blank and (last or stop + 1 < rows[position + 1] - 1)
+                ):
                     stop += 1
             stop = min(stop, len(lines) - 1)
             answer = trimmed(text, mark.end, lines[stop].end)
@@ -526,7 +575,10 @@ def _answer_label_only(text: str, lines: Sequence[Line], stream: Marked) -> Iter
             continue
         tail = 0 if open_end else len(text[answer[1] :].strip())
         labelled_inputs = sum(
-            any(other.key and other.key not in {"0.", "#"} and a <= other.start < b and not other.is_option for other in _within(stream, a, b))
+            any(
+                other.key and other.key not in {"0.", "#"} and a <= other.start < b and not other.is_option
+                for other in _within(stream, a, b)
+            )
             for (a, b), _, _ in parts
         )
         facts = (
@@ -546,7 +598,9 @@ def _answer_label_only(text: str, lines: Sequence[Line], stream: Marked) -> Iter
 
 def _continues(text: str, lines: Sequence[Line], row: int, rows: Sequence[int], position: int) -> bool:
     """Return whether an answer that begins on the line of its label goes on in ``row``: it is indented more."""
-    return position + 1 < len(rows) and row < rows[position + 1] - 1 and lines[row].indent > lines[rows[position]].indent
+    return (
+        position + 1 < len(rows) and row < rows[position + 1] - 1 and lines[row].indent > lines[rows[position]].indent
+    )
 
 
 def _within(stream: Marked, start: int, end: int) -> Sequence[Marker]:
@@ -577,7 +631,17 @@ def _input_label_only(text: str, lines: Sequence[Line], stream: Marked) -> Itera
             record = _Record(mark, Marker(0, 0, lines[rows[position]].end, "", ""), stop)
             inner = [m for m in _within(stream, lines[rows[position]].end, stop) if m.name and not m.is_option]
             span, lost = _answer(
-                text, stream, record, (lines[rows[position]].end, stop), headings, False, False, single=False, blanks=key in {"#", "--", "//"} and lines[rows[position]].indent == 0 and _indented(text, lines, rows[position], stop)
+                text,
+                stream,
+                record,
+                (lines[rows[position]].end, stop),
+                headings,
+                False,
+                False,
+                single=False,
+                blanks=key in {"#", "--", "//"}
+                and lines[rows[position]].indent == 0
+                and _indented(text, lines, rows[position], stop),
             )
             cut += lost
             flaws += bool(inner)
@@ -600,7 +664,15 @@ def _input_label_only(text: str, lines: Sequence[Line], stream: Marked) -> Itera
             ("comment", float(key in {"#", "--", "//", "%"})),
         )
         yield Reading(
-            "above", tuple(pairs), query, (marks[0].start, len(text)), (last.name or last.key, ""), True, rest, flaws, facts
+            "above",
+            tuple(pairs),
+            query,
+            (marks[0].start, len(text)),
+            (last.name or last.key, ""),
+            True,
+            rest,
+            flaws,
+            facts,
         )
 
 
@@ -638,9 +710,7 @@ def unlabelled_blocks(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
         blocks[at] = blocks[at][-2:]
     if count - at < 2 or at > 8:
         return
-    pairs = tuple(
-        (unwrapped(text, block[0][:2]), unwrapped(text, block[1][:2])) for block in blocks[at:count]
-    )
+    pairs = tuple((unwrapped(text, block[0][:2]), unwrapped(text, block[1][:2])) for block in blocks[at:count])
     query = blocks[-1][0]
     yield Reading(
         "blocks", pairs, unwrapped(text, query[:2]), (blocks[at][0].start, query.end), slot=True,

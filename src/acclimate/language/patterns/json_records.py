@@ -189,7 +189,9 @@ def _alike(text: str, objects: list[_Object], keys: tuple[str, ...]) -> Iterator
             given = inputs[0].value
         shown = text[output.value[0] : output.value[1]] if output else ""
         last = index == len(rows) - 1
-        if last and (output is None or is_open(shown) or shown == "null" or (not output.closed and is_cue(shown, answers))):
+        if last and (
+            output is None or is_open(shown) or shown == "null" or (not output.closed and is_cue(shown, answers))
+        ):
             query, cue = given, shown
         elif is_open(shown) and not shown.strip():
             flaws += 1
@@ -201,7 +203,7 @@ def _alike(text: str, objects: list[_Object], keys: tuple[str, ...]) -> Iterator
     end = max(rows[-1].end, rows[-1].entries[-1].value[1])
     between = sum(len(text[a.end : b.start].strip(" \r\n\t,")) for a, b in zip(rows, rows[1:], strict=False))
     facts = (
-        ("tail", min(1.0, len(text[end:].strip(" \r\n])},\"")) / 60)),
+        ("tail", min(1.0, len(text[end:].strip(' \r\n])},"')) / 60)),
         ("keys", float(min(4, len(keys)))),
         ("between", min(1.0, between / 60)),
         ("roles", float(is_asking(keys[0].lower()) and is_answering(keys[-1].lower()))),

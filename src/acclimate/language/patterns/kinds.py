@@ -45,7 +45,11 @@ def kind_features(text: str, reading: Reading | None, log_odds: float = 0.0) -> 
 
 
 def _reading_features(text: str, reading: Reading) -> dict[str, float]:
-    values: dict[str, float] = {f"form:{reading.form}": 1.0, "no_query": float(reading.query is None), "slot": float(reading.slot)}
+    values: dict[str, float] = {
+        f"form:{reading.form}": 1.0,
+        "no_query": float(reading.query is None),
+        "slot": float(reading.slot),
+    }
     for name, value in reading.facts:
         if value:
             values[f"fact:{name}"] = float(value)
@@ -56,7 +60,11 @@ def _reading_features(text: str, reading: Reading) -> dict[str, float]:
     values["roles"] = float(is_asking(first) and is_answering(second))
     values["one_example"] = float(len(reading.pairs) == 1)
     values["no_examples"] = float(not reading.pairs)
-    outside = text[max(0, reading.block[0] - _MOST_CHARACTERS) : reading.block[0]] + "\n" + text[reading.block[1] :][:_MOST_CHARACTERS]
+    outside = (
+        text[max(0, reading.block[0] - _MOST_CHARACTERS) : reading.block[0]]
+        + "\n"
+        + text[reading.block[1] :][:_MOST_CHARACTERS]
+    )
     for word in words_of(outside):
         values[f"outside:{word}"] = 1.0
     return values

@@ -12,7 +12,31 @@ from acclimate.language.patterns.roles import ANSWERING, ASKING
 from acclimate.language.patterns.text import ANNOUNCING, Line, after_bullet, after_number, is_rule
 
 #: Signs that introduce a line of code, a command, a comment or an answer without a name.
-_LINE_SIGNS: Final = (">>>", "=>", "->", "-->", "==>", "→", "⇒", "➜", "↦", "$", "#", "--", "//", "%", "⟶", ">", "↳", "└", "┌", "»", "▸", "➤", "⇨")
+_LINE_SIGNS: Final = (
+    ">>>",
+    "=>",
+    "->",
+    "-->",
+    "==>",
+    "→",
+    "⇒",
+    "➜",
+    "↦",
+    "$",
+    "#",
+    "--",
+    "//",
+    "%",
+    "⟶",
+    ">",
+    "↳",
+    "└",
+    "┌",
+    "»",
+    "▸",
+    "➤",
+    "⇨",
+)
 _COMMENTS: Final = ("# ", "-- ", "// ", "$ ", "% ")
 _ENDERS: Final = (">>>", ">>", ">", "//", "::", "||", "|", "~", "....", "=>", "->", "--")
 _MOST_NAME: Final = 48
@@ -83,7 +107,13 @@ def _settled(text: str, lines: list[Line], found: list[Marker]) -> list[Marker]:
     kept = []
     for mark, after in itertools.zip_longest(found, found[1:]):
         before = kept[-1] if kept else None
-        if mark.key.endswith("|") and before is not None and before.name and not before.key.endswith("|") and not text[before.end : mark.start].strip():
+        if (
+            mark.key.endswith("|")
+            and before is not None
+            and before.name
+            and not before.key.endswith("|")
+            and not text[before.end : mark.start].strip()
+        ):
             # A word below a label is what the label names, though it could be one itself.
             continue
         if mark.key in {"a.", "a)"} and mark.key[-1] not in questions:
@@ -145,7 +175,13 @@ def _framed(text: str, start: int, end: int) -> Marker | None:
         return None
     body = text[start:end].strip("=-~*<>")
     name = body.strip()
-    if not name or not name[0].isalpha() or body == name or not text[start:end].endswith(("=", "-", "~", "*", ">")) or len(text[start:end]) - len(body) < 4:
+    if (
+        not name
+        or not name[0].isalpha()
+        or body == name
+        or not text[start:end].endswith(("=", "-", "~", "*", ">"))
+        or len(text[start:end]) - len(body) < 4
+    ):
         return None
     low = _without_number(name).lower()
     if len(name.split()) > _MOST_WORDS or not low:
@@ -175,7 +211,11 @@ def _named(text: str, start: int, at: int, end: int) -> Marker | None:
     if at >= end or not (text[at].isalpha()):
         return None
     stop = min(end, at + _MOST_NAME)
-    while at < stop and (text[at].isalnum() or text[at] in _NAME_SIGNS or (ord(text[at]) > 127 and unicodedata.category(text[at])[0] == "M")):
+    while at < stop and (
+        text[at].isalnum()
+        or text[at] in _NAME_SIGNS
+        or (ord(text[at]) > 127 and unicodedata.category(text[at])[0] == "M")
+    ):
         if text[at] in " -/" and _ends_label(text, at, end):
             break
         if bracket == "(" and text[at] == ")":
@@ -190,7 +230,11 @@ def _named(text: str, start: int, at: int, end: int) -> Marker | None:
         return None
     closed = at
     if bracket:
-        if closed < end and text[closed] == ("]" if bracket == "[" else ")") and (bracket == "[" or plain.lower() in ASKING | ANSWERING):
+        if (
+            closed < end
+            and text[closed] == ("]" if bracket == "[" else ")")
+            and (bracket == "[" or plain.lower() in ASKING | ANSWERING)
+        ):
             closed += 1
         else:
             return None
@@ -250,7 +294,11 @@ def _terminator(text: str, at: int, end: int, name: str) -> tuple[str, int]:
         return sign, at + 1
     if name.count(" ") < 2:
         for ender in _ENDERS:
-            if text.startswith(ender, at) and (at + len(ender) >= end or text[at + len(ender)] in " \t?_." or (len(ender) > 1 and ender not in {"->", "=>", "--"})):
+            if text.startswith(ender, at) and (
+                at + len(ender) >= end
+                or text[at + len(ender)] in " \t?_."
+                or (len(ender) > 1 and ender not in {"->", "=>", "--"})
+            ):
                 stop = at + len(ender)
                 while ender == "...." and stop < end and text[stop] == ".":
                     stop += 1
@@ -299,7 +347,11 @@ def inline(text: str, *, words: int = 1) -> Marked:
                     first -= 1
                 while first < begin and text[first].isspace():
                     first += 1
-                if (first == 0 or text[first - 1].isspace() or text[first - 1] in "/|,;([{\n") and len(text[first:stop].split()) <= words and text[first:stop].replace(" ", "").isalnum():
+                if (
+                    (first == 0 or text[first - 1].isspace() or text[first - 1] in "/|,;([{\n")
+                    and len(text[first:stop].split()) <= words
+                    and text[first:stop].replace(" ", "").isalnum()
+                ):
                     begin = first
             before = text[begin - 1] if begin else " "
             name = text[begin:stop]
@@ -365,7 +417,9 @@ def chat_tokens(text: str) -> Marked:
                 name = text[end:stop] if stop >= 0 else ""
                 end = stop + len(closing) if stop >= 0 else end
             else:
-                name = {"[INST]": "user", "[/INST]": "assistant", "<<SYS>>": "system", "<</SYS>>": "user"}.get(opening, "end")
+                name = {"[INST]": "user", "[/INST]": "assistant", "<<SYS>>": "system", "<</SYS>>": "user"}.get(
+                    opening, "end"
+                )
                 name = "im_start" if opening == "<start_of_turn>" else name
             if name in {"im_start", "start_header_id", "start"}:
                 stop = end

@@ -28,7 +28,9 @@ _AS: Final = (
     ", so ", " as ", " just as ", " like ", " como ", " wie ", " comme ", " so ", " the way ", " the same way ", " jak ", " tak jak ", " come ", " zoals ", "，正如", "正如",
     ", just as ", " what ", " similarly ", " then ", " analogously ", "; ", ", ", ". ", "\n", " in the same way ", " как ",
 )  # fmt: skip
-_ASKS: Final = frozenset("what who which wat was que qué quoi whom ¿qué ¿quién quien quién welches chi czego cosa che".split())
+_ASKS: Final = frozenset(
+    "what who which wat was que qué quoi whom ¿qué ¿quién quien quién welches chi czego cosa che".split()
+)
 _OPENING: Final = frozenset("let if since because so complete and then analogy the a an as just like by with".split())
 _MOST_UNITS: Final = 40
 _LONGEST_UNIT: Final = 300
@@ -76,7 +78,7 @@ def analogies(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
         if len(low) != len(text):
             break
         first = low.find(connective)
-        if first < 0 and connective.strip() and low.rstrip(" ?._:\"").endswith(connective.rstrip()):
+        if first < 0 and connective.strip() and low.rstrip(' ?._:"').endswith(connective.rstrip()):
             first = low.rfind(connective.rstrip())
         if first < 0:
             continue
@@ -99,7 +101,11 @@ def analogies(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
         if found is not None:
             yield found
     for double in ("::", "∷", " = ", " as "):
-        if double in text and (len(double) < 3 or (":" in text or "/" in text)) and "::" not in text.replace(double, ""):
+        if (
+            double in text
+            and (len(double) < 3 or (":" in text or "/" in text))
+            and "::" not in text.replace(double, "")
+        ):
             found = _colons(text, double)
             if found is not None:
                 yield found
@@ -116,7 +122,12 @@ def _linked(text: str, low: str, places: list[Span], name: str) -> Reading | Non
             split = None
             for sign in _AS:
                 at = low.find(sign, stop, limit)
-                if at >= 0 and low[at + len(sign) : limit].strip() and low[stop:at].strip() and (split is None or at < split[0] or (at == split[0] and len(sign) > split[1] - split[0])):
+                if (
+                    at >= 0
+                    and low[at + len(sign) : limit].strip()
+                    and low[stop:at].strip()
+                    and (split is None or at < split[0] or (at == split[0] and len(sign) > split[1] - split[0]))
+                ):
                     split = at, at + len(sign)
             if split is None:
                 return None
@@ -127,7 +138,13 @@ def _linked(text: str, low: str, places: list[Span], name: str) -> Reading | Non
     *pairs, (query, rest) = items
     shown = text[rest[0] : rest[1]].strip(" .?_*\"'")
     after = text[places[-1][1] :].strip()
-    opened = is_open(after[:12]) or not shown or shown.split()[0].lower() in _ASKS or is_open(text[rest[0] : rest[1]]) or after[:1] in ":_?…."
+    opened = (
+        is_open(after[:12])
+        or not shown
+        or shown.split()[0].lower() in _ASKS
+        or is_open(text[rest[0] : rest[1]])
+        or after[:1] in ":_?…."
+    )
     cleaned = [(_bare(text, a), _bare(text, b)) for a, b in pairs]
     if not opened:
         cleaned.append((_bare(text, query), _bare(text, rest)))
@@ -156,7 +173,11 @@ def _completed_analogies(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
         for line in filled:
             shown = text[line.start : line.end]
             count = shown.count(link)
-            both = count == 2 and (" as " in shown or "::" in shown) if link == " is to" else shown.count("::") == 1 and count >= 4
+            both = (
+                count == 2 and (" as " in shown or "::" in shown)
+                if link == " is to"
+                else shown.count("::") == 1 and count >= 4
+            )
             rows.append((line, both))
         good = [line for line, both in rows if both]
         if len(good) < 3 or not rows[-1][1]:
@@ -208,7 +229,7 @@ def _colons(text: str, double: str) -> Reading | None:
             left, right = part
             first = left[0] if first < 0 else first
             answer = text[right[0] : right[1]].split("(")[0].split("\n")[0]
-            if position and (is_open(answer) or answer.strip(" \"").lower().rstrip("?") in _ASKS):
+            if position and (is_open(answer) or answer.strip(' "').lower().rstrip("?") in _ASKS):
                 query = left
             else:
                 pairs.append((left, right))
@@ -217,7 +238,15 @@ def _colons(text: str, double: str) -> Reading | None:
         return None
     tail = len(text[end:].strip())
     return Reading(
-        "colons", tuple(pairs), query, (first, end), ("", ""), query is not None, "", 0, (("tail", min(1.0, tail / 60)),)
+        "colons",
+        tuple(pairs),
+        query,
+        (first, end),
+        ("", ""),
+        query is not None,
+        "",
+        0,
+        (("tail", min(1.0, tail / 60)),),
     )
 
 
@@ -263,7 +292,13 @@ def functions(text: str) -> Iterator[Reading]:
             begin -= 1
         close = text.find(")", at + 1, at + 80)
         line_end = text.find("\n", at, at + 80)
-        if begin < at and text[begin].isalpha() and close > at + 1 and not (0 <= line_end < close) and "(" not in text[at + 1 : close]:
+        if (
+            begin < at
+            and text[begin].isalpha()
+            and close > at + 1
+            and not (0 <= line_end < close)
+            and "(" not in text[at + 1 : close]
+        ):
             after = close + 1
             while after < len(text) and text[after] == " ":
                 after += 1
@@ -272,7 +307,9 @@ def functions(text: str) -> Iterator[Reading]:
                 if text.startswith(sign, after):
                     value = _value(text, after + len(sign))
                     break
-            calls.setdefault(text[begin:at], []).append(_Call(text[begin:at], (begin, close + 1), trimmed(text, at + 1, close), value))
+            calls.setdefault(text[begin:at], []).append(
+                _Call(text[begin:at], (begin, close + 1), trimmed(text, at + 1, close), value)
+            )
         at = text.find("(", at + 1)
     for found in calls.values():
         if len(found) < 2:
@@ -319,7 +356,9 @@ def _value(text: str, start: int) -> Span:
             depth -= 1
             if depth < 0:
                 break
-        elif depth == 0 and sign in ",;" and (at + 1 >= end or not text[at + 1].isdigit() or not text[at - 1].isdigit()):
+        elif (
+            depth == 0 and sign in ",;" and (at + 1 >= end or not text[at + 1].isdigit() or not text[at - 1].isdigit())
+        ):
             break
         elif depth == 0 and sign == "." and (at + 1 >= end or text[at + 1].isspace()):
             break
@@ -356,6 +395,41 @@ def slots(text: str) -> Iterator[Reading]:
             ("shown_before", float(text[query[0] : query[1]] in {text[a:b] for (a, b), _ in pairs})),
         )
         yield Reading(form, pairs, query, (items[0][0], len(text)), ("", ""), False, "", 0, facts)
+        if form == "numbers":
+            yield from _with_units(text, pairs, query, facts)
+
+
+def _with_units(
+    text: str, pairs: tuple[tuple[Span, Span], ...], query: Span, facts: tuple[tuple[str, float], ...]
+) -> Iterator[Reading]:
+    """Yield the readings in which the word behind every number, the same for all inputs or outputs, belongs to it."""
+    inputs, outputs = [a for a, _ in pairs] + [query], [b for _, b in pairs]
+    longer_in, longer_out = _one_word_longer(text, inputs), _one_word_longer(text, outputs)
+    for given, answers, name in (
+        (longer_in, longer_out, "both"), (longer_in, outputs, "inputs"), (inputs, longer_out, "outputs"),
+    ):  # fmt: skip
+        if given is None or answers is None:
+            continue
+        yield Reading(
+            "numbers", tuple(zip(given, answers, strict=False)), given[-1], (given[0][0], len(text)), ("", ""), False, "", 0,
+            (*facts, (f"unit_{name}", 1.0)),
+        )  # fmt: skip
+
+
+def _one_word_longer(text: str, spans: Sequence[Span]) -> list[Span] | None:
+    found, words = [], set()
+    for start, end in spans:
+        stop = end
+        if stop < len(text) and text[stop] == " ":
+            stop += 1
+        begin = stop
+        while stop < len(text) and stop - begin < 14 and (text[stop].isalpha() or text[stop] in "°%€$£"):
+            stop += 1
+        if stop == begin:
+            return None
+        words.add(text[begin:stop].lower().rstrip("s"))
+        found.append((start, stop))
+    return found if len(words) == 1 else None
 
 
 def _link(text: str, start: int, end: int) -> str:
@@ -399,7 +473,9 @@ def _numbers(text: str) -> list[Span]:
         sign = text[at]
         if sign.isdigit() and (at == 0 or not (text[at - 1].isalnum() or text[at - 1] in "_#")):
             start = at - 1 if at and text[at - 1] in "-+$€" and (at == 1 or not text[at - 2].isalnum()) else at
-            while at < len(text) and (text[at].isalnum() or (text[at] in ".,:/" and at + 1 < len(text) and text[at + 1].isdigit())):
+            while at < len(text) and (
+                text[at].isalnum() or (text[at] in ".,:/" and at + 1 < len(text) and text[at + 1].isdigit())
+            ):
                 at += 1
             found.append((start, at))
         else:
@@ -411,7 +487,11 @@ def frames(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
     """Yield the reading of units (lines, sentences or clauses) that are equal but for two gaps."""
     if len(text) > 12_000:
         return
-    for units in (_line_units(lines), _units(text, (". ", "! ", "? ", "; ", "\n", "。")), _units(text, (", ", ". ", "; ", "? ", "\n", "。", "，"))):
+    for units in (
+        _line_units(lines),
+        _units(text, (". ", "! ", "? ", "; ", "\n", "。")),
+        _units(text, (", ", ". ", "; ", "? ", "\n", "。", "，")),
+    ):
         units = [u for u in units if u[1] - u[0] <= _LONGEST_UNIT][:_MOST_UNITS]
         if len(units) < 3:
             continue
@@ -550,7 +630,9 @@ def _filled(text: str, units: Sequence[Span], frame: tuple[str, str, str]) -> Re
         *facts, ("tail", min(1.0, tail / 60)), ("between_words", float(min(4, words))), ("has_before", float(bool(before))),
         ("has_behind", float(len(behind) > 1)), ("first_unit", float(first == 0)), ("slot", float(asked_at >= 0)),
     )  # fmt: skip
-    return Reading("frame", tuple(pairs), query, (units[first][0], len(text)), ("", ""), asked_at >= 0, "", flaws, facts)
+    return Reading(
+        "frame", tuple(pairs), query, (units[first][0], len(text)), ("", ""), asked_at >= 0, "", flaws, facts
+    )
 
 
 def _repeated_lead(text: str, unit: Span, before: str) -> tuple[Span, str, int] | None:
@@ -562,7 +644,10 @@ def _repeated_lead(text: str, unit: Span, before: str) -> tuple[Span, str, int] 
         if at >= 0:
             start = at + len(lead)
             stop = start
-            while stop < unit[1] and (text[stop] not in ",;?!\n" and not (text[stop] == "." and (stop + 1 >= unit[1] or text[stop + 1].isspace()))):
+            while stop < unit[1] and (
+                text[stop] not in ",;?!\n"
+                and not (text[stop] == "." and (stop + 1 >= unit[1] or text[stop + 1].isspace()))
+            ):
                 stop += 1
             span = unwrapped(text, (start, stop), comma=True)
             if span[0] < span[1] and len(text[span[0] : span[1]].split()) <= 4:
@@ -590,11 +675,21 @@ def sequences(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
             continue
         body = text[span[0] : span[1]]
         opened = body.rstrip().endswith(("?", "...", "…", "_", "❓", ")")) or " ? " in body or "__" in body
-        terms = [t.strip() for t in body.replace(";", ",").replace("→", ",").split(",")] if "," in body or ";" in body or "→" in body else body.split()
+        terms = (
+            [t.strip() for t in body.replace(";", ",").replace("→", ",").split(",")]
+            if "," in body or ";" in body or "→" in body
+            else body.split()
+        )
         terms = [t for t in terms if t]
         regular = _regular(terms)
         if len(terms) >= 3 and (opened or asked) and (regular or asked):
-            facts = (("asked", float(asked)), ("opened", float(opened)), ("regular", float(regular)), ("terms", min(10.0, len(terms)) / 10), ("lines", min(5.0, len(lines)) / 5))
+            facts = (
+                ("asked", float(asked)),
+                ("opened", float(opened)),
+                ("regular", float(regular)),
+                ("terms", min(10.0, len(terms)) / 10),
+                ("lines", min(5.0, len(lines)) / 5),
+            )
             yield Reading("sequence", (), span, span, ("", ""), opened, "", 0, facts)
             return
 
@@ -613,14 +708,23 @@ def _run_of_terms(text: str, line: Line) -> Span | None:
     start, end = trimmed(text, start, end)
     body = text[start:end]
     words = body.split()
-    if len(words) < 3 and body.count(",") < 2 and not (words and len(body) > 4 and not any(c.isascii() and c.isalpha() for c in body)):
+    if (
+        len(words) < 3
+        and body.count(",") < 2
+        and not (words and len(body) > 4 and not any(c.isascii() and c.isalpha() for c in body))
+    ):
         return None
     if any(len(w) > 16 for w in words) or len(words) > 45:
         return None
     # A sentence behind the run is no part of it.
     for sign in ("... ", "? ", ". "):
         at = body.find(sign)
-        if at > 4 and body[at + len(sign) :].strip() and body[at + len(sign)].isalpha() and body[:at].count(",") + body[:at].count(" ") >= 2:
+        if (
+            at > 4
+            and body[at + len(sign) :].strip()
+            and body[at + len(sign)].isalpha()
+            and body[:at].count(",") + body[:at].count(" ") >= 2
+        ):
             end = start + at + len(sign.strip()) * (sign != ". ")
             break
     return trimmed(text, start, end)

@@ -32,7 +32,9 @@ ANSWERING: Final = frozenset(
     """.split()
 )
 #: Labels of the turns of a conversation: of who asks, and of who answers.
-TURNS: Final = frozenset({"user", "human", "customer", "me", "student", "prompt", "client", "visitor", "caller", "guest"})
+TURNS: Final = frozenset(
+    {"user", "human", "customer", "me", "student", "prompt", "client", "visitor", "caller", "guest"}
+)
 REPLIES: Final = frozenset({"assistant", "ai", "bot", "agent", "model", "gpt", "chatbot", "support"})
 
 

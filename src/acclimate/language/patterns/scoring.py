@@ -17,7 +17,9 @@ from acclimate.language.patterns.roles import REPLIES, TURNS, is_answering, is_a
 from acclimate.language.patterns.text import Reading, is_rule, words_of
 
 _STRONG_SIGNS: Final = ("->", "=>", "→", "==>", "⇒", "|", "\t", "::")
-_ASKS: Final = frozenset("what which who how why when where whats can could should does do did is are would will".split())
+_ASKS: Final = frozenset(
+    "what which who how why when where whats can could should does do did is are would will".split()
+)
 _TASKS: Final = frozenset(
     """write give make explain summarise summarize rewrite check find tell list suggest draft turn convert translate help fix review
     which why add put sort compare show tidy sum describe create generate please can could mark scale improve""".split()
@@ -25,7 +27,9 @@ _TASKS: Final = frozenset(
 _EXAMPLE_WORDS: Final = frozenset(
     "example examples sample samples e.g eg demonstration demonstrations demos like beispiel beispiele exemple exemples ejemplo ejemplos".split()
 )
-_FOLLOW_UPS: Final = frozenset("ok okay thanks thank yes no and but it that this these those they he she also then so hi hello hey my i".split())
+_FOLLOW_UPS: Final = frozenset(
+    "ok okay thanks thank yes no and but it that this these those they he she also then so hi hello hey my i".split()
+)
 _MOST_LOOKED_AT: Final = 12
 _MOST_LENGTH: Final = 600
 
@@ -45,7 +49,9 @@ def features(text: str, found: Sequence[Reading]) -> list[dict[str, float]]:
         values["readings_with_slot"] = min(6, slots) / 6
         values["same_query"] = float(counts[reading.query] > 1) if reading.query is not None else 0.0
         values["fewer_pairs"] = min(4, most - len(reading.pairs)) if most > len(reading.pairs) else 0.0
-        values["fewer_pairs_in_slot"] = min(4, most_in_slot - len(reading.pairs)) if most_in_slot > len(reading.pairs) else 0.0
+        values["fewer_pairs_in_slot"] = (
+            min(4, most_in_slot - len(reading.pairs)) if most_in_slot > len(reading.pairs) else 0.0
+        )
         result.append({name: value for name, value in values.items() if value})
     return result
 
@@ -61,18 +67,33 @@ def _prompt_features(text: str) -> dict[str, float]:
     return {
         "rows": math.log1p(len(rows)),
         "length": math.log1p(len(text)),
-        "ends_with_sign": float(end[-1:] in ":=>→|-–/：_\"~"),
-        "ends_with_gap": float(end.endswith(("?", "__", "...", "…", "?\"")) and len(closing) <= 3),
+        "ends_with_sign": float(end[-1:] in ':=>→|-–/：_"~'),
+        "ends_with_gap": float(end.endswith(("?", "__", "...", "…", '?"')) and len(closing) <= 3),
         "ends_with_question": float(end.endswith(("?", "？")) and len(closing) > 3),
         "ends_with_stop": float(end.endswith((".", "!"))),
         "last_asks": float(bool(closing) and len(closing) > 4 and closing[0] in _ASKS),
         "last_tasks": float(bool(closing) and len(closing) > 3 and closing[0] in _TASKS),
         "first_asks": float(bool(opening) and opening[0] in _ASKS),
         "first_tasks": float(bool(opening) and opening[0] in _TASKS),
+        "slots": float(_has_slot(text)),
         "example_word": float(bool(spoken & _EXAMPLE_WORDS)),
-        "rule_word": float(bool(spoken & {"rule", "pattern", "function", "machine", "code", "cipher", "law", "mapping"})),
+        "rule_word": float(
+            bool(spoken & {"rule", "pattern", "function", "machine", "code", "cipher", "law", "mapping"})
+        ),
         "analogy_word": float(bool(spoken & {"analogy", "analogies", "relation", "same", "analogous"})),
     }
+
+
+def _has_slot(text: str) -> bool:
+    """Return whether a line is nothing but a slot: ``{examples}``."""
+    return any(
+        row[:1] in "{$<["
+        and row[-1:] in "}>]"
+        and row.strip("{}$<>[]#/ ").replace("_", "").replace(" ", "").isalpha()
+        and ">" not in row[1:-1]
+        for row in map(str.strip, text.splitlines())
+        if 3 <= len(row) <= 40
+    )
 
 
 def _kind_of(text: str) -> str:
@@ -126,7 +147,9 @@ def _reading_features(text: str, reading: Reading) -> dict[str, float]:
     values["lead_colon"] = float(lead.endswith((":", "：")))
     values["lead_none"] = float(not lead)
     values["lead_stop"] = float(lead.endswith((".", "!", "。")))
-    values["lead_blank_line"] = float("\n" in text[len(lead) : start] if start < 160 else "\n\n" in text[start - 3 : start])
+    values["lead_blank_line"] = float(
+        "\n" in text[len(lead) : start] if start < 160 else "\n\n" in text[start - 3 : start]
+    )
     after = text[end:].strip(" \r\n\t\"'`.?_*)]}>|")
     values["after_block"] = min(1.0, len(after) / 60)
     first, second = reading.labels
@@ -142,7 +165,9 @@ def _reading_features(text: str, reading: Reading) -> dict[str, float]:
             values["turns_long"] = float(sum(lengths) / len(lengths) > 8) if lengths else 0.0
             values["turns_without_task"] = float(not lead)
             said = [*looked_in[1:], query or ""]
-            values["turns_follow_up"] = sum(bool(w := words_of(s[:60])) and w[0] in _FOLLOW_UPS for s in said) / max(1, len(said))
+            values["turns_follow_up"] = sum(bool(w := words_of(s[:60])) and w[0] in _FOLLOW_UPS for s in said) / max(
+                1, len(said)
+            )
             values["turns_questions"] = sum("?" in answer for answer in looked_out) / max(1, count)
             values["turns_uneven"] = max(lengths, default=0) / (1 + min(lengths, default=0))
         values["label_words"] = float(max(first.count(" "), second.count(" ")))
@@ -154,14 +179,21 @@ def _reading_features(text: str, reading: Reading) -> dict[str, float]:
     values["output_length"] = math.log1p(sum(out_lengths) / len(out_lengths))
     values["input_spread"] = math.log((1 + max(in_lengths)) / (1 + min(in_lengths)))
     values["output_spread"] = math.log((1 + max(out_lengths)) / (1 + min(out_lengths)))
-    kinds_in, kinds_out = [_kind_of(i[:_MOST_LENGTH]) for i in looked_in], [_kind_of(o[:_MOST_LENGTH]) for o in looked_out]
+    kinds_in, kinds_out = (
+        [_kind_of(i[:_MOST_LENGTH]) for i in looked_in],
+        [_kind_of(o[:_MOST_LENGTH]) for o in looked_out],
+    )
     values["inputs_alike"] = _share(kinds_in)
     values["outputs_alike"] = _share(kinds_out)
     values["first_output_odd"] = float(count >= 3 and kinds_out[0] not in kinds_out[1:])
     values["first_input_odd"] = float(count >= 3 and kinds_in[0] not in kinds_in[1:])
     values["last_output_odd"] = float(count >= 3 and kinds_out[-1] not in kinds_out[:-1] and len(out_lengths) == count)
-    values["last_output_longer"] = math.log((1 + len(outputs[-1])) / (1 + max(len(o) for o in outputs[:-1]))) if count > 1 else 0.0
-    values["first_input_longer"] = math.log((1 + len(inputs[0])) / (1 + max(len(i) for i in inputs[1:]))) if count > 1 else 0.0
+    values["last_output_longer"] = (
+        math.log((1 + len(outputs[-1])) / (1 + max(len(o) for o in outputs[:-1]))) if count > 1 else 0.0
+    )
+    values["first_input_longer"] = (
+        math.log((1 + len(inputs[0])) / (1 + max(len(i) for i in inputs[1:]))) if count > 1 else 0.0
+    )
     values["distinct_outputs"] = len(set(outputs)) / count
     values["distinct_inputs"] = len(set(inputs)) / count
     values["numbers_out"] = kinds_out.count("number") / len(kinds_out)
@@ -173,9 +205,13 @@ def _reading_features(text: str, reading: Reading) -> dict[str, float]:
     values["blank_lines_inside"] = sum("\n\n" in part or "\n\r\n" in part for part in parts) / len(parts)
     values["label_inside"] = sum(": " in part or ":\n" in part for part in parts) / len(parts)
     values["colon_ends"] = sum(part.endswith((":", "：", "-", "=", "|", ",")) for part in parts) / len(parts)
-    values["rule_inside"] = float(any(is_rule(row.strip()) for part in parts[-2:] for row in part[:_MOST_LENGTH].splitlines()))
+    values["rule_inside"] = float(
+        any(is_rule(row.strip()) for part in parts[-2:] for row in part[:_MOST_LENGTH].splitlines())
+    )
     values["stop_inside"] = sum(". " in answer or "? " in answer for answer in looked_out) / len(looked_out)
-    values["last_stop_inside"] = float(". " in outputs[-1] or "? " in outputs[-1]) - float(count > 1 and (". " in outputs[0] or "? " in outputs[0]))
+    values["last_stop_inside"] = float(". " in outputs[-1] or "? " in outputs[-1]) - float(
+        count > 1 and (". " in outputs[0] or "? " in outputs[0])
+    )
     values["question_marks_out"] = sum("?" in answer for answer in looked_out) / len(looked_out)
     shared = _shared_start([*looked_in, *([query] if query else [])])
     values["inputs_start_alike"] = min(10, len(shared.split())) / 10 if count > 1 else 0.0
@@ -183,24 +219,53 @@ def _reading_features(text: str, reading: Reading) -> dict[str, float]:
     values["outputs_start_alike"] = min(10, len(shared.split())) / 10 if count > 1 and len(set(outputs)) > 1 else 0.0
     covered = sum(map(len, inputs)) + sum(map(len, outputs)) + (len(query) if query else 0)
     values["coverage"] = covered / max(1, end - start)
+    values["placeholders"] = sum(_is_placeholder(part) for part in parts) / len(parts)
     values["input_is_output"] = sum(a == b for a, b in pairs) / count
     if query is not None:
         kind = _kind_of(query[:_MOST_LENGTH])
+        values["query_placeholder"] = float(_is_placeholder(query))
         values["query_alike"] = kinds_in.count(kind) / len(kinds_in)
         values["query_longer"] = max(0.0, math.log((1 + len(query)) / (1 + max(map(len, inputs)))))
         values["query_shorter"] = max(0.0, math.log((1 + min(map(len, inputs))) / (1 + len(query))))
         values["query_in_inputs"] = float(query in inputs)
         values["query_in_outputs"] = float(query in outputs)
-        values["query_is_label"] = float(query.strip().lower().rstrip(":") in {first, second} or query.rstrip().endswith(":"))
+        values["query_is_label"] = float(
+            query.strip().lower().rstrip(":") in {first, second} or query.rstrip().endswith(":")
+        )
         values["query_lines"] = float("\n" in query and not any("\n" in i for i in inputs))
         values["query_unbalanced"] = float(not _balanced(query[:_MOST_LENGTH]))
         values["query_asks"] = float("?" in query and not any("?" in i for i in inputs))
         words = words_of(query[:80])
-        values["query_starts_task"] = float(bool(words) and (words[0] in _TASKS or words[0] in {"now", "your", "please", "and"}) and not any((words_of(i[:40]) or [""])[0] == words[0] for i in looked_in))
-        values["query_end_alike"] = float(query[-1:] in {i[-1:] for i in inputs} or (query[-1:].isalnum() and any(i[-1:].isalnum() for i in inputs)))
+        values["query_starts_task"] = float(
+            bool(words)
+            and (words[0] in _TASKS or words[0] in {"now", "your", "please", "and"})
+            and not any((words_of(i[:40]) or [""])[0] == words[0] for i in looked_in)
+        )
+        values["query_end_alike"] = float(
+            query[-1:] in {i[-1:] for i in inputs} or (query[-1:].isalnum() and any(i[-1:].isalnum() for i in inputs))
+        )
         values["query_case_alike"] = float(query[:1].isupper() in {i[:1].isupper() for i in inputs})
         values["query_from_end"] = min(1.0, (len(text.rstrip()) - reading.query[1]) / 80) if reading.query else 0.0
     return values
+
+
+def _is_placeholder(text: str) -> bool:
+    """Return whether a part is nothing but a slot to be filled: ``{question}``, ``<text>``, ``${x}``, ``...``."""
+    body = text.strip().strip("$")
+    return (
+        len(body) > 2
+        and len(body) < 60
+        and "\n" not in body
+        and (
+            (
+                body[0] + body[-1] in ("{}", "<>", "[]")
+                and '"' not in body
+                and "," not in body
+                and not any(c.isdigit() for c in body)
+            )
+            or set(body) <= {".", "…"}
+        )
+    )
 
 
 def _shared_start(parts: Sequence[str]) -> str:

@@ -24,7 +24,29 @@ from acclimate.language.patterns.text import (
     words_of,
 )
 
-ARROWS: Final = ("-->", "==>", "--->", "->", "=>", "~>", "→", "⟶", "➜", "➔", "⇒", "⟹", "➡️", "➡", "↦", "|->", ">>>", ">>", "👉", "▶", "»»")
+ARROWS: Final = (
+    "-->",
+    "==>",
+    "--->",
+    "->",
+    "=>",
+    "~>",
+    "→",
+    "⟶",
+    "➜",
+    "➔",
+    "⇒",
+    "⟹",
+    "➡️",
+    "➡",
+    "↦",
+    "|->",
+    ">>>",
+    ">>",
+    "👉",
+    "▶",
+    "»»",
+)
 WORDS: Final = (
     "becomes", "become", "turns into", "maps to", "is mapped to", "gives", "yields", "returns", "translates to", "corresponds to", "means", "goes to",
     "changes to", "is", "wird zu", "devient", "as", "-->", "is to", "expands to", "encodes to", "equals", "was changed to",
@@ -122,7 +144,9 @@ def _quoted(text: str, start: int, end: int) -> list[Span]:
     return found
 
 
-def occurrences(text: str, start: int, end: int, name: str, signs: Sequence[str], spaced: bool, most: int = 40) -> list[Span]:
+def occurrences(
+    text: str, start: int, end: int, name: str, signs: Sequence[str], spaced: bool, most: int = 40
+) -> list[Span]:
     """Return where the signs stand in a line, outside of double quotes."""
     present = [sign for sign in signs if text.find(sign, start, end) >= 0]
     if not present:
@@ -257,7 +281,13 @@ def _names_columns(text: str, first: _Row, others: Sequence[_Row]) -> bool:
 
 
 def _block(
-    text: str, rows: list[_Row], places: list[list[Span]], name: str, which: str, above: int, above_text: Span | None = None
+    text: str,
+    rows: list[_Row],
+    places: list[list[Span]],
+    name: str,
+    which: str,
+    above: int,
+    above_text: Span | None = None,
 ) -> Reading | None:
     entries: list[tuple[int, Span, Span]] = []
     plain: list[int] = []
@@ -269,7 +299,14 @@ def _block(
             continue
         place = found[0] if which == "first" else found[-1]
         if is_open(text[found[-1][1] : row.end]) and text[row.start : found[-1][0]].strip():
-            place = found[-1] if which == "last" or len(found) == 1 or not text[found[0][1] : row.end].strip() or index == len(rows) - 1 else found[0]
+            place = (
+                found[-1]
+                if which == "last"
+                or len(found) == 1
+                or not text[found[0][1] : row.end].strip()
+                or index == len(rows) - 1
+                else found[0]
+            )
         many += len(found) > 1
         entries.append((index, (row.start, place[0]), (place[1], row.end)))
     if len(entries) < 2 or len(entries) > MOST_RECORDS:
@@ -321,7 +358,25 @@ def _block(
         # The open item may be the last pair line: "Now do this one: narrow".
         index, left, right = entries[-1]
         lead = text[left[0] : left[1]].strip().lower()
-        if lead.split(" ")[0] in {"now", "your", "and", "query", "next", "then", "test", "try", "todo", "new", "question", "complete", "final", "last", "finally", "homework", "mine"} or lead.startswith(("please complete", "predict")):
+        if lead.split(" ")[0] in {
+            "now",
+            "your",
+            "and",
+            "query",
+            "next",
+            "then",
+            "test",
+            "try",
+            "todo",
+            "new",
+            "question",
+            "complete",
+            "final",
+            "last",
+            "finally",
+            "homework",
+            "mine",
+        } or lead.startswith(("please complete", "predict")):
             pairs.pop()
             query = _side(text, right, quotes, name)
             asked_facts = (("asked_lead", 1.0),)
@@ -333,7 +388,11 @@ def _block(
     if not pairs:
         return None
     pairs = [(_open_bracket(text, a, b)) for a, b in pairs]
-    if query is not None and text[query[0]] in "([{" and ("()[]{}"["([{".index(text[query[0]]) * 2 + 1]) not in text[query[0] : query[1]]:
+    if (
+        query is not None
+        and text[query[0]] in "([{"
+        and ("()[]{}"["([{".index(text[query[0]]) * 2 + 1]) not in text[query[0] : query[1]]
+    ):
         query = query[0] + 1, query[1]
     paragraphs = {rows[i].paragraph for i, _, _ in entries[:-1]}
     facts = (
@@ -353,7 +412,13 @@ def _block(
 def _open_bracket(text: str, left: Span, right: Span) -> tuple[Span, Span]:
     """Return a pair without the brackets around the two of it: ``(red, #FF0000)``."""
     closing = {"(": ")", "[": "]", "{": "}"}.get(text[left[0]], "")
-    if closing and closing not in text[left[0] : left[1]] and text[right[1] - 1] == closing and left[1] - left[0] > 1 and right[1] - right[0] > 1:
+    if (
+        closing
+        and closing not in text[left[0] : left[1]]
+        and text[right[1] - 1] == closing
+        and left[1] - left[0] > 1
+        and right[1] - right[0] > 1
+    ):
         return unwrapped(text, (left[0] + 1, left[1])), unwrapped(text, (right[0], right[1] - 1))
     return left, right
 
@@ -366,7 +431,11 @@ def _without_lead(text: str, query: Span, inputs: Sequence[Span]) -> Span:
         if at < 0 or any(sign in text[a:b] for a, b in inputs):
             continue
         lead = text[start:at].lower().split()
-        if len(lead) <= 5 and text[at + len(sign) : end].strip() and (sign != ", " or lead[0] in {"and", "now", "then"}):
+        if (
+            len(lead) <= 5
+            and text[at + len(sign) : end].strip()
+            and (sign != ", " or lead[0] in {"and", "now", "then"})
+        ):
             return unwrapped(text, (at + len(sign), end), comma=True)
     return query
 
@@ -498,13 +567,33 @@ def _segments(
 def _after_lead(text: str, start: int, end: int) -> int:
     """Return where the first item begins: after the last sentence or colon in front of it."""
     best = start
-    for sign in (". ", ": ", "? ", "! ", "; ", "：", "。", " - ", " — ", "\n", "e.g. ", "e.g., ", "example, ", "instance, "):
+    for sign in (
+        ". ",
+        ": ",
+        "? ",
+        "! ",
+        "; ",
+        "：",
+        "。",
+        " - ",
+        " — ",
+        "\n",
+        "e.g. ",
+        "e.g., ",
+        "example, ",
+        "instance, ",
+    ):
         at = text.rfind(sign, start, end - 1)
         if at >= 0 and text[at + len(sign) : end].strip():
             best = max(best, at + len(sign))
     for opening, closing in ("()", "[]", "{}"):
         at = text.rfind(opening, best, end)
-        if at >= 0 and closing not in text[at:end] and text[at + 1 : end].strip() and (at == best or text[at - 1] in " =("):
+        if (
+            at >= 0
+            and closing not in text[at:end]
+            and text[at + 1 : end].strip()
+            and (at == best or text[at - 1] in " =(")
+        ):
             best = at + 1
     return _after_and(text, best, end)
 
@@ -547,7 +636,12 @@ def _after_and(text: str, start: int, end: int) -> int:
     while stop < end and text[stop].isalpha():
         stop += 1
     word = text[start:stop].lower()
-    if word in {"and", "so", "then", "et", "und", "y", "but", "that", "if", "e"} and stop < end and text[stop].isspace() and text[stop:end].strip():
+    if (
+        word in {"and", "so", "then", "et", "und", "y", "but", "that", "if", "e"}
+        and stop < end
+        and text[stop].isspace()
+        and text[stop:end].strip()
+    ):
         return stop + 1
     return start
 
@@ -564,6 +658,11 @@ def _sentence_end(text: str, start: int, end: int) -> int | None:
 def without_stop(text: str, span: Span) -> Span:
     """Return the span without a full stop at its end, where it is a single word or number."""
     start, end = span
-    if end > start and text[end - 1] in ".。" and not any(c.isspace() for c in text[start:end]) and text[start : end - 1].count(".") == 0:
+    if (
+        end > start
+        and text[end - 1] in ".。"
+        and not any(c.isspace() for c in text[start:end])
+        and text[start : end - 1].count(".") == 0
+    ):
         return unwrapped(text, (start, end - 1))
     return span

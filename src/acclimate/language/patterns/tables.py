@@ -224,4 +224,6 @@ def _read(
         (f"delimiter_{_DELIMITERS[delimiter]}", 1.0),
     )
     if pairs:
-        yield Reading(form, tuple(pairs), query, (block[0].start, block[-1].end), labels, query is not None, cue, flaws, facts)
+        yield Reading(
+            form, tuple(pairs), query, (block[0].start, block[-1].end), labels, query is not None, cue, flaws, facts
+        )

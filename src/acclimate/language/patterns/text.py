@@ -158,12 +158,27 @@ def is_open(text: str) -> bool:
     if body == "❓" or body == "X?" or (signs <= {"_", "?", "\\"} and "_" in signs):
         return True
     word = body.rstrip("?").strip().lower().replace(" ", "_")
-    return word in _OPEN_WORDS and (body.endswith("?") or text.strip()[:1] in "[<({_*" or word in {"tbd", "todo", "null"})
+    return word in _OPEN_WORDS and (
+        body.endswith("?") or text.strip()[:1] in "[<({_*" or word in {"tbd", "todo", "null"}
+    )
 
 
 def is_answer_sign(text: str) -> bool:
     """Return whether ``text`` may be an answer although it looks open: one question mark or dash, as a label may be."""
-    return text.strip().strip("\"'`").strip() in {"?", "-", "--", "…", "N/A", "n/a", "*", "null", "tbd", "TBD", "todo", "TODO"}
+    return text.strip().strip("\"'`").strip() in {
+        "?",
+        "-",
+        "--",
+        "…",
+        "N/A",
+        "n/a",
+        "*",
+        "null",
+        "tbd",
+        "TBD",
+        "todo",
+        "TODO",
+    }
 
 
 def after_bullet(text: str, start: int, end: int) -> int:
@@ -172,7 +187,11 @@ def after_bullet(text: str, start: int, end: int) -> int:
         sign = text[start]
         if sign == "\ufe0f" or sign in "✅👉🔹🔸➤▶":
             start += 1
-        elif (sign in _BULLETS or (sign == ">" and not text.startswith(">>", start))) and start + 1 < end and text[start + 1] in " \t":
+        elif (
+            (sign in _BULLETS or (sign == ">" and not text.startswith(">>", start)))
+            and start + 1 < end
+            and text[start + 1] in " \t"
+        ):
             start += 1
         else:
             break
@@ -188,7 +207,7 @@ def after_number(text: str, start: int, end: int) -> int:
         at += 1
     if at < end and text[at] in _NUMBER_SIGNS:
         return _past_blanks(text, at + 1, end)
-    bracket = at < end and text[at] in "([" 
+    bracket = at < end and text[at] in "(["
     sign = at < end and text[at] in "#№"
     if bracket or sign:
         at += 1
@@ -256,9 +275,22 @@ def after_announcement(text: str, start: int, end: int) -> int:
     digits = stop
     while digits < end and digits - stop < 3 and text[digits].isdigit():
         digits += 1
-    if digits == stop and digits < end and text[digits].isalpha() and (digits + 1 == end or not text[digits + 1].isalnum()):
+    if (
+        digits == stop
+        and digits < end
+        and text[digits].isalpha()
+        and (digits + 1 == end or not text[digits + 1].isalnum())
+    ):
         digits += 1
-    if digits == stop and text[at:word].lower() not in {"example", "ex", "beispiel", "exemple", "ejemplo", "esempio", "sample"}:
+    if digits == stop and text[at:word].lower() not in {
+        "example",
+        "ex",
+        "beispiel",
+        "exemple",
+        "ejemplo",
+        "esempio",
+        "sample",
+    }:
         return start
     stop = digits
     if stop < end and text[stop].isalnum():
