@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Final
 
-from acclimate.language.patterns import fields, json_records, prose, separated, tables
+from acclimate.language.patterns import fields, inline, json_records, prose, separated, tables
 from acclimate.language.patterns.text import Reading, lines_of
 
 _MOST: Final = 60
@@ -26,6 +26,7 @@ def candidates(text: str) -> list[Reading]:
         tables.tables(text, lines),
         fields.unlabelled_blocks(text, lines),
         separated.by_separator(text, lines),
+        inline.beside_each_other(text, lines),
         prose.analogies(text, lines),
         prose.functions(text),
         prose.slots(text),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from acclimate.language.patterns.asked import asked_item
-from acclimate.language.patterns.separated import ARROWS, without_stop as _without_stop
+from acclimate.language.patterns.inline import without_stop
+from acclimate.language.patterns.separated import ARROWS
 from acclimate.language.patterns.text import (
     Line,
     Reading,
@@ -588,7 +589,7 @@ def _filled(text: str, units: Sequence[Span], frame: tuple[str, str, str]) -> Re
             if behind and text.endswith(behind, place, end):
                 stop = end - len(behind)
             given = unwrapped(text, (at + len(before), place), comma=True)
-            answer = _without_stop(text, unwrapped(text, (place + len(between), stop), comma=True))
+            answer = without_stop(text, unwrapped(text, (place + len(between), stop), comma=True))
             shown = text[answer[0] : answer[1]]
             if given[0] >= given[1]:
                 fits = False

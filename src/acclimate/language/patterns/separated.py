@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from acclimate.language.patterns.asked import asked_item
 from acclimate.language.patterns.fields import MOST_RECORDS
@@ -70,13 +70,17 @@ SEPARATORS: Final[tuple[tuple[str, tuple[str, ...], bool], ...]] = (
     ("spaces", ("   ",), False),
     ("bracket", ("(",), False),
 )
-_BETWEEN: Final = (", ", "; ", ",", ";", " | ", " / ", ". ", "，", "、", "。", "  ", " • ", " and ", " ")
+BRACKETS: Final = {"(": ")", "[": "]", "{": "}"}
+#: Words at the start of a row that introduce the open item.
+_LEADS: Final = frozenset(
+    "now your and query next then test try todo new question complete final last finally homework mine predict".split()
+)
 _MOST_ROWS: Final = 400
-_LONGEST_ROW: Final = 4000
+LONGEST_ROW: Final = 4000
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     start: int
     end: int
     paragraph: int
@@ -86,21 +90,17 @@ class _Row:
 
 
 def by_separator(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
-    """Yield one or two readings for each separator."""
-    rows = _rows(text, lines)
-    if not rows:
+    """Yield one or two readings for each separator that stands on the lines of a prompt."""
+    rows = rows_of(text, lines)
+    if not 2 <= len(rows) <= _MOST_ROWS:
         return
     for name, signs, spaced in SEPARATORS:
-        if not any(sign in text for sign in signs):
-            continue
-        if 2 <= len(rows) <= _MOST_ROWS and name != "bracket":
+        if name != "bracket" and any(sign in text for sign in signs):
             yield from _on_rows(text, rows, name, signs, spaced)
-        if name not in {"tab", "spaces", "comma", "semicolon", "dots"}:
-            yield from _in_line(text, rows, name, signs, spaced)
 
 
-def _rows(text: str, lines: Sequence[Line]) -> list[_Row]:
-    found: list[_Row] = []
+def rows_of(text: str, lines: Sequence[Line]) -> list[Row]:
+    found: list[Row] = []
     paragraph = 0
     for line in lines:
         if line.blank:
@@ -119,20 +119,20 @@ def _rows(text: str, lines: Sequence[Line]) -> list[_Row]:
         tail = line.end
         if text.startswith("\t", tail) or text.startswith("   ", tail):
             tail += 1
-        found.append(_Row(past, tail, paragraph, bulleted, numbered, announced))
-    merged: list[_Row] = []
+        found.append(Row(past, tail, paragraph, bulleted, numbered, announced))
+    merged: list[Row] = []
     for row in found:
         # A heading without text of its own announces the line below it.
         if merged and merged[-1].start >= merged[-1].end and (merged[-1].announced or merged[-1].numbered):
             before = merged.pop()
-            row = _Row(row.start, row.end, row.paragraph, row.bulleted, before.numbered, before.announced)
+            row = Row(row.start, row.end, row.paragraph, row.bulleted, before.numbered, before.announced)
         merged.append(row)
     return [row for row in merged if row.start < row.end]
 
 
-def _quoted(text: str, start: int, end: int) -> list[Span]:
+def quoted_spans(text: str, start: int, end: int) -> list[Span]:
     """Return the spans between double quotes on a line; none where they do not pair."""
-    if end - start > _LONGEST_ROW or text.count('"', start, end) % 2:
+    if end - start > LONGEST_ROW or text.count('"', start, end) % 2:
         return []
     found, at = [], text.find('"', start, end)
     while at >= 0:
@@ -164,7 +164,7 @@ def occurrences(
     for span in found:
         if not kept or span[0] >= kept[-1][1]:
             kept.append(span)
-    if name not in {"tab", "spaces"} and (quoted := _quoted(text, start, end)):
+    if name not in {"tab", "spaces"} and (quoted := quoted_spans(text, start, end)):
         outside = [s for s in kept if not any(a < s[0] < b for a, b in quoted[:60])]
         kept = outside or kept
     return kept[:most]
@@ -188,7 +188,7 @@ def _fits(text: str, at: int, stop: int, start: int, end: int, name: str, spaced
     return True
 
 
-def _on_rows(text: str, rows: list[_Row], name: str, signs: Sequence[str], spaced: bool) -> Iterator[Reading]:
+def _on_rows(text: str, rows: list[Row], name: str, signs: Sequence[str], spaced: bool) -> Iterator[Reading]:
     places = [occurrences(text, row.start, row.end, name, signs, spaced, most=8) for row in rows]
     good = [bool(p) and _left(text, row, p[0]) for row, p in zip(rows, places, strict=True)]
     if sum(good) < 2:
@@ -205,7 +205,7 @@ def _on_rows(text: str, rows: list[_Row], name: str, signs: Sequence[str], space
             if skip and not _odd_first(rows, places, begin, text):
                 continue
             above = (rows[0].start, rows[begin - 1].end) if 0 < begin <= 3 else None
-            found = _block(text, rows[begin + skip :], places[begin + skip :], name, which, begin + skip, above)
+            found = _block(text, rows[begin + skip :], places[begin + skip :], name, which, above)
             if found is not None:
                 key = tuple(span for pair in found.pairs for span in pair)
                 if key not in seen:
@@ -213,11 +213,11 @@ def _on_rows(text: str, rows: list[_Row], name: str, signs: Sequence[str], space
                     yield found
 
 
-def _left(text: str, row: _Row, place: Span) -> bool:
+def _left(text: str, row: Row, place: Span) -> bool:
     return bool(text[row.start : place[0]].strip(" \t\"'*|"))
 
 
-def _block_begin(text: str, rows: list[_Row], places: list[list[Span]], good: list[bool]) -> int | None:
+def _block_begin(text: str, rows: list[Row], places: list[list[Span]], good: list[bool]) -> int | None:
     """Return the first row of the examples: instructions above them may hold the separator too."""
     at = next((i for i, fits in enumerate(good) if fits and not is_open(text[places[i][0][1] : rows[i].end])), None)
     if at is None:
@@ -252,7 +252,7 @@ def _block_begin(text: str, rows: list[_Row], places: list[list[Span]], good: li
     return at
 
 
-def _odd_first(rows: list[_Row], places: list[list[Span]], begin: int, text: str) -> bool:
+def _odd_first(rows: list[Row], places: list[list[Span]], begin: int, text: str) -> bool:
     """Return whether the first row looks unlike the others, as an instruction does."""
     if begin + 3 > len(rows) or not places[begin + 1]:
         return False
@@ -271,7 +271,7 @@ def _odd_first(rows: list[_Row], places: list[list[Span]], begin: int, text: str
     return words[0] > 2 + max(words[1:])
 
 
-def _names_columns(text: str, first: _Row, others: Sequence[_Row]) -> bool:
+def _names_columns(text: str, first: Row, others: Sequence[Row]) -> bool:
     """Return whether a row names the columns: it is in capitals and the others are not, or it holds labels."""
     shown = text[first.start : first.end]
     if shown.isupper() and not any(text[row.start : row.end].isupper() for row in others):
@@ -280,150 +280,132 @@ def _names_columns(text: str, first: _Row, others: Sequence[_Row]) -> bool:
     return 2 <= len(words) <= 4 and is_asking(words[0]) and is_answering(words[-1])
 
 
-def _block(
-    text: str,
-    rows: list[_Row],
-    places: list[list[Span]],
-    name: str,
-    which: str,
-    above: int,
-    above_text: Span | None = None,
-) -> Reading | None:
-    entries: list[tuple[int, Span, Span]] = []
-    plain: list[int] = []
-    flaws = 0
-    many = 0
-    for index, (row, found) in enumerate(zip(rows, places, strict=True)):
-        if not found or not _left(text, row, found[0]):
-            plain.append(index)
-            continue
-        place = found[0] if which == "first" else found[-1]
-        if is_open(text[found[-1][1] : row.end]) and text[row.start : found[-1][0]].strip():
-            place = (
-                found[-1]
-                if which == "last"
-                or len(found) == 1
-                or not text[found[0][1] : row.end].strip()
-                or index == len(rows) - 1
-                else found[0]
-            )
-        many += len(found) > 1
-        entries.append((index, (row.start, place[0]), (place[1], row.end)))
-    if len(entries) < 2 or len(entries) > MOST_RECORDS:
-        return None
-    asserted = text.startswith("assert ", rows[0].start)
-    quotes = not asserted
-    if asserted:
-        entries = [(i, (a + 7 if text.startswith("assert ", a) else a, b), right) for i, (a, b), right in entries]
-    closing = name == "bar"
-    pairs: list[tuple[Span, Span]] = []
+class _Entry(NamedTuple):
+    """A row that holds the separator: its number, and what stands on both sides."""
+
+    index: int
+    left: Span
+    right: Span
+
+
+@dataclass(slots=True)
+class _Asked:
+    """The open item of a block, and what is known about it."""
+
     query: Span | None = None
-    slot, cue, tail, end = False, "", 0, rows[-1].end
-    last = entries[-1][0]
-    waiting: list[tuple[int, Span]] = []
-    for index, left, right in entries:
-        given = _side(text, left, quotes, name)
-        answer = _side(text, right, quotes, name)
-        shown = text[right[0] : right[1]]
-        if is_open(shown) and (index == last or not is_answer_sign(shown)):
-            waiting.append((index, given))
+    slot: bool = False
+    cue: str = ""
+    tail: int = 0
+    end: int = 0
+    flaws: int = 0
+    facts: tuple[tuple[str, float], ...] = ()
+
+
+def _entries(text: str, rows: Sequence[Row], places: Sequence[list[Span]], which: str) -> list[_Entry]:
+    """Return the rows with the separator, split at its first or last place."""
+    found = []
+    for index, (row, place_of) in enumerate(zip(rows, places, strict=True)):
+        if not place_of or not _left(text, row, place_of[0]):
             continue
-        if closing and answer[1] > answer[0] and text[answer[1] - 1] == "|":
-            answer = trimmed(text, answer[0], answer[1] - 1)
-        pairs.append((given, answer))
-    inner_plain = [i for i in plain if i < last]
-    trailing = [i for i in plain if i > last]
-    flaws += len(inner_plain)
-    asked_facts: tuple[tuple[str, float], ...] = ()
-    if waiting and waiting[-1][0] == last:
-        query, slot = _without_lead(text, waiting[-1][1], [g for g, _ in pairs]), True
-        end = rows[last].end
-        cue = text[entries[-1][2][0] : entries[-1][2][1]].strip()
-        tail = sum(rows[i].end - rows[i].start for i in trailing)
-        flaws += len(waiting) - 1
-    elif len(waiting) == 1:
-        query, slot = waiting[0][1], True
-        flaws += 1
-        tail = sum(rows[i].end - rows[i].start for i in trailing)
-    elif trailing:
-        found = asked_item(text, (rows[trailing[0]].start, rows[trailing[-1]].end), [text[a:b] for (a, b), _ in pairs])
-        if found is not None:
-            query, how, unexplained = found
-            asked_facts = ((f"asked_{how}", 1.0),)
-            tail = unexplained
-            end = rows[trailing[-1]].end
+        place = place_of[0] if which == "first" else place_of[-1]
+        ends_open = is_open(text[place_of[-1][1] : row.end]) and text[row.start : place_of[-1][0]].strip()
+        if ends_open and index == len(rows) - 1:
+            place = place_of[-1]
+        start = row.start + 7 if text.startswith("assert ", row.start) else row.start
+        found.append(_Entry(index, (start, place[0]), (place[1], row.end)))
+    return found
+
+
+def _block(
+    text: str, rows: list[Row], places: list[list[Span]], name: str, which: str, above: Span | None
+) -> Reading | None:
+    """Return the reading of rows that hold the separator; ``above`` is a short passage in front of them."""
+    entries = _entries(text, rows, places, which)
+    if not 2 <= len(entries) <= MOST_RECORDS:
+        return None
+    quotes = not text.startswith("assert ", rows[0].start)
+    pairs: list[tuple[Span, Span]] = []
+    waiting: list[_Entry] = []
+    last = entries[-1]
+    for entry in entries:
+        shown = text[slice(*entry.right)]
+        if is_open(shown) and (entry is last or not is_answer_sign(shown)):
+            waiting.append(entry)
         else:
-            tail = sum(rows[i].end - rows[i].start for i in trailing)
-    elif pairs:
-        # The open item may be the last pair line: "Now do this one: narrow".
-        index, left, right = entries[-1]
-        lead = text[left[0] : left[1]].strip().lower()
-        if lead.split(" ")[0] in {
-            "now",
-            "your",
-            "and",
-            "query",
-            "next",
-            "then",
-            "test",
-            "try",
-            "todo",
-            "new",
-            "question",
-            "complete",
-            "final",
-            "last",
-            "finally",
-            "homework",
-            "mine",
-        } or lead.startswith(("please complete", "predict")):
-            pairs.pop()
-            query = _side(text, right, quotes, name)
-            asked_facts = (("asked_lead", 1.0),)
-    if query is None and not trailing and above_text is not None:
-        asked = asked_item(text, above_text, [text[a:b] for (a, b), _ in pairs])
-        if asked is not None and asked[1] in {"quoted", "colon", "alike"}:
-            query, how, tail = asked
-            asked_facts = ((f"asked_{how}", 1.0), ("asked_above", 1.0))
+            pairs.append((_side(text, entry.left, quotes, name), _side(text, entry.right, quotes, name)))
+    asked = _open_item(text, rows, entries, waiting, pairs, quotes, name)
+    if asked.query is None and asked.tail == 0 and above is not None and pairs:
+        found = asked_item(text, above, [text[slice(*given)] for given, _ in pairs])
+        if found is not None and found[1] in {"quoted", "colon", "alike"}:
+            asked.query, how, asked.tail = found
+            asked.facts = ((f"asked_{how}", 1.0), ("asked_above", 1.0))
     if not pairs:
         return None
-    pairs = [(_open_bracket(text, a, b)) for a, b in pairs]
-    if (
-        query is not None
-        and text[query[0]] in "([{"
-        and ("()[]{}"["([{".index(text[query[0]]) * 2 + 1]) not in text[query[0] : query[1]]
-    ):
-        query = query[0] + 1, query[1]
-    paragraphs = {rows[i].paragraph for i, _, _ in entries[:-1]}
+    has_place = {entry.index for entry in entries}
+    many = sum(len(places[entry.index]) > 1 for entry in entries)
+    flaws = asked.flaws + sum(index not in has_place for index in range(last.index))
+    chosen = [rows[entry.index] for entry in entries]
     facts = (
-        ("tail", min(1.0, tail / 60)),
+        ("tail", min(1.0, asked.tail / 60)),
         ("several_separators", many / len(entries)),
         ("last_separator", float(which == "last" and many > 0)),
-        ("numbered", float(sum(rows[i].numbered for i, _, _ in entries) >= 2)),
-        ("bulleted", float(sum(rows[i].bulleted for i, _, _ in entries) >= 2)),
-        ("announced", float(any(rows[i].announced for i, _, _ in entries))),
-        ("apart", float(len(paragraphs) > 1)),
-        ("plain_above", float(above > 0)),
-        *asked_facts,
-    )  # fmt: skip
-    return Reading(name, tuple(pairs), query, (rows[0].start, end), ("", ""), slot, cue, flaws, facts)
+        ("numbered", float(sum(row.numbered for row in chosen) >= 2)),
+        ("bulleted", float(sum(row.bulleted for row in chosen) >= 2)),
+        ("announced", float(any(row.announced for row in chosen))),
+        ("apart", float(len({row.paragraph for row in chosen[:-1]}) > 1)),
+        *asked.facts,
+    )
+    pairs = [_without_bracket(text, given, answer) for given, answer in pairs]
+    query = _bracket_opened(text, asked.query) if asked.query is not None else None
+    return Reading(name, tuple(pairs), query, (rows[0].start, asked.end), ("", ""), asked.slot, asked.cue, flaws, facts)
 
 
-def _open_bracket(text: str, left: Span, right: Span) -> tuple[Span, Span]:
+def _open_item(
+    text: str, rows: list[Row], entries: list[_Entry], waiting: list[_Entry], pairs: list[tuple[Span, Span]],
+    quotes: bool, name: str,
+) -> _Asked:  # fmt: skip
+    """Return the open item: a row without an output, a sentence behind the rows, or the last row behind a word like ``now``."""
+    last = entries[-1]
+    trailing = rows[last.index + 1 :]
+    behind = sum(row.end - row.start for row in trailing)
+    inputs = [given for given, _ in pairs]
+    if waiting and waiting[-1] is last:
+        query = without_lead(text, _side(text, last.left, quotes, name), inputs)
+        cue = text[slice(*last.right)].strip()
+        return _Asked(query, True, cue, behind, rows[last.index].end, len(waiting) - 1)
+    if len(waiting) == 1:
+        query = _side(text, waiting[0].left, quotes, name)
+        return _Asked(query, True, "", behind, rows[-1].end, 1)
+    if trailing:
+        found = asked_item(text, (trailing[0].start, trailing[-1].end), [text[slice(*given)] for given in inputs])
+        if found is None:
+            return _Asked(tail=behind, end=rows[-1].end, flaws=len(waiting))
+        query, how, tail = found
+        return _Asked(query, tail=tail, end=rows[-1].end, flaws=len(waiting), facts=((f"asked_{how}", 1.0),))
+    lead = text[slice(*last.left)].strip().lower()
+    if len(pairs) > 1 and (lead.partition(" ")[0] in _LEADS or lead.startswith("please complete")):
+        pairs.pop()
+        query = _side(text, last.right, quotes, name)
+        return _Asked(query, end=rows[-1].end, flaws=len(waiting), facts=(("asked_lead", 1.0),))
+    return _Asked(end=rows[-1].end, flaws=len(waiting))
+
+
+def _without_bracket(text: str, left: Span, right: Span) -> tuple[Span, Span]:
     """Return a pair without the brackets around the two of it: ``(red, #FF0000)``."""
-    closing = {"(": ")", "[": "]", "{": "}"}.get(text[left[0]], "")
-    if (
-        closing
-        and closing not in text[left[0] : left[1]]
-        and text[right[1] - 1] == closing
-        and left[1] - left[0] > 1
-        and right[1] - right[0] > 1
-    ):
-        return unwrapped(text, (left[0] + 1, left[1])), unwrapped(text, (right[0], right[1] - 1))
+    opened = _bracket_opened(text, left)
+    if opened != left and text[right[1] - 1] == BRACKETS[text[left[0]]] and right[1] - right[0] > 1:
+        return unwrapped(text, opened), unwrapped(text, (right[0], right[1] - 1))
     return left, right
 
 
-def _without_lead(text: str, query: Span, inputs: Sequence[Span]) -> Span:
+def _bracket_opened(text: str, span: Span) -> Span:
+    """Return the span without a bracket at its start that is not closed in it."""
+    start, end = span
+    closing = BRACKETS.get(text[start], "")
+    return (start + 1, end) if closing and end - start > 1 and closing not in text[start:end] else span
+
+
+def without_lead(text: str, query: Span, inputs: Sequence[Span]) -> Span:
     """Return the open item without an introduction that no other item has: ``Now: tea =``."""
     start, end = query
     for sign in (": ", "? ", "：", ", "):
@@ -446,223 +428,3 @@ def _side(text: str, span: Span, quotes: bool, name: str) -> Span:
         start, end = trimmed(text, start, end, "|")
     start, end = unwrapped(text, (start, end), quotes=quotes, comma=True)
     return start, end
-
-
-def _in_line(text: str, rows: list[_Row], name: str, signs: Sequence[str], spaced: bool) -> Iterator[Reading]:
-    """Yield the reading of the last line that holds several pairs beside each other."""
-    chosen = None
-    for index in range(len(rows) - 1, -1, -1):
-        row = rows[index]
-        if row.end - row.start > _LONGEST_ROW:
-            continue
-        found = occurrences(text, row.start, row.end, name, signs, spaced)
-        if len(found) >= 2:
-            chosen = index, found
-            break
-    if chosen is None:
-        return
-    index, found = chosen
-    row = rows[index]
-    quoted = _quoted(text, row.start, row.end)
-    for between in _BETWEEN:
-        if between not in text[row.start : row.end] or (between.strip() and between.strip() in signs):
-            continue
-        reading = _segments(text, rows, index, found, between, name, quoted)
-        if reading is not None:
-            yield reading
-            if reading.query is not None and len(reading.pairs) >= 2:
-                return
-
-
-def _segments(
-    text: str, rows: list[_Row], index: int, found: list[Span], between: str, name: str, quoted: list[Span]
-) -> Reading | None:
-    row = rows[index]
-    cuts = []
-    at = text.find(between, row.start, row.end)
-    while at >= 0 and len(cuts) < 200:
-        if not any(a < at < b for a, b in quoted[:60]):
-            cuts.append(at)
-        at = text.find(between, at + len(between), row.end)
-    edges = [row.start, *[c for c in cuts], row.end]
-    pairs: list[tuple[Span, Span]] = []
-    query: Span | None = None
-    slot, cue, flaws, tail, asked_facts = False, "", 0, 0, ()
-    position = 0
-    first_at = row.start
-    # A run of segments without a separator belongs to the item before it: "a, b -> c" has a comma inside.
-    pieces: list[tuple[int, int, list[Span]]] = []
-    for left, right in zip(edges, edges[1:], strict=False):
-        begin = left + (len(between) if left != row.start else 0)
-        inside = []
-        while position < len(found) and found[position][0] < right:
-            if found[position][0] >= begin - 1:
-                inside.append(found[position])
-            position += 1
-        pieces.append((begin, right, inside))
-    with_one = sum(len(inside) >= 1 for _, _, inside in pieces)
-    if with_one < 2:
-        return None
-    more = sum(len(inside) > 1 for _, _, inside in pieces[1:])
-    if more:
-        return None
-    rest_at: int | None = None
-    for number, (begin, end, inside) in enumerate(pieces):
-        if not inside:
-            if pairs:
-                rest_at = begin if rest_at is None else rest_at
-                flaws += number < len(pieces) - 1 and any(p[2] for p in pieces[number + 1 :])
-            continue
-        place = inside[-1]
-        left = (_after_lead(text, begin, place[0]) if not pairs else _after_and(text, begin, place[0]), place[0])
-        if not pairs:
-            first_at = left[0]
-        right_end = end
-        if name == "bracket":
-            close = text.find(")", place[1], end)
-            right_end = close if close >= 0 else end
-        right = (place[1], right_end)
-        shown = text[right[0] : right[1]]
-        if not text[left[0] : left[1]].strip():
-            flaws += 1
-            continue
-        given = unwrapped(text, left, comma=True)
-        if is_open(shown) and not any(p[2] for p in pieces[number + 1 :]):
-            query, slot, cue = _without_lead(text, given, [g for g, _ in pairs]), True, shown.strip()
-            tail = row.end - end + sum(r.end - r.start for r in rows[index + 1 :])
-            break
-        if not any(p[2] for p in pieces[number + 1 :]):
-            # The last pair may be followed by a sentence that asks.
-            stop = _sentence_end(text, right[0], row.end if between == ". " else right[1])
-            if stop is not None and text[stop : row.end].strip(" .?!"):
-                right = (right[0], stop)
-                rest_at = stop + 1
-        answer = without_stop(text, unwrapped(text, right, comma=True))
-        answer = _closed(text, answer)
-        pairs.append((given, answer))
-    pairs = _same_words(text, pairs)
-    if pairs:
-        first_at = pairs[0][0][0]
-    if query is None and pairs:
-        start = rest_at if rest_at is not None else (rows[index + 1].start if index + 1 < len(rows) else None)
-        if start is not None:
-            asked = asked_item(text, (start, rows[-1].end), [text[a:b] for (a, b), _ in pairs])
-            if asked is not None:
-                query, how, tail = asked
-                asked_facts = ((f"asked_{how}", 1.0),)
-            else:
-                tail = rows[-1].end - start
-    if not pairs or (len(pairs) < 2 and query is None):
-        return None
-    facts = (
-        ("in_line", 1.0),
-        (f"between_{between.strip() or 'space'}", 1.0),
-        ("tail", min(1.0, tail / 60)),
-        ("plain_above", float(index > 0)),
-        *asked_facts,
-    )
-    return Reading(f"{name}_inline", tuple(pairs), query, (first_at, rows[-1].end), ("", ""), slot, cue, flaws, facts)
-
-
-def _after_lead(text: str, start: int, end: int) -> int:
-    """Return where the first item begins: after the last sentence or colon in front of it."""
-    best = start
-    for sign in (
-        ". ",
-        ": ",
-        "? ",
-        "! ",
-        "; ",
-        "：",
-        "。",
-        " - ",
-        " — ",
-        "\n",
-        "e.g. ",
-        "e.g., ",
-        "example, ",
-        "instance, ",
-    ):
-        at = text.rfind(sign, start, end - 1)
-        if at >= 0 and text[at + len(sign) : end].strip():
-            best = max(best, at + len(sign))
-    for opening, closing in ("()", "[]", "{}"):
-        at = text.rfind(opening, best, end)
-        if (
-            at >= 0
-            and closing not in text[at:end]
-            and text[at + 1 : end].strip()
-            and (at == best or text[at - 1] in " =(")
-        ):
-            best = at + 1
-    return _after_and(text, best, end)
-
-
-def _closed(text: str, span: Span) -> Span:
-    """Return the span without closing brackets at its end that nothing in it opens."""
-    start, end = span
-    while end > start + 1 and text[end - 1] in ")]}":
-        opening = "([{"[")]}".index(text[end - 1])]
-        if text.count(opening, start, end) >= text.count(text[end - 1], start, end):
-            break
-        end -= 1
-        start, end = unwrapped(text, (start, end), comma=True)
-    return start, end
-
-
-def _same_words(text: str, pairs: list[tuple[Span, Span]]) -> list[tuple[Span, Span]]:
-    """Return the pairs with the first input cut to as many words as all others have: words before it introduce it."""
-    if len(pairs) < 3:
-        return pairs
-    counts = {len(text[a:b].split()) for (a, b), _ in pairs[1:]}
-    start, end = pairs[0][0]
-    words = text[start:end].split()
-    if len(counts) == 1 and len(words) > (most := counts.pop()):
-        at = end
-        for word in reversed(words[-most:]):
-            at = text.rfind(word, start, at)
-        return [(unwrapped(text, (at, end), comma=True), pairs[0][1]), *pairs[1:]]
-    return pairs
-
-
-def _after_and(text: str, start: int, end: int) -> int:
-    """Return where an item begins after a word such as ``and``."""
-    while start < end and text[start] in " \t":
-        start += 1
-    if text.startswith("e.g. ", start):
-        start += 5
-    start = after_number(text, start, end)
-    stop = start
-    while stop < end and text[stop].isalpha():
-        stop += 1
-    word = text[start:stop].lower()
-    if (
-        word in {"and", "so", "then", "et", "und", "y", "but", "that", "if", "e"}
-        and stop < end
-        and text[stop].isspace()
-        and text[stop:end].strip()
-    ):
-        return stop + 1
-    return start
-
-
-def _sentence_end(text: str, start: int, end: int) -> int | None:
-    """Return where the first sentence ends, or None."""
-    for sign in (". ", "? ", "! ", ", what", "; what", "。"):
-        at = text.find(sign, start, end)
-        if at >= 0:
-            return at
-    return None
-
-
-def without_stop(text: str, span: Span) -> Span:
-    """Return the span without a full stop at its end, where it is a single word or number."""
-    start, end = span
-    if (
-        end > start
-        and text[end - 1] in ".。"
-        and not any(c.isspace() for c in text[start:end])
-        and text[start : end - 1].count(".") == 0
-    ):
-        return unwrapped(text, (start, end - 1))
-    return span
