@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Final
 
-from acclimate.language.patterns import fields, inline, json_records, prose, separated, tables
-from acclimate.language.patterns.text import Reading, lines_of
+from acclimate.language.patterns import fields, inline, json_records, prose, records, separated, tables
+from acclimate.language.patterns.text import Line, Reading, lines_of
 
 _MOST: Final = 60
 #: Most lines with text of a prompt that is read; more in 20,000 characters have 13 characters each, and are data.
@@ -22,9 +22,9 @@ def candidates(text: str) -> list[Reading]:
     found: dict[tuple[object, ...], Reading] = {}
     parsers: Iterator[Reading] = chain(
         json_records.json_records(text),
-        fields.labelled(text, lines),
+        _marked(text, lines),
         tables.tables(text, lines),
-        fields.unlabelled_blocks(text, lines),
+        fields.nothing_marked(text, lines),
         separated.by_separator(text, lines),
         inline.beside_each_other(text, lines),
         prose.analogies(text, lines),
@@ -40,3 +40,12 @@ def candidates(text: str) -> list[Reading]:
             if len(found) == _MOST:
                 break
     return list(found.values())
+
+
+def _marked(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
+    """Yield the readings of labels, tags and chat tokens."""
+    for number, stream in enumerate(records.marked_streams(text, lines)):
+        yield from records.in_records(text, lines, stream)
+        if number == 0:
+            yield from fields.answers_marked(text, lines, stream)
+            yield from fields.inputs_marked(text, lines, stream)

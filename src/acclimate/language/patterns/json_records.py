@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from acclimate.language.patterns.fields import MOST_RECORDS, is_cue
+from acclimate.language.patterns.extents import is_cue
+from acclimate.language.patterns.records import MOST_RECORDS
 from acclimate.language.patterns.roles import is_answering, is_asking
 from acclimate.language.patterns.text import Reading, Span, is_open, trimmed
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from acclimate.language.patterns.asked import asked_item
-from acclimate.language.patterns.fields import MOST_RECORDS
+from acclimate.language.patterns.records import MOST_RECORDS
 from acclimate.language.patterns.roles import is_answering, is_asking
 from acclimate.language.patterns.text import (
     Line,

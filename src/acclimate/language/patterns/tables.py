@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from acclimate.language.patterns.fields import MOST_RECORDS
+from acclimate.language.patterns.records import MOST_RECORDS
 from acclimate.language.patterns.roles import is_answering, is_asking
 from acclimate.language.patterns.text import Line, Reading, Span, is_answer_sign, is_open, trimmed, unwrapped
 
