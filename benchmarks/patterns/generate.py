@@ -610,7 +610,7 @@ class Layout:
             a, b = self.label
             one = rng.choice(rng.choice(sets))[0]
             return rng.choice(FORMATS).replace("@A", a).replace("@B", b).replace("@X", one)
-        text, pairs, query = self.few(rng, sets)
+        text, pairs, _ = self.few(rng, sets)
         text = text.replace("\r\n", "\n")
         request = rng.choice(REQUESTS)
         if self.family == "doctest" and way in {"finished", "finished_bare"}:

@@ -88,9 +88,8 @@ def main() -> None:
     for name, result in results.items():
         print(f"{name} ({result['prompts']} prompts):", *(f"{share} {result[share]:.3f}" for share in SHARES))
         for kind, values in result.get("kinds", {}).items():
-            print(
-                f"  {kind:22s} precision {values['precision']:.3f}  recall {values['recall']:.3f}  ({values['prompts']} prompts)"
-            )
+            shares = f"precision {values['precision']:.3f}  recall {values['recall']:.3f}"
+            print(f"  {kind:22s} {shares}  ({values['prompts']} prompts)")
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(results, indent=1) + "\n")

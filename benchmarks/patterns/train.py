@@ -30,7 +30,7 @@ from acclimate.language.patterns import KINDS
 from acclimate.language.patterns.candidates import candidates
 from acclimate.language.patterns.classifier import Classifier
 from acclimate.language.patterns.detection import LEAST_ODDS_RATIO
-from acclimate.language.patterns.kinds import PROSE, kind_features
+from acclimate.language.patterns.kinds import kind_features
 from acclimate.language.patterns.scoring import Trees, features
 from acclimate.language.patterns.text import Reading
 
@@ -82,8 +82,11 @@ def outcomes(prompts: Sequence[Prompt], odds: npt.NDArray[np.float64], threshold
         acts = p.found[best].query is not None and len(p.found[best].pairs) >= 2
         wrong += acts and not p.right[best]
     return {
-        "precision": hits / max(1, seen), "recall": hits / positives, "exact": exact / positives, "wrong": wrong / len(prompts),
-    }  # fmt: skip
+        "precision": hits / max(1, seen),
+        "recall": hits / positives,
+        "exact": exact / positives,
+        "wrong": wrong / len(prompts),
+    }
 
 
 def as_trees(model: HistGradientBoostingClassifier, names: Sequence[str], shift: float) -> Trees:
@@ -128,7 +131,7 @@ def main() -> None:
     ]
     made = [Labelled.from_row(row) for row in generated(raw, given.layouts)]
     also = [row for path in (given.typed, *given.also) for row in load(path)]
-    # A complete list of examples without an open item is no pattern to act on; its label says "pattern", so it is left out.
+    # A complete list of examples is labelled as a pattern, and is none to act on.
     corpus = [row for row in corpus if not row.few_shot or row.query is not None]
     prompts = [
         Prompt.read(row, source)
@@ -225,20 +228,16 @@ def _fit_kinds(prompts: list[Prompt], odds: npt.NDArray[np.float64], shift: floa
     print("kinds", round(float(np.mean(named[positive] == truth[positive])), 3))
     for kind in KINDS:
         hit = ((named == kind) & (truth == kind)).sum()
-        print(
-            f"{kind:22s} precision {hit / ((named == kind) & positive).sum():.3f}  recall {hit / (truth == kind).sum():.3f}"
-        )
+        precision, recall = hit / ((named == kind) & positive).sum(), hit / (truth == kind).sum()
+        print(f"{kind:22s} precision {precision:.3f}  recall {recall:.3f}")
     best = np.array([odds[p.at].max() if p.found else -9.0 for p in prompts])
-    prose = np.array([not p.found or p.found[int(odds[p.at].argmax())].form in PROSE for p in prompts])
     few = np.array([p.row.few_shot for p in prompts])
     for source in ("corpus", "generated", "also"):
         of = np.array([p.source == source for p in prompts])
         for least in (0.5, 0.6, 0.7, 0.8, 0.9):
             said = of & ((best > -shift) | (1 - none > least))
-            print(
-                source,
-                f"pattern above {least}: precision {(said & few).sum() / said.sum():.3f} recall {(said & few).sum() / (of & few).sum():.3f}",
-            )
+            precision, recall = (said & few).sum() / said.sum(), (said & few).sum() / (of & few).sum()
+            print(source, f"pattern above {least}: precision {precision:.3f} recall {recall:.3f}")
     if show:
         for p, b, n in zip(prompts, best, none, strict=True):
             if p.source == "also" and not p.row.few_shot and (b > -shift or n < 0.4):

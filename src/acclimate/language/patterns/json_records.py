@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -202,7 +203,7 @@ def _alike(text: str, objects: list[_Object], keys: tuple[str, ...]) -> Iterator
     if not pairs:
         return
     end = max(rows[-1].end, rows[-1].entries[-1].value[1])
-    between = sum(len(text[a.end : b.start].strip(" \r\n\t,")) for a, b in zip(rows, rows[1:], strict=False))
+    between = sum(len(text[a.end : b.start].strip(" \r\n\t,")) for a, b in itertools.pairwise(rows))
     facts = (
         ("tail", min(1.0, len(text[end:].strip(' \r\n])},"')) / 60)),
         ("keys", float(min(4, len(keys)))),

@@ -8,11 +8,6 @@ from typing import Final
 from acclimate.language.patterns.roles import is_answering, is_asking
 from acclimate.language.patterns.text import Reading, words_of
 
-#: Layouts of running text, in which a pattern may be plain though its parts are not.
-PROSE: Final = frozenset(
-    "analogy analogy_lines colons function quoted numbers frame sequence word word_inline bracket_inline arrow_inline colon_inline "
-    "equals_inline dash_inline slash_inline bar_inline double_colon_inline".split()
-)
 _MOST_CHARACTERS: Final = 1500
 
 

@@ -104,7 +104,7 @@ def _settled(text: str, lines: list[Line], found: list[Marker]) -> list[Marker]:
     """Return the marks without those that turn out to be something else once all are known."""
     counts = Counter(mark.key for mark in found)
     questions = {key[-1] for key in counts if key in {"q.", "q)"}}
-    kept = []
+    kept: list[Marker] = []
     for mark, after in itertools.zip_longest(found, found[1:]):
         before = kept[-1] if kept else None
         if (
@@ -398,7 +398,7 @@ def tags(text: str) -> Marked:
         at = text.find("<", at + 1)
     # A tag that holds nothing but other tags wraps a record; it is no field.
     wraps: dict[str, list[bool]] = {}
-    for mark, after in zip(found, found[1:], strict=False):
+    for mark, after in itertools.pairwise(found):
         wraps.setdefault(mark.key, []).append(bool(after.key) and not text[mark.end : after.start].strip())
     outer = {key for key, seen in wraps.items() if key and sum(seen) > len(seen) / 2}
     kept = [mark._replace(key=_CLOSER) if mark.key in outer else mark for mark in found]

@@ -83,7 +83,7 @@ def analogies(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
             first = low.rfind(connective.rstrip())
         if first < 0:
             continue
-        places = []
+        places: list[Span] = []
         at = first
         bare = connective.rstrip()
         while at >= 0 and len(places) < 40:
@@ -210,7 +210,7 @@ def _colons(text: str, double: str) -> Reading | None:
     for number, row in enumerate(rows):
         start, stop = at, at + len(row)
         at = stop
-        places = []
+        places: list[int] = []
         place = text.find(double, start, stop)
         while place >= 0 and len(places) < 20:
             places.append(place)
@@ -359,9 +359,7 @@ def _value(text: str, start: int) -> Span:
                 break
         elif (
             depth == 0 and sign in ",;" and (at + 1 >= end or not text[at + 1].isdigit() or not text[at - 1].isdigit())
-        ):
-            break
-        elif depth == 0 and sign == "." and (at + 1 >= end or text[at + 1].isspace()):
+        ) or (depth == 0 and sign == "." and (at + 1 >= end or text[at + 1].isspace())):
             break
         at += 1
     for word in (" and ", " what", " with ", " but "):
@@ -449,7 +447,8 @@ def _quoted_items(text: str) -> list[Span]:
     for opening, closing in (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("「", "」"), ("`", "`")):
         if text.count(opening) < 3:
             continue
-        found, at = [], text.find(opening)
+        found: list[Span] = []
+        at = text.find(opening)
         while at >= 0 and len(found) < 100:
             if opening == "'" and at > 0 and text[at - 1].isalnum():
                 at = text.find(opening, at + 1)
@@ -469,7 +468,8 @@ def _quoted_items(text: str) -> list[Span]:
 def _numbers(text: str) -> list[Span]:
     if len(text) > 1500:
         return []
-    found, at = [], 0
+    found: list[Span] = []
+    at = 0
     while at < len(text) and len(found) < 60:
         sign = text[at]
         if sign.isdigit() and (at == 0 or not (text[at - 1].isalnum() or text[at - 1] in "_#")):
@@ -563,7 +563,7 @@ def _frame(left: list[str], right: list[str]) -> tuple[str, str, str] | None:
                 row[j + 1] = lengths[j] + 1
                 size = row[j + 1]
                 weight = sum(len(t.strip()) for t in inner_left[i - size + 1 : i + 1])
-                if 0 < i - size + 1 and 0 < j - size + 1 and weight > best[0]:
+                if i - size + 1 > 0 and j - size + 1 > 0 and weight > best[0]:
                     best = weight, i - size + 1, size
         lengths = row
     weight, at, size = best

@@ -189,7 +189,7 @@ class _Reader:
                 continue
             # Behind the last example, a line may announce the open item.
             alone = position == len(self.records) - 2 and bool(answers) and not any("\n" in a for a in answers)
-            answer, lost = self._answer(record, alone=alone)
+            answer, lost = self._answer(record.answered, record.stop, alone=alone)
             self.cut += lost
             shown = self.text[slice(*answer)]
             if is_template(self.text[slice(*given)], shown, first=position == 0):
@@ -218,7 +218,7 @@ class _Reader:
         if gap is not None:
             tail = len(text[gap[1] :].strip("\"'`*_()[]{}<>|.?… \r\n\t"))
             return _Open(given, gap[1], text[slice(*gap)], tail)
-        answer, lost = self._answer(last, alone=not any("\n" in a for a in answers))
+        answer, lost = self._answer(last.answered, last.stop, alone=not any("\n" in a for a in answers))
         if not is_open(text[slice(*answer)]):
             pairs.append((given, answer))
         return _Open(None, answer[1], tail=lost)
@@ -246,15 +246,13 @@ class _Reader:
             end = min(end, self._next(record.asked))
         return trimmed(self.text, start, end)
 
-    def _answer(self, record: _Record, *, alone: bool) -> tuple[Span, int]:
+    def _answer(self, mark: Marker, stop: int, *, alone: bool) -> tuple[Span, int]:
         """Return the span of an output and how many characters behind it are unexplained."""
-        assert record.answered is not None
-        start = record.answered.end
         if self.stream.closed and not self.output_fields:
-            return trimmed(self.text, start, min(record.stop, self._next(record.answered))), 0
-        span, lost = answer_in(self.text, (start, record.stop), self.headings, alone=alone, blanks=self.blanks)
-        if self.output_fields and not self.holds_outputs and record.answered.name not in REPLIES:
-            span = record.answered.name_start, span[1]
+            return trimmed(self.text, mark.end, min(stop, self._next(mark))), 0
+        span, lost = answer_in(self.text, (mark.end, stop), self.headings, alone=alone, blanks=self.blanks)
+        if self.output_fields and not self.holds_outputs and mark.name not in REPLIES:
+            span = mark.name_start, span[1]
         return span, lost
 
     def _next(self, mark: Marker) -> int:

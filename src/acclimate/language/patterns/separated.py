@@ -81,6 +81,8 @@ LONGEST_ROW: Final = 4000
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """A line without bullets and numbers in front, and which of those it had."""
+
     start: int
     end: int
     paragraph: int
@@ -100,6 +102,7 @@ def by_separator(text: str, lines: Sequence[Line]) -> Iterator[Reading]:
 
 
 def rows_of(text: str, lines: Sequence[Line]) -> list[Row]:
+    """Return the lines of a prompt that have text; a heading such as ``Example 2`` is joined with the line below it."""
     found: list[Row] = []
     paragraph = 0
     for line in lines:
@@ -283,7 +286,7 @@ def _names_columns(text: str, first: Row, others: Sequence[Row]) -> bool:
 class _Entry(NamedTuple):
     """A row that holds the separator: its number, and what stands on both sides."""
 
-    index: int
+    at: int
     left: Span
     right: Span
 
@@ -341,10 +344,10 @@ def _block(
             asked.facts = ((f"asked_{how}", 1.0), ("asked_above", 1.0))
     if not pairs:
         return None
-    has_place = {entry.index for entry in entries}
-    many = sum(len(places[entry.index]) > 1 for entry in entries)
-    flaws = asked.flaws + sum(index not in has_place for index in range(last.index))
-    chosen = [rows[entry.index] for entry in entries]
+    has_place = {entry.at for entry in entries}
+    many = sum(len(places[entry.at]) > 1 for entry in entries)
+    flaws = asked.flaws + sum(index not in has_place for index in range(last.at))
+    chosen = [rows[entry.at] for entry in entries]
     facts = (
         ("tail", min(1.0, asked.tail / 60)),
         ("several_separators", many / len(entries)),
@@ -366,13 +369,13 @@ def _open_item(
 ) -> _Asked:  # fmt: skip
     """Return the open item: a row without an output, a sentence behind the rows, or the last row behind a word like ``now``."""
     last = entries[-1]
-    trailing = rows[last.index + 1 :]
+    trailing = rows[last.at + 1 :]
     behind = sum(row.end - row.start for row in trailing)
     inputs = [given for given, _ in pairs]
     if waiting and waiting[-1] is last:
         query = without_lead(text, _side(text, last.left, quotes, name), inputs)
         cue = text[slice(*last.right)].strip()
-        return _Asked(query, True, cue, behind, rows[last.index].end, len(waiting) - 1)
+        return _Asked(query, True, cue, behind, rows[last.at].end, len(waiting) - 1)
     if len(waiting) == 1:
         query = _side(text, waiting[0].left, quotes, name)
         return _Asked(query, True, "", behind, rows[-1].end, 1)

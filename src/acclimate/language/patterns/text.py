@@ -185,12 +185,14 @@ def after_bullet(text: str, start: int, end: int) -> int:
     """Return where the line goes on after quote marks and bullets."""
     while start < end:
         sign = text[start]
-        if sign == "\ufe0f" or sign in "✅👉🔹🔸➤▶":
-            start += 1
-        elif (
-            (sign in _BULLETS or (sign == ">" and not text.startswith(">>", start)))
-            and start + 1 < end
-            and text[start + 1] in " \t"
+        if (
+            sign == "\ufe0f"
+            or sign in "✅👉🔹🔸➤▶"
+            or (
+                (sign in _BULLETS or (sign == ">" and not text.startswith(">>", start)))
+                and start + 1 < end
+                and text[start + 1] in " \t"
+            )
         ):
             start += 1
         else:
