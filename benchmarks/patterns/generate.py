@@ -36,6 +36,27 @@ TASKS = [
     "Below are a few cases with their answers. Read them first.", "# Task\nPut every entry into the right box.\n\n## Notes\n- be brief\n- no punctuation",
     "Extract what is asked for.", "Act as a form filler.", "Rewrite each line: shorter, plain, no jargon.",
 ]  # fmt: skip
+ORDINALS = ["Tenth", "First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth"]
+RULES = [
+    "- One label per item, lower case, no full stop.",
+    "- TEXTILE: clothes, bags, tents",
+    "- WOOD: chairs, frames, toys",
+    "- Never promise anything.",
+    "- If two fit, take the first (a chair with a torn seat goes to TEXTILE).",
+    "- People write in a hurry: expect missing letters.",
+    "- Dates as day and month, e.g. 4 May.",
+    "1. Umbrellas: the cloth is TEXTILE, a rib is BIKE.",
+    "2. Watches: ELECTRO when a battery is in them.",
+    "* Money: with two decimals, e.g. 12.00",
+    "## Tone",
+    "## Rules",
+    "There is none.",
+    "You are the intake desk of a small museum that opens every second Sunday. People bring things and you decide where they go.",
+    "A label has one sentence in the present tense. Numbers up to twelve are spelled out; materials come in the order you would touch them.",
+    "Should the notes be too thin for a sentence, write CARD PENDING and nothing besides.",
+    "Keep accents as they are in the notes.",
+    "Do not explain your choice.",
+]
 ANNOUNCE = [
     "Examples:",
     "Here are some examples.",
@@ -306,8 +327,10 @@ class Layout:
         self.mark = rng.choice(["", "", "", "", "**", "### ", "[", "## ", "number"])
         self.between = rng.choice(["\n", "\n\n", "\n\n", "\n\n", "\n---\n", "\n###\n", "\n\n---\n\n", "\n=====\n"])
         self.inner = rng.choice(["\n", "\n", "\n", "\n\n"]) if self.between.count("\n") > 1 else "\n"
-        self.heading = rng.choice(["", "", "", "", "Example {}", "### Example {}", "Case {}:", "#{}", "{}."])
+        self.heading = rng.choice(["", "", "", "", "Example {}", "### Example {}", "Case {}:", "#{}", "{}.", "ordinal"])
         self.task = rng.choice(["", *TASKS])
+        if rng.random() < 0.15:
+            self.task = "\n".join(f"\n{r}\n" if r[0] == "#" else r for r in rng.sample(RULES, rng.randint(5, 12)))
         self.announce = rng.choice(["", "", "", *ANNOUNCE])
         self.now = rng.choice(["", "", "", "", *NOW])
         self.arrow = rng.choice(
@@ -395,7 +418,7 @@ class Layout:
                 pairs = [(_escaped(a), _escaped(b)) for a, b in pairs]
                 query = _escaped(query)
             if self.family == "doctest":
-                pairs = [(f'change("{a}")', f'"{b}"') for a, b in pairs]
+                pairs = [(f'change("{a}")', self._printed(b)) for a, b in pairs]
                 query = f'change("{query}")'
         task = self.task if self.family not in {"doctest"} else ""
         if self.family == "chat":
@@ -426,6 +449,8 @@ class Layout:
         out = []
         for number, body in enumerate([*texts, last], 1):
             head = self.heading.format(number)
+            if head == "ordinal":
+                head = f"{ORDINALS[number % len(ORDINALS)]} example"
             if number == len(texts) + 1 and self.now:
                 head = self.now
             out.append(f"{head}\n{body}" if head and not head.endswith(".") else f"{head} {body}" if head else body)
@@ -566,8 +591,11 @@ class Layout:
         )
         return "\n\n".join([*(f"{a}\n{name}{b}" for a, b in pairs), f"{query}\n{name.rstrip()}"])
 
+    def _printed(self, answer: str) -> str:
+        return f'[("{answer}", 1),\n ("{answer}", 2)]' if self.header else f'"{answer}"'
+
     def _doctest(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
-        return "\n".join([*(f'>>> change("{a}")\n"{b}"' for a, b in pairs), f'>>> change("{query}")'])
+        return "\n".join([*(f'>>> change("{a}")\n{self._printed(b)}' for a, b in pairs), f'>>> change("{query}")'])
 
     def _comment(self, rng: random.Random, pairs: list[Pair], query: str) -> str:
         sign = rng.choice(["# ", "-- ", "// "])

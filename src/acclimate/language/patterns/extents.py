@@ -21,6 +21,9 @@ def line_of(lines: Sequence[Line], at: int) -> int:
 
 def headings_above(text: str, lines: Sequence[Line], starts: Sequence[int]) -> set[str]:
     """Return the shapes of lines that stand above every record, the first one included: ``Example 1``, ``<example>``."""
+    alone = [_line_alone(text, lines, start) for start in starts]
+    if len(starts) > 2 and all(alone):
+        return set(alone)
     shapes: list[set[str]] = []
     for start in starts:
         at = line_of(lines, start) - 1
@@ -36,6 +39,20 @@ def headings_above(text: str, lines: Sequence[Line], starts: Sequence[int]) -> s
         return set()
     seen = Counter(shape for above in shapes[1:] for shape in above)
     return {s for s, times in seen.items() if s in shapes[0] and times >= max(1, (len(shapes) - 1) // 2)}
+
+
+def _line_alone(text: str, lines: Sequence[Line], start: int) -> str:
+    """Return the shape of the line right above an offset where a blank line is above it, else an empty text."""
+    at = line_of(lines, start) - 1
+    if (
+        at < 0
+        or lines[at].blank
+        or (at > 0 and not lines[at - 1].blank and not is_rule(text[lines[at - 1].start : lines[at - 1].end]))
+    ):
+        return ""
+    return (
+        shape_of(text[lines[at].start : lines[at].end]) if lines[at].end - lines[at].start <= _LONGEST_HEADING else ""
+    )
 
 
 def answer_in(

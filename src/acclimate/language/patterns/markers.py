@@ -103,7 +103,7 @@ def on_lines(text: str, lines: list[Line]) -> Marked:
 def _settled(text: str, lines: list[Line], found: list[Marker]) -> list[Marker]:
     """Return the marks without those that turn out to be something else once all are known."""
     counts = Counter(mark.key for mark in found)
-    questions = {key[-1] for key in counts if key in {"q.", "q)"}}
+    questions = {key.replace("q", "a") for key in counts if key in {"q.", "q)", "(q"}}
     kept: list[Marker] = []
     for mark, after in itertools.zip_longest(found, found[1:]):
         before = kept[-1] if kept else None
@@ -116,7 +116,7 @@ def _settled(text: str, lines: list[Line], found: list[Marker]) -> list[Marker]:
         ):
             # A word below a label is what the label names, though it could be one itself.
             continue
-        if mark.key in {"a.", "a)"} and mark.key[-1] not in questions:
+        if mark.key in {"a.", "a)", "(a"} and mark.key not in questions:
             # The first option of a multiple-choice question.
             kept.append(mark._replace(key="0.", name=""))
         elif counts[mark.key] == 1 and text.startswith(_COMMENTS, mark.start):

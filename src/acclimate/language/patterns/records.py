@@ -134,7 +134,9 @@ class _Reader:
         self.headings = headings_above(text, lines, [record.asked.start for record in records])
         bodies = [text[r.answered.end : r.stop] for r in records[:-1] if r.answered]
         self.own_line = bool(bodies) and all(body.lstrip(" \t\r")[:1] == "\n" for body in bodies)
-        self.blanks = any("\n\n" in body.strip().replace("\r", "") for body in bodies[:-1])
+        ends = [(r.answered.end, r.stop) for r in records[:-2] if r.answered]
+        whole = [answer_in(text, body, self.headings, blanks=True)[0] for body in ends]
+        self.blanks = any("\n\n" in text[slice(*answer)].replace("\r", "") for answer in whole)
 
     def _inner(self, record: _Record) -> tuple[list[Marker], list[Marker]]:
         """Return the marks of further fields in the input and in the output of a record."""

@@ -70,6 +70,8 @@ SEPARATORS: Final[tuple[tuple[str, tuple[str, ...], bool], ...]] = (
     ("spaces", ("   ",), False),
     ("bracket", ("(",), False),
 )
+#: Separators behind which code may stand, which keeps its semicolon.
+_CODE: Final = frozenset({"arrow", "tab", "bar"})
 BRACKETS: Final = {"(": ")", "[": "]", "{": "}"}
 #: Words at the start of a row that introduce the open item.
 _LEADS: Final = frozenset(
@@ -429,5 +431,5 @@ def _side(text: str, span: Span, quotes: bool, name: str) -> Span:
     start, end = trimmed(text, *span)
     if name == "bar":
         start, end = trimmed(text, start, end, "|")
-    start, end = unwrapped(text, (start, end), quotes=quotes, comma=True)
+    start, end = unwrapped(text, (start, end), quotes=quotes, comma=True, semicolon=name not in _CODE)
     return start, end

@@ -103,7 +103,7 @@ def _quotes_wrap(text: str) -> bool:
     return depth == 0
 
 
-def unwrapped(text: str, span: Span, *, quotes: bool = True, comma: bool = False) -> Span:
+def unwrapped(text: str, span: Span, *, quotes: bool = True, comma: bool = False, semicolon: bool = True) -> Span:
     """Return the span without white space, emphasis and quotes that wrap all of it.
 
     Args:
@@ -111,12 +111,13 @@ def unwrapped(text: str, span: Span, *, quotes: bool = True, comma: bool = False
         span: of the field.
         quotes: whether quotes are left out.
         comma: whether commas and semicolons at the end are left out too.
+        semicolon: with ``comma``, whether semicolons are.
     """
     start, end = trimmed(text, *span)
     while start < end:
         before = start, end
         if comma:
-            while end > start and text[end - 1] in ",; \t":
+            while end > start and text[end - 1] in (",; \t" if semicolon else ", \t"):
                 end -= 1
         for mark in ("**", "__", "*"):
             if (
