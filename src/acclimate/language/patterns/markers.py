@@ -135,6 +135,9 @@ def _settled(text: str, lines: list[Line], found: list[Marker]) -> list[Marker]:
         ):
             # "Case 2:" above the first label of a record is its heading.
             continue
+        elif mark.key.endswith("|") and counts[f"{mark.name}:"]:
+            # The same label, once with a colon and once without.
+            kept.append(mark._replace(key=f"{mark.name}:"))
         else:
             kept.append(mark)
     return kept

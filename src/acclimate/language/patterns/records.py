@@ -123,7 +123,8 @@ class _Reader:
         self.output_fields = _common(outputs[:-1], max(2, count - 1))
         #: A label that only holds other fields together is no field of its own.
         self.holds_inputs = bool(self.input_fields) and all(
-            self._holds(record.asked, inner, self.input_fields) for record, inner in zip(records, inputs, strict=True)
+            not inner or self._holds(record.asked, inner, self.input_fields)
+            for record, inner in zip(records, inputs, strict=True)
         )
         self.holds_outputs = bool(self.output_fields) and all(
             self._holds(record.answered, inner, self.output_fields)
@@ -241,7 +242,8 @@ class _Reader:
         start = record.asked.end
         if self.input_fields:
             if self.holds_inputs:
-                start = self._next(record.asked)
+                following = self._next(record.asked)
+                start = following if not self.text[start:following].strip() else start
             elif record.asked.name not in TURNS:
                 start = record.asked.name_start
         elif self.stream.closed:
