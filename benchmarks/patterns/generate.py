@@ -361,6 +361,9 @@ class Layout:
         self.cue_words = rng.choice(
             ["", "", "", "", "", "", "The answer is", "because", "Let's think step by step.", "First,"]
         )
+        self.stem = rng.choice(
+            [*[""] * 9, "The word that is meant here:", "Say it in other words,", "All numbers in this row are even:"]
+        )
         self.out_fields = rng.random() < 0.3
         self.no_cue = rng.random() < 0.12
         self.tail = rng.choice(["", "", "", "", "\n", "  \n"])
@@ -395,6 +398,9 @@ class Layout:
                 again = rng.choice(pairs)[0]
                 query = again if rng.random() < 0.6 else query
                 pairs = [*pairs, (again, rng.choice(pairs)[1])] if len(pairs) < 6 else pairs
+            if self.stem and self.family in {"below", "label", "arrow"}:
+                # All inputs begin with the same words.
+                pairs, query = [(f"{self.stem} {a}", b) for a, b in pairs], f"{self.stem} {query}"
             if self.cue_words and self.family in {"label", "below"} and self.mark == "" and self.sign != ":\n":
                 pairs = [(a, f"{self.cue_words} {b}") for a, b in pairs]
             if self.family == "comment":

@@ -29,6 +29,7 @@ def candidates(text: str) -> list[Reading]:
         inline.beside_each_other(text, lines),
         prose.analogies(text, lines),
         prose.functions(text),
+        prose.tuples(text),
         prose.slots(text),
         prose.frames(text, lines),
         prose.sequences(text, lines),

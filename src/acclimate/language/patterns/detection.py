@@ -38,7 +38,7 @@ MAX_CHARACTERS: Final = 20_000
 #: The best reading must be at least this many times as probable as the next one that differs from it.
 LEAST_ODDS_RATIO: Final = 1.25
 #: A pattern that could not be read is reported, without examples, where it is more probable than this.
-LEAST_UNREAD_PROBABILITY: Final = 0.65
+LEAST_UNREAD_PROBABILITY: Final = 0.75
 _HERE: Final = Path(__file__).parent
 
 

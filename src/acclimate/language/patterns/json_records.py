@@ -35,9 +35,12 @@ def json_records(text: str) -> Iterator[Reading]:
     if '"' not in text or ("{" not in text and "[" not in text and "(" not in text):
         return
     objects = [o for o in _scan(text) if o.entries]
-    if len(objects) < 2 or len(objects) > 2 * MOST_RECORDS:
+    if not objects or len(objects) > 2 * MOST_RECORDS:
         return
     yield from _messages(text, objects)
+    yield from _alternating(text, objects)
+    if len(objects) < 2:
+        return
     shapes = Counter(tuple(e.key for e in o.entries) for o in objects if len(o.entries) >= 2)
     for keys, _ in shapes.most_common(2):
         yield from _alike(text, objects, keys)
@@ -130,6 +133,26 @@ def _scan(text: str) -> list[_Object]:
                 key = None
             at += 1
     return found
+
+
+def _alternating(text: str, objects: list[_Object]) -> Iterator[Reading]:
+    """Yield the reading of one object in which questions and answers alternate: ``{"a": "hot", "b": "cold", "c": "up", "d": null}``."""
+    made = objects[-1]
+    entries = [e for e in made.entries if e.key not in {"task", "type", "id"}]
+    if not 4 <= len(entries) <= MOST_RECORDS or len(entries) % 2 or entries[0].key == "0":
+        return
+    shown = [text[slice(*entry.value)] for entry in entries]
+    if not (is_open(shown[-1]) or shown[-1] == "null") or any(is_open(value) for value in shown[:-1]):
+        return
+    spans = [trimmed(text, *entry.value) for entry in entries]
+    pairs = tuple(zip(spans[:-2:2], spans[1:-2:2], strict=True))
+    tail = len(text[made.end :].strip(" \r\n]}"))
+    facts = (
+        ("tail", min(1.0, tail / 60)),
+        ("keys", float(min(8, len(entries)))),
+        ("short_keys", float(all(len(e.key) < 3 for e in entries))),
+    )
+    yield Reading("alternating", pairs, spans[-2], (made.start, made.end), slot=True, facts=facts)
 
 
 def _messages(text: str, objects: list[_Object]) -> Iterator[Reading]:

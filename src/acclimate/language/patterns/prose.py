@@ -27,12 +27,14 @@ _IS_TO: Final = (
 )  # fmt: skip
 _AS: Final = (
     ", so ", " as ", " just as ", " like ", " como ", " wie ", " comme ", " so ", " the way ", " the same way ", " jak ", " tak jak ", " come ", " zoals ", "，正如", "正如",
-    ", just as ", " what ", " similarly ", " then ", " analogously ", "; ", ", ", ". ", "\n", " in the same way ", " как ",
+    ", just as ", " what ", " ce que ", " assim como ", " so wie ", " come ", " similarly ", " then ", " analogously ", "; ", ", ", ". ", "\n", " in the same way ", " как ",
 )  # fmt: skip
 _ASKS: Final = frozenset(
     "what who which wat was que qué quoi whom ¿qué ¿quién quien quién welches chi czego cosa che".split()
 )
-_OPENING: Final = frozenset("let if since because so complete and then analogy the a an as just like by with".split())
+_OPENING: Final = frozenset(
+    "let if since because so ok complete and then analogy analogously the a an as just like by with that".split()
+)
 _MOST_UNITS: Final = 40
 _LONGEST_UNIT: Final = 300
 _MOST_TOKENS: Final = 60
@@ -136,6 +138,15 @@ def _linked(text: str, low: str, places: list[Span], name: str) -> Reading | Non
             left = _cut_words(text, (split[1], limit))
         else:
             items.append((left, _first_words(text, stop, limit)))
+    asking = [at for at, (term, _) in enumerate(items) if _is_asked(text, term)]
+    if len(asking) == 1 and len(items) >= 2:
+        # "What is to France as Tokyo is to Japan?" asks for the first term.
+        others = [(_bare(text, b), _bare(text, a)) for at, (a, b) in enumerate(items) if at != asking[0]]
+        query = _bare(text, items[asking[0]][1])
+        if all(a[0] < a[1] and b[0] < b[1] for a, b in others) and query[0] < query[1]:
+            return Reading(
+                "analogy", tuple(others), query, (first, len(text)), ("", ""), False, "", 0, (("asks_first", 1.0),)
+            )
     *pairs, (query, rest) = items
     shown = text[rest[0] : rest[1]].strip(" .?_*\"'")
     after = text[places[-1][1] :].strip()
@@ -156,6 +167,12 @@ def _linked(text: str, low: str, places: list[Span], name: str) -> Reading | Non
         "analogy", tuple(cleaned), _bare(text, query) if opened else None, (first, len(text)), ("", ""), opened, "", 0,
         ((f"link_{name.replace(' ', '_')}", 1.0), ("tail", min(1.0, tail / 60)), ("before", min(1.0, first / 200))),
     )  # fmt: skip
+
+
+def _is_asked(text: str, term: Span) -> bool:
+    """Return whether a term is a question word or a gap."""
+    shown = text[slice(*term)].strip().lower()
+    return is_open(shown) or shown.split(" ")[0].strip("?¿") in _ASKS
 
 
 def _bare(text: str, span: Span) -> Span:
@@ -367,6 +384,30 @@ def _value(text: str, start: int) -> Span:
         if place >= 0:
             at = place
     return trimmed(text, start, at)
+
+
+def tuples(text: str) -> Iterator[Reading]:
+    """Yield the reading of ``(0, 10), (3, 7), (9, ?)``: brackets that hold two items, the last one open."""
+    for opening, closing in ("()", "[]"):
+        found: list[tuple[Span, Span]] = []
+        at = text.find(opening)
+        while at >= 0 and len(found) <= 60:
+            stop = text.find(closing, at, at + 120)
+            if stop > at + 2 and opening not in text[at + 1 : stop]:
+                inner = at + 1, stop
+                place = next((p for sign in (", ", " / ", ",", "/") if (p := text.find(sign, *inner)) >= 0), -1)
+                sign_end = place + 1
+                if place > at + 1 and text.count(text[place], *inner) == 1 and text[place] in ",/":
+                    found.append((unwrapped(text, (at + 1, place)), unwrapped(text, (sign_end, stop))))
+                elif place > at + 1 and text[place : place + 3] == " / " and text.count(" / ", *inner) == 1:
+                    found.append((unwrapped(text, (at + 1, place)), unwrapped(text, (place + 3, stop))))
+            at = text.find(opening, at + 1)
+        if not 3 <= len(found) <= 60 or not is_open(text[slice(*found[-1][1])]):
+            continue
+        *pairs, (query, gap) = found
+        tail = len(text[gap[1] :].strip(f"{closing} .?!}}\n"))
+        facts = (("tail", min(1.0, tail / 60)), ("round", float(opening == "(")))
+        yield Reading("tuples", tuple(pairs), query, (pairs[0][0][0], gap[1]), slot=True, facts=facts)
 
 
 def slots(text: str) -> Iterator[Reading]:
