@@ -398,6 +398,8 @@ def _open_item(
 def _without_bracket(text: str, left: Span, right: Span) -> tuple[Span, Span]:
     """Return a pair without the brackets around the two of it: ``(red, #FF0000)``."""
     opened = _bracket_opened(text, left)
+    if right[0] == right[1]:
+        return left, right
     if opened != left and text[right[1] - 1] == BRACKETS[text[left[0]]] and right[1] - right[0] > 1:
         return unwrapped(text, opened), unwrapped(text, (right[0], right[1] - 1))
     return left, right
@@ -406,7 +408,7 @@ def _without_bracket(text: str, left: Span, right: Span) -> tuple[Span, Span]:
 def _bracket_opened(text: str, span: Span) -> Span:
     """Return the span without a bracket at its start that is not closed in it."""
     start, end = span
-    closing = BRACKETS.get(text[start], "")
+    closing = BRACKETS.get(text[start : start + 1], "")
     return (start + 1, end) if closing and end - start > 1 and closing not in text[start:end] else span
 
 
@@ -421,7 +423,7 @@ def without_lead(text: str, query: Span, inputs: Sequence[Span]) -> Span:
         if (
             len(lead) <= 5
             and text[at + len(sign) : end].strip()
-            and (sign != ", " or lead[0] in {"and", "now", "then"})
+            and (sign != ", " or lead[:1] in (["and"], ["now"], ["then"]))
         ):
             return unwrapped(text, (at + len(sign), end), comma=True)
     return query
