@@ -89,6 +89,14 @@ def outcomes(prompts: Sequence[Prompt], odds: npt.NDArray[np.float64], threshold
     }
 
 
+def assumed_kind(prompt: Prompt) -> str:
+    """Return the kind of a prompt whose kind is not labelled, by the layout of the right reading."""
+    reading = next((r for r, right in zip(prompt.found, prompt.right, strict=True) if right), None)
+    if reading is None or reading.labels != ("", "") or reading.form in {"json", "tuples", "delimited", "table"}:
+        return "io_pairs"
+    return "numbered_sequences" if dict(reading.facts).get("numbered") else "explicit_examples"
+
+
 def as_trees(model: HistGradientBoostingClassifier, names: Sequence[str], shift: float) -> Trees:
     """Return the trees of a fitted model as arrays."""
     grown = [stage[0].nodes for stage in model._predictors]
@@ -147,7 +155,7 @@ def main() -> None:
         p.at = slice(start, len(rows))
         count = len(rows) - start
         groups += [layouts.setdefault(f"{p.source}:{p.row.layout}", len(layouts))] * count
-        weights += [WEIGHTS[p.source]] * count
+        weights += [WEIGHTS[p.source] * (1.0 if p.row.few_shot else NONE_WEIGHT)] * count
     names = sorted({name for row in rows for name in row})
     column = {name: index for index, name in enumerate(names)}
     matrix = np.zeros((len(rows), len(names)), np.float32)
@@ -157,8 +165,7 @@ def main() -> None:
     truth, group, weight = np.array(right), np.array(groups), np.array(weights)
     for p in prompts:
         if p.row.few_shot and p.row.kind is None:
-            # The kind is not labelled in these files; nearly all are labelled fields.
-            p.row = replace(p.row, kind="io_pairs")
+            p.row = replace(p.row, kind=assumed_kind(p))
     print(f"{len(prompts)} prompts, {matrix.shape[0]} readings, {matrix.shape[1]} features", flush=True)
     odds = np.zeros(len(rows))
     for fit, predict in GroupKFold(6).split(matrix, truth, group):

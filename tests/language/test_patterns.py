@@ -411,6 +411,21 @@ def test_every_part_of_a_reading_is_a_visible_piece_of_the_prompt(text: str) -> 
         assert len(found.spans) == len(found.examples)
 
 
+@settings(max_examples=150)
+@given(data=st.data())
+def test_damaged_prompts_are_read_without_an_error(data: st.DataObject) -> None:
+    """Prompts with examples, cut, and with signs put in anywhere: what parsers find in them stays inside of them."""
+    text = data.draw(st.sampled_from([prompt for prompt, _, _ in READ.values()]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        piece = data.draw(st.sampled_from([*SEPARATOR_SIGNS, *MARKS, *WORDS, *INVISIBLE, "\n", "\n\n"]))
+        text = text[:at] + (piece + text[at:] if data.draw(st.booleans()) else "")
+    for reading in candidates(text):
+        spans = [span for pair in reading.pairs for span in pair] + ([reading.query] if reading.query else [])
+        assert all(0 <= start < end <= len(text) for start, end in spans), reading
+    detect(text)
+
+
 @settings(max_examples=40)
 @given(
     label=st.sampled_from([("Zug", "Ziel"), ("Remark", "Desk"), ("in", "out"), ("文", "型"), ("Old name", "New name")]),

@@ -147,7 +147,9 @@ class _Reader:
         middle = (
             high if record.answered is None else bisect_left(marks, record.answered.start, key=lambda mark: mark.start)
         )
-        return _fields(marks[low:middle]), _fields(marks[middle + 1 : high])
+        # Behind "A:" as the label of the input, "B:" is another field and not an option.
+        options = record.asked.name == "a"
+        return _fields(marks[low:middle], options=options), _fields(marks[middle + 1 : high], options=options)
 
     def _holds(self, mark: Marker | None, inner: Sequence[Marker], fields: set[str]) -> bool:
         """Return whether nothing stands between a mark and the first field in it."""
@@ -303,8 +305,10 @@ class _Reader:
         )
 
 
-def _fields(marks: Sequence[Marker]) -> list[Marker]:
-    return [mark for mark in marks if mark.key and not mark.is_option and mark.key not in SIGNS][:_MOST_FIELDS]
+def _fields(marks: Sequence[Marker], *, options: bool) -> list[Marker]:
+    """Return the marks that name a field; ``options`` counts those of options too."""
+    named = [mark for mark in marks if mark.key and mark.key not in SIGNS and (options or not mark.is_option)]
+    return named[:_MOST_FIELDS]
 
 
 def _common(found: Sequence[Sequence[Marker]], count: int) -> set[str]:

@@ -149,7 +149,7 @@ def is_rule(text: str) -> bool:
 def is_open(text: str) -> bool:
     """Return whether ``text`` marks a missing output: nothing, ``?``, ``___``, ``...``, or only marks around it."""
     shown = text.strip()
-    if shown[:1] in "?_…？" and shown.endswith(")") and 0 < shown.find("(") and "\n" not in shown:
+    if shown[:1] in "?_…？" and shown.endswith(")") and shown.find("(") > 0 and "\n" not in shown:
         # A remark may stand behind the gap.
         text = shown[: shown.find("(")]
     body = text.strip(" \t\r\n\"'`“”‘’()[]{}<>«»¿¡*!,;.|।:")
