@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from acclimate.errors import ConfigError
 from acclimate.language import DOMAIN_SENSITIVITY, detect
-from acclimate.language.patterns import KINDS
+from acclimate.language.patterns import KINDS, detection
 from acclimate.language.patterns.candidates import candidates
 from acclimate.language.patterns.classifier import Classifier
 from acclimate.language.patterns.detection import readings_trees
@@ -298,8 +298,6 @@ def test_case_is_kept() -> None:
 
 
 def test_two_readings_that_are_near_each_other_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    from acclimate.language.patterns import detection
-
     prompt = READ["a context above the question"][0]
     assert detect(prompt) is not None
     monkeypatch.setattr(detection, "LEAST_ODDS_RATIO", 1e9)

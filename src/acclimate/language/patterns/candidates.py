@@ -6,7 +6,19 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Final
 
-from acclimate.language.patterns import fields, inline, json_records, prose, records, separated, tables
+from acclimate.language.patterns import (
+    analogies,
+    calls,
+    fields,
+    frames,
+    inline,
+    json_records,
+    records,
+    separated,
+    sequences,
+    slots,
+    tables,
+)  # fmt: skip
 from acclimate.language.patterns.text import Line, Reading, lines_of
 
 _MOST: Final = 60
@@ -27,12 +39,12 @@ def candidates(text: str) -> list[Reading]:
         fields.nothing_marked(text, lines),
         separated.by_separator(text, lines),
         inline.beside_each_other(text, lines),
-        prose.analogies(text, lines),
-        prose.functions(text),
-        prose.tuples(text),
-        prose.slots(text),
-        prose.frames(text, lines),
-        prose.sequences(text, lines),
+        analogies.analogies(text, lines),
+        calls.functions(text),
+        calls.tuples(text),
+        slots.slots(text),
+        frames.frames(text, lines),
+        sequences.sequences(text, lines),
     )
     for reading in parsers:
         key = reading.pairs, reading.query
