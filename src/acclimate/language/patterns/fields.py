@@ -135,7 +135,7 @@ def _below(text: str, stream: Marked, parts: Sequence[_Part], *, own_line: bool)
 
 def _field(text: str, span: Span) -> Span:
     start, end = trimmed(text, *span)
-    return unwrapped(text, (start, end), quotes="\n" not in text[start:end] and text[start : start + 1] not in "{[")
+    return unwrapped(text, (start, end), quotes=text[start : start + 1] not in "{[")
 
 
 def _within(stream: Marked, start: int, end: int) -> Sequence[Marker]:

@@ -333,7 +333,8 @@ def inline(text: str, *, words: int = 1) -> Marked:
         if sign == "]":
             begin = text.rfind("[", max(0, at - _MOST_NAME), at)
             name = text[begin + 1 : at]
-            if begin >= 0 and name.replace("/", "").replace("_", "").isalnum() and not name.isdigit():
+            named = name.replace("/", "").replace("_", "").isalnum() and not name.isdigit()
+            if begin >= 0 and named and (len(name) > 1 or name in "QAqa"):
                 low = _without_number(name).lower()
                 found.append(Marker(begin, begin, at + 1, f"[{low}", low))
         else:

@@ -96,7 +96,23 @@ def _records(text: str, stream: Marked, firsts: Sequence[int], seconds: Sequence
         stop = stream.marks[following].start if following < len(stream.marks) else len(text)
         records.append(_Record(stream.marks[index], stream.marks[seconds[at]] if inside else None, stop))
         without += not inside
+    other = _with_other_label(text, stream, firsts, seconds)
+    if other is not None and records[-1].answered is not None:
+        records[-1] = records[-1]._replace(stop=other.asked.start)
+        records.append(other)
     return records if without <= 1 + len(firsts) // 4 else None
+
+
+def _with_other_label(text: str, stream: Marked, firsts: Sequence[int], seconds: Sequence[int]) -> _Record | None:
+    """Return the open item whose input has a label of its own: ``Note to classify: ... Class:`` behind ``Note: ... Class: ...``."""
+    if len(firsts) < 2 or len(seconds) != len(firsts) + 1 or seconds[-2] < firsts[-1]:
+        return None
+    between = stream.marks[seconds[-2] + 1 : seconds[-1]]
+    asked = next((mark for mark in between if mark.name and mark.key not in SIGNS and not mark.is_option), None)
+    answered = stream.marks[seconds[-1]]
+    if asked is None or text[answered.end :].strip("\"'`?_. \r\n"):
+        return None
+    return _Record(asked, answered, len(text))
 
 
 @dataclass(slots=True)
@@ -268,10 +284,10 @@ class _Reader:
         return marks[at].start if at < len(marks) else len(self.text)
 
     def _field(self, span: Span, *, whole: bool) -> Span:
-        """Return a field without quotes around it, unless it is code, or several fields or lines."""
+        """Return a field without quotes around it, unless it is code or several fields."""
         start, end = trimmed(self.text, *span)
         code = self.stream.form == "lines" and self.text[start : start + 1] in "{["
-        return unwrapped(self.text, (start, end), quotes=not (whole or code or "\n" in self.text[start:end]))
+        return unwrapped(self.text, (start, end), quotes=not (whole or code))
 
     def _beside(
         self, pairs: Sequence[tuple[Span, Span]], query: Span | None

@@ -149,6 +149,14 @@ def _delimited(text: str, lines: Sequence[Line], delimiter: str) -> Iterator[Rea
     )  # fmt: skip
 
 
+def _quoted_cell(text: str, span: Span) -> Span:
+    """Return a cell without the quotes around it; quotes inside are doubled there, and stay as they are."""
+    start, end = trimmed(text, *span)
+    if end - start >= 2 and text[start] == text[end - 1] == '"':
+        return trimmed(text, start + 1, end - 1)
+    return unwrapped(text, (start, end))
+
+
 def _is_header(text: str, rows: list[_Row]) -> bool:
     """Return whether the first row names the columns."""
     first, others = rows[0], rows[1:-1]
@@ -197,8 +205,9 @@ def _read(
             flaws += 1
             continue
         given = (row[0][0], row[-2][1])
-        given = unwrapped(text, given, quotes=quotes) if width == 2 else trimmed(text, *given)
-        answer = unwrapped(text, row[-1], quotes=quotes)
+        cell = _quoted_cell if delimiter in ",;\t" else unwrapped
+        given = cell(text, given) if width == 2 and quotes else trimmed(text, *given)
+        answer = cell(text, row[-1]) if quotes else trimmed(text, *row[-1])
         shown = text[row[-1][0] : row[-1][1]]
         if is_open(shown) and (index == len(rows) - 1 or not is_answer_sign(shown)):
             waiting.append((index, given))

@@ -168,22 +168,13 @@ def is_open(text: str) -> bool:
     )
 
 
+#: Answers that look open, as they are written in other records than the last.
+_ANSWER_SIGNS: Final = frozenset("? - -- … N/A n/a * null tbd TBD todo TODO [] {} ()".split())
+
+
 def is_answer_sign(text: str) -> bool:
-    """Return whether ``text`` may be an answer although it looks open: one question mark or dash, as a label may be."""
-    return text.strip().strip("\"'`").strip() in {
-        "?",
-        "-",
-        "--",
-        "…",
-        "N/A",
-        "n/a",
-        "*",
-        "null",
-        "tbd",
-        "TBD",
-        "todo",
-        "TODO",
-    }
+    """Return whether ``text`` may be an answer although it looks open: one question mark or dash, an empty list."""
+    return text.strip().strip("\"'`").strip() in _ANSWER_SIGNS
 
 
 def after_bullet(text: str, start: int, end: int) -> int:
