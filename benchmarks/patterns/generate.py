@@ -95,6 +95,18 @@ STORIES = [
 ]  # fmt: skip
 LONG: list[list[Pair]] = [
     [
+        ("A bird of the night is the\nA) wren  B) owl  C) gull", "B"),
+        ("A tree with needles is the\nA) pine  B) beech  C) elm", "A"),
+        ("A tool for wood is the\nA) trowel  B) sieve  C) plane", "C"),
+        ("A boat with a sail is the\nA) raft  B) sloop  C) punt", "B"),
+    ],
+    [
+        ("Which one floats? (A) nail (B) cork", "(B)"),
+        ("Which one is hot? (A) stove (B) snow", "(A)"),
+        ("Which one is sour? (A) honey (B) lemon", "(B)"),
+        ("Which one sings? (A) wren (B) crab", "(A)"),
+    ],
+    [
         ("The lamp arrived with a crack.\nI wrote twice and nobody answered.", "complaint"),
         ("Could you tell me the size of the table?\nThe page says two things.", "question"),
         ("My sister loved it.\nShe has hung it over the stove.", "praise"),

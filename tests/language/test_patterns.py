@@ -110,7 +110,7 @@ READ: dict[str, tuple[str, list[tuple[str, str]], str]] = {
         "Which one melts?\nA. a brick\nB. butter",
     ),
     "options without a label in front": (
-        "A bird that cannot fly is the\nA) wren  B) ostrich\nAnswer: B\n\nA fish that migrates is the\nA) eel  B) carp\nAnswer: A\n\n"
+        "Animals, pick one.\n\nA bird that cannot fly is the\nA) wren  B) ostrich\nAnswer: B\n\nA fish that migrates is the\nA) eel  B) carp\nAnswer: A\n\n"
         "A mammal that lays eggs is the\nA) otter  B) platypus\nAnswer:",
         [("A bird that cannot fly is the\nA) wren  B) ostrich", "B"), ("A fish that migrates is the\nA) eel  B) carp", "A")],
         "A mammal that lays eggs is the\nA) otter  B) platypus",

@@ -17,6 +17,8 @@ from acclimate.language.patterns.roles import REPLIES, TURNS, is_answering, is_a
 from acclimate.language.patterns.text import Reading, is_rule, words_of
 
 _STRONG_SIGNS: Final = ("->", "=>", "→", "==>", "⇒", "|", "\t", "::")
+#: The second option of a multiple-choice question.
+_OPTIONS: Final = ("B)", "b)", "\nB.", " B. ", "\nb.", "\n2.", "2)")
 _ASKS: Final = frozenset(
     "what which who how why when where whats can could should does do did is are would will".split()
 )
@@ -219,6 +221,9 @@ def _reading_features(text: str, reading: Reading) -> dict[str, float]:
     values["outputs_start_alike"] = min(10, len(shared.split())) / 10 if count > 1 and len(set(outputs)) > 1 else 0.0
     covered = sum(map(len, inputs)) + sum(map(len, outputs)) + (len(query) if query else 0)
     values["coverage"] = covered / max(1, end - start)
+    asked = [*looked_in, *([query] if query else [])]
+    values["options"] = sum(any(sign in i for sign in _OPTIONS) for i in asked) / len(asked)
+    values["letters_out"] = sum(len(o.strip("().")) == 1 for o in looked_out) / len(looked_out)
     values["placeholders"] = sum(_is_placeholder(part) for part in parts) / len(parts)
     values["input_is_output"] = sum(a == b for a, b in pairs) / count
     if query is not None:
