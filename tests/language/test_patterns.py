@@ -310,6 +310,8 @@ def test_domains_lower_the_bar_for_their_kinds() -> None:
     plain = {p for p in prompts if detect(p)}
     for domain in DOMAIN_SENSITIVITY:
         assert plain <= {p for p in prompts if detect(p, domain)}
+    found = [d for p in prompts for domain in DOMAIN_SENSITIVITY if (d := detect(p, domain))]
+    assert min(d.confidence for d in found) > detection.LEAST_READ_PROBABILITY
     with pytest.raises(ConfigError, match="domain must be one of mathematics"):
         detect("a", "cooking")
 

@@ -18,7 +18,7 @@ from acclimate.language.patterns import (
     sequences,
     slots,
     tables,
-)  # fmt: skip
+)
 from acclimate.language.patterns.text import Line, Reading, lines_of
 
 _MOST: Final = 60

@@ -26,13 +26,16 @@ from acclimate.language.patterns.text import Reading, Span
 Kind = Literal["explicit_examples", "io_pairs", "numbered_sequences", "analogical_reasoning", "rule_learning"]
 KINDS: Final[tuple[Kind, ...]] = Kind.__args__  # type: ignore[attr-defined]
 
-#: Sensitivity by domain and kind: a pattern is reported when its probability exceeds one minus the sensitivity.
+#: Sensitivity by domain and kind: a pattern is reported when its probability exceeds one minus the sensitivity, and
+#: :data:`LEAST_READ_PROBABILITY`.
 DOMAIN_SENSITIVITY: Final[Mapping[str, Mapping[str, float]]] = {
     "mathematics": {"numbered_sequences": 0.9, "explicit_examples": 0.8, "analogical_reasoning": 0.7},
     "language": {"analogical_reasoning": 0.9, "explicit_examples": 0.8, "rule_learning": 0.7},
     "science": {"rule_learning": 0.9, "explicit_examples": 0.8, "io_pairs": 0.7},
 }
 DEFAULT_SENSITIVITY: Final = 0.5
+#: No domain makes a reading count that is less probable than this.
+LEAST_READ_PROBABILITY: Final = 0.35
 #: Longest prompt that is read, in characters.
 MAX_CHARACTERS: Final = 20_000
 #: The best reading must be at least this many times as probable as the next one that differs from it.
@@ -91,7 +94,7 @@ def detect(text: str, domain: str | None = None) -> Detection | None:
     sensitivity = max(DEFAULT_SENSITIVITY, DOMAIN_SENSITIVITY.get(domain or "", {}).get(kind, DEFAULT_SENSITIVITY))
     if reading is not None and _is_clear(found, odds, best):
         confidence = 1 / (1 + math.exp(-odds[best]))
-        if confidence > 1 - sensitivity:
+        if confidence > max(1 - sensitivity, LEAST_READ_PROBABILITY):
             examples = tuple(Example(text[a:b], text[c:d]) for (a, b), (c, d) in reading.pairs)
             query = text[reading.query[0] : reading.query[1]] if reading.query is not None else None
             spans = tuple((given[0], answer[1]) for given, answer in reading.pairs)
