@@ -91,11 +91,18 @@ def adaptation_table() -> str:
 
 
 def patterns_table() -> str:
-    """Return precision and recall by kind."""
-    result = _read("patterns")
-    lines = ["| kind | prompts | precision | recall |", "| --- | --- | --- | --- |"]
-    for kind, r in result.get("kinds", {}).items():
+    """Return how prompts are found and read, by corpus, and precision and recall by kind."""
+    results = _read("patterns")
+    shares = ("precision", "recall", "exact", "acted_on_wrongly")
+    lines = [
+        "| corpus | prompts | precision | recall | read exactly | acted on wrongly |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, r in results.items():
+        lines.append(
+            f"| {name.replace('_', ' ')} | {r['prompts']} | " + " | ".join(f"{r[share]:.3f}" for share in shares) + " |"
+        )
+    lines += ["", "| kind (short prompts) | prompts | precision | recall |", "| --- | --- | --- | --- |"]
+    for kind, r in results.get("short_prompts", {}).get("kinds", {}).items():
         lines.append(f"| {kind} | {r['prompts']} | {r['precision']:.3f} | {r['recall']:.3f} |")
-    both = result.get("pattern_or_not", {"precision": 0.0, "recall": 0.0})
-    lines.append(f"| pattern or not | {result.get('prompts', 0)} | {both['precision']:.3f} | {both['recall']:.3f} |")
     return "\n".join(lines)

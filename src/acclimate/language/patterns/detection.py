@@ -1,14 +1,15 @@
-"""Decide which few-shot pattern a prompt shows, if any.
+"""Decide which few-shot pattern a prompt shows, if any, and read its examples and open item.
 
-Several parsers (:mod:`labelled`, :mod:`lines`, :mod:`prose`, :mod:`skeleton`) each look for input-output pairs in one
-family of layouts. A linear classifier (:mod:`classifier`) over what they found and the words of the prompt decides the
-kind of pattern, or that there is none; its weights are ``weights.npz``.
+Every parser gives complete readings of the prompt (:mod:`candidates`): all examples, the open item, and what stays
+unexplained. Boosted trees (:mod:`scoring`, ``readings.npz``) say how probable it is that a reading is exactly right. The
+best one is taken, unless it is improbable or another is nearly as probable: a wrong reading is worse than none. A linear
+classifier (:mod:`classifier`, ``kinds.npz``) names the kind of pattern, and says where there is one that was not read.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,30 +17,32 @@ from typing import Final, Literal
 
 from acclimate.errors import ConfigError
 from acclimate.language.examples import Example
-from acclimate.language.patterns import labelled, lines, prose, skeleton
+from acclimate.language.patterns.candidates import candidates
 from acclimate.language.patterns.classifier import Classifier
-from acclimate.language.patterns.features import features
-from acclimate.language.patterns.items import Reading, find_spans
+from acclimate.language.patterns.kinds import kind_features
+from acclimate.language.patterns.scoring import Trees, features
+from acclimate.language.patterns.text import Reading, Span
 
 Kind = Literal["explicit_examples", "io_pairs", "numbered_sequences", "analogical_reasoning", "rule_learning"]
 KINDS: Final[tuple[Kind, ...]] = Kind.__args__  # type: ignore[attr-defined]
 
-#: Sensitivity by domain and kind: a pattern is reported when its probability exceeds one minus the sensitivity.
+#: Sensitivity by domain and kind: a pattern is reported when its probability exceeds one minus the sensitivity, and
+#: :data:`LEAST_READ_PROBABILITY`.
 DOMAIN_SENSITIVITY: Final[Mapping[str, Mapping[str, float]]] = {
     "mathematics": {"numbered_sequences": 0.9, "explicit_examples": 0.8, "analogical_reasoning": 0.7},
     "language": {"analogical_reasoning": 0.9, "explicit_examples": 0.8, "rule_learning": 0.7},
     "science": {"rule_learning": 0.9, "explicit_examples": 0.8, "io_pairs": 0.7},
 }
 DEFAULT_SENSITIVITY: Final = 0.5
-_MIN_PROBABILITY_WITHOUT_PAIRS: Final = 0.8
-_MAX_CHARACTERS: Final = 20_000
-_MAX_CANDIDATES: Final = 24
-_WEIGHTS: Final = Path(__file__).parent / "weights.npz"
-_PARSERS: Final = (
-    labelled.json_pairs, labelled.tagged, labelled.labelled_lines, labelled.labelled_inline, labelled.tables,
-    prose.functions, prose.analogies, lines.pairs_on_lines, lines.pairs_in_segments, prose.told, prose.sequences,
-    skeleton.repeated,
-)  # fmt: skip
+#: No domain makes a reading count that is less probable than this.
+LEAST_READ_PROBABILITY: Final = 0.35
+#: Longest prompt that is read, in characters.
+MAX_CHARACTERS: Final = 20_000
+#: The best reading must be at least this many times as probable as the next one that differs from it.
+LEAST_ODDS_RATIO: Final = 1.25
+#: A pattern that could not be read is reported, without examples, where it is more probable than this.
+LEAST_UNREAD_PROBABILITY: Final = 0.75
+_HERE: Final = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +51,23 @@ class Detection:
 
     Attributes:
         kind: one of :data:`KINDS`.
-        confidence: probability that the prompt shows any pattern, from 0 to 1.
-        examples: input-output pairs, in the order of the prompt; neither side is ever empty.
+        confidence: probability, from 0 to 1, that the prompt shows a pattern and was read exactly; without examples and
+            query, that it shows one.
+        examples: input-output pairs, in the order of the prompt; neither side is ever empty. None where the pattern is a
+            sequence, or could not be read reliably.
         query: the input without an output, never empty; None where the prompt has none.
         spans: start and end offset of each example in the prompt, from its input to its output.
+        query_span: start and end offset of the query in the prompt, or None.
+        block: start and end offset of the examples and the query; what stands outside of it is instruction.
     """
 
     kind: Kind
     confidence: float
     examples: tuple[Example, ...]
     query: str | None
-    spans: tuple[tuple[int, int], ...]
-
-
-def readings(text: str) -> dict[str, Reading]:
-    """Return the best reading of each parser that found one, by the parser's name."""
-    found: dict[str, Reading] = {}
-    for parser in _PARSERS:
-        candidates = (reading.without_empty_parts() for reading in itertools.islice(parser(text), _MAX_CANDIDATES))
-        best = max((reading for reading in candidates if reading is not None), key=_rank, default=None)
-        if best is not None:
-            found[parser.__name__] = best
-    return found
-
-
-def _rank(found: Reading) -> tuple[float, ...]:
-    # Where two separators fit equally well, the one that comes first on the line is taken.
-    shortest = -sum(len(given) for given, _ in found.pairs) / max(1, len(found.pairs))
-    return (found.query is not None, labelled.is_role_pair(found), min(len(found.pairs), 20), shortest)
+    spans: tuple[Span, ...]
+    query_span: Span | None = None
+    block: Span = (0, 0)
 
 
 def detect(text: str, domain: str | None = None) -> Detection | None:
@@ -91,46 +83,39 @@ def detect(text: str, domain: str | None = None) -> Detection | None:
     """
     if domain is not None and domain not in {*DOMAIN_SENSITIVITY, "general"}:
         raise ConfigError(f"domain must be one of {', '.join(DOMAIN_SENSITIVITY)} or general, got {domain!r}")
-    if not text.strip() or len(text) > _MAX_CHARACTERS:
+    if not text.strip() or len(text) > MAX_CHARACTERS:
         return None
-    found = readings(text)
-    odds = _classifier().probabilities(features(text, found))
-    kind = max(KINDS, key=lambda k: odds[k])
-    confidence = 1 - odds["none"]
-    sensitivity = DOMAIN_SENSITIVITY.get(domain or "", {}).get(kind, DEFAULT_SENSITIVITY)
-    # Without any pair the decision rests on words alone, so it has to be clearer.
-    if confidence <= (1 - sensitivity if found else _MIN_PROBABILITY_WITHOUT_PAIRS):
-        return None
-    reading = _reading_for(kind, found)
-    pairs = reading.pairs if reading else ()
-    examples = tuple(Example(*pair) for pair in pairs)
-    return Detection(kind, confidence, examples, reading.query if reading else None, find_spans(text, pairs))
+    found = candidates(text)
+    odds = readings_trees().log_odds(features(text, found)).tolist() if found else []
+    best = max(range(len(found)), key=odds.__getitem__, default=-1)
+    reading = found[best] if found else None
+    by_kind = _kinds().probabilities(kind_features(text, reading, odds[best] if found else 0.0))
+    kind = max(KINDS, key=lambda name: by_kind[name])
+    sensitivity = max(DEFAULT_SENSITIVITY, DOMAIN_SENSITIVITY.get(domain or "", {}).get(kind, DEFAULT_SENSITIVITY))
+    if reading is not None and _is_clear(found, odds, best):
+        confidence = 1 / (1 + math.exp(-odds[best]))
+        if confidence > max(1 - sensitivity, LEAST_READ_PROBABILITY):
+            examples = tuple(Example(text[a:b], text[c:d]) for (a, b), (c, d) in reading.pairs)
+            query = text[reading.query[0] : reading.query[1]] if reading.query is not None else None
+            spans = tuple((given[0], answer[1]) for given, answer in reading.pairs)
+            return Detection(kind, confidence, examples, query, spans, reading.query, reading.block)
+    if 1 - by_kind["none"] > LEAST_UNREAD_PROBABILITY:
+        return Detection(kind, 1 - by_kind["none"], (), None, ())
+    return None
 
 
-_ORDER: Final[Mapping[str, tuple[str, ...]]] = {
-    "analogical_reasoning": ("analogies", "labelled_lines", "tables", "pairs_on_lines", "pairs_in_segments", "told", "repeated"),
-    "rule_learning": (
-        "json_pairs", "tagged", "functions", "repeated", "labelled_lines", "labelled_inline", "tables", "pairs_on_lines",
-        "pairs_in_segments", "told",
-    ),
-    "io_pairs": ("json_pairs", "tagged", "labelled_lines", "labelled_inline", "tables", "repeated", "pairs_on_lines"),
-    "numbered_sequences": ("sequences", "pairs_on_lines", "labelled_lines", "pairs_in_segments", "told"),
-    "explicit_examples": (
-        "pairs_on_lines", "tables", "pairs_in_segments", "labelled_lines", "told", "labelled_inline", "json_pairs",
-        "repeated",
-    ),
-}  # fmt: skip
-
-
-def _reading_for(kind: Kind, found: Mapping[str, Reading]) -> Reading | None:
-    """Return the reading that gives the examples: the first complete one in the order of preference of the kind."""
-    candidates = [found[name] for name in _ORDER[kind] if name in found]
-    if kind == "numbered_sequences" and (pairs := [f for f in candidates if f.numbered and f.pairs]):
-        candidates = pairs
-    complete = [f for f in candidates if f.query is not None and (f.pairs or f.form == "sequence")]
-    return next(iter(complete or candidates), None)
+def _is_clear(found: Sequence[Reading], odds: Sequence[float], best: int) -> bool:
+    """Return whether no other reading is nearly as probable as the best one."""
+    others = [odd for index, odd in enumerate(odds) if index != best and found[index].query is not None]
+    return not others or odds[best] - max(others) >= math.log(LEAST_ODDS_RATIO)
 
 
 @cache
-def _classifier() -> Classifier:
-    return Classifier.load(_WEIGHTS)
+def readings_trees() -> Trees:
+    """Return the trees that score readings."""
+    return Trees.load(_HERE / "readings.npz")
+
+
+@cache
+def _kinds() -> Classifier:
+    return Classifier.load(_HERE / "kinds.npz")

@@ -1,0 +1,74 @@
+"""Reading takes time in proportion to the length of the prompt, whatever the prompt is made of."""
+
+from __future__ import annotations
+
+import ast
+import time
+from pathlib import Path
+
+import pytest
+
+from acclimate.language import detect
+from acclimate.language.patterns.detection import MAX_CHARACTERS
+
+PACKAGE = Path(__file__).parents[2] / "src/acclimate/language/patterns"
+#: Pieces of which hostile prompts are made by repetition.
+PIECES = {
+    "one letter": "a", "arrows": "->", "arrow lines": "word -> drow\n", "labels": "a: b\n", "two labels": "Q: x\nA: y\n",
+    "long records": "Question: who was it then\nAnswer: it was me\n\n", "four labels": "a: b\nc: d\ne: f\ng: h\n\n", "is to": "is to ",
+    "analogies": "a is to b as c is to d. ", "brackets": "(", "open JSON": '{"a": ', "JSON": '{"a": "b", "c": "d"}\n', "JSON lists": '["a", "b"], ',
+    "quotes": '"', "quoted": '"a" ', "apostrophes": "' ", "spaces": "x" + 60 * " ", "spaces inside": "a" + 250 * " " + "b", "tabs": "a\tb\n",
+    "bars": "| a | b |\n", "only bars": "|", "commas": "a, b, ", "comma rows": "a,b\n", "colons": "a:b ", "proportions": "a : b :: c : ",
+    "tags": "<a>x</a>", "open tags": "<a>", "cut tags": "<a b", "chat tokens": "<|user|>a<|assistant|>b", "instructions": "[INST] a [/INST] b ",
+    "headings": "### a\nb\n", "dashes": "- ", "rules": "---\n", "number rows": "1. a\n2. b\n", "numbers": "1, 2, ", "calls": "f(1) = 2, ",
+    "call rows": "f(1) = 2\n", "sentences": 'If I say "a" you say "b". ', "same sentence": "The cat sat on the mat. ", "fences": "```\nx\n",
+    "gaps": "____ ", "question marks": "? ", "dots": ".... ", "blank lines": "a\n\n", "session": ">>> f(1)\n2\n", "comments": "# a\nb\n",
+    "table tags": "<tr><td>a</td><td>b</td></tr>\n", "curly quotes": "“a” ", "wide signs": "文：本\n判：定\n", "invisible": "\u200b",
+    "messages": '{"role": "user", "content": "x"}, ', "brackets in line": "a (b), ", "two lines": "abc\ndef\n\n", "becomes": "a becomes b, ",
+}  # fmt: skip
+
+
+def hostile(name: str, length: int) -> str:
+    """Return a prompt of the given length."""
+    piece = PIECES[name]
+    return (piece * (length // len(piece) + 1))[:length]
+
+
+def cpu_s(text: str) -> float:
+    """Return the CPU time of one detection, the best of two."""
+    best = float("inf")
+    for _ in range(2):
+        start = time.process_time()
+        detect(text)
+        best = min(best, time.process_time() - start)
+    return best
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_twice_the_length_takes_about_twice_the_time(name: str) -> None:
+    """A quadratic step would take sixteen times as long, a backtracking pattern far longer; a busy machine is allowed for."""
+    short, long = hostile(name, 4_000), hostile(name, 16_000)
+    least_s = 0.004
+    assert cpu_s(long) < 8 * max(cpu_s(short), least_s)
+
+
+def test_a_prompt_of_full_length_is_read_at_once() -> None:
+    """The median over all shapes, so that one that the machine interrupted does not count."""
+    times = sorted(cpu_s(hostile(name, MAX_CHARACTERS)) for name in PIECES)
+    assert times[len(times) // 2] < 0.05
+    assert times[-1] < 0.15
+
+
+def test_longer_prompts_are_not_read() -> None:
+    records = "Q: x\nA: y\n\n" * 3 + "Q: z\nA:"
+    assert detect(records) is not None
+    assert detect("word " * (MAX_CHARACTERS // 5) + records) is None
+
+
+def test_no_regular_expression_is_used() -> None:
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not {"re", "regex"} & {alias.name for alias in node.names}, path
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in {"re", "regex", "difflib"}, path
