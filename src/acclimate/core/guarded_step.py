@@ -115,6 +115,8 @@ class Stepper:
                 step = self._predict(batch) if paused else self._adapt(batch)
             self.selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
+            if step.unadapted is not None:
+                self.comparison.offer(batch, step.unadapted)
             update_norm = self._before.distance()
             excluded_before = self.probe.seconds + self.comparison.seconds
             evidence = self._evidence(step, batch, update_norm)

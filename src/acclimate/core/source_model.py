@@ -135,6 +135,10 @@ class SourceComparison:
         self.seconds += time.perf_counter() - started
         return outputs
 
+    def offer(self, batch: Any, outputs: Any) -> None:
+        """Take the unadapted model's ``outputs`` on ``batch``, which the method has computed."""
+        self._latest = (batch, outputs)
+
     def record_score(self, score: float) -> None:
         """Record the degradation score of the compared batch; the limit is 1."""
         self._scores.append(score)
