@@ -45,7 +45,7 @@ def test_few_images_say_nothing() -> None:
 
 
 def test_a_difference_within_chance_is_no_evidence() -> None:
-    assert not AgreementTest().favours(decisions(EVEN, wrong=0), decisions(EVEN, wrong=2))
+    assert not AgreementTest().favours(decisions(EVEN, wrong=0), decisions(EVEN, wrong=1))
 
 
 @given(

@@ -167,8 +167,8 @@ def test_evidence_decides_whether_images_are_filtered(filter_gain: float) -> Non
 def test_without_evidence_images_are_filtered() -> None:
     spectrum = filter_towards_smooth_images()
     method = Blend(spectrum=spectrum)
-    few = FilterTrial(images=16, gain=-16.0, changes=16.0)
-    many = FilterTrial(images=64, gain=-16.0, changes=16.0)
+    few = FilterTrial(images=16, gain=-8.0, changes=4.0)
+    many = FilterTrial(images=64, gain=-8.0, changes=4.0)
     model, batch = classifier("bn"), images()
     seen, _ = spectrum.observe(batch, SpectrumState(), task=Classification())
     predicted = [

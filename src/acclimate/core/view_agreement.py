@@ -40,6 +40,10 @@ class ViewDecisions:
         before = (self.first.to(other.first.device), self.second.to(other.second.device))
         return ViewDecisions(torch.cat([before[0], other.first]), torch.cat([before[1], other.second]))
 
+    def newest(self, count: int) -> ViewDecisions:
+        """Return the decisions on the last ``count`` images."""
+        return ViewDecisions(self.first[-count:], self.second[-count:])
+
     def __len__(self) -> int:
         return len(self.first)
 
@@ -65,6 +69,10 @@ class AgreementTest:
         least_images: fewer images than this say nothing.
         standard_errors: by how many standard errors the numbers of agreements must differ.
         disagreement_ratio: the share of images whose views differ in class must be below this times the other model's.
+        most_disagreements: a model whose views differ in a larger share of images recognises too little to be
+            preferred.
+        credible_disagreements: the same for :meth:`is_credible`. Of statistics that come from images of one class the
+            views of about half the images differ; under damage that can be undone, of a third.
         class_ratio: the effective number of classes must be at least this times the other model's.
 
     Raises:
@@ -74,6 +82,8 @@ class AgreementTest:
     least_images: int = 64
     standard_errors: float = 1.25
     disagreement_ratio: float = 0.8
+    most_disagreements: float = 0.5
+    credible_disagreements: float = 0.4
     class_ratio: float = 0.9
 
     def __post_init__(self) -> None:
@@ -81,7 +91,7 @@ class AgreementTest:
             raise ConfigError(f"AgreementTest least_images must be at least 1, got {self.least_images}")
         if not self.standard_errors >= 0:
             raise ConfigError(f"AgreementTest standard_errors must not be negative, got {self.standard_errors}")
-        for name in ("disagreement_ratio", "class_ratio"):
+        for name in ("disagreement_ratio", "most_disagreements", "credible_disagreements", "class_ratio"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"AgreementTest {name} must lie in (0, 1], got {getattr(self, name)}")
 
@@ -95,12 +105,25 @@ class AgreementTest:
             return False
         return _disagreements(one) < self.disagreement_ratio * _disagreements(other)
 
+    def is_credible(self, one: ViewDecisions, other: ViewDecisions) -> bool:
+        """Say whether ``one`` recognises images whatever its entropies are, seen beside ``other``.
+
+        Where both give about as many classes, it must be no less consistent. Where ``other`` gives fewer, because it
+        takes damaged images for one class or because the stream really has few, it must be consistent by itself.
+        """
+        ratio = one.effective_classes / max(other.effective_classes, 1.0)
+        if len(one) < self.least_images or ratio < self.class_ratio:
+            return False
+        if ratio * self.class_ratio <= 1 and _disagreements(one) > _disagreements(other):
+            return False
+        return _disagreements(one) <= self.credible_disagreements * len(one)
+
     def is_open(self, one: ViewDecisions, other: ViewDecisions) -> bool:
         """Say whether more images could still show that ``one`` is the more consistent model."""
         if len(one) < self.least_images:
             return True
         return (
-            _disagreements(one) < _disagreements(other)
+            _disagreements(one) < min(_disagreements(other), self.most_disagreements * len(one))
             and one.effective_classes >= self.class_ratio * other.effective_classes
         )
 

@@ -42,8 +42,9 @@ class FilterTrial:
 
     Attributes:
         images: compared so far.
-        gain: in how many more of them the classes of image and mirror image are equal with the filter than without.
-        changes: in how many of them that equality differs between with and without.
+        gain: sum over them of the probability that image and mirror image are of different classes, without the filter
+            and lessened by ``filter_gain``, minus the same with the filter.
+        changes: sum of the squares of these differences.
         memory, flipped_memory: running statistics of the images without the filter, and of their mirror images.
     """
 
@@ -120,6 +121,11 @@ class _Run:
     memory: Mapping[str, Moments]
     flipped_memory: Mapping[str, Moments]
 
+    def disagreement(self, task: Task) -> Tensor:
+        """Return the probability that image and mirror image are of different classes, for each image: ``(B,)``."""
+        first, second = (task.decisions(found).class_probabilities() for found in (self.unmerged, self.flipped))
+        return 1 - (first * second).sum(-1)
+
     def decisions(self, task: Task) -> ViewDecisions:
         """Return the decided classes of the images and of their mirror images."""
         return ViewDecisions.of(
@@ -139,7 +145,7 @@ class Blend:
 
     The filter undoes damage that is alike in all directions and places. Where it is not (line noise, few grey levels),
     the filter does harm that the power spectrum does not show. The network shows it: predictions on an image and on its
-    mirror image agree more often where a filter restored what the network knows. So at the beginning of a stream, and
+    mirror image agree better where a filter restored what the network knows. So at the beginning of a stream, and
     after a change of its spectrum, images are predicted with and without the filter until that is decided.
 
     The same images are predicted by the unadapted model too. It goes on predicting, averaged over flips, where it
@@ -157,8 +163,10 @@ class Blend:
             would be less certain.
         flip_averaging: whether to average the predictions on each image and on its mirror image, where the task allows
             it; this doubles the cost.
-        filter_gain: by how much the share of images whose class equals that of their mirror image must rise with the
-            filter for it to stay in use.
+        sure: images whose class has at least this probability are not mirrored, except while trials need it; their
+            prediction would hardly change.
+        filter_gain: by which fraction the filter must lower the probability that an image and its mirror image are of
+            different classes for it to stay in use.
         filter_trial_images: the number of images after which that is decided at the latest; with 0, and without flip
             averaging, the filter is always used.
         trial_diversity: batches are compared with and without the filter only while recent decisions are more diverse
@@ -181,6 +189,8 @@ class Blend:
         name="blend",
         title="Blend",
         cost=2.2,
+        averages_views=True,
+        compares_itself=True,
         needs_gradient=False,
         needs_one_of=("batch_norm", "source_images"),
         uses_source_images=True,
@@ -206,7 +216,8 @@ class Blend:
     first_diversity: float = 0.25
     diversity_window: int = 64
     flip_averaging: bool = True
-    filter_gain: float = 0.05
+    sure: float = 0.95
+    filter_gain: float = 0.04
     filter_trial_images: int = 128
     trial_diversity: float = 0.7
     adaptation_trial_images: int = 256
@@ -221,6 +232,8 @@ class Blend:
         for name in ("memory_images", "diversity_window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"blend: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.sure <= 1:
+            raise ConfigError(f"blend: sure must lie in (0, 1], got {self.sure}")
         if not -1 <= self.filter_gain <= 1:
             raise ConfigError(f"blend: filter_gain must lie in [-1, 1], got {self.filter_gain}")
         for name in ("filter_trial_images", "adaptation_trial_images"):
@@ -314,7 +327,9 @@ class Blend:
         if self.spectrum is not None and state.filters:
             inputs = self.spectrum.cleaned(inputs, state.seen, task=task)
         inputs = layout.for_prediction(inputs)
-        return self._run(model, inputs, state.memory, state.flipped_memory, rate=0.0, task=task).outputs
+        return self._run(
+            model, inputs, state.memory, state.flipped_memory, rate=0.0, task=task, mirrors_all=False
+        ).outputs
 
     @contextmanager
     def installed(self, model: nn.Module, state: BlendState, *, task: Task) -> Iterator[None]:
@@ -366,15 +381,18 @@ class Blend:
         count = sample_count(batch)
         batch = layout.for_prediction(batch)
         rate = count / (count + self.memory_images)
+        tries = state.trial is not None or state.adaptation_trial is not None
         first = state.classes is None and count >= self.diversity_window / 4
         if not first:
             rate *= math.pow(self.diversity(state), self.diversity_exponent)
-        run = self._run(model, batch, state.memory, state.flipped_memory, rate=rate, task=task)
+        run = self._run(model, batch, state.memory, state.flipped_memory, rate=rate, task=task, mirrors_all=tries)
         if first:
             factor = self._first_rate_factor(model, batch, run, state, source, task=task)
             if factor < 1:
                 rate *= factor
-                run = self._run(model, batch, state.memory, state.flipped_memory, rate=rate, task=task)
+                run = self._run(
+                    model, batch, state.memory, state.flipped_memory, rate=rate, task=task, mirrors_all=tries
+                )
         return run, replace(state, memory=run.memory, flipped_memory=run.flipped_memory), rate
 
     def _first_rate_factor(
@@ -440,16 +458,38 @@ class Blend:
         *,
         rate: float,
         task: Task,
+        mirrors_all: bool,
     ) -> _Run:
-        """Predict a batch and its mirror images, each with running statistics of its own."""
+        """Predict a batch and its mirror images, each with running statistics of its own.
+
+        Unless ``mirrors_all``, images that are surely of one class are not mirrored.
+        """
         with self._mixing(model, memory, rate=rate) as updated:
             outputs = task.forward(model, batch)
+        rows = None if mirrors_all else self._unsure(outputs, task=task)
+        if rows is not None:
+            if len(rows) == 0:
+                return _Run(outputs, outputs, None, updated, flipped_memory)
+            # The same rate for each image.
+            count, part = sample_count(batch), len(rows)
+            rate *= part / count * (count + self.memory_images) / (part + self.memory_images)
+            batch = map_tensors(lambda tensor: tensor[rows], batch)
         view = task.mirrored(batch) if self.flip_averaging else None
         if view is None:
             return _Run(outputs, outputs, None, updated, flipped_memory)
         with self._mixing(model, flipped_memory, rate=rate) as flipped_updated:
             other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
-        return _Run(task.merge([outputs, other], outputs), outputs, other, updated, flipped_updated)
+        if rows is None:
+            return _Run(task.merge([outputs, other], outputs), outputs, other, updated, flipped_updated)
+        merged = outputs.clone()
+        merged[rows] = task.merge([outputs[rows], other], None)
+        return _Run(merged, outputs, None, updated, flipped_updated)
+
+    def _unsure(self, outputs: Any, *, task: Task) -> Tensor | None:
+        """Return the rows of the images to mirror; None for all."""
+        if not task.exclusive or not isinstance(outputs, Tensor):
+            return None
+        return (task.decisions(outputs).class_probabilities().amax(-1) < self.sure).nonzero().flatten()
 
     def _run_unadapted(self, model: nn.Module, batch: Any, state: BlendState, *, task: Task) -> _Run:
         """Predict a batch and its mirror images with the source's statistics."""
@@ -481,12 +521,12 @@ class Blend:
         if self.diversity(state) < self.trial_diversity:
             return run, state
         unfiltered = layout.for_prediction(batch)
-        plain = self._run(model, unfiltered, trial.memory, trial.flipped_memory, rate=rate, task=task)
-        gains = run.decisions(task).agreements.float() - plain.decisions(task).agreements.float()
+        plain = self._run(model, unfiltered, trial.memory, trial.flipped_memory, rate=rate, task=task, mirrors_all=True)
+        gains = (1 - self.filter_gain) * plain.disagreement(task) - run.disagreement(task)
         trial = FilterTrial(
             images=trial.images + len(gains),
             gain=trial.gain + float(gains.sum()),
-            changes=trial.changes + float(gains.abs().sum()),
+            changes=trial.changes + float(gains.square().sum()),
             memory=plain.memory,
             flipped_memory=plain.flipped_memory,
         )
@@ -510,14 +550,13 @@ class Blend:
     def _in_use(self, state: BlendState, trial: FilterTrial | None = None) -> BlendState:
         """Return the state with the filter off, and the statistics without it, where the evidence speaks against it."""
         trial = state.trial if trial is None else trial
-        if trial is None or trial.images < _LEAST_TRIAL or trial.gain / trial.images > self.filter_gain:
+        if trial is None or trial.images < _LEAST_TRIAL or trial.gain > 0:
             return state
         return replace(state, filters=False, memory=trial.memory, flipped_memory=trial.flipped_memory)
 
     def _is_decided(self, trial: FilterTrial) -> bool:
         """Say whether the gain is two standard errors from the limit, or enough images were tried."""
-        distance = abs(trial.gain - trial.images * self.filter_gain)
-        clear = trial.images >= _LEAST_TRIAL and distance > 2 * math.sqrt(max(trial.changes, 1.0))
+        clear = trial.images >= _LEAST_TRIAL and abs(trial.gain) > 2 * math.sqrt(trial.changes)
         return clear or trial.images >= self.filter_trial_images
 
     def _with_decisions(self, state: BlendState, probabilities: Tensor) -> BlendState:
