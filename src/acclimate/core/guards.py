@@ -416,6 +416,9 @@ class WorseThanSource:
                 f"{longer.source.effective_classes:.1f}; the unadapted model predicts instead",
                 "source",
             )
+        if evidence.task.exclusive:
+            # A classifier decides on every image: low scores are low certainty.
+            return None
         seen = comparison.recent(self.window, images=_FEW_IMAGES)
         if seen.source.samples >= _FEW_IMAGES and seen.detection_ratio < self.min_detection:
             return Rejection(

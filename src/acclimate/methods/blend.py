@@ -218,7 +218,7 @@ class Blend:
     flip_averaging: bool = True
     sure: float = 0.95
     filter_gain: float = 0.04
-    filter_trial_images: int = 128
+    filter_trial_images: int = 64
     trial_diversity: float = 0.7
     adaptation_trial_images: int = 256
     agreement: AgreementTest = field(default=AgreementTest(), repr=False)
