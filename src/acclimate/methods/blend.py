@@ -435,7 +435,7 @@ class Blend:
         return replace(state, filters=True, trial=trial), filtered
 
     def _with_adaptation_trial(self, state: BlendState, *, task: Task) -> BlendState:
-        if self.adaptation_trial_images == 0 or not self._can_try(task):
+        if self.adaptation_trial_images == 0 or not (self._can_try(task) and task.exclusive):
             return state
         return replace(state, adaptation_trial=AdaptationTrial(), confidence=Confidence())
 
@@ -447,7 +447,7 @@ class Blend:
 
     def _can_try(self, task: Task) -> bool:
         # Without flip averaging, mirror images would have to be predicted for this alone.
-        return self.flip_averaging and task.flips and task.aligned and task.exclusive
+        return self.flip_averaging and task.flips and task.aligned
 
     def _run(
         self,
