@@ -40,12 +40,12 @@ def test_a_model_that_gives_one_class_to_everything_is_not_favoured() -> None:
 def test_a_model_is_credible_beside_one_that_gives_fewer_classes_only_if_it_is_consistent_by_itself() -> None:
     test = AgreementTest()
     collapsed = decisions([3] * 128)
-    assert test.is_credible(decisions(EVEN, wrong=40), collapsed)
-    assert not test.is_credible(decisions(EVEN, wrong=60), collapsed)
+    assert test.is_credible(decisions(EVEN, wrong=24), collapsed)
+    assert not test.is_credible(decisions(EVEN, wrong=40), collapsed)
     assert not test.is_credible(collapsed, decisions(EVEN))
     # With about as many classes, by comparison.
-    assert test.is_credible(decisions(EVEN, wrong=40), decisions(EVEN, wrong=40))
-    assert not test.is_credible(decisions(EVEN, wrong=41), decisions(EVEN, wrong=40))
+    assert test.is_credible(decisions(EVEN, wrong=24), decisions(EVEN, wrong=24))
+    assert not test.is_credible(decisions(EVEN, wrong=25), decisions(EVEN, wrong=24))
     assert not test.is_credible(decisions(EVEN[:32]), collapsed.newest(32))
 
 

@@ -71,8 +71,8 @@ class AgreementTest:
         disagreement_ratio: the share of images whose views differ in class must be below this times the other model's.
         most_disagreements: a model whose views differ in a larger share of images recognises too little to be
             preferred.
-        credible_disagreements: the same for :meth:`is_credible`. Of statistics that come from images of one class the
-            views of about half the images differ; under damage that can be undone, of a third.
+        credible_disagreements: the same for :meth:`is_credible`. With statistics that come from images of one class the
+            views of about half the images differ, and of a third where some images are of other classes.
         class_ratio: the effective number of classes must be at least this times the other model's.
 
     Raises:
@@ -83,7 +83,7 @@ class AgreementTest:
     standard_errors: float = 1.25
     disagreement_ratio: float = 0.8
     most_disagreements: float = 0.5
-    credible_disagreements: float = 0.4
+    credible_disagreements: float = 0.25
     class_ratio: float = 0.9
 
     def __post_init__(self) -> None:
