@@ -212,6 +212,25 @@ def _cifar_runs() -> list[dict[str, Any]]:
     return runs
 
 
+def shifts_summary_table(half: str) -> str:
+    """Return what every method does over all kinds of damage of one half, and where it does the most harm."""
+    path = ROOT / "benchmarks" / "shifts" / "results" / f"{half}.json"
+    rows = json.loads(path.read_text())["rows"]
+    lines = ["| method | error | calibration error | times plain | most against none | on |", "| --- " * 6 + "|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = [row for row in rows if row["method"] == method]
+        damaged = [row for row in found if row["kind"] != "clean"]
+        means = [
+            f"{sum(row[value] for row in damaged) / len(damaged):.{digits}f}"
+            for value, digits in (("error", 1), ("calibration_error", 1), ("times_plain", 2))
+        ]
+        worst = max(found, key=lambda row: row["minus_none"]["points"])
+        change = worst["minus_none"]
+        interval = f"{change['points']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}]"
+        lines.append(f"| {method} | {' | '.join(means)} | {interval} | {worst['kind'].replace('_', ' ')} |")
+    return "\n".join(lines)
+
+
 def shifts_table(half: str) -> str:
     """Return the error under every kind of damage of one half."""
     path = ROOT / "benchmarks" / "shifts" / "results" / f"{half}.json"
@@ -256,6 +275,7 @@ def _with_tables(text: str) -> str:
         "pose_scenes auto": pose_scenes_tables.auto_table,
         "pose_scenes policies": functools.partial(pose_scenes_tables.summary_table, "policies"),
         **{f"shifts {half}": functools.partial(shifts_table, half) for half in ("tune", "report")},
+        **{f"shifts {half} summary": functools.partial(shifts_summary_table, half) for half in ("tune", "report")},
         "gate": language_tables.gate_table,
         "adaptation": language_tables.adaptation_table,
         "patterns": language_tables.patterns_table,

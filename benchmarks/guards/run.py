@@ -41,6 +41,7 @@ GUARD_OF = {
     for code in entry.info.codes
 } | {
     "less_certain_than_source": "WorseThanSource (certainty)",
+    "less_consistent_than_source": "WorseThanSource (agreement)",
     "fewer_classes_than_source": "WorseThanSource (variety)",
     "lower_scores_than_source": "WorseThanSource (detection)",
 }

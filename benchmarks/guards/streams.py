@@ -165,6 +165,29 @@ def ordered_by_class(data: Images, model: nn.Module) -> Iterator[Batch]:
             yield Batch(data.conditions[name][rows], data.labels[rows])
 
 
+def clean(data: Images, model: nn.Module) -> Iterator[Batch]:
+    """Images as in training: there is nothing to adapt to."""
+    yield from data.mixed("clean")
+
+
+def upside_down(data: Images, model: nn.Module) -> Iterator[Batch]:
+    """Turned upside down, clean and under three corruptions: no statistics make up for it."""
+    for name in ("clean", *data.corruptions[::3]):
+        for batch in data.mixed(name, count=512):
+            yield Batch(batch.images.flip(2), batch.labels)
+
+
+def drift_to_one_class(data: Images, model: nn.Module) -> Iterator[Batch]:
+    """Clean and under three corruptions: at first all classes, at last images of one class only."""
+    rng = np.random.default_rng(0)
+    one = np.flatnonzero(data.labels.numpy() == 3)
+    for name in ("clean", *data.corruptions[::3]):
+        for step in range(8):
+            share = step / 7
+            rows = np.where(rng.random(BATCH) < share, rng.choice(one, BATCH), rng.choice(len(data.labels), BATCH))
+            yield Batch(data.conditions[name][rows], data.labels[rows])
+
+
 @dataclass(frozen=True)
 class Fault:
     """A stream, and by how much the learning rate is wrong."""
@@ -188,6 +211,9 @@ FAULTS = (
     Fault("clean, corrupted, clean", clean_corrupted_clean),
     Fault("noise instead of images", noise_instead_of_images),
     Fault("adversarial", adversarial),
+    Fault("clean", clean),
+    Fault("upside down", upside_down),
+    Fault("drift to one class", drift_to_one_class),
 )
 
 

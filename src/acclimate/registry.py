@@ -90,6 +90,9 @@ class MethodInfo:
         uses_source_images: whether it uses source images if there are any.
         adapts_each_image: whether it adapts to each image alone, without keeping anything for the next.
         also_predicts_with: what it predicts with besides weights, which is lost when only the weights are kept.
+        averages_views: whether it averages predictions over views of an image. Its predictions on an image and on its
+            mirror image are alike then, whether or not they are right, and guards do not compare them.
+        compares_itself: whether it compares itself with the unadapted model, so that guards need compare fewer images.
         unchanged_on_source: whether predictions on a stream like the source are bit for bit those without adaptation.
         parameters_of_paper: the update filter that the paper uses; None where the paper does not restrict it.
         certainty_allowance: factor of the degradation score's limit (see :class:`acclimate.core.WorseThanSource`), for
@@ -114,6 +117,8 @@ class MethodInfo:
     uses_source_images: bool = False
     adapts_each_image: bool = False
     also_predicts_with: str | None = None
+    averages_views: bool = False
+    compares_itself: bool = False
     unchanged_on_source: bool = False
     parameters_of_paper: FilterKind | None = None
     certainty_allowance: float = 1.0

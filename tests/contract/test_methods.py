@@ -46,6 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "deyo": {"entropy_margin": 2.0, "min_difference": -1.0},
     "rotta": {"capacity": 8, "update_every": 8},
     "memo": {"view_count": 2},
+    "foa_shift": {"source_mean": torch.zeros(1)},
 }
 
 

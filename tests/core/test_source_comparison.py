@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from acclimate.core import Classification, Session, Step, WorseThanSource
+from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, SignalPair, Signals
 from acclimate.core.source_model import source_outputs
 from acclimate.errors import ConfigError
@@ -117,6 +118,84 @@ def confident() -> torch.nn.Module:
     return model
 
 
+def mirror_proof() -> torch.nn.Module:
+    """A classifier by mean colour, which gives the same class to mirror images and several classes to images()."""
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3, bias=False))
+    with torch.no_grad():
+        model[2].weight.copy_(400 * (torch.eye(3) - 1 / 3))
+    return model.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """Changes nothing, but gives the classes of another part of each image, which mirrors differently."""
+
+    consistent: bool
+    doubt: float = 1.0
+    info = MethodInfo(name="rotated")
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(Uncertain(), attribute)
+
+    def select(self, model: Any) -> Any:
+        return nothing_selected(model)
+
+    def step(self, model: Any, batch: Any, state: Any, **kwargs: Any) -> Step:
+        return Step(state, self.predict(model, batch, state, task=TASK), None, len(batch))
+
+    def predict(self, model: Any, inputs: Any, state: Any, *, task: Any) -> Any:
+        with torch.no_grad():
+            outputs = model(inputs) if self.consistent else model(inputs[..., : inputs.shape[-1] // 2])
+        return outputs * self.doubt
+
+
+@pytest.mark.parametrize(
+    ("method", "code"),
+    [
+        (Rotated(consistent=False), "less_consistent_than_source"),
+        (Rotated(consistent=True), None),
+        # Less certain by its entropy, but no less consistent.
+        (Rotated(consistent=True, doubt=0.05), None),
+        (Rotated(consistent=False, doubt=0.05), "less_certain_than_source"),
+    ],
+)
+def test_classes_of_mirror_images_decide_where_both_models_give_as_many_classes(
+    method: Rotated, code: str | None
+) -> None:
+    for flips in (True, False):
+        with Session(mirror_proof(), method, task=Classification(flips=flips)) as session:
+            report = session.adapt(images(128, seed=3))
+        if flips:
+            assert report.code == code, report.reason
+        else:
+            expected = "less_certain_than_source" if method.doubt < 1 else None
+            assert report.code == expected, "mirror images are not looked at"
+
+
+def test_methods_that_average_views_are_not_asked_about_mirror_images() -> None:
+    averaging = dataclasses.replace(Rotated(consistent=False))
+    object.__setattr__(averaging, "info", MethodInfo(name="averaging", averages_views=True))
+    with Session(mirror_proof(), averaging) as session:
+        assert session.adapt(images(128, seed=3)).code is None
+        assert len(session.source_comparison.adapted_views) == 0
+
+
+def test_a_method_that_compares_itself_is_compared_on_a_quarter_of_a_large_batch() -> None:
+    seen: list[int] = []
+    for compares_itself in (False, True):
+        method = dataclasses.replace(Rotated(consistent=True))
+        object.__setattr__(method, "info", MethodInfo(name="own", averages_views=True, compares_itself=compares_itself))
+        with Session(mirror_proof(), method) as session:
+            session.adapt(images(64))
+            last = session.source_comparison.last
+            assert last is not None
+            assert last.adapted.samples == last.source.samples
+            assert last.adapted.decided == last.source.decided
+            seen.append(last.source.samples)
+            assert session.source_comparison.images_checked == 64
+    assert seen == [64, 16]
+
+
 def test_the_unadapted_model_predicts_as_long_as_it_is_more_certain() -> None:
     model, batch = confident(), images(64)
     with torch.no_grad():
@@ -154,7 +233,9 @@ def test_comparisons_are_rare_while_they_pass() -> None:
 
 def test_a_loss_of_certainty_triggers_a_comparison() -> None:
     guard = WorseThanSource(first_images=16, every_images=10_000)
-    with Session(confident(), Uncertain(scale=1.1), guards=(guard,)) as session:
+    # Without mirror images, which show that the classes are as before.
+    task = Classification(flips=False)
+    with Session(confident(), Uncertain(scale=1.1), task=task, guards=(guard,)) as session:
         assert [session.adapt(images(32)).verdict for _ in range(4)] == ["kept"] * 4
         session.method = Uncertain(scale=0.05)
         assert session.adapt(images(32)).verdict == "rolled_back"
@@ -178,7 +259,9 @@ def test_a_stream_of_one_class_is_no_collapse_and_one_predicted_class_is() -> No
     with torch.no_grad():
         varied[5].weight.mul_(400)
         varied[5].bias.zero_()
-    with Session(varied, OneClass(), guards=(WorseThanSource(variety_window=64, min_variety=0.5),)) as session:
+    # Without mirror images, so that only the classes are compared.
+    guards = (WorseThanSource(variety_window=64, min_variety=0.5),)
+    with Session(varied, OneClass(), task=Classification(flips=False), guards=guards) as session:
         report = session.adapt(images(64, seed=5) * torch.rand(64, 3, 1, 1, generator=torch.Generator().manual_seed(2)))
         assert "decisions are spread over 1.0 classes" in (report.reason or "")
 

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from acclimate.core import Classification, Session
 from acclimate.core.spectrum import measure
+from acclimate.core.view_agreement import ViewDecisions
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods import Blend, SpectrumFilter
-from acclimate.methods.blend import BlendState, FilterTrial
+from acclimate.methods.blend import AdaptationTrial, BlendState, FilterTrial
 from acclimate.methods.spectrum import SpectrumState
 from acclimate.vision.models.detection import Detection
 from tests.networks import classifier, detector, images
@@ -56,9 +57,13 @@ def test_prediction_uses_the_running_statistics_without_updating_them() -> None:
     model, layer = network()
     with Session(model, Blend(flip_averaging=False), guards=()) as session:
         session.adapt(images(16))
+        state = session.state
+        session.predict(images(16))
         used = layer.used
         session.predict(images(16, seed=9))
         assert torch.equal(layer.used[0], used[0])
+        assert not torch.allclose(used[0], layer.running_mean)
+        assert session.state is state
 
 
 def test_decisions_with_few_classes_lower_the_rate() -> None:
@@ -162,8 +167,8 @@ def test_evidence_decides_whether_images_are_filtered(filter_gain: float) -> Non
 def test_without_evidence_images_are_filtered() -> None:
     spectrum = filter_towards_smooth_images()
     method = Blend(spectrum=spectrum)
-    few = FilterTrial(images=16, gain=-16.0, changes=16.0)
-    many = FilterTrial(images=64, gain=-16.0, changes=16.0)
+    few = FilterTrial(images=16, gain=-8.0, changes=4.0)
+    many = FilterTrial(images=64, gain=-8.0, changes=4.0)
     model, batch = classifier("bn"), images()
     seen, _ = spectrum.observe(batch, SpectrumState(), task=Classification())
     predicted = [
@@ -174,6 +179,80 @@ def test_without_evidence_images_are_filtered() -> None:
     assert not torch.allclose(predicted[0], predicted[2], atol=1e-3)
     expected = Blend().predict(model, batch, BlendState(), task=Classification())
     torch.testing.assert_close(predicted[2], expected)
+
+
+def smooth_images(count: int, *, seed: int) -> Tensor:
+    return nn.functional.interpolate(images(count, side=4, seed=seed), size=16, mode="bicubic").clamp(0, 1)
+
+
+def test_a_stream_like_the_source_is_predicted_to_the_bit_as_by_the_unadapted_model() -> None:
+    model, method = classifier("bn"), Blend(spectrum=SpectrumFilter(source=measure([smooth_images(256, seed=9)])))
+    with Session(model, method) as session:
+        for seed, count in ((1, 1), (2, 8), (3, 64)):
+            outputs, report = session.adapt_and_predict(smooth_images(count, seed=seed))
+            expected = session.predict_as_source(smooth_images(count, seed=seed))
+            assert torch.equal(outputs, expected)
+            assert report.verdict == "kept"
+        assert torch.equal(
+            session.predict(smooth_images(5, seed=4)), session.predict_as_source(smooth_images(5, seed=4))
+        )
+        with session.installed():
+            assert torch.equal(model(smooth_images(5, seed=4)), session.predict_as_source(smooth_images(5, seed=4)))
+        session.adapt(images(64))
+        outputs, _ = session.adapt_and_predict(images(64))
+        assert not torch.allclose(outputs, session.predict_as_source(images(64)), atol=1e-3)
+
+
+def trial(*, adapted_wrong: int, unadapted_wrong: int, count: int = 100) -> AdaptationTrial:
+    """Return evidence from images of which so many differ in class from their mirror images."""
+    classes = torch.arange(count) % 4
+    both = [
+        ViewDecisions(classes, torch.where(torch.arange(count) < wrong, classes + 1, classes) % 4)
+        for wrong in (adapted_wrong, unadapted_wrong)
+    ]
+    return AdaptationTrial(*both)
+
+
+@pytest.mark.parametrize(("unadapted_wrong", "unadapted"), [(0, True), (60, False)])
+def test_the_unadapted_model_predicts_where_it_agrees_better_with_itself(unadapted_wrong: int, unadapted: bool) -> None:
+    model, task, method = classifier("bn"), Classification(), Blend(adaptation_trial_images=128)
+    evidence = trial(adapted_wrong=60, unadapted_wrong=unadapted_wrong)
+    state = BlendState(classes=torch.full((5,), 0.2), decisions=64.0, adaptation_trial=evidence)
+    with torch.no_grad():
+        of_source = (model(images(32)) + model(images(32).flip(-1))) / 2
+    with Session(model, method) as session:
+        options = {"task": task, "selection": session.selection, "optimizer": None, "rng": torch.Generator()}
+        for _ in range(2):
+            found = method.step(model, images(32), state, **options)
+            assert torch.allclose(found.outputs, of_source, atol=1e-5) == unadapted
+            assert torch.allclose(method.predict(model, images(32), found.state, task=task), of_source, atol=1e-5) == (
+                unadapted
+            )
+            state = found.state
+            assert (state.adaptation_trial, state.unadapted) == (None, unadapted), "decided after 128 images"
+        with method.installed(model, state, task=task), torch.no_grad():
+            found = model(images(32))
+    with torch.no_grad():
+        assert torch.equal(found, model(images(32))) == unadapted
+
+
+def test_without_source_images_adaptation_is_tried_again_when_decisions_become_less_sure() -> None:
+    model, method = classifier("bn"), Blend(diversity_window=16, adaptation_trial_images=16)
+    with torch.no_grad():
+        model[-1].weight.mul_(30)
+    with Session(model, method, guards=()) as session:
+        for seed in range(3):
+            session.adapt(images(16, seed=seed))
+        assert session.state.adaptation_trial is None
+        assert session.state.confidence.reference is not None
+        # Nearly the same colour everywhere: no class stands out.
+        with torch.no_grad():
+            model[-1].weight.mul_(1e-3)
+        session.adapt(images(16, seed=7))
+        session.adapt(images(16, seed=8))
+        again = session.state.confidence
+        assert again.reference is not None
+        assert again.reference < 0.3, "measured anew, after another trial"
 
 
 @pytest.mark.parametrize(("first_diversity", "share"), [(0.0, 1.0), (1.0, 0.0)])
@@ -229,6 +308,7 @@ def test_a_network_without_batch_norm_is_filtered_or_refused() -> None:
         ("diversity_exponent", -1.0),
         ("filter_gain", 2.0),
         ("filter_trial_images", -1),
+        ("adaptation_trial_images", -1),
     ],
 )
 def test_bad_fields_are_refused(field: str, value: float) -> None:

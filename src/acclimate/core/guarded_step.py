@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -23,7 +24,7 @@ from acclimate.core.probe import Probe
 from acclimate.core.programs import no_gradient
 from acclimate.core.report import StepReport, Verdict
 from acclimate.core.snapshot import Snapshot
-from acclimate.core.source_model import SourceComparison
+from acclimate.core.source_model import SourceComparison, source_outputs
 from acclimate.core.task import ChecksOutputs, Task
 from acclimate.errors import TTTNotSupportedError
 
@@ -115,6 +116,8 @@ class Stepper:
                 step = self._predict(batch) if paused else self._adapt(batch)
             self.selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
+            if step.unadapted is not None:
+                self.comparison.offer(batch, step.unadapted)
             update_norm = self._before.distance()
             excluded_before = self.probe.seconds + self.comparison.seconds
             evidence = self._evidence(step, batch, update_norm)
@@ -250,7 +253,24 @@ class Stepper:
             batch=batch,
             source=self.comparison,
             certainty_allowance=self.method.info.certainty_allowance,
+            compares_itself=self.method.info.compares_itself,
+            mirrored_outputs=partial(self._mirrored_outputs, batch, step.state),
         )
+
+    @torch.no_grad()
+    def _mirrored_outputs(self, batch: Any, state: Any) -> tuple[Any, Any] | None:
+        """Return both models' outputs on mirror images, adapted and unadapted; None where they say nothing."""
+        task = self.task
+        view = task.mirrored(batch) if task.aligned and task.exclusive else None
+        if view is None or self.method.info.averages_views:
+            return None
+        started = time.perf_counter()
+        mirrored = layout.for_prediction(view.batch)
+        with self.draws.isolated():
+            adapted = view.undo(self.method.predict(self.model, mirrored, state, task=task))
+        unadapted = view.undo(source_outputs(self.model, mirrored, self.source_weights, task=task))
+        self.comparison.seconds += time.perf_counter() - started
+        return adapted, unadapted
 
     def _restore_source(self) -> None:
         self.source.restore()

@@ -8,7 +8,7 @@ entropy on a fixed probe batch, the outputs, and the unadapted model's outputs o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Final, Literal, Protocol
@@ -21,6 +21,7 @@ from acclimate.core.report import StepReport, Verdict
 from acclimate.core.signals import Certainty, SignalPair, Signals
 from acclimate.core.source_model import SourceComparison
 from acclimate.core.task import Task
+from acclimate.core.view_agreement import AgreementTest, ViewDecisions
 from acclimate.errors import ConfigError
 from acclimate.registry import GuardInfo
 
@@ -63,6 +64,9 @@ class Evidence:
         source: compares the adapted model with the unadapted one, and runs the latter on the batch; None where there
             is no unadapted model.
         certainty_allowance: the method's, see :class:`WorseThanSource`.
+        compares_itself: whether the method compares itself with the unadapted model; then fewer images are compared.
+        mirrored_outputs: runs both models on the mirror images and returns their outputs, adapted and unadapted; None
+            where classes of mirror images cannot be compared.
     """
 
     step: Step
@@ -77,6 +81,8 @@ class Evidence:
     batch: Any = None
     source: SourceComparison | None = None
     certainty_allowance: float = 1.0
+    compares_itself: bool = False
+    mirrored_outputs: Callable[[], tuple[Any, Any] | None] = lambda: None
 
     @cached_property
     def signals(self) -> Signals:
@@ -309,8 +315,15 @@ class WorseThanSource:
     statistics are less certain for that reason alone; their ``certainty_allowance`` is above 1. The thresholds were
     measured by ``benchmarks/guards/thresholds.py``.
 
+    Entropies do not mean the same for every network. So classifiers whose images may be mirrored are also compared by
+    how often an image and its mirror image get the same class. The adapted model is not rejected for its certainty
+    while it is credible by that, and it is rejected where the unadapted model gives about as many classes and is
+    clearly more consistent.
+
     Attributes:
         certainty: computes the degradation score, whose limit is 1.
+        agreement: finds the more consistent model; ``agreement_images``: mirror images of the first so many images are
+            looked at. After them they are looked at with every regular comparison, and before a step is rejected.
         repeated_factor: multiplies the limit after three failed comparisons among the last eight.
         sticky_factor: multiplies the limit during a sticky fallback, which begins after two failed comparisons in a row
             with high degradation scores and ends after three passed comparisons in a row.
@@ -330,10 +343,17 @@ class WorseThanSource:
         title="outputs that look worse than the unadapted model's, which then predicts",
         on_by_default=True,
         costs_prediction=True,
-        codes=("less_certain_than_source", "fewer_classes_than_source", "lower_scores_than_source"),
+        codes=(
+            "less_certain_than_source",
+            "less_consistent_than_source",
+            "fewer_classes_than_source",
+            "lower_scores_than_source",
+        ),
     )
 
     certainty: Certainty = Certainty()
+    agreement: AgreementTest = AgreementTest(standard_errors=2.0, disagreement_ratio=0.9)
+    agreement_images: int = 128
     repeated_factor: float = 0.7
     sticky_factor: float = 0.1
     min_variety: float = 0.4
@@ -362,15 +382,30 @@ class WorseThanSource:
             if comparison.recent_failures > 2
             else 1.0
         )
-        both = comparison.compare(evidence.batch, evidence.signals, decisions=self.window)
+        regular = comparison.images_since_check + evidence.samples >= self.every_images
+        both = comparison.compare(
+            evidence.batch,
+            evidence.signals,
+            decisions=self.window,
+            outputs=evidence.step.outputs if evidence.compares_itself else None,
+        )
         adapted, source = both.adapted, both.source
         score = self.certainty.degradation_score(both) / evidence.certainty_allowance
         comparison.record_score(score)
-        if score > limit:
+        looks = regular or score > limit or len(comparison.adapted_views) < self.agreement_images
+        views = self._views(evidence, comparison) if looks or comparison.recent_failures else None
+        if score > limit and not (views is not None and self.agreement.is_credible(*views)):
             return Rejection(
                 "less_certain_than_source",
                 f"less certain than the unadapted model (mean entropy {adapted.entropy_nats:.2f} nats per decision, "
                 f"unadapted {source.entropy_nats:.2f}), which predicts instead",
+                "source",
+            )
+        if views is not None and self.agreement.favours(views[1], views[0]):
+            return Rejection(
+                "less_consistent_than_source",
+                f"{_disagreements(views[0])} of {len(views[0])} images get another class when mirrored, "
+                f"{_disagreements(views[1])} with the unadapted model, which predicts instead",
                 "source",
             )
         longer = comparison.recent(self.variety_window)
@@ -381,6 +416,9 @@ class WorseThanSource:
                 f"{longer.source.effective_classes:.1f}; the unadapted model predicts instead",
                 "source",
             )
+        if evidence.task.exclusive:
+            # A classifier decides on every image: low scores are low certainty.
+            return None
         seen = comparison.recent(self.window, images=_FEW_IMAGES)
         if seen.source.samples >= _FEW_IMAGES and seen.detection_ratio < self.min_detection:
             return Rejection(
@@ -389,6 +427,18 @@ class WorseThanSource:
                 "source",
             )
         return None
+
+    def _views(self, evidence: Evidence, comparison: SourceComparison) -> tuple[ViewDecisions, ViewDecisions] | None:
+        """Return the decisions of both models on the newest images and their mirror images, this batch's included."""
+        mirrored = evidence.mirrored_outputs()
+        if mirrored is None:
+            return None
+        task = evidence.task
+        both = zip((evidence.step.outputs, comparison.outputs(evidence.batch)), mirrored, strict=True)
+        comparison.add_views(
+            *(ViewDecisions.of(*(task.decisions(found).class_probabilities() for found in pair)) for pair in both)
+        )
+        return comparison.adapted_views, comparison.unadapted_views
 
     def _is_due(self, now: Signals, comparison: SourceComparison) -> bool:
         verified, last = comparison.verified, comparison.last
@@ -407,6 +457,10 @@ class WorseThanSource:
 
 
 _FEW_IMAGES: Final = 8
+
+
+def _disagreements(views: ViewDecisions) -> int:
+    return len(views) - int(views.agreements.sum())
 
 
 def default_guards() -> tuple[Guard, ...]:

@@ -69,6 +69,7 @@ class Step:
         loss: the scalar loss that was minimised; None where no decision was used or the method computes no gradient.
         used: how many decisions contributed to the update; with 0 the session undoes the step.
         reset: whether the method requests a reset to the source weights (SAR's recovery).
+        unadapted: the unadapted model's outputs on the batch, where the method computed them; guards use them then.
     """
 
     state: Any
@@ -76,6 +77,7 @@ class Step:
     loss: Tensor | None
     used: int
     reset: bool = False
+    unadapted: Any = None
 
 
 class Method(Protocol):

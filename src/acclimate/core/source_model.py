@@ -12,13 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.core import layout, norm
+from acclimate.core.outputs import map_tensors, sample_count
 from acclimate.core.signals import SignalPair, Signals
 from acclimate.core.task import Task
+from acclimate.core.view_agreement import ViewDecisions
 
 REMEMBERED_PAIRS: Final = 256
 """Of how many of the newest compared batches the signals are kept."""
+REMEMBERED_VIEWS: Final = 256
+"""On how many of the newest images the decisions on mirror images are kept."""
 REMEMBERED_COMPARISONS: Final = 8
 """Over how many of the newest comparisons failures are counted."""
+_LARGE_BATCH: Final = 32
 STICKY_SCORE: Final = 1.5
 """Two failed comparisons in a row with a mean degradation score above this begin a sticky fallback."""
 STICKY_PASSES: Final = 3
@@ -90,7 +95,8 @@ class SourceComparison:
             the adapted model predicts again. On a stream with only one class, for example, adaptation stays harmful
             even where a single comparison passes.
         falling_back: whether the newest comparison failed, so that the unadapted model predicts.
-        seconds: wall-clock seconds spent on running the unadapted model.
+        adapted_views, unadapted_views: decisions of both models on images and on their mirror images.
+        seconds: wall-clock seconds spent on running the unadapted model, and both models on mirror images.
     """
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], *, task: Task) -> None:
@@ -116,6 +122,10 @@ class SourceComparison:
         self.consecutive_failures = self._consecutive_passes = 0
         self.sticky_fallback = False
         self._scores: deque[float] = deque(maxlen=2)
+        self._clear_views()
+
+    def _clear_views(self) -> None:
+        self.adapted_views = self.unadapted_views = ViewDecisions.none()
 
     def source_tensors(self) -> dict[str, Tensor]:
         """Return every weight and buffer of the unadapted model by name."""
@@ -135,18 +145,36 @@ class SourceComparison:
         self.seconds += time.perf_counter() - started
         return outputs
 
+    def offer(self, batch: Any, outputs: Any) -> None:
+        """Take the unadapted model's ``outputs`` on ``batch``, which the method has computed."""
+        self._latest = (batch, outputs)
+
+    def add_views(self, adapted: ViewDecisions, unadapted: ViewDecisions) -> None:
+        """Record the decisions of both models on the same images and mirror images."""
+        self.adapted_views = self.adapted_views.plus(adapted).newest(REMEMBERED_VIEWS)
+        self.unadapted_views = self.unadapted_views.plus(unadapted).newest(REMEMBERED_VIEWS)
+
     def record_score(self, score: float) -> None:
         """Record the degradation score of the compared batch; the limit is 1."""
         self._scores.append(score)
 
-    def compare(self, batch: Any, adapted: Signals, *, decisions: int) -> SignalPair:
-        """Run the unadapted model on ``batch``, and return the signals of both on about the last ``decisions``."""
-        outputs = self.outputs(batch)
-        self._latest, self._was_compared = (batch, outputs), True
-        source = Signals.of(self._task, outputs, samples=adapted.samples)
-        self._pairs.append(SignalPair(adapted, source))
-        self._summaries.clear()
+    def compare(self, batch: Any, adapted: Signals, *, decisions: int, outputs: Any = None) -> SignalPair:
+        """Run the unadapted model on ``batch``, and return the signals of both on about the last ``decisions``.
+
+        Given the adapted model's ``outputs``, a quarter of the images of a large batch is enough.
+        """
         self.images_checked += adapted.samples
+        self._was_compared = True
+        known = self._latest is not None and self._latest[0] is batch
+        if outputs is not None and not known and self._task.exclusive and adapted.samples >= _LARGE_BATCH:
+            part, outputs = (map_tensors(lambda tensor: tensor[::4], whole) for whole in (batch, outputs))
+            pair = SignalPair.of(self._task, outputs, self.outputs(part), samples=sample_count(part))
+        else:
+            of_source = self.outputs(batch)
+            self._latest = (batch, of_source)
+            pair = SignalPair(adapted, Signals.of(self._task, of_source, samples=adapted.samples))
+        self._pairs.append(pair)
+        self._summaries.clear()
         self.images_since_check = 0
         self.last = self.recent(decisions)
         return self.last
@@ -162,6 +190,7 @@ class SourceComparison:
         """Clear the signals from before a reset to the source, because they are not those of the restored model."""
         self._pairs.clear()
         self._summaries.clear()
+        self._clear_views()
         self.consecutive_failures = 0
 
     def state_dict(self) -> dict[str, Any]:

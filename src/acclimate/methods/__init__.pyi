@@ -4,9 +4,11 @@ from .bn import BatchNormStats as BatchNormStats
 from .cotta import Cotta as Cotta
 from .deyo import Deyo as Deyo
 from .eata import Eata as Eata
+from .foa_shift import FoaShift as FoaShift
 from .lame import Lame as Lame
 from .memo import Memo as Memo
 from .mim import Mim as Mim
+from .neo import Neo as Neo
 from .roid import Roid as Roid
 from .rotta import Rotta as Rotta
 from .sar import Sar as Sar

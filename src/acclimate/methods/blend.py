@@ -26,6 +26,7 @@ from acclimate.core.signals import Certainty, SignalPair
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.spectrum import Sums
 from acclimate.core.task import Task
+from acclimate.core.view_agreement import AgreementTest, ViewDecisions
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods.spectrum import SpectrumFilter, SpectrumState
@@ -41,8 +42,9 @@ class FilterTrial:
 
     Attributes:
         images: compared so far.
-        gain: in how many more of them the classes of image and mirror image are equal with the filter than without.
-        changes: in how many of them that equality differs between with and without.
+        gain: sum over them of the probability that image and mirror image are of different classes, without the filter
+            and lessened by ``filter_gain``, minus the same with the filter.
+        changes: sum of the squares of these differences.
         memory, flipped_memory: running statistics of the images without the filter, and of their mirror images.
     """
 
@@ -51,6 +53,33 @@ class FilterTrial:
     changes: float = 0.0
     memory: Mapping[str, Moments] = field(default_factory=dict)
     flipped_memory: Mapping[str, Moments] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationTrial:
+    """Evidence on whether adaptation helps at all: the decisions of both models on the same images and mirror images.
+
+    Attributes:
+        adapted, unadapted: the decisions with mixed statistics, and with the source's.
+    """
+
+    adapted: ViewDecisions = field(default_factory=ViewDecisions.none)
+    unadapted: ViewDecisions = field(default_factory=ViewDecisions.none)
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """How sure decisions are, to notice without source images that a stream has changed.
+
+    Attributes:
+        recent: mean probability of the decided class over recent decisions.
+        decisions: the number of decisions that ``recent`` averages, at most the window.
+        reference: ``recent`` of the first window; None before it is full.
+    """
+
+    recent: float = 0.0
+    decisions: float = 0.0
+    reference: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +94,9 @@ class BlendState:
         flipped_memory: as ``memory``, of the mirror images.
         filters: whether images are filtered.
         trial: evidence on that, while it is not decided.
+        unadapted: whether the unadapted model predicts, because it turned out to be better on these images.
+        adaptation_trial: evidence on that, while it is not decided.
+        confidence: since that was decided; used where no source images are known.
     """
 
     seen: SpectrumState = SpectrumState()
@@ -74,6 +106,9 @@ class BlendState:
     flipped_memory: Mapping[str, Moments] = field(default_factory=dict)
     filters: bool = True
     trial: FilterTrial | None = None
+    unadapted: bool = False
+    adaptation_trial: AdaptationTrial | None = None
+    confidence: Confidence = Confidence()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +121,16 @@ class _Run:
     memory: Mapping[str, Moments]
     flipped_memory: Mapping[str, Moments]
 
-    def agreements(self, task: Task) -> Tensor:
-        """Return 1 for each image whose class equals that of its mirror image, else 0: ``(B,)``."""
-        classes = [task.decisions(found).class_probabilities().argmax(-1) for found in (self.unmerged, self.flipped)]
-        return (classes[0] == classes[1]).float()
+    def disagreement(self, task: Task) -> Tensor:
+        """Return the probability that image and mirror image are of different classes, for each image: ``(B,)``."""
+        first, second = (task.decisions(found).class_probabilities() for found in (self.unmerged, self.flipped))
+        return 1 - (first * second).sum(-1)
+
+    def decisions(self, task: Task) -> ViewDecisions:
+        """Return the decided classes of the images and of their mirror images."""
+        return ViewDecisions.of(
+            *(task.decisions(found).class_probabilities() for found in (self.unmerged, self.flipped))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +145,12 @@ class Blend:
 
     The filter undoes damage that is alike in all directions and places. Where it is not (line noise, few grey levels),
     the filter does harm that the power spectrum does not show. The network shows it: predictions on an image and on its
-    mirror image agree more often where a filter restored what the network knows. So at the beginning of a stream, and
+    mirror image agree better where a filter restored what the network knows. So at the beginning of a stream, and
     after a change of its spectrum, images are predicted with and without the filter until that is decided.
+
+    The same images are predicted by the unadapted model too. It goes on predicting, averaged over flips, where it
+    agrees with itself on mirror images better than the adapted model does. A stream whose spectrum is the source's is
+    predicted exactly as by the unadapted model, without flip averaging.
 
     Attributes:
         memory_weight: weight of the running statistics in the mixture; that of the source's is one minus it.
@@ -118,12 +163,19 @@ class Blend:
             would be less certain.
         flip_averaging: whether to average the predictions on each image and on its mirror image, where the task allows
             it; this doubles the cost.
-        filter_gain: by how much the share of images whose class equals that of their mirror image must rise with the
-            filter for it to stay in use.
+        sure: images whose class has at least this probability are not mirrored, except while trials need it; their
+            prediction would hardly change.
+        filter_gain: by which fraction the filter must lower the probability that an image and its mirror image are of
+            different classes for it to stay in use.
         filter_trial_images: the number of images after which that is decided at the latest; with 0, and without flip
             averaging, the filter is always used.
         trial_diversity: batches are compared with and without the filter only while recent decisions are more diverse
             than this: a model that gives few classes to everything agrees with itself, whatever it is shown.
+        adaptation_trial_images: the number of images after which it is decided whether adaptation helps; with 0, and
+            without flip averaging, it is taken to help.
+        agreement: finds that the unadapted model is better.
+        confidence_change: without source images, that is tried again when the mean probability of the decided class has
+            changed by more than this.
         spectrum: filters images first; None leaves them unfiltered.
 
     The defaults were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, with corruptions and severities that are not
@@ -137,6 +189,8 @@ class Blend:
         name="blend",
         title="Blend",
         cost=2.2,
+        averages_views=True,
+        compares_itself=True,
         needs_gradient=False,
         needs_one_of=("batch_norm", "source_images"),
         uses_source_images=True,
@@ -146,7 +200,15 @@ class Blend:
         auto={"classifier": ({},)},
         auto_reason="the most accurate method on every kind of stream that was measured, and all checks passed",
     )
-    state_types: ClassVar[tuple[type, ...]] = (BlendState, FilterTrial, SpectrumState, Sums)
+    state_types: ClassVar[tuple[type, ...]] = (
+        BlendState,
+        FilterTrial,
+        AdaptationTrial,
+        Confidence,
+        ViewDecisions,
+        SpectrumState,
+        Sums,
+    )
 
     memory_weight: float = 0.5
     memory_images: int = 64
@@ -154,9 +216,13 @@ class Blend:
     first_diversity: float = 0.25
     diversity_window: int = 64
     flip_averaging: bool = True
-    filter_gain: float = 0.05
-    filter_trial_images: int = 128
+    sure: float = 0.95
+    filter_gain: float = 0.04
+    filter_trial_images: int = 64
     trial_diversity: float = 0.7
+    adaptation_trial_images: int = 256
+    agreement: AgreementTest = field(default=AgreementTest(), repr=False)
+    confidence_change: float = 0.1
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
     spectrum: SpectrumFilter | None = field(default=None, metadata=FROM_SOURCE_IMAGES)
 
@@ -166,10 +232,13 @@ class Blend:
         for name in ("memory_images", "diversity_window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"blend: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.sure <= 1:
+            raise ConfigError(f"blend: sure must lie in (0, 1], got {self.sure}")
         if not -1 <= self.filter_gain <= 1:
             raise ConfigError(f"blend: filter_gain must lie in [-1, 1], got {self.filter_gain}")
-        if self.filter_trial_images < 0:
-            raise ConfigError(f"blend: filter_trial_images must not be negative, got {self.filter_trial_images}")
+        for name in ("filter_trial_images", "adaptation_trial_images"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"blend: {name} must not be negative, got {getattr(self, name)}")
         if not self.diversity_exponent >= 0:
             raise ConfigError(f"blend: diversity_exponent must not be negative, got {self.diversity_exponent}")
 
@@ -226,28 +295,49 @@ class Blend:
                 return Step(state, detach(outputs), None, int(usable.sum()))
             count = sample_count(batch)
             state, filtered = self._observed(batch, state, task=task)
-            used = layout.for_prediction(filtered if state.filters else batch)
-            rate = count / (count + self.memory_images) * self._rate_factor(model, used, state, task=task)
-            run = self._run(model, used, state.memory, state.flipped_memory, rate=rate, task=task)
-            state = replace(state, memory=run.memory, flipped_memory=run.flipped_memory)
-            state = self._with_decisions(state, task.decisions(run.unmerged).class_probabilities())
-            outputs = run.outputs
+            if self._like_source(state):
+                outputs = detach(task.forward(model, layout.for_prediction(batch)))
+                state = self._with_decisions(state, task.decisions(outputs).class_probabilities())
+                return Step(state, outputs, None, count, unadapted=outputs)
+            source = None
+            if state.unadapted or state.adaptation_trial is not None:
+                source = self._run_unadapted(model, layout.for_prediction(batch), state, task=task)
+            if source is not None and state.unadapted and state.adaptation_trial is None:
+                state = self._with_decisions(state, task.decisions(source.unmerged).class_probabilities())
+                return Step(state, detach(source.outputs), None, count, unadapted=detach(source.unmerged))
+            run, state, rate = self._updated(model, filtered if state.filters else batch, state, source, task=task)
             if state.trial is not None:
-                state, outputs = self._tried(model, batch, filtered, run, state, rate=rate, task=task)
-        return Step(state, detach(outputs), None, count)
+                run, state = self._tried(model, batch, filtered, run, state, rate=rate, task=task)
+            if source is not None:
+                run, state = self._compared(run, source, state, task=task)
+            state = self._with_decisions(state, task.decisions(run.unmerged).class_probabilities())
+        unadapted = None if source is None else detach(source.unmerged)
+        return Step(state, detach(run.outputs), None, count, unadapted=unadapted)
 
     def predict(self, model: nn.Module, inputs: Any, state: BlendState, *, task: Task) -> Any:
-        """Return the outputs under mixed statistics, on filtered images where that helps, averaged over flips."""
+        """Return the outputs under mixed statistics, on filtered images where that helps, averaged over flips.
+
+        Where the stream is like the source, or adaptation does not help, they are the unadapted model's.
+        """
+        if self._like_source(state):
+            return task.forward(model, layout.for_prediction(inputs))
+        if self._prefers_unadapted(state):
+            return self._run_unadapted(model, layout.for_prediction(inputs), state, task=task).outputs
         state = self._in_use(state)
         if self.spectrum is not None and state.filters:
             inputs = self.spectrum.cleaned(inputs, state.seen, task=task)
         inputs = layout.for_prediction(inputs)
-        return self._run(model, inputs, state.memory, state.flipped_memory, rate=0.0, task=task).outputs
+        return self._run(
+            model, inputs, state.memory, state.flipped_memory, rate=0.0, task=task, mirrors_all=False
+        ).outputs
 
     @contextmanager
     def installed(self, model: nn.Module, state: BlendState, *, task: Task) -> Iterator[None]:
         """Inside the block, ``model`` gets filtered images and uses mixed statistics, without flip averaging."""
         state = self._in_use(state)
+        if self._like_source(state) or self._prefers_unadapted(state):
+            yield
+            return
         with ExitStack() as stack:
             if self.spectrum is not None and state.filters:
                 stack.enter_context(self.spectrum.filtering(model, state.seen, task=task))
@@ -268,24 +358,55 @@ class Blend:
         if state.classes is None or len(state.classes) < 2 or state.decisions < self.diversity_window / 4:
             return 1.0
         entropy_nats = float(-(state.classes * state.classes.clamp(min=1e-9).log()).sum())
-        return min(1.0, max(0.0, (math.exp(entropy_nats) - 1) / (len(state.classes) - 1)))
+        # A window of decisions cannot show more classes than it has decisions.
+        most = max(2, min(len(state.classes), self.diversity_window // 2))
+        return min(1.0, max(0.0, (math.exp(entropy_nats) - 1) / (most - 1)))
 
-    def _rate_factor(self, model: nn.Module, batch: Any, state: BlendState, *, task: Task) -> float:
-        """Return the factor of the rate at which the running statistics are updated, in [0, 1]."""
-        if state.classes is not None or sample_count(batch) < self.diversity_window / 4:
-            return math.pow(self.diversity(state), self.diversity_exponent)
-        # A stream may begin with one class, and then its statistics make the model less certain than the source's do.
+    def _like_source(self, state: BlendState) -> bool:
+        """Say whether the images are like the source's, so that there is nothing to undo."""
+        return (
+            self.spectrum is not None
+            and state.seen.stream is not None
+            and self.spectrum.strength(state.seen.stream) == 0
+        )
+
+    def _prefers_unadapted(self, state: BlendState) -> bool:
+        trial = state.adaptation_trial
+        return state.unadapted if trial is None else self.agreement.favours(trial.unadapted, trial.adapted)
+
+    def _updated(
+        self, model: nn.Module, batch: Any, state: BlendState, source: _Run | None, *, task: Task
+    ) -> tuple[_Run, BlendState, float]:
+        """Return the run that updates the running statistics, the state with them, and the rate that was used."""
         count = sample_count(batch)
-        source = task.forward(model, batch)
+        batch = layout.for_prediction(batch)
         rate = count / (count + self.memory_images)
-        with norm.running_statistics(model, {}, memory_weight=self.memory_weight, rate=rate):
-            adapted = task.forward(model, batch)
-        both = SignalPair.of(task, adapted, source, samples=count)
+        tries = state.trial is not None or state.adaptation_trial is not None
+        first = state.classes is None and count >= self.diversity_window / 4
+        if not first:
+            rate *= math.pow(self.diversity(state), self.diversity_exponent)
+        run = self._run(model, batch, state.memory, state.flipped_memory, rate=rate, task=task, mirrors_all=tries)
+        if first:
+            factor = self._first_rate_factor(model, batch, run, state, source, task=task)
+            if factor < 1:
+                rate *= factor
+                run = self._run(
+                    model, batch, state.memory, state.flipped_memory, rate=rate, task=task, mirrors_all=tries
+                )
+        return run, replace(state, memory=run.memory, flipped_memory=run.flipped_memory), rate
+
+    def _first_rate_factor(
+        self, model: nn.Module, batch: Any, run: _Run, state: BlendState, source: _Run | None, *, task: Task
+    ) -> float:
+        """Return the factor of the rate for the first batch, in [0, 1], from a run with a factor of 1."""
+        # A stream may begin with one class, and then its statistics make the model less certain than the source's do.
+        unadapted = task.forward(model, batch) if source is None else source.unmerged
+        both = SignalPair.of(task, run.unmerged, unadapted, samples=sample_count(batch))
         if self.certainty.degradation_score(both) <= 1:
             return 1.0
         # So does strong damage, under which the source model gives one class to everything with certainty. Then the
         # decisions under the new statistics are of many classes.
-        diversity = self.diversity(self._with_decisions(state, task.decisions(adapted).class_probabilities()))
+        diversity = self.diversity(self._with_decisions(state, task.decisions(run.unmerged).class_probabilities()))
         return 1.0 if diversity >= self.first_diversity else math.pow(diversity, self.diversity_exponent)
 
     def _mixing(
@@ -294,22 +415,39 @@ class Blend:
         return norm.running_statistics(model, memory, memory_weight=self.memory_weight, rate=rate)
 
     def _observed(self, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, Any]:
-        """Return the state with the batch added to the stream's spectrum, and the batch filtered where that is on."""
+        """Return the state with the batch added to the stream's spectrum, and the batch filtered where that is on.
+
+        Trials begin on the first batch of a stream, and of each new one.
+        """
         if self.spectrum is None:
-            return state, batch
+            another = state.classes is None or self._confidence_changed(state)
+            return self._with_adaptation_trial(state, task=task) if another else state, batch
         seen, filtered = self.spectrum.observe(batch, state.seen, task=task, filtering=state.filters)
         state = replace(state, seen=seen)
-        began_again = seen.stream is not None and seen.stream.count == sample_count(batch)
-        if not began_again or not self._can_try(task):
+        if seen.stream is None or seen.stream.count != sample_count(batch):
+            return state, filtered
+        state = self._with_adaptation_trial(state, task=task)
+        if self.filter_trial_images == 0 or not self._can_try(task):
             return state, filtered
         trial = FilterTrial(memory=state.memory, flipped_memory=state.flipped_memory)
         if not state.filters:
             filtered = self.spectrum.cleaned(batch, seen, task=task)
         return replace(state, filters=True, trial=trial), filtered
 
+    def _with_adaptation_trial(self, state: BlendState, *, task: Task) -> BlendState:
+        if self.adaptation_trial_images == 0 or not (self._can_try(task) and task.exclusive):
+            return state
+        return replace(state, adaptation_trial=AdaptationTrial(), confidence=Confidence())
+
+    def _confidence_changed(self, state: BlendState) -> bool:
+        found = state.confidence
+        if found.reference is None or state.adaptation_trial is not None:
+            return False
+        return abs(found.recent - found.reference) > self.confidence_change
+
     def _can_try(self, task: Task) -> bool:
         # Without flip averaging, mirror images would have to be predicted for this alone.
-        return self.flip_averaging and self.filter_trial_images > 0 and task.flips and task.aligned
+        return self.flip_averaging and task.flips and task.aligned
 
     def _run(
         self,
@@ -320,16 +458,47 @@ class Blend:
         *,
         rate: float,
         task: Task,
+        mirrors_all: bool,
     ) -> _Run:
-        """Predict a batch and its mirror images, each with running statistics of its own."""
+        """Predict a batch and its mirror images, each with running statistics of its own.
+
+        Unless ``mirrors_all``, images that are surely of one class are not mirrored.
+        """
         with self._mixing(model, memory, rate=rate) as updated:
             outputs = task.forward(model, batch)
+        rows = None if mirrors_all else self._unsure(outputs, task=task)
+        if rows is not None:
+            if len(rows) == 0:
+                return _Run(outputs, outputs, None, updated, flipped_memory)
+            # The same rate for each image.
+            count, part = sample_count(batch), len(rows)
+            rate *= part / count * (count + self.memory_images) / (part + self.memory_images)
+            batch = map_tensors(lambda tensor: tensor[rows], batch)
         view = task.mirrored(batch) if self.flip_averaging else None
         if view is None:
             return _Run(outputs, outputs, None, updated, flipped_memory)
         with self._mixing(model, flipped_memory, rate=rate) as flipped_updated:
             other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
-        return _Run(task.merge([outputs, other], outputs), outputs, other, updated, flipped_updated)
+        if rows is None:
+            return _Run(task.merge([outputs, other], outputs), outputs, other, updated, flipped_updated)
+        merged = outputs.clone()
+        merged[rows] = task.merge([outputs[rows], other], None)
+        return _Run(merged, outputs, None, updated, flipped_updated)
+
+    def _unsure(self, outputs: Any, *, task: Task) -> Tensor | None:
+        """Return the rows of the images to mirror; None for all."""
+        if not task.exclusive or not isinstance(outputs, Tensor):
+            return None
+        return (task.decisions(outputs).class_probabilities().amax(-1) < self.sure).nonzero().flatten()
+
+    def _run_unadapted(self, model: nn.Module, batch: Any, state: BlendState, *, task: Task) -> _Run:
+        """Predict a batch and its mirror images with the source's statistics."""
+        outputs = task.forward(model, batch)
+        view = task.mirrored(batch) if self.flip_averaging else None
+        if view is None:
+            return _Run(outputs, outputs, None, state.memory, state.flipped_memory)
+        other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
+        return _Run(task.merge([outputs, other], outputs), outputs, other, state.memory, state.flipped_memory)
 
     def _tried(
         self,
@@ -341,41 +510,53 @@ class Blend:
         *,
         rate: float,
         task: Task,
-    ) -> tuple[BlendState, Any]:
-        """Predict the batch without the filter too; return the state with that evidence, and the outputs to use."""
+    ) -> tuple[_Run, BlendState]:
+        """Predict the batch without the filter too; return the run to use, and the state with that evidence."""
         trial = state.trial
         if trial is None or filtered is batch:
             # Nothing was filtered yet, so both kinds of statistics are the same.
             if trial is not None:
                 trial = replace(trial, memory=state.memory, flipped_memory=state.flipped_memory)
-            return replace(state, trial=trial), run.outputs
+            return run, replace(state, trial=trial)
         if self.diversity(state) < self.trial_diversity:
-            return state, run.outputs
+            return run, state
         unfiltered = layout.for_prediction(batch)
-        plain = self._run(model, unfiltered, trial.memory, trial.flipped_memory, rate=rate, task=task)
-        gains = run.agreements(task) - plain.agreements(task)
+        plain = self._run(model, unfiltered, trial.memory, trial.flipped_memory, rate=rate, task=task, mirrors_all=True)
+        gains = (1 - self.filter_gain) * plain.disagreement(task) - run.disagreement(task)
         trial = FilterTrial(
             images=trial.images + len(gains),
             gain=trial.gain + float(gains.sum()),
-            changes=trial.changes + float(gains.abs().sum()),
+            changes=trial.changes + float(gains.square().sum()),
             memory=plain.memory,
             flipped_memory=plain.flipped_memory,
         )
         state = replace(state, trial=trial)
-        outputs = run.outputs if self._in_use(state).filters else plain.outputs
-        return self._in_use(replace(state, trial=None), trial) if self._is_decided(trial) else state, outputs
+        used = run if self._in_use(state).filters else plain
+        return used, self._in_use(replace(state, trial=None), trial) if self._is_decided(trial) else state
+
+    def _compared(self, run: _Run, source: _Run, state: BlendState, *, task: Task) -> tuple[_Run, BlendState]:
+        """Return the run to use, adapted or not, and the state with the evidence for that."""
+        before = state.adaptation_trial
+        if before is None:
+            return run, state
+        trial = AdaptationTrial(before.adapted.plus(run.decisions(task)), before.unadapted.plus(source.decisions(task)))
+        state = replace(state, adaptation_trial=trial)
+        unadapted = self._prefers_unadapted(state)
+        images = len(trial.adapted)
+        if images >= self.adaptation_trial_images or not self.agreement.is_open(trial.unadapted, trial.adapted):
+            state = replace(state, adaptation_trial=None, unadapted=unadapted)
+        return source if unadapted else run, state
 
     def _in_use(self, state: BlendState, trial: FilterTrial | None = None) -> BlendState:
         """Return the state with the filter off, and the statistics without it, where the evidence speaks against it."""
         trial = state.trial if trial is None else trial
-        if trial is None or trial.images < _LEAST_TRIAL or trial.gain / trial.images > self.filter_gain:
+        if trial is None or trial.images < _LEAST_TRIAL or trial.gain > 0:
             return state
         return replace(state, filters=False, memory=trial.memory, flipped_memory=trial.flipped_memory)
 
     def _is_decided(self, trial: FilterTrial) -> bool:
         """Say whether the gain is two standard errors from the limit, or enough images were tried."""
-        distance = abs(trial.gain - trial.images * self.filter_gain)
-        clear = trial.images >= _LEAST_TRIAL and distance > 2 * math.sqrt(max(trial.changes, 1.0))
+        clear = trial.images >= _LEAST_TRIAL and abs(trial.gain) > 2 * math.sqrt(trial.changes)
         return clear or trial.images >= self.filter_trial_images
 
     def _with_decisions(self, state: BlendState, probabilities: Tensor) -> BlendState:
@@ -386,4 +567,16 @@ class Blend:
         kept = 0.0 if state.classes is None else min(state.decisions, self.diversity_window - len(newest))
         total = newest.sum(0) if state.classes is None else newest.sum(0) + kept * state.classes
         count = len(newest) + kept
-        return replace(state, classes=total / count, decisions=count)
+        state = replace(state, classes=total / count, decisions=count)
+        if self.spectrum is not None or state.adaptation_trial is not None:
+            return state
+        return replace(state, confidence=self._with_confidence(state.confidence, newest.amax(-1)))
+
+    def _with_confidence(self, found: Confidence, newest: Tensor) -> Confidence:
+        kept = min(found.decisions, self.diversity_window - len(newest))
+        count = len(newest) + kept
+        recent = (float(newest.sum()) + kept * found.recent) / count
+        reference = found.reference
+        if reference is None and count >= self.diversity_window:
+            reference = recent
+        return Confidence(recent, count, reference)

@@ -57,6 +57,7 @@ class Cotta:
         name="cotta",
         title="CoTTA",
         paper=Paper(authors="Wang et al.", venue="CVPR", year=2022, arxiv="2203.13591"),
+        averages_views=True,
         cost=33.0,
         parameters_of_paper="all",
         presets=(

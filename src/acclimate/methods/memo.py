@@ -46,6 +46,7 @@ class Memo:
         name="memo",
         title="MEMO",
         paper=Paper(authors="Zhang et al.", venue="NeurIPS", year=2022, arxiv="2110.09506"),
+        averages_views=True,
         cost=200.0,
         parameters_of_paper="all",
         kinds=("classifier",),

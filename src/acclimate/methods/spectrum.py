@@ -58,6 +58,9 @@ class SpectrumFilter:
         tolerance_nats: the distance of spectra (mean ``|log ratio|`` over colours and bands, without sampling error)
             up to which a stream counts as unchanged; 0.3 lies between other clean scenes of ``benchmarks/pose_scenes``
             and their weakest corruptions.
+        chance_factor: sampling error is taken to be this times the expected one, because that of a few images varies:
+            on images like the source's it is larger in one case of 20.
+        restart_factor: the same where a batch is compared with the stream so far.
         memory_images: the number of images over which the stream's spectrum is averaged.
         batch_weight: weight of the batch's own statistics in BatchNorm at full strength; that of the source's is one
             minus it.
@@ -88,6 +91,8 @@ class SpectrumFilter:
     spike_deviations: float = 6.0
     spike_share: float = 0.005
     tolerance_nats: float = 0.3
+    chance_factor: float = 1.75
+    restart_factor: float = 2.5
     memory_images: int = 512
     batch_weight: float = 0.5
 
@@ -102,6 +107,9 @@ class SpectrumFilter:
             raise ConfigError(f"spectrum: spike_share must lie in (0, 1], got {self.spike_share}")
         if not self.tolerance_nats > 0:
             raise ConfigError(f"spectrum: tolerance_nats must be positive, got {self.tolerance_nats}")
+        for name in ("chance_factor", "restart_factor"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"spectrum: {name} must be at least 1, got {getattr(self, name)}")
         if self.memory_images < 1:
             raise ConfigError(f"spectrum: memory_images must be at least 1, got {self.memory_images}")
         if not 0 <= self.batch_weight <= 1:
@@ -219,7 +227,7 @@ class SpectrumFilter:
 
     def strength(self, stream: Sums) -> float:
         """Return the strength of filter and mixing for a stream, in [0, 1]: 0 at one tolerance, 1 at two."""
-        chance = spectra.expected_distance_nats(self._source(), stream.count)
+        chance = self.chance_factor * spectra.expected_distance_nats(self._source(), stream.count)
         distance = spectra.excess_distance_nats(stream.spectrum(), self._source(), chance_nats=chance)
         return min(1.0, max(0.0, distance / self.tolerance_nats - 1))
 
@@ -236,7 +244,9 @@ class SpectrumFilter:
     def _is_another_stream(self, seen: Sums, stream: Sums) -> bool:
         """Return whether a batch differs so much from the stream that images must come from another source."""
         counts = (seen.count, stream.count)
-        chance = math.hypot(*(spectra.expected_distance_nats(self._source(), count) for count in counts))
+        chance = self.restart_factor * math.hypot(
+            *(spectra.expected_distance_nats(self._source(), count) for count in counts)
+        )
         distance = spectra.excess_distance_nats(seen.spectrum(), stream.spectrum(), chance_nats=chance)
         return distance > 2 * self.tolerance_nats
 

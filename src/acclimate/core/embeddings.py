@@ -1,0 +1,50 @@
+"""Changing the embeddings of a classifier, the inputs of its last linear layer, without changing the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acclimate.core.outputs import at_least_float32
+from acclimate.core.task import correcting_logits
+from acclimate.errors import TTTNotSupportedError
+
+
+@contextmanager
+def shifted(model: nn.Module, shift: Callable[[Tensor], Tensor], *, method: str) -> Iterator[None]:
+    """Inside the block, ``model`` returns the logits of shifted embeddings.
+
+    Args:
+        model: a classifier whose logits are the outputs of the linear layer that it calls last.
+        shift: takes the embeddings of a batch ``(B, D)`` and returns what is added to each, ``(D,)`` or ``(B, D)``.
+        method: named in errors.
+
+    Raises:
+        TTTNotSupportedError: while the model is called: there is no such layer.
+    """
+    last: list[tuple[nn.Linear, Tensor]] = []
+
+    def capture(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(layer, nn.Linear):
+            last[:] = [(layer, inputs[0].detach())]
+
+    def correct(logits: Tensor) -> Tensor:
+        if not last or last[0][1].dim() != 2 or last[0][0].out_features != logits.shape[-1]:
+            raise TTTNotSupportedError(
+                f"{method} shifts the inputs of a last linear layer whose outputs are the logits, and this network has "
+                "none; use another method"
+            )
+        layer, embeddings = last[0]
+        moved = F.linear(shift(at_least_float32(embeddings)), at_least_float32(layer.weight.detach()))
+        return logits + moved
+
+    hooks = [m.register_forward_pre_hook(capture) for m in model.modules() if isinstance(m, nn.Linear)]
+    try:
+        with correcting_logits(model, correct):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
