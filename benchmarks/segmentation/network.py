@@ -29,9 +29,7 @@ class Conv(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         padding = (kernel - 1) // 2 * dilation
-        self.conv = nn.Conv2d(
-            inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation, bias=False
-        )
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.conv(images)

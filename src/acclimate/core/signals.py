@@ -33,6 +33,7 @@ class Signals:
         score_sum: sum of the probability of each decision's best class, "no object" excluded.
         probability_sum: sum of the class probabilities ``(classes)``, "no object" excluded; None without decisions.
         decided: the most probable class of each decision, in order.
+        matched: whether the decisions of two passes over one batch are about the same things, in the same order.
     """
 
     samples: int
@@ -43,6 +44,7 @@ class Signals:
     score_sum: float = 0.0
     probability_sum: Tensor | None = None
     decided: tuple[int, ...] = ()
+    matched: bool = False
 
     @classmethod
     @torch.no_grad()
@@ -62,6 +64,7 @@ class Signals:
             score_sum=float(best.sum()),
             probability_sum=probabilities.sum(0),
             decided=tuple(classes.tolist()),
+            matched=task.aligned and probabilities.shape[1] > 1,
         )
 
     @classmethod
@@ -79,6 +82,7 @@ class Signals:
             score_sum=sum(part.score_sum for part in decided),
             probability_sum=torch.stack(probabilities).sum(0) if probabilities else None,
             decided=tuple(label for part in decided for label in part.decided),
+            matched=bool(decided) and all(part.matched for part in decided),
         )
 
     @property
@@ -173,8 +177,7 @@ class SignalPair:
     def agreement(self) -> float | None:
         """Share of decisions on which both predict the same class; None where decisions cannot be matched."""
         adapted, source = self.adapted.decided, self.source.decided
-        # Only a classifier has one for each image. A detector's candidates differ in order and number in each pass.
-        if not len(adapted) == len(source) == self.adapted.samples or not adapted:
+        if not (self.adapted.matched and self.source.matched) or len(adapted) != len(source) or not adapted:
             return None
         return sum(a == b for a, b in zip(adapted, source, strict=True)) / len(adapted)
 
