@@ -101,15 +101,16 @@ def methods_table() -> str:
 def presets_table() -> str:
     """Return the presets as a table."""
     lines = [
-        "| preset | method | update filter | lr: classifier / detector | batch size | other |",
+        "| preset | method | update filter | lr: classifier / segmenter / detector | batch size | other |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     shown = {"method", "update_filter", "lr", "batch_size"}
     for name in presets():
-        one, other = preset_values(name, "classifier"), preset_values(name, "detector")
-        rates = f"{one['lr']:g} / {other['lr']:g}" if "lr" in one else "-"
+        one = preset_values(name, "classifier")
+        each = [one, preset_values(name, "segmenter"), preset_values(name, "detector")]
+        rates = " / ".join(f"{values['lr']:g}" for values in each) if "lr" in one else "-"
         rest = ", ".join(f"{key} {value}" for key, value in one.items() if key not in shown)
-        sizes = f"{one['batch_size']} / {other['batch_size']}"
+        sizes = " / ".join(str(values["batch_size"]) for values in each)
         lines.append(f"| `{name}` | {one['method']} | {one['update_filter']} | {rates} | {sizes} | {rest} |")
     return "\n".join(lines)
 

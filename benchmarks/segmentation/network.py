@@ -7,16 +7,21 @@ leaves (section 3 of the paper).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from acclimate.vision.models.preprocess import Preprocess
+from acclimate.vision.models.torch_adapter import TorchModel
 
 CLASSES: Final = 11
 """Sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, cyclist. The network has a twelfth output
 for pixels without label, which is left out."""
+
+MEANS: Final = (110.5, 108.7, 105.6)
+DEVIATIONS: Final = (78.2, 79.3, 78.2)
+"""Of blue, green and red in the training images."""
 
 _OUTPUTS: Final = 12
 _EPSILON: Final = 1e-3
@@ -159,8 +164,9 @@ class EspNet(nn.Module):
         return logits[:, :CLASSES]
 
 
-def load(weights: Path) -> EspNet:
-    """Return the network with the published weights, in eval mode."""
-    network = EspNet()
-    network.load_state_dict(load_file(weights))
-    return network.eval()
+def camvid() -> TorchModel:
+    """Return the network as ``--adapter torch --model network:camvid`` takes it, for a ``--checkpoint``."""
+    # Blue, green, red from 0 to 255, normalised, and divided by 255 as in the authors' code.
+    deviations = tuple(255 * deviation for deviation in DEVIATIONS)
+    prepare = Preprocess(channels="bgr", highest=255, mean=MEANS, std=deviations)
+    return TorchModel(module=EspNet(), kind="segmenter", preprocess=prepare)

@@ -126,7 +126,5 @@ def test_agreement_is_counted_by_position() -> None:
 
 def test_the_cost_of_decisions_does_not_grow_with_the_image() -> None:
     task = Segmentation()
-    counts = {
-        side: len(task.decisions(task.forward(segmenter(), torch.rand(1, 3, side, side)))) for side in (128, 256)
-    }
+    counts = {side: len(task.decisions(task.forward(segmenter(), torch.rand(1, 3, side, side)))) for side in (128, 256)}
     assert counts == {128: 1024, 256: 1024}

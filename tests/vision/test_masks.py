@@ -106,10 +106,10 @@ def test_a_palette_is_read_as_class_ids_and_colours_are_refused(tmp_path: Path) 
     image.save(tmp_path / "palette.png")
     assert np.array_equal(masks.read_label_image(tmp_path / "palette.png"), values)
     image.convert("RGB").save(tmp_path / "colours.png")
-    with pytest.raises(DataError, match="colours.png is no label image: its pixels are colours"):
+    with pytest.raises(DataError, match=r"colours\.png is no label image: its pixels are colours"):
         masks.read_label_image(tmp_path / "colours.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
-    with pytest.raises(DataError, match="broken.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"broken\.png cannot be decoded"):
         masks.read_label_image(tmp_path / "broken.png")
 
 

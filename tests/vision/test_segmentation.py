@@ -67,7 +67,9 @@ def write_labels(folder: Path, entries: list[dict[str, Any]], *, ignored: int = 
 
 def test_what_is_chosen_for_segmenters() -> None:
     assert set(methods_for("segmenter")) == set(methods_for("multilabel"))
-    with pytest.raises(TTTNotSupportedError, match="memo is for classifiers, and this model is a segmenter; use one of"):
+    with pytest.raises(
+        TTTNotSupportedError, match="memo is for classifiers, and this model is a segmenter; use one of"
+    ):
         TTTConfig.resolve({"method": "memo"}, kind="segmenter")
     for source in (True, False):
         for norm in (True, False):
@@ -173,7 +175,7 @@ def test_an_interrupted_run_resumes_to_the_same_predictions_and_label_images(
 def test_label_images_replace_no_image_and_belong_to_segmenters(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 2, side=24)
     before = (tmp_path / "images" / "image_000.png").read_bytes()
-    with pytest.raises(ConfigError, match="would replace the image .*image_000.png; name another folder"):
+    with pytest.raises(ConfigError, match=r"would replace the image .*image_000\.png; name another folder"):
         export(job(tmp_path, masks=tmp_path / "images"))
     with pytest.raises(ConfigError, match="no segmenter but a classifier; leave it out"):
         export(job(tmp_path, "classifier", masks=tmp_path / "masks"))
@@ -253,8 +255,8 @@ def test_ground_truth_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     turned = entry_of("a.jpg", np.zeros((3, 2)))
     with pytest.raises(DataError, match="width and height are exchanged"):
         make_scorer(folder, [turned]).score([turned])
+    classified = {"image": "a.jpg", "classification": {"class_id": 1}}
     with pytest.raises(DataError, match="these predictions have no segments"):
-        classified = {"image": "a.jpg", "classification": {"class_id": 1}}
         make_scorer(folder, [classified]).score([classified])
     (tmp_path / "labels.json").write_text('{"a.jpg": 1}')
     with pytest.raises(DataError, match="is no folder; give a folder of label images"):

@@ -8,7 +8,7 @@ are those of Schneider et al. (NeurIPS 2020, arXiv 2006.16971).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Self
@@ -20,6 +20,7 @@ from acclimate.core import layout, norm
 from acclimate.core import spectrum as spectra
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, sample_count
+from acclimate.core.scenes import MOST_IMAGES, SourceScenes
 from acclimate.core.selection import nothing_selected
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.spectrum import PowerSpectrum, Sums
@@ -47,6 +48,8 @@ class SpectrumFilter:
 
     Attributes:
         source: the spectrum of source images, from :func:`acclimate.core.spectrum.measure`; required.
+        scenes: the spectra of single source images, with which a stream of one scene is compared too; None leaves that
+            out.
         max_gain: the largest amplification of a band.
         sharpening: exponent of the power ratio with which single bands are amplified, see
             :func:`acclimate.core.spectrum.gains`. Tuned on ``benchmarks/pose_scenes``: 0.5 causes ringing, 0 does not
@@ -58,6 +61,8 @@ class SpectrumFilter:
         tolerance_nats: the distance of spectra (mean ``|log ratio|`` over colours and bands, without sampling error)
             up to which a stream counts as unchanged; 0.3 lies between other clean scenes of ``benchmarks/pose_scenes``
             and their weakest corruptions.
+        chance_factor: sampling error is taken to be this times the expected one, because that of a few images varies:
+            on images like the source's it is larger in one case of 20.
         memory_images: the number of images over which the stream's spectrum is averaged.
         batch_weight: weight of the batch's own statistics in BatchNorm at full strength; that of the source's is one
             minus it.
@@ -83,11 +88,13 @@ class SpectrumFilter:
     state_types: ClassVar[tuple[type, ...]] = (SpectrumState, Sums)
 
     source: PowerSpectrum | None = field(default=None, repr=False, compare=False, metadata=FROM_SOURCE_IMAGES)
+    scenes: SourceScenes | None = field(default=None, repr=False, compare=False, metadata=FROM_SOURCE_IMAGES)
     max_gain: float = 10.0
     sharpening: float = 0.25
     spike_deviations: float = 6.0
     spike_share: float = 0.005
     tolerance_nats: float = 0.3
+    chance_factor: float = 1.75
     memory_images: int = 512
     batch_weight: float = 0.5
 
@@ -102,6 +109,8 @@ class SpectrumFilter:
             raise ConfigError(f"spectrum: spike_share must lie in (0, 1], got {self.spike_share}")
         if not self.tolerance_nats > 0:
             raise ConfigError(f"spectrum: tolerance_nats must be positive, got {self.tolerance_nats}")
+        if not self.chance_factor >= 1:
+            raise ConfigError(f"spectrum: chance_factor must be at least 1, got {self.chance_factor}")
         if self.memory_images < 1:
             raise ConfigError(f"spectrum: memory_images must be at least 1, got {self.memory_images}")
         if not 0 <= self.batch_weight <= 1:
@@ -111,8 +120,17 @@ class SpectrumFilter:
         """Return the method with the spectrum of the source images, or with the one stored with the model."""
         if source.batches is None:
             return replace(self, source=source.spectrum)
-        images = (in_unit_range(task.images(inputs), task) for inputs in source.batches(_SOURCE_BATCH))
-        return replace(self, source=spectra.measure(images))
+        each: list[Tensor] = []
+
+        def images(batches: Iterable[Any]) -> Iterator[Tensor]:
+            for inputs in batches:
+                unit = in_unit_range(task.images(inputs), task)
+                if sum(map(len, each)) < MOST_IMAGES:
+                    each.append(spectra.band_power(unit))
+                yield unit
+
+        mean = spectra.measure(images(source.batches(_SOURCE_BATCH)))
+        return replace(self, source=mean, scenes=SourceScenes(torch.cat(each)[:MOST_IMAGES]))
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select no parameter."""
@@ -219,8 +237,11 @@ class SpectrumFilter:
 
     def strength(self, stream: Sums) -> float:
         """Return the strength of filter and mixing for a stream, in [0, 1]: 0 at one tolerance, 1 at two."""
-        chance = spectra.expected_distance_nats(self._source(), stream.count)
-        distance = spectra.excess_distance_nats(stream.spectrum(), self._source(), chance_nats=chance)
+        chance = self.chance_factor * spectra.expected_distance_nats(self._source(), stream.count)
+        found = stream.spectrum()
+        distance = spectra.excess_distance_nats(found, self._source(), chance_nats=chance)
+        if self.scenes is not None and (nearest := self.scenes.distance_nats(found, self._source())) is not None:
+            distance = min(distance, nearest)
         return min(1.0, max(0.0, distance / self.tolerance_nats - 1))
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
