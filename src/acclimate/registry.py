@@ -26,7 +26,7 @@ Kind = Literal["classifier", "multilabel", "segmenter", "detector"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 """Kinds of models: a classifier predicts one class for each image, a multilabel model any number of labels (a sigmoid
 for each), a segmenter a class for each pixel, a detector objects in the image."""
-_SETTINGS_OF: Final[Mapping[Kind, Kind]] = {"multilabel": "classifier", "segmenter": "classifier"}
+_SETTINGS_OF: Final[Mapping[Kind, Kind]] = {"multilabel": "classifier"}
 """Kinds of models that have the presets, ranks and trials of another kind where a method names none for them."""
 FilterKind = Literal["all", "norm_only", "adapter_only", "lora_only", "lora_norm_only"]
 FILTER_KINDS: Final[tuple[FilterKind, ...]] = get_args(FilterKind)

@@ -142,7 +142,22 @@ class Blend:
         uses_source_images=True,
         also_predicts_with="a filter and statistics of the stream",
         certainty_allowance=2.0,
-        presets=(Preset(name="blend_safe", settings={"update_filter": "norm_only"}),),
+        presets=(
+            Preset(
+                name="blend_safe",
+                settings={"update_filter": "norm_only"},
+                # A frame has thousands of pixels of many classes: a few frames are enough for the statistics, and one
+                # class more or less in them says nothing about the stream.
+                segmenter={
+                    "method_options": {
+                        "memory_images": 4,
+                        "memory_weight": 0.8,
+                        "diversity_exponent": 0.0,
+                        "filter_trial_images": 0,
+                    }
+                },
+            ),
+        ),
         auto={"classifier": ({},)},
         auto_reason="the most accurate method on every kind of stream that was measured, and all checks passed",
     )
@@ -309,7 +324,7 @@ class Blend:
 
     def _can_try(self, task: Task) -> bool:
         # Without flip averaging, mirror images would have to be predicted for this alone.
-        return self.flip_averaging and self.filter_trial_images > 0 and task.flips and task.aligned
+        return self.flip_averaging and self.filter_trial_images > 0 and task.flips and task.aligned and task.exclusive
 
     def _run(
         self,

@@ -82,8 +82,8 @@ class SpectrumFilter:
         unchanged_on_source=True,
         certainty_allowance=2.0,
         presets=(Preset(name="spectrum_safe", settings={"update_filter": "norm_only"}),),
-        safe_rank={"detector": 1},
-        auto={"detector": ({},)},
+        safe_rank={"segmenter": 1, "detector": 1},
+        auto={"segmenter": ({},), "detector": ({},)},
     )
     state_types: ClassVar[tuple[type, ...]] = (SpectrumState, Sums)
 
