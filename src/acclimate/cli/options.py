@@ -265,7 +265,7 @@ def presets_epilog() -> str:
             rest = [f"{key} {value}" for key, value in preset.settings.items() if key not in shown]
             rest += [f"{key} {value}" for key, value in preset.settings.get("method_options", {}).items()]
             trainable = preset.settings["update_filter"] if info.needs_gradient else "-"
-            lines.append(f"{name:<9} {rates:<46} {trainable:<14} {', '.join(rest)}".rstrip())
+            lines.append(f"{name:<9} {rates:<48} {trainable:<14} {', '.join(rest)}".rstrip())
     return (
         "What the preset of a method fills in (batch size 64 on a classifier, 8 on a segmenter or detector):\n\n\b\n"
         + "\n".join(lines)

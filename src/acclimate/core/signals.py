@@ -182,6 +182,11 @@ class SignalPair:
         return sum(a == b for a, b in zip(adapted, source, strict=True)) / len(adapted)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether images have several decisions each that can be matched, as the pixels of a segmenter."""
+        return self.adapted.matched and self.source.matched and self.source.decisions > self.source.samples
+
+    @property
     def variety_ratio(self) -> float:
         """The adapted model's effective number of classes over the source's; 1 where either has no decisions."""
         if not self.adapted.decisions or not self.source.decisions:
@@ -205,13 +210,19 @@ class Certainty:
     fog) and its certainty means little; then larger changes are allowed (the ``lost_`` settings). The default values
     were measured by ``benchmarks/guards/thresholds.py``.
 
+    A segmenter's images show many classes. Where the unadapted model gives far fewer classes to their pixels than the
+    adapted one, it has failed, however certain it is (haze: one class, at a third of the usual entropy), and the score
+    is 0. The pixels of an image are no independent evidence, so chance is that of the number of images.
+
     Attributes:
         entropy_rise: the allowed rise of the mean entropy, as a fraction of the largest entropy of a decision;
             ``lost_entropy_rise``: the same where the unadapted model fails.
         chance: added to the allowed rise after division by the square root of the number of compared decisions, which
             allows for sampling error.
         energy_weight: weight of the relative drop of energy; ``lost_energy_weight``: where the unadapted model fails.
-        lost_agreement: the unadapted model is taken to fail where the share of equal decisions is below this.
+        lost_agreement: the unadapted model is taken to fail where the share of equal decisions is below this;
+            ``lost_variety``: on a segmenter also where its effective number of classes is below this fraction of the
+            adapted model's.
     """
 
     entropy_rise: float = 0.06
@@ -220,6 +231,7 @@ class Certainty:
     energy_weight: float = 3.0
     lost_energy_weight: float = 1.0
     lost_agreement: float = 0.25
+    lost_variety: float = 0.5
 
     def allowed(self, decisions: int, *, lost: bool = False) -> float:
         """Return the allowed entropy rise for a number of compared decisions."""
@@ -229,7 +241,12 @@ class Certainty:
     def degradation_score(self, both: SignalPair) -> float:
         """Return the degradation score of the adapted model; above 1 it is considered worse than the unadapted one."""
         lost = both.agreement is not None and both.agreement < self.lost_agreement
-        allowed = self.allowed(min(both.adapted.decisions, both.source.decisions), lost=lost)
+        compared = min(both.adapted.decisions, both.source.decisions)
+        if both.is_dense:
+            if both.variety_ratio * self.lost_variety > 1:
+                return 0.0
+            compared = both.source.samples
+        allowed = self.allowed(compared, lost=lost)
         return (
             both.entropy_rise / allowed + (self.lost_energy_weight if lost else self.energy_weight) * both.energy_drop
         )
