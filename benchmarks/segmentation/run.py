@@ -112,7 +112,12 @@ def score(stream: Stream, found: Sequence[NDArray[np.int64]]) -> float:
 
 
 def rows(
-    data: Path, half: str, methods: Sequence[str], lights: Sequence[str], done: Sequence[tuple[str, ...]]
+    data: Path,
+    half: str,
+    methods: Sequence[str],
+    lights: Sequence[str],
+    only: Sequence[str] | None,
+    done: Sequence[tuple[str, ...]],
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each stream and method that is not among ``done``."""
     sys.path.insert(0, str(Path(__file__).parent))
@@ -121,7 +126,7 @@ def rows(
     with tempfile.TemporaryDirectory() as folder:
         for stream in streams(data, half, Path(folder)):
             left = [name for name in methods if (stream.light, stream.kind, name) not in done]
-            if stream.light not in lights or not left:
+            if stream.light not in lights or not left or (only is not None and stream.kind not in only):
                 continue
             batches = list(adapter.build_loader(stream.records, batch_size=BATCH))
             for method in left:
@@ -159,12 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--half", choices=("tune", "report"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="write the results as JSON")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="run these only")
+    parser.add_argument("--kinds", nargs="+", help="run these only, clean among them")
     parser.add_argument("--lights", nargs="+", choices=tuple(LIGHTS), default=tuple(LIGHTS), help="run these only")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     found = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
     done = [(row["light"], row["kind"], row["method"]) for row in found]
-    for row in rows(given.data / "camvid", given.half, given.methods, given.lights, done):
+    for row in rows(given.data / "camvid", given.half, given.methods, given.lights, given.kinds, done):
         print(
             f"{row['light']:5s} {row['kind']:15s} {row['method']:9s} {row['mIoU']:5.1f}  {row['cpu_s']:.2f} s",
             flush=True,

@@ -57,7 +57,9 @@ def before_and_after(
     pairs.sort(key=lambda pair: _headline(pair[0]) == _headline(pair[1]))
     chosen = pairs[:_COLUMNS]
     rows = 2 if labels is None else 3
-    figure = Figure(figsize=(2.1 * len(chosen) + 0.6, 2.45 * rows), layout="constrained")
+    # Frames of a camera are wide, and classifiers' images mostly square.
+    shape = chosen[0][0]["height"] / chosen[0][0]["width"] if masks else 1.0
+    figure = Figure(figsize=(2.1 * len(chosen) + 0.6, (2.1 * shape + 0.35) * rows), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, len(chosen), squeeze=False)
     for column, pair in enumerate(chosen):
