@@ -21,7 +21,7 @@ from acclimate.cli.main import main
 from acclimate.errors import ConfigError, DataError, TTTNotSupportedError
 from acclimate.registry import METHODS
 from acclimate.vision.data.masks import NO_CLASS, class_map_of, read_label_image, segments
-from acclimate.vision.data.predictions import read_predictions, to_coco
+from acclimate.vision.data.predictions import read_coco_results, read_predictions, to_coco
 from acclimate.vision.data.records import load_dataset
 from acclimate.vision.evaluation.evaluate import difference, make_scorer
 from acclimate.vision.evaluation.segmentation import SegmentationScorer, confusion
@@ -305,6 +305,33 @@ def test_the_commands_from_images_to_a_comparison(tmp_path: Path, monkeypatch: p
     assert 0 < rows["bn"]["metrics"]["agreement"] < 1.0
     with Image.open("unlabelled/comparison.png") as picture:
         assert picture.height < 700
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_id": -1},
+        {"class_id": 70_000},
+        {"score": "high"},
+        {"segmentation": {"size": [4, 6], "counts": [24]}},
+        {"segmentation": {"size": ["a", 6], "counts": "h0"}},
+        {"segmentation": None},
+    ],
+)
+def test_malformed_segments_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    entry = entry_of("a.png", np.zeros((4, 6)))
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([entry]))
+    assert read_predictions(path) == [entry]
+    path.write_text(json.dumps([{**entry, "segments": [{**entry["segments"][0], **change}]}]))
+    with pytest.raises(DataError, match="is no predictions file: each entry needs image"):
+        read_predictions(path)
+    path.write_text(json.dumps([{**entry, "width": None}]))
+    with pytest.raises(DataError, match="is no predictions file: each entry needs image"):
+        read_predictions(path)
+    path.write_text(json.dumps(to_coco([entry])))
+    with pytest.raises(DataError, match="COCO results with masks, which do not name their images"):
+        read_coco_results(path)
 
 
 def test_an_ignored_value_without_label_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,10 +104,20 @@ def checked_segments(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         KeyError, TypeError, ValueError: a part is missing or of another type.
     """
     return [
-        {**segment, "class_id": _class_id(segment["class_id"]), "score": finite_number(segment["score"])}
+        {
+            **segment,
+            "class_id": _class_id(segment["class_id"]),
+            "score": finite_number(segment["score"]),
+            "segmentation": _checked_encoding(segment["segmentation"]),
+        }
         for segment in given
-        if segment["segmentation"]["size"] and segment["segmentation"]["counts"]
     ]
+
+
+def _checked_encoding(rle: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(rle["counts"], str):
+        raise TypeError("counts must be text, COCO's compressed run-length encoding")
+    return {"size": [whole_number(side) for side in rle["size"]], "counts": rle["counts"]}
 
 
 def _class_id(value: Any) -> int:

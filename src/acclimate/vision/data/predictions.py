@@ -213,12 +213,18 @@ def read_coco_results(path: Path) -> list[dict[str, Any]] | None:
 
     Raises:
         DataError: the file is missing or is no JSON, or a result has no whole number as ``image_id`` or
-            ``category_id``, or no finite numbers as ``bbox`` and ``score``.
+            ``category_id``, no finite numbers as ``bbox`` and ``score``, or has a mask instead of a box.
     """
     content = read_json(path, "predictions file")
     keys = {"image_id", "category_id", "bbox", "score"}
     if isinstance(content, list) and content and all(isinstance(r, dict) and keys <= set(r) for r in content):
         return [_checked_result(result, path) for result in content]
+    masks_of = {"image_id", "category_id", "segmentation"}
+    if isinstance(content, list) and content and all(isinstance(r, dict) and masks_of <= set(r) for r in content):
+        raise DataError(
+            f"{path} holds COCO results with masks, which do not name their images, so that no label images can be "
+            "found for them; export with --format acclimate"
+        )
     return None
 
 
