@@ -89,6 +89,8 @@ def test_the_filter_aims_at_the_group_of_source_images_with_which_a_segmenter_is
             assert session.state.reference == expected
             session.adapt((hazy + 0.3 * torch.randn(hazy.shape)).clamp(0, 1))
             assert session.state.stream.count == 8
+            other = SpectrumFilter(source=spectrum.source)
+            assert other.cleaned(hazy, session.state, task=task).isfinite().all()  # a state of other source images
     with Session(Certain(0.0), spectrum, task=Segmentation(sampled_positions=100), guards=()) as session:
         session.adapt(hazy)
         assert session.state.reference == 0  # so few decisions say nothing

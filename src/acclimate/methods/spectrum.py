@@ -216,7 +216,7 @@ class SpectrumFilter:
             images = spectra.filtered(
                 images,
                 state.stream.spectrum(),
-                self._source() if not state.reference else self.groups[state.reference - 1],
+                self._target(state),
                 strength=strength,
                 max_gain=self.max_gain,
                 sharpening=self.sharpening,
@@ -239,6 +239,13 @@ class SpectrumFilter:
         if not self.groups or state.reference is not None or state.stream is None or self.strength(state.stream) == 0:
             return False
         return SourceScenes.are_alike(state.stream.spectrum(), self._source())
+
+    def _target(self, state: SpectrumState) -> PowerSpectrum:
+        """Return the spectrum that the filter aims at."""
+        # A state may have been saved with other source images, which had groups.
+        if not state.reference or state.reference > len(self.groups):
+            return self._source()
+        return self.groups[state.reference - 1]
 
     def _best_reference(self, model: nn.Module, batch: Any, state: SpectrumState, *, task: Task) -> int:
         """Return the reference with which decisions on the first images are most certain; 0 where they are few."""
