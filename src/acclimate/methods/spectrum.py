@@ -21,6 +21,7 @@ from acclimate.core import spectrum as spectra
 from acclimate.core.losses import softmax_entropy
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, map_tensors, sample_count
+from acclimate.core.programs import Program
 from acclimate.core.scenes import MOST_IMAGES, SourceScenes
 from acclimate.core.selection import nothing_selected
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
@@ -180,7 +181,7 @@ class SpectrumFilter:
         """Add the batch to the stream's spectrum, and return the outputs on filtered images under mixed statistics."""
         with torch.no_grad():
             state, cleaned = self.observe(batch, state, task=task)
-            if self._chooses(state):
+            if task.aligned and not task.exclusive and self._chooses(state):
                 state = replace(state, reference=self._best_reference(model, batch, state, task=task))
                 cleaned = cleaned if state.reference == 0 else self.cleaned(batch, state, task=task)
             with self._mixing(model, state):
@@ -249,7 +250,8 @@ class SpectrumFilter:
 
     def _best_reference(self, model: nn.Module, batch: Any, state: SpectrumState, *, task: Task) -> int:
         """Return the reference with which decisions on the first images are most certain; 0 where they are few."""
-        few = map_tensors(lambda tensor: tensor[:_CHOOSING_IMAGES], batch)
+        # A program may have a fixed batch size.
+        few = batch if isinstance(model, Program) else map_tensors(lambda tensor: tensor[:_CHOOSING_IMAGES], batch)
         entropies: list[float] = []
         for reference in range(len(self.groups) + 1):
             with self._mixing(model, state):
