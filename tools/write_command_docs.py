@@ -258,14 +258,10 @@ def _with_tables(text: str) -> str:
         "pose_scenes auto": pose_scenes_tables.auto_table,
         "pose_scenes policies": functools.partial(pose_scenes_tables.summary_table, "policies"),
         **{f"shifts {half}": functools.partial(shifts_table, half) for half in ("tune", "report")},
+        "segmentation report": functools.partial(segmentation_tables.summary_table, "report"),
         **{
-            f"segmentation {half} {light}": functools.partial(segmentation_tables.kinds_table, half, light)
-            for half in ("tune", "report")
+            f"segmentation report {light}": functools.partial(segmentation_tables.kinds_table, "report", light)
             for light in ("day", "dusk")
-        },
-        **{
-            f"segmentation {half}": functools.partial(segmentation_tables.summary_table, half)
-            for half in ("tune", "report")
         },
         "gate": language_tables.gate_table,
         "adaptation": language_tables.adaptation_table,
