@@ -121,7 +121,7 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each stream and method that is not among ``done``."""
     sys.path.insert(0, str(Path(__file__).parent))
-    adapter = TorchAdapter("network:camvid", checkpoint=str(data / "espnet_p2_q8.safetensors"))
+    adapter = TorchAdapter("espnet:camvid", checkpoint=str(data / "espnet_p2_q8.safetensors"))
     source = load_dataset(data / "source").records
     with tempfile.TemporaryDirectory() as folder:
         for stream in streams(data, half, Path(folder)):

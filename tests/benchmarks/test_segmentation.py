@@ -25,7 +25,7 @@ def test_the_published_weights_segment_streets_by_day_and_at_dusk(
     monkeypatch.syspath_prepend(str(BENCHMARK))
     for name in ("Seq05VD_f02520.png", "0001TP_009000.png"):
         shutil.copy(DATA / "images" / name, tmp_path / name)
-    adapter = TorchAdapter("network:camvid", checkpoint=str(DATA / "espnet_p2_q8.safetensors"))
+    adapter = TorchAdapter("espnet:camvid", checkpoint=str(DATA / "espnet_p2_q8.safetensors"))
     entries = adapter.predict(load_dataset(tmp_path).records)
     scorer = SegmentationScorer(DATA / "labels", [entry["image"] for entry in entries], ignore_value=11)
     score = scorer.score(entries)

@@ -165,7 +165,7 @@ class EspNet(nn.Module):
 
 
 def camvid() -> TorchModel:
-    """Return the network as ``--adapter torch --model network:camvid`` takes it, for a ``--checkpoint``."""
+    """Return the network as ``--adapter torch --model espnet:camvid`` takes it, for a ``--checkpoint``."""
     # Blue, green, red from 0 to 255, normalised, and divided by 255 as in the authors' code.
     deviations = tuple(255 * deviation for deviation in DEVIATIONS)
     prepare = Preprocess(channels="bgr", highest=255, mean=MEANS, std=deviations)
