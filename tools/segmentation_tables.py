@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+_ORDER: Final = ("none", "bn", "tent", "eata", "sar", "spectrum", "blend", "auto")
 _RESULTS: Final = Path(__file__).parent.parent / "benchmarks" / "segmentation" / "results"
 
 
@@ -21,9 +22,9 @@ def kinds_table(half: str, light: str) -> str:
 
 
 def summary_table(half: str) -> str:
-    """Return clean and mean damaged IoU, the share of the loss that is won back, and the cost, by method."""
+    """Return clean and mean damaged IoU, the share of the loss that is recovered, and the cost, by method."""
     lines = [
-        "| light | method | clean | damaged | won back | cost |",
+        "| light | method | clean | damaged | recovered | cost |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for light in ("day", "dusk"):
@@ -46,7 +47,8 @@ def summary_table(half: str) -> str:
 def _by_kind(half: str, light: str) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str], list[str]]:
     rows = json.loads((_RESULTS / f"{half}.json").read_text())["rows"]
     of = {(row["kind"], row["method"]): row for row in rows if row["light"] == light}
-    return of, list(dict.fromkeys(method for _, method in of)), list(dict.fromkeys(kind for kind, _ in of))
+    methods = sorted({method for _, method in of}, key=_ORDER.index)
+    return of, methods, list(dict.fromkeys(kind for kind, _ in of))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -137,7 +137,7 @@ def rows(
 
 
 def summary(found: Sequence[dict[str, Any]]) -> str:
-    """Return mean IoU and the share of the loss that is won back, by light and method; and the cost."""
+    """Return mean IoU and the share of the loss that is recovered, by light and method; and the cost."""
     lines = []
     for light in LIGHTS:
         of = {(row["kind"], row["method"]): row for row in found if row["light"] == light}
@@ -152,7 +152,7 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
             cost = np.mean([of[kind, method]["cpu_s"] / of[kind, "none"]["cpu_s"] for kind in kinds_of])
             back = 100 * (mean - (clean - lost)) / lost
             lines.append(
-                f"{light:5s} {method:9s} clean {of['clean', method]['mIoU']:5.1f}  damaged {mean:5.1f}  won back "
+                f"{light:5s} {method:9s} clean {of['clean', method]['mIoU']:5.1f}  damaged {mean:5.1f}  recovered "
                 f"{back:3.0f} %  cost {cost:.2f}  ({len(kinds_of)} kinds)"
             )
     return "\n".join(lines)
