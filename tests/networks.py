@@ -34,6 +34,26 @@ def classifier(kind: str = "bn", *, classes: int = 5, seed: int = 0) -> nn.Modul
     return model.eval()
 
 
+def segmenter(kind: str = "bn", *, classes: int = 5, seed: int = 0) -> nn.Module:
+    """A network that returns logits at half the size of (B, 3, 16, 16), with BatchNorm or LayerNorm, in eval mode."""
+    torch.manual_seed(seed)
+    norm: nn.Module = nn.BatchNorm2d(8) if kind == "bn" else nn.LayerNorm([8, 8, 8])
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        norm,
+        nn.ReLU(),
+        nn.Conv2d(8, classes, 1),
+    )
+    # Smooth images have several classes.
+    with torch.no_grad():
+        model[-1].weight.normal_(0, 3)
+        model[-1].bias.zero_()
+    if kind == "bn":
+        norm.running_mean.uniform_(-0.2, 0.2)
+        norm.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
 class SharedModule(nn.Module):
     """The layers of a classifier registered under two names, of which the second one is called."""
 

@@ -24,6 +24,7 @@ import guards_tables
 import language_tables
 import pose_scenes_tables
 import results_table
+import segmentation_tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,15 +102,16 @@ def methods_table() -> str:
 def presets_table() -> str:
     """Return the presets as a table."""
     lines = [
-        "| preset | method | update filter | lr: classifier / detector | batch size | other |",
+        "| preset | method | update filter | lr: classifier / segmenter / detector | batch size | other |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     shown = {"method", "update_filter", "lr", "batch_size"}
     for name in presets():
-        one, other = preset_values(name, "classifier"), preset_values(name, "detector")
-        rates = f"{one['lr']:g} / {other['lr']:g}" if "lr" in one else "-"
+        one = preset_values(name, "classifier")
+        each = [one, preset_values(name, "segmenter"), preset_values(name, "detector")]
+        rates = " / ".join(f"{values['lr']:g}" for values in each) if "lr" in one else "-"
         rest = ", ".join(f"{key} {value}" for key, value in one.items() if key not in shown)
-        sizes = f"{one['batch_size']} / {other['batch_size']}"
+        sizes = " / ".join(str(values["batch_size"]) for values in each)
         lines.append(f"| `{name}` | {one['method']} | {one['update_filter']} | {rates} | {sizes} | {rest} |")
     return "\n".join(lines)
 
@@ -276,6 +278,11 @@ def _with_tables(text: str) -> str:
         "pose_scenes policies": functools.partial(pose_scenes_tables.summary_table, "policies"),
         **{f"shifts {half}": functools.partial(shifts_table, half) for half in ("tune", "report")},
         **{f"shifts {half} summary": functools.partial(shifts_summary_table, half) for half in ("tune", "report")},
+        "segmentation report": functools.partial(segmentation_tables.summary_table, "report"),
+        **{
+            f"segmentation report {light}": functools.partial(segmentation_tables.kinds_table, "report", light)
+            for light in ("day", "dusk")
+        },
         "gate": language_tables.gate_table,
         "adaptation": language_tables.adaptation_table,
         "patterns": language_tables.patterns_table,

@@ -22,10 +22,10 @@ from acclimate.errors import ConfigError, first_line
 
 _LOG = logging.getLogger(__name__)
 
-Kind = Literal["classifier", "multilabel", "detector"]
+Kind = Literal["classifier", "multilabel", "segmenter", "detector"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 """Kinds of models: a classifier predicts one class for each image, a multilabel model any number of labels (a sigmoid
-for each), a detector objects in it."""
+for each), a segmenter a class for each pixel, a detector objects in the image."""
 _SETTINGS_OF: Final[Mapping[Kind, Kind]] = {"multilabel": "classifier"}
 """Kinds of models that have the presets, ranks and trials of another kind where a method names none for them."""
 FilterKind = Literal["all", "norm_only", "adapter_only", "lora_only", "lora_norm_only"]
@@ -64,6 +64,7 @@ class Preset:
     Attributes:
         name: of the preset.
         settings: by field of :class:`acclimate.vision.TTTConfig`; ``method`` and ``batch_size`` are added.
+        segmenter: settings that are different on a segmenter.
         detector: settings that are different on a detector. Learning rates are ten times lower there, because
             minimising entropy at a classifier's rates makes a detector collapse (1e-3 took a small RT-DETR from 82 to
             36 mAP).
@@ -71,7 +72,12 @@ class Preset:
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    segmenter: Mapping[str, Any] = field(default_factory=dict)
     detector: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_kind(self, kind: Kind) -> Mapping[str, Any]:
+        """Return the settings that are different on a kind of model."""
+        return {"segmenter": self.segmenter, "detector": self.detector}.get(kind, {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

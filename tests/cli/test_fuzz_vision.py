@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from acclimate.cli.main import main
 from acclimate.core.session import Session
@@ -27,7 +28,8 @@ FACTORIES = "tests.vision.factories"
 INPUTS = (
     "images", "images/image_000.png", "images/broken.png", "empty", "list.txt", "bom.txt", "gt.json", "crowds.json",
     "labels.csv", "labels.json", "classes.json", "boxes.json", "results.json", "deep.json", "number.json", "text.json",
-    "state.safetensors", "binary", "pipe", "loop", "link", "linked", "nowhere", "", ".", "/", "\udcff", "x" * 300,
+    "label_images", "masks.json", "state.safetensors", "binary", "pipe", "loop", "link", "linked", "nowhere", "", ".",
+    "/", "\udcff", "x" * 300,
 )  # fmt: skip
 OUTPUTS = (
     "new.json", "deep/er/new.json", "images", "binary/below", "loop", "link", "dangling", "gt.json", "out", "\udcff",
@@ -54,6 +56,7 @@ MODELS = (
     "classifier",
     "normalised",
     "detector",
+    "segmenter",
     "softmax_detector",
     "linear",
     "wrong",
@@ -89,6 +92,15 @@ def make_files(root: Path) -> None:
         ],
         "boxes.json": [{"image": f"images/{name}", "detections": [detection]} for name in names],
         "results.json": [{"image_id": 0, "category_id": 0, "bbox": [1, 1, 8, 8], "score": 0.5}],
+        "masks.json": [
+            {
+                "image": f"images/{name}",
+                "width": 16,
+                "height": 16,
+                "segments": [{"class_id": 1, "score": 1.0, "segmentation": {"size": [16, 16], "counts": "0P8"}}],
+            }
+            for name in names
+        ],
         "number.json": 3,
         "text.json": "text",
     }
@@ -96,6 +108,9 @@ def make_files(root: Path) -> None:
         (root / name).write_text(json.dumps(content))
     (root / "deep.json").write_text("[" * 100_000)
     (root / "labels.csv").write_text("image,class\n" + "".join(f"{name},{n}\n" for n, name in enumerate(names)))
+    (root / "label_images").mkdir()
+    for name in names:
+        Image.fromarray(np.ones((16, 16), np.uint8)).save(root / "label_images" / name)
     (root / "binary").write_bytes(np.random.default_rng(0).bytes(200))
     (root / "loop").symlink_to("loop")
     (root / "link").symlink_to("binary")

@@ -12,7 +12,17 @@ import torch
 from torch import nn
 
 from acclimate import registry
-from acclimate.core import Budget, Classification, MaxUpdate, Multilabel, NonFinite, Session, Task, TensorFilter
+from acclimate.core import (
+    Budget,
+    Classification,
+    MaxUpdate,
+    Multilabel,
+    NonFinite,
+    Segmentation,
+    Session,
+    Task,
+    TensorFilter,
+)
 from acclimate.core.method import UsesSourceImages
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import tensors
@@ -29,6 +39,7 @@ from tests.networks import (
     detector,
     images,
     objects_of,
+    segmenter,
     shared_module,
     tensors_of,
     tied,
@@ -85,6 +96,8 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
     "classifier-tied-frozen-float16": lambda: (tied(frozen=True).half(), images().half(), Classification()),
     "multilabel-bn": lambda: (classifier("bn"), images(), Multilabel()),
     "multilabel-ln": lambda: (classifier("ln"), images(), Multilabel()),
+    "segmenter-bn": lambda: (segmenter("bn"), images(), Segmentation(sampled_positions=40)),
+    "segmenter-bfloat16": lambda: (segmenter("ln").bfloat16(), images().bfloat16(), Segmentation(sampled_positions=40)),
     "detector-sigmoid-bn": lambda: (
         detector(),
         images(side=32),
@@ -373,10 +386,13 @@ def test_an_installed_method_predicts_as_the_session(method: str, network: str) 
 
 
 @pytest.mark.parametrize("method", CLASSIFIERS_ONLY)
-def test_a_method_for_exclusive_classes_refuses_several_labels_and_says_what_to_use(method: str) -> None:
+@pytest.mark.parametrize(("network", "task"), [(classifier, Multilabel()), (segmenter, Segmentation())])
+def test_a_method_for_exclusive_classes_refuses_several_and_says_what_to_use(
+    method: str, network: Callable[[], nn.Module], task: Task
+) -> None:
     with (
-        Session(classifier(), METHODS[method](), task=Multilabel()) as session,
-        pytest.raises(TTTNotSupportedError, match=f"{method} .*several labels or none; use tent"),
+        Session(network(), METHODS[method](), task=task) as session,
+        pytest.raises(TTTNotSupportedError, match=f"{method} .*several classes or none; use tent"),
     ):
         session.adapt(images())
 

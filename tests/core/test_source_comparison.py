@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from acclimate.core import Classification, Session, Step, WorseThanSource
+from acclimate.core import Classification, Segmentation, Session, Step, WorseThanSource
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, SignalPair, Signals
 from acclimate.core.source_model import source_outputs
@@ -17,7 +17,7 @@ from acclimate.errors import ConfigError
 from acclimate.methods import BatchNormStats, Blend, Cotta, Tent
 from acclimate.registry import MethodInfo
 from acclimate.vision.models.detection import Detection
-from tests.networks import assert_identical, classifier, detector, images, tensors_of
+from tests.networks import assert_identical, classifier, detector, images, segmenter, tensors_of
 
 TASK = Classification()
 
@@ -362,3 +362,48 @@ def test_signals_from_before_a_reset_are_not_compared() -> None:
         later = [session.adapt(images(1, seed=seed)).verdict for seed in range(12)]
     assert later.count("reset") <= 1
     assert later[-1] == "kept"
+
+
+def test_images_with_many_decisions_are_compared_less_often() -> None:
+    task = Segmentation(sampled_positions=64)
+    guard = WorseThanSource(first_decisions=128)
+    batch = images(2)
+    with Session(segmenter(), BatchNormStats(), task=task, guards=(guard,)) as session:
+        checked = []
+        for _ in range(4):
+            session.adapt(batch)
+            checked.append(session.source_comparison.images_checked)
+    # Two images have 128 decisions; then a batch is compared after every 512 images, or when certainty falls.
+    assert checked == [2, 2, 2, 2]
+    with Session(segmenter(), BatchNormStats(), task=task, guards=(WorseThanSource(),)) as session:
+        for _ in range(4):
+            session.adapt(batch)
+        assert session.source_comparison.images_checked == 8
+
+
+def test_a_segmenter_that_sees_one_class_everywhere_has_failed_however_certain_it_is() -> None:
+    task = Segmentation()
+    draws = torch.Generator().manual_seed(0)
+    one_class = torch.zeros(4, 6, 8, 8)
+    one_class[:, 2] = 9.0
+    adapted = torch.randn(4, 6, 8, 8, generator=draws)
+    pair = SignalPair.of(task, adapted, one_class, samples=4)
+    assert pair.is_dense
+    assert pair.entropy_rise > 0.5
+    assert Certainty().degradation_score(pair) == 0
+    assert Certainty(lost_variety=0.0).degradation_score(pair) > 1
+    # The other way round, and where both see as many classes, the score is that of certainty.
+    assert Certainty().degradation_score(SignalPair.of(task, adapted, 6 * adapted, samples=4)) > 1
+    # A classifier's stream may really have one class.
+    flat = [values.permute(0, 2, 3, 1).reshape(-1, 6) for values in (adapted, one_class)]
+    assert Certainty().degradation_score(SignalPair.of(Classification(), *flat, samples=256)) > 1
+
+
+def test_pixels_of_one_image_are_no_independent_evidence() -> None:
+    task = Segmentation()
+    certain = 2 * torch.eye(6)[torch.randint(0, 6, (64,), generator=torch.Generator().manual_seed(1))]
+    source = certain.T.reshape(1, 6, 8, 8).repeat(4, 1, 1, 1)
+    pair = SignalPair.of(task, 0.8 * source, source, samples=4)
+    scores = [Certainty(chance=chance, energy_weight=0.0).degradation_score(pair) for chance in (0.0, 0.14)]
+    rise = pair.entropy_rise
+    assert scores == pytest.approx([rise / 0.06, rise / (0.06 + 0.14 / 4**0.5)])

@@ -170,3 +170,27 @@ def sibling() -> TorchModel:
 
 
 not_callable = 3
+
+
+def segmenter() -> TorchModel:
+    return TorchModel(
+        module=networks.segmenter(), kind="segmenter", image_size=(16, 16), class_names=("a", "b", "c", "d", "e")
+    )
+
+
+def letterboxed_segmenter() -> TorchModel:
+    return TorchModel(module=networks.segmenter(), kind="segmenter", preprocess=letterbox((16, 16)))
+
+
+def foreground() -> TorchModel:
+    """One logit for each pixel, in the form in which torchvision's segmenters return it."""
+
+    class Out(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = networks.segmenter(classes=1)
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": self.network(images)}
+
+    return TorchModel(module=Out(), kind="segmenter", image_size=(16, 16))

@@ -242,7 +242,7 @@ def test_tta_is_applied_and_reported(folder: Path) -> None:
     assert adapted.meta["tta"]["summary"]["images"] == 7
     boxes_only = export(job(folder, tta=TTAConfig(enabled=True, norm_only=True)))
     assert boxes_only.entries == plain
-    assert "classifier has none" in boxes_only.meta["tta"]["warnings"][0]
+    assert "this model has none" in boxes_only.meta["tta"]["warnings"][0]
     with pytest.raises(ConfigError, match="dummy"):
         export(job(folder, tta=tta, adapter=AdapterOptions(adapter="dummy")))
     with pytest.raises(ConfigError, match="flip_prob"):

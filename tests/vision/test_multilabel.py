@@ -116,3 +116,19 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         scorer.score([entry("a.png", {0: 0.5})])
     with pytest.raises(DataError, match="kind multilabel"):
         scorer.score([{"image": "a.png", "classification": {"class_id": 4, "score": 1.0}}])
+
+
+def test_mirrored_images_of_several_labels_are_merged(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 3, side=16)
+    found = []
+    for flags in ((), ("--tta", "--tta-flip-prob", "1.0")):
+        result = CliRunner().invoke(
+            main,
+            ["export", str(tmp_path / "images"), "--adapter", "torch", "--model", "tests.vision.factories:multilabel",
+             "--output", str(tmp_path / "p.json"), *flags],
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        found.append(json.loads((tmp_path / "p.json").read_text()))
+    plain, merged = ([one["classification"]["scores"] for one in entries] for entries in found)
+    assert plain != merged
+    assert all(len(scores) == 5 for scores in merged)

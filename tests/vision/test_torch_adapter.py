@@ -205,7 +205,7 @@ def test_bad_factories(factory: str, message: str) -> None:
 
 def test_bad_models() -> None:
     with pytest.raises(ConfigError, match="kind"):
-        TorchModel(module=networks.classifier(), kind="segmenter")  # type: ignore[arg-type]
+        TorchModel(module=networks.classifier(), kind="regressor")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="together"):
         TorchModel(module=networks.classifier(), mean=(0, 0, 0))
 

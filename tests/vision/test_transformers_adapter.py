@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from PIL import Image
 from acclimate.core.precision import parse_dtype
 from acclimate.errors import CheckpointError, ConfigError, DataError, TTTNotSupportedError
 from acclimate.registry import METHODS
+from acclimate.vision.data.masks import class_map_of
 from acclimate.vision.data.records import load_dataset
 from acclimate.vision.models.transformers_adapter import TransformersAdapter
 from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.ttt import TTTRun
 from tests.networks import assert_identical, tensors_of, write_images
-from tests.vision.tiny_transformers import CLASSIFIERS, DETECTORS, LABELS, save
+from tests.vision.tiny_transformers import CLASSIFIERS, DETECTORS, LABELS, SEGMENTERS, save
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     write_images(root / "images", 5, side=40)
     write_images(root / "wide", 1, side=48, seed=7)
-    for family in (*DETECTORS, *CLASSIFIERS):
+    for family in (*DETECTORS, *CLASSIFIERS, *SEGMENTERS):
         save(family, root / family)
     return root
 
@@ -70,6 +73,55 @@ def test_classifiers_rank_all_classes(folder: Path, family: str) -> None:
         assert [classification["class_id"], classification["score"]] == classification["topk"][0]
         assert sum(score for _, score in classification["topk"]) == pytest.approx(1, abs=1e-5)
         assert sorted(entry) == ["classification", "height", "image", "image_id", "width"]
+
+
+@pytest.mark.parametrize("family", SEGMENTERS)
+def test_segmenters_predict_what_transformers_predicts(folder: Path, family: str) -> None:
+    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    adapter = TransformersAdapter(str(folder / family))
+    assert adapter.kind == "segmenter"
+    records = load_dataset(folder / "images").records
+    entries = adapter.predict(records)
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder / family)
+    processor = AutoImageProcessor.from_pretrained(folder / family, backend="pil")
+    pixels = [adapter.reader.read(record) for record in records]
+    with torch.no_grad():
+        outputs = model(**processor(images=pixels, return_tensors="pt"))
+    sizes = [image.shape[:2] for image in pixels]
+    for entry, expected in zip(
+        entries, processor.post_process_semantic_segmentation(outputs, target_sizes=sizes), strict=True
+    ):
+        assert np.array_equal(class_map_of(entry), expected.numpy())
+
+
+@pytest.mark.parametrize("method", ["tent", "bn", "spectrum", "cotta"])
+@pytest.mark.parametrize("family", SEGMENTERS)
+def test_segmenters_are_adapted_and_restored(folder: Path, family: str, method: str) -> None:
+    records = load_dataset(folder / "images").records
+    adapter = TransformersAdapter(str(folder / family), dtype="bfloat16" if method == "tent" else None)
+    before = tensors_of(adapter.get_model())
+    options = {"method_options": {"view_count": 2}} if method == "cotta" else {}
+    config = TTTConfig.resolve({"method": method, "reset": "online", "batch_size": 5, **options}, kind=adapter.kind)
+    source = records if METHODS.info(method).uses_source_images else ()
+    with TTTRun(adapter, config, source_records=source) as run:
+        assert sum(len(part) for part in run.online(records)) == 5
+    assert_identical(adapter.get_model(), before)
+
+
+def test_image_processors_of_segmenters_that_cut_or_pad(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "segformer", tmp_path / "model")
+    path = tmp_path / "model" / "preprocessor_config.json"
+    path = path if path.exists() else tmp_path / "model" / "processor_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}))
+    adapter = TransformersAdapter(str(tmp_path / "model"))
+    assert any("whole images are segmented" in warning for warning in adapter.warnings)
+    (batch,) = adapter.build_loader(load_dataset(folder / "images").records, batch_size=8)
+    assert batch.inputs.shape[-2:] == (64, 64)
+    path.write_text(json.dumps({**settings, "do_pad": True}))
+    with pytest.raises(ConfigError, match=r"pads images \(do_pad\), so its masks do not fit them"):
+        TransformersAdapter(str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])

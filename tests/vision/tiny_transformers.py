@@ -11,6 +11,7 @@ import transformers as hf
 LABELS = {0: "cat", 1: "dog", 2: "bird"}
 DETECTORS = ("rt_detr", "rt_detr_v2", "d_fine", "detr", "yolos")
 CLASSIFIERS = ("vit", "resnet")
+SEGMENTERS = ("segformer", "upernet")
 
 
 def save(family: str, folder: Path, *, seed: int = 0) -> Path:
@@ -24,6 +25,8 @@ def save(family: str, folder: Path, *, seed: int = 0) -> Path:
         "yolos": lambda: hf.YolosForObjectDetection(_yolos()),
         "vit": lambda: hf.ViTForImageClassification(_vit()),
         "resnet": lambda: hf.ResNetForImageClassification(_resnet()),
+        "segformer": lambda: hf.SegformerForSemanticSegmentation(_segformer()),
+        "upernet": lambda: hf.UperNetForSemanticSegmentation(_upernet()),
     }[family]()
     for module in model.modules():
         # With the small default weights, activations vanish in such a narrow backbone, and gradients explode.
@@ -133,6 +136,34 @@ def _resnet() -> Any:
     )
 
 
+def _segformer() -> Any:
+    return hf.SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=16,
+        **_labels(),
+    )
+
+
+def _upernet() -> Any:
+    backbone = hf.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    return hf.UperNetConfig(
+        backbone_config=backbone,
+        hidden_size=16,
+        pool_scales=[1, 2],
+        auxiliary_in_channels=16,
+        auxiliary_channels=8,
+        **_labels(),
+    )
+
+
 def _processor(family: str) -> Any:
     square = {"height": 64, "width": 64}
     if family in ("rt_detr", "rt_detr_v2", "d_fine"):
@@ -141,4 +172,6 @@ def _processor(family: str) -> Any:
         return hf.DetrImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
     if family == "yolos":
         return hf.YolosImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
+    if family in SEGMENTERS:
+        return hf.SegformerImageProcessorPil(size=square)
     return hf.ViTImageProcessorPil(size={"height": 32, "width": 32})

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 @click.option(
     "--ground-truth",
     type=options.existing_path(),
-    help="COCO annotations or class labels; without it, the agreement with the unadapted model is compared.",
+    help="COCO annotations, class labels or a folder of label images; without it, the agreement with the unadapted "
+    "model is compared.",
 )
+@options.ignore_value_option
 @click.option(
     "--methods",
     metavar="NAME,NAME,...",
@@ -65,6 +67,7 @@ def compare_command(context: click.Context, /, **values: Any) -> None:
         source=values["images"],
         output=values["output"],
         ground_truth=values["ground_truth"],
+        ignore_value=values["ignore_value"],
         methods=None if values["methods"] is None else tuple(options.listed(values["methods"])),
         adapter=options.adapter_options(values),
         given=options.given_ttt_settings(context),

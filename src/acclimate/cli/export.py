@@ -49,6 +49,12 @@ _method, _guards = grouped("Method"), grouped("Guards")
     show_default=True,
     help="Format of the predictions file: acclimate's own, or COCO results.",
 )
+@click.option(
+    "--masks",
+    type=options.existing_path(),
+    metavar="FOLDER",
+    help="Also write a label image (PNG) of each image, whose pixels are class ids; for segmenters.",
+)
 @click.option("--wrap", is_flag=True, help="Write {schema_version, predictions, meta}.")
 @click.option("--tag", metavar="TEXT", help="Any text, repeated in meta.config.")
 @options.model_options
@@ -121,6 +127,7 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         ),
         wrap=values["wrap"],
         format=values["output_format"],
+        masks=values["masks"],
         log_output=values["ttt_log_out"],
         images_root=values["images_root"],
         max_images=values["max_images"],
@@ -189,7 +196,8 @@ def _print_dry_run(job: ExportJob) -> None:
 
 
 def _print_summary(job: ExportJob, result: ExportResult) -> None:
-    lines = [f"{len(result.entries)} images predicted, written to {job.output}"]
+    masks = "" if job.masks is None else f", label images to {job.masks}"
+    lines = [f"{len(result.entries)} images predicted, written to {job.output}{masks}"]
     if result.skipped:
         lines.append(
             f"{len(result.skipped)} images skipped (--wrap lists them with the reasons, --strict fails instead)"

@@ -212,6 +212,18 @@ def ttt_options(command: Command) -> Command:
     )
 
 
+def ignore_value_option(command: Command) -> Command:
+    """Add the option for the value in label images that does not count."""
+    return _apply(
+        command,
+        click.option(
+            "--ignore-value",
+            type=click.IntRange(0, 65535),
+            help="The value of pixels in label images that do not count.  [default: 255]",
+        ),
+    )
+
+
 def preset_option(command: Command) -> Command:
     """Add the option that names a preset."""
     names = ", ".join(preset.name for info in _shipped_methods().values() for preset in info.presets)
@@ -240,21 +252,23 @@ def method_option(command: Command) -> Command:
 
 def presets_epilog() -> str:
     """Return a table of the presets' values for the end of a help page."""
-    lines = ["method    learning rate: classifier, detector   trainable      other"]
+    lines = ["method    learning rate: classifier, segmenter, detector   trainable      other"]
     for name, info in _shipped_methods().items():
         for preset in info.presets[:1]:
             rates = "no gradient"
             if info.needs_gradient:
                 rate = preset.settings["lr"]
                 rates = f"{rate:g}"
-                rates += f", {preset.detector.get('lr', rate):g}" if "detector" in info.kinds else ", -"
+                for kind in ("segmenter", "detector"):
+                    rates += f", {preset.of_kind(kind).get('lr', rate):g}" if kind in info.kinds else ", -"
             shown = ("lr", "update_filter", "method_options")
             rest = [f"{key} {value}" for key, value in preset.settings.items() if key not in shown]
             rest += [f"{key} {value}" for key, value in preset.settings.get("method_options", {}).items()]
             trainable = preset.settings["update_filter"] if info.needs_gradient else "-"
-            lines.append(f"{name:<9} {rates:<35} {trainable:<14} {', '.join(rest)}".rstrip())
-    return "What the preset of a method fills in (batch size 64 on a classifier, 8 on a detector):\n\n\b\n" + "\n".join(
-        lines
+            lines.append(f"{name:<9} {rates:<48} {trainable:<14} {', '.join(rest)}".rstrip())
+    return (
+        "What the preset of a method fills in (batch size 64 on a classifier, 8 on a segmenter or detector):\n\n\b\n"
+        + "\n".join(lines)
     )
 
 

@@ -14,6 +14,7 @@ from .multilabel import Multilabel as Multilabel
 from .pacing import Pacing as Pacing
 from .report import SessionReport as SessionReport
 from .report import StepReport as StepReport
+from .segmentation import Segmentation as Segmentation
 from .selection import TensorFilter as TensorFilter
 from .session import Session as Session
 from .signals import Certainty as Certainty

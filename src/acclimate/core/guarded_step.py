@@ -17,12 +17,13 @@ from acclimate.core import layout
 from acclimate.core.determinism import ModelDraws, device_of, generator
 from acclimate.core.guards import REMEMBERED_DECISIONS, Evidence, Guard
 from acclimate.core.method import MayLearnWithoutOutputs, Method, Selection, Step
-from acclimate.core.outputs import all_finite, nbytes, sample_count, tensors
+from acclimate.core.outputs import all_finite, map_tensors, nbytes, sample_count, tensors
 from acclimate.core.pacing import Pace, Pacing
 from acclimate.core.precision import MasterCopies, optimizer_for
 from acclimate.core.probe import Probe
-from acclimate.core.programs import no_gradient
+from acclimate.core.programs import Program, no_gradient
 from acclimate.core.report import StepReport, Verdict
+from acclimate.core.segmentation import Segmentation
 from acclimate.core.snapshot import Snapshot
 from acclimate.core.source_model import SourceComparison, source_outputs
 from acclimate.core.task import ChecksOutputs, Task
@@ -177,6 +178,9 @@ class Stepper:
         """
         method = self.method
         learns = method.info.needs_gradient and bool(self.selection.parameters)
+        if isinstance(self.task, Segmentation) and not isinstance(self.model, Program):
+            # One image has enough decisions. A program may have a fixed batch size.
+            batch = map_tensors(lambda tensor: tensor[:1], batch)
         with torch.set_grad_enabled(learns), ModelDraws(self.model, self.seed).isolated():
             outputs = self.task.forward(self.model, layout.for_learning(batch) if learns else batch)
         # A forward pass may change buffers.

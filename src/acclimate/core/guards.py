@@ -333,7 +333,8 @@ class WorseThanSource:
         min_detection: fires when a detector's summed scores fall below this fraction of the unadapted model's;
             checked from eight images on.
         window: how many of the newest decisions are compared, or images where there are more of them.
-        first_images: each of the first so many images is compared.
+        first_images: each of the first so many images is compared; ``first_decisions``: or fewer images, once so many
+            of their decisions were compared. A segmenter makes a thousand in each image.
         every_images: after them, one batch every so many images is compared; also when the adapted model's own
             certainty falls, and on the batch after a comparison with a degradation score above half the limit.
     """
@@ -361,6 +362,7 @@ class WorseThanSource:
     window: int = 32
     variety_window: int = 256
     first_images: int = 256
+    first_decisions: int = 16_384
     every_images: int = 512
 
     def __post_init__(self) -> None:
@@ -442,7 +444,8 @@ class WorseThanSource:
 
     def _is_due(self, now: Signals, comparison: SourceComparison) -> bool:
         verified, last = comparison.verified, comparison.last
-        if verified is None or last is None or comparison.images_checked < self.first_images:
+        began = comparison.images_checked >= self.first_images or comparison.decisions_checked >= self.first_decisions
+        if verified is None or last is None or not began:
             return True
         if comparison.sticky_fallback or comparison.recent_failures or self.certainty.degradation_score(last) > 0.5:
             return True

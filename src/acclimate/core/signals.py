@@ -33,6 +33,7 @@ class Signals:
         score_sum: sum of the probability of each decision's best class, "no object" excluded.
         probability_sum: sum of the class probabilities ``(classes)``, "no object" excluded; None without decisions.
         decided: the most probable class of each decision, in order.
+        matched: whether the decisions of two passes over one batch are about the same things, in the same order.
     """
 
     samples: int
@@ -43,6 +44,7 @@ class Signals:
     score_sum: float = 0.0
     probability_sum: Tensor | None = None
     decided: tuple[int, ...] = ()
+    matched: bool = False
 
     @classmethod
     @torch.no_grad()
@@ -62,6 +64,7 @@ class Signals:
             score_sum=float(best.sum()),
             probability_sum=probabilities.sum(0),
             decided=tuple(classes.tolist()),
+            matched=task.aligned and probabilities.shape[1] > 1,
         )
 
     @classmethod
@@ -79,6 +82,7 @@ class Signals:
             score_sum=sum(part.score_sum for part in decided),
             probability_sum=torch.stack(probabilities).sum(0) if probabilities else None,
             decided=tuple(label for part in decided for label in part.decided),
+            matched=bool(decided) and all(part.matched for part in decided),
         )
 
     @property
@@ -173,10 +177,14 @@ class SignalPair:
     def agreement(self) -> float | None:
         """Share of decisions on which both predict the same class; None where decisions cannot be matched."""
         adapted, source = self.adapted.decided, self.source.decided
-        # Only a classifier has one for each image. A detector's candidates differ in order and number in each pass.
-        if not len(adapted) == len(source) == self.adapted.samples or not adapted:
+        if not (self.adapted.matched and self.source.matched) or len(adapted) != len(source) or not adapted:
             return None
         return sum(a == b for a, b in zip(adapted, source, strict=True)) / len(adapted)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether images have several decisions each that can be matched, as the pixels of a segmenter."""
+        return self.adapted.matched and self.source.matched and self.source.decisions > self.source.samples
 
     @property
     def variety_ratio(self) -> float:
@@ -202,13 +210,19 @@ class Certainty:
     fog) and its certainty means little; then larger changes are allowed (the ``lost_`` settings). The default values
     were measured by ``benchmarks/guards/thresholds.py``.
 
+    A segmenter's images show many classes. Where the unadapted model gives far fewer classes to their pixels than the
+    adapted one, it has failed, however certain it is (haze: one class, at a third of the usual entropy), and the score
+    is 0. The pixels of an image are no independent evidence, so chance is that of the number of images.
+
     Attributes:
         entropy_rise: the allowed rise of the mean entropy, as a fraction of the largest entropy of a decision;
             ``lost_entropy_rise``: the same where the unadapted model fails.
         chance: added to the allowed rise after division by the square root of the number of compared decisions, which
             allows for sampling error.
         energy_weight: weight of the relative drop of energy; ``lost_energy_weight``: where the unadapted model fails.
-        lost_agreement: the unadapted model is taken to fail where the share of equal decisions is below this.
+        lost_agreement: the unadapted model is taken to fail where the share of equal decisions is below this;
+            ``lost_variety``: on a segmenter also where its effective number of classes is below this fraction of the
+            adapted model's.
     """
 
     entropy_rise: float = 0.06
@@ -217,6 +231,7 @@ class Certainty:
     energy_weight: float = 3.0
     lost_energy_weight: float = 1.0
     lost_agreement: float = 0.25
+    lost_variety: float = 0.5
 
     def allowed(self, decisions: int, *, lost: bool = False) -> float:
         """Return the allowed entropy rise for a number of compared decisions."""
@@ -226,7 +241,12 @@ class Certainty:
     def degradation_score(self, both: SignalPair) -> float:
         """Return the degradation score of the adapted model; above 1 it is considered worse than the unadapted one."""
         lost = both.agreement is not None and both.agreement < self.lost_agreement
-        allowed = self.allowed(min(both.adapted.decisions, both.source.decisions), lost=lost)
+        compared = min(both.adapted.decisions, both.source.decisions)
+        if both.is_dense:
+            if both.variety_ratio * self.lost_variety > 1:
+                return 0.0
+            compared = both.source.samples
+        allowed = self.allowed(compared, lost=lost)
         return (
             both.entropy_rise / allowed + (self.lost_energy_weight if lost else self.energy_weight) * both.energy_drop
         )

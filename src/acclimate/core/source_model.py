@@ -87,7 +87,7 @@ class SourceComparison:
 
     Attributes:
         images_checked, images_since_check: number of images on which the models were compared, and of images since the
-            last comparison.
+            last comparison; ``decisions_checked``: number of compared decisions.
         verified: signals of the adapted model on the newest batch that passed; None before the first.
         last: the newest comparison.
         consecutive_failures: how many of the newest comparisons failed in a row, that is, favoured the unadapted model.
@@ -115,7 +115,7 @@ class SourceComparison:
         self._failures.clear()
         self._latest: tuple[Any, Any] | None = None
         self._was_compared = False
-        self.images_checked = self.images_since_check = 0
+        self.images_checked = self.images_since_check = self.decisions_checked = 0
         self.verified: Signals | None = None
         self.last: SignalPair | None = None
         self.falling_back = False
@@ -175,6 +175,7 @@ class SourceComparison:
             pair = SignalPair(adapted, Signals.of(self._task, of_source, samples=adapted.samples))
         self._pairs.append(pair)
         self._summaries.clear()
+        self.decisions_checked += adapted.decisions
         self.images_since_check = 0
         self.last = self.recent(decisions)
         return self.last

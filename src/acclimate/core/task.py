@@ -110,8 +110,8 @@ class Task(Protocol):
     def aligned(self) -> bool:
         """Whether row i of the decisions refers to the same object in any two passes over one batch.
 
-        True for a classifier. A detector's candidates differ in order and number in each pass; then :meth:`merge`
-        needs the outputs on the batch itself as its reference.
+        True for a classifier and a segmenter. A detector's candidates differ in order and number in each pass; then
+        :meth:`merge` needs the outputs on the batch itself as its reference.
         """
         ...
 
@@ -241,7 +241,7 @@ def require_classifier(task: Task, method: str) -> None:
     """
     if task.aligned and not task.exclusive:
         raise TTTNotSupportedError(
-            f"{method} needs exactly one class for each image, and images of this task may have several labels or "
+            f"{method} needs exactly one class for each image, and images of this task may have several classes or "
             "none; use tent, eata, sar, cotta, mim, bn or blend"
         )
     if not task.aligned:

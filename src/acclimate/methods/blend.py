@@ -21,6 +21,7 @@ from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
 from acclimate.core.outputs import detach, map_tensors, sample_count
 from acclimate.core.programs import refuse_programs
+from acclimate.core.segmentation import Segmentation
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, SignalPair
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
@@ -196,7 +197,22 @@ class Blend:
         uses_source_images=True,
         also_predicts_with="a filter and statistics of the stream",
         certainty_allowance=2.0,
-        presets=(Preset(name="blend_safe", settings={"update_filter": "norm_only"}),),
+        presets=(
+            Preset(
+                name="blend_safe",
+                settings={"update_filter": "norm_only"},
+                # A frame has thousands of pixels of many classes: a few frames are enough for the statistics, and one
+                # class more or less in them says nothing about the stream.
+                segmenter={
+                    "method_options": {
+                        "memory_images": 4,
+                        "memory_weight": 0.8,
+                        "diversity_exponent": 0.0,
+                        "filter_trial_images": 0,
+                    }
+                },
+            ),
+        ),
         auto={"classifier": ({},)},
         auto_reason="the most accurate method on every kind of stream that was measured, and all checks passed",
     )
@@ -447,7 +463,8 @@ class Blend:
 
     def _can_try(self, task: Task) -> bool:
         # Without flip averaging, mirror images would have to be predicted for this alone.
-        return self.flip_averaging and task.flips and task.aligned
+        # Trials count images, and a segmenter's decisions are pixels.
+        return self.flip_averaging and task.flips and task.aligned and not isinstance(task, Segmentation)
 
     def _run(
         self,

@@ -42,8 +42,8 @@ class BatchNormStats:
         needs_one_of=("batch_norm",),
         also_predicts_with="batch statistics",
         presets=(Preset(name="bn_safe", settings={"update_filter": "norm_only"}),),
-        safe_rank={"detector": 2},
-        auto={"detector": ({},)},
+        safe_rank={"segmenter": 2, "detector": 2},
+        auto={"segmenter": ({},), "detector": ({},)},
     )
 
     source_strength: float | None = None

@@ -67,7 +67,7 @@ class Eata:
                 detector={"lr": 5e-4},
             ),
         ),
-        auto={"classifier": ({"lr": 5e-4}, {"lr": 5e-3})},
+        auto={"classifier": ({"lr": 5e-4}, {"lr": 5e-3}), "segmenter": ({"lr": 5e-4},)},
         auto_last_resort=True,
     )
     state_types: ClassVar[tuple[type, ...]] = (EataState,)

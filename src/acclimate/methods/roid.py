@@ -34,8 +34,9 @@ class RoidState:
 class Roid:
     """Minimise the soft likelihood ratio of certain, diverse samples, and average the weights with the source's.
 
-    On a detector the loss is over its candidates, and on images with several labels over the labels, without the
-    consistency term and the prior correction, which require one class for each image.
+    On a detector the loss is over its candidates, on images with several labels over the labels, and on a segmenter
+    over sampled positions, without the consistency term and the prior correction, which require one class for each
+    image.
 
     Attributes:
         lr: of Adam (1e-3, the authors' for CIFAR-10).
@@ -152,7 +153,7 @@ class Roid:
         """Return what is not used where images have not exactly one class."""
         if task.exclusive:
             return ()
-        what = "images with several labels" if task.aligned else "a detector"
+        what = "images with several classes" if task.aligned else "a detector"
         return (f"roid: the consistency term and the prior correction are not used on {what}",)
 
     def _weights(self, probabilities: Tensor, entropy: Tensor, mean: Tensor) -> Tensor:

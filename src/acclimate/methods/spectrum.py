@@ -8,7 +8,7 @@ are those of Schneider et al. (NeurIPS 2020, arXiv 2006.16971).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Self
@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 from acclimate.core import layout, norm
 from acclimate.core import spectrum as spectra
+from acclimate.core.losses import softmax_entropy
 from acclimate.core.method import Selection, Step
-from acclimate.core.outputs import detach, sample_count
+from acclimate.core.outputs import detach, map_tensors, sample_count
+from acclimate.core.programs import Program
+from acclimate.core.scenes import MOST_IMAGES, SourceScenes
 from acclimate.core.selection import nothing_selected
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.spectrum import PowerSpectrum, Sums
@@ -29,24 +32,40 @@ from acclimate.errors import ConfigError, TTTNotSupportedError
 from acclimate.registry import MethodInfo, Preset
 
 _SOURCE_BATCH: Final = 32
+_CHOOSING_IMAGES: Final = 2
+_LEAST_DECISIONS: Final = 1000
+"""The mean entropies of fewer decisions differ by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpectrumState:
-    """Running sums of the stream's power spectrum; None before the first batch."""
+    """Running sums of the stream's power spectrum.
+
+    Attributes:
+        stream: the sums; None before the first batch.
+        reference: which spectrum the filter aims at: 0 for that of all source images, 1 and 2 for those of the groups;
+            None where that was not decided.
+    """
 
     stream: Sums | None = None
+    reference: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpectrumFilter:
     """Filter images so that the stream's mean power spectrum matches the source's; no gradient, no weight is updated.
 
+    Source images may be of two groups, such as day and dusk. Where the stream is of one scene and a batch has thousands
+    of decisions (a segmenter), the filter aims at the group, or the mean of all, with which the first images of the
+    stream have the lowest mean entropy of decisions.
+
     The strength of filter and mixing depends on the distance between the two spectra: 0 below ``tolerance_nats``, 1
     from twice that on, linear in between. A stream like the source is predicted exactly as by the unadapted model.
 
     Attributes:
         source: the spectrum of source images, from :func:`acclimate.core.spectrum.measure`; required.
+        scenes: the spectra of single source images, with which a stream of one scene is compared too; None leaves that
+            out. ``groups``: the spectra of two groups of source images; empty where there are none.
         max_gain: the largest amplification of a band.
         sharpening: exponent of the power ratio with which single bands are amplified, see
             :func:`acclimate.core.spectrum.gains`. Tuned on ``benchmarks/pose_scenes``: 0.5 causes ringing, 0 does not
@@ -80,12 +99,14 @@ class SpectrumFilter:
         unchanged_on_source=True,
         certainty_allowance=2.0,
         presets=(Preset(name="spectrum_safe", settings={"update_filter": "norm_only"}),),
-        safe_rank={"detector": 1},
-        auto={"detector": ({},)},
+        safe_rank={"segmenter": 1, "detector": 1},
+        auto={"segmenter": ({},), "detector": ({},)},
     )
     state_types: ClassVar[tuple[type, ...]] = (SpectrumState, Sums)
 
     source: PowerSpectrum | None = field(default=None, repr=False, compare=False, metadata=FROM_SOURCE_IMAGES)
+    scenes: SourceScenes | None = field(default=None, repr=False, compare=False, metadata=FROM_SOURCE_IMAGES)
+    groups: tuple[PowerSpectrum, ...] = field(default=(), repr=False, compare=False, metadata=FROM_SOURCE_IMAGES)
     max_gain: float = 10.0
     sharpening: float = 0.25
     spike_deviations: float = 6.0
@@ -119,8 +140,19 @@ class SpectrumFilter:
         """Return the method with the spectrum of the source images, or with the one stored with the model."""
         if source.batches is None:
             return replace(self, source=source.spectrum)
-        images = (in_unit_range(task.images(inputs), task) for inputs in source.batches(_SOURCE_BATCH))
-        return replace(self, source=spectra.measure(images))
+        scenes: SourceScenes | None = None
+
+        def images(batches: Iterable[Any]) -> Iterator[Tensor]:
+            nonlocal scenes
+            for inputs in batches:
+                unit = in_unit_range(task.images(inputs), task)
+                if scenes is None or len(scenes.power) < MOST_IMAGES:
+                    scenes = SourceScenes.of(unit) if scenes is None else scenes.plus(SourceScenes.of(unit))
+                yield unit
+
+        mean = spectra.measure(images(source.batches(_SOURCE_BATCH)))
+        groups = () if scenes is None else scenes.groups(least_distance_nats=2 * self.tolerance_nats)
+        return replace(self, source=mean, scenes=scenes, groups=groups)
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select no parameter."""
@@ -152,6 +184,9 @@ class SpectrumFilter:
         """Add the batch to the stream's spectrum, and return the outputs on filtered images under mixed statistics."""
         with torch.no_grad():
             state, cleaned = self.observe(batch, state, task=task)
+            if task.aligned and not task.exclusive and self._chooses(state):
+                state = replace(state, reference=self._best_reference(model, batch, state, task=task))
+                cleaned = cleaned if state.reference == 0 else self.cleaned(batch, state, task=task)
             with self._mixing(model, state):
                 outputs = task.forward(model, layout.for_prediction(cleaned))
         return Step(state, detach(outputs), None, sample_count(batch))
@@ -166,7 +201,8 @@ class SpectrumFilter:
         """
         unit = in_unit_range(task.images(batch), task)
         images = self._despiked(unit)
-        state = SpectrumState(self._next(Sums.of(images), state.stream))
+        stream = self._next(Sums.of(images), state.stream)
+        state = SpectrumState(stream, None if stream.count == len(images) else state.reference)
         return state, self._filtered(batch, unit, images, state, task) if filtering else batch
 
     @torch.no_grad()
@@ -184,7 +220,7 @@ class SpectrumFilter:
             images = spectra.filtered(
                 images,
                 state.stream.spectrum(),
-                self._source(),
+                self._target(state),
                 strength=strength,
                 max_gain=self.max_gain,
                 sharpening=self.sharpening,
@@ -201,6 +237,33 @@ class SpectrumFilter:
         """Inside the block, the inputs of ``model`` are filtered and its statistics mixed."""
         with self.filtering(model, state, task=task), self._mixing(model, state):
             yield
+
+    def _chooses(self, state: SpectrumState) -> bool:
+        """Say whether it is to be decided now which spectrum the filter aims at."""
+        if not self.groups or state.reference is not None or state.stream is None or self.strength(state.stream) == 0:
+            return False
+        return SourceScenes.are_alike(state.stream.spectrum(), self._source())
+
+    def _target(self, state: SpectrumState) -> PowerSpectrum:
+        """Return the spectrum that the filter aims at."""
+        # A state may have been saved with other source images, which had groups.
+        if not state.reference or state.reference > len(self.groups):
+            return self._source()
+        return self.groups[state.reference - 1]
+
+    def _best_reference(self, model: nn.Module, batch: Any, state: SpectrumState, *, task: Task) -> int:
+        """Return the reference with which decisions on the first images are most certain; 0 where they are few."""
+        # A program may have a fixed batch size.
+        few = batch if isinstance(model, Program) else map_tensors(lambda tensor: tensor[:_CHOOSING_IMAGES], batch)
+        entropies: list[float] = []
+        for reference in range(len(self.groups) + 1):
+            with self._mixing(model, state):
+                cleaned = self.cleaned(few, replace(state, reference=reference), task=task)
+                decisions = task.decisions(task.forward(model, layout.for_prediction(cleaned)))
+            if len(decisions) < _LEAST_DECISIONS:
+                return 0
+            entropies.append(float(softmax_entropy(decisions.logits).mean()))
+        return min(range(len(entropies)), key=entropies.__getitem__)
 
     def _mixing(self, model: nn.Module, state: SpectrumState) -> AbstractContextManager[Any]:
         weight = 0.0 if state.stream is None else self.batch_weight * self.strength(state.stream)
@@ -228,7 +291,10 @@ class SpectrumFilter:
     def strength(self, stream: Sums) -> float:
         """Return the strength of filter and mixing for a stream, in [0, 1]: 0 at one tolerance, 1 at two."""
         chance = self.chance_factor * spectra.expected_distance_nats(self._source(), stream.count)
-        distance = spectra.excess_distance_nats(stream.spectrum(), self._source(), chance_nats=chance)
+        found = stream.spectrum()
+        distance = spectra.excess_distance_nats(found, self._source(), chance_nats=chance)
+        if self.scenes is not None and (nearest := self.scenes.distance_nats(found, self._source())) is not None:
+            distance = min(distance, nearest)
         return min(1.0, max(0.0, distance / self.tolerance_nats - 1))
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:

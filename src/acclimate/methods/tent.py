@@ -47,7 +47,7 @@ class Tent:
                 detector={"lr": 1e-4},
             ),
         ),
-        safe_rank={"classifier": 1, "detector": 3},
+        safe_rank={"classifier": 1, "segmenter": 3, "detector": 3},
     )
 
     lr: float = 1e-3

@@ -2,7 +2,9 @@
 
 A detector's entry is ``{image, image_id, width, height, detections: [{class_id, score, bbox: {cx, cy, w, h}}]}`` with
 boxes as fractions of the image; a classifier's has ``classification: {class_id, score, topk: [[class_id, score]]}``,
-and that of a model with several labels for an image also ``scores: [[class_id, score]]`` with every label.
+and that of a model with several labels for an image also ``scores: [[class_id, score]]`` with every label. A
+segmenter's has ``segments: [{class_id, score, area, segmentation: {size, counts}}]``, a mask in COCO's run-length
+encoding for each class in the image; see :mod:`acclimate.vision.data.masks`.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from acclimate.errors import ConfigError, DataError
 from acclimate.output_files import open_text_output
+from acclimate.vision.data import masks
 from acclimate.vision.data.labels import LabelMap
 from acclimate.vision.data.records import finite_number, read_json, whole_number
 from acclimate.vision.models.adapter import Entry, ImageBatch
+from acclimate.vision.models.class_maps import class_map
 
 SCHEMA_VERSION: Final = 1
 
@@ -78,6 +83,32 @@ def multilabel_entries(logits: Tensor, batch: ImageBatch, *, labels: LabelMap, t
     return entries
 
 
+def segmentation_entries(logits: Tensor, batch: ImageBatch, *, labels: LabelMap) -> list[Entry]:
+    """Return a segmenter's entries for logits ``(B, K, h, w)``, at the size of the images.
+
+    Each pixel gets the most probable of the classes that are written. A pixel outside of the network's input, such as
+    one that was cropped, is in no segment. A segment's score is the mean probability of its class.
+
+    Raises:
+        ConfigError: the logits have another shape.
+        DataError: the logits of an image are not finite.
+    """
+    if logits.dim() != 4 or len(logits) != len(batch.records):
+        raise ConfigError(
+            f"a segmenter must return logits (B, K, h, w), got {tuple(logits.shape)} for {len(batch.records)} images"
+        )
+    _require_finite(logits.flatten(1), batch)
+    written = {index: label for index in range(logits.shape[1]) if (label := labels.written(index)) is not None}
+    ids = np.array([*written.values(), masks.NO_CLASS], dtype=np.int32)
+    places = batch.box_maps or (None,) * len(logits)
+    entries = []
+    for row, (size, placed) in enumerate(zip(batch.sizes, places, strict=True)):
+        found, probability = class_map(logits[row], size=size, classes=tuple(written), placed=placed)
+        segments = masks.segments(ids[found.cpu().numpy()], probability.cpu().numpy())
+        entries.append({**_head(batch, row), "segments": segments})
+    return entries
+
+
 def detection_entries(
     found: Sequence[dict[str, Tensor]], batch: ImageBatch, *, labels: LabelMap, max_detections: int = 100
 ) -> list[Entry]:
@@ -116,16 +147,30 @@ def detection_entries(
 
 
 def to_coco(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return detections as COCO results: ``{image_id, category_id, bbox: [x, y, w, h] in pixels, score}``.
+    """Return detections or segments as COCO results.
+
+    They are ``{image_id, category_id, bbox: [x, y, w, h] in pixels, score}`` for a detection, and ``{image_id,
+    category_id, segmentation: {size, counts}, score}`` for a segment.
 
     Raises:
         DataError: the entries are a classifier's.
     """
     results = []
     for entry in entries:
+        if "segments" in entry:
+            results += [
+                {
+                    "image_id": entry["image_id"],
+                    "category_id": segment["class_id"],
+                    "segmentation": segment["segmentation"],
+                    "score": segment["score"],
+                }
+                for segment in entry["segments"]
+            ]
+            continue
         if "detections" not in entry:
             raise DataError(
-                "COCO results contain boxes, and these predictions are a classifier's; use --format acclimate"
+                "COCO results contain boxes or masks, and these predictions are a classifier's; use --format acclimate"
             )
         for detection in entry["detections"]:
             width, height, box = entry["width"], entry["height"], detection["bbox"]
@@ -168,12 +213,18 @@ def read_coco_results(path: Path) -> list[dict[str, Any]] | None:
 
     Raises:
         DataError: the file is missing or is no JSON, or a result has no whole number as ``image_id`` or
-            ``category_id``, or no finite numbers as ``bbox`` and ``score``.
+            ``category_id``, no finite numbers as ``bbox`` and ``score``, or has a mask instead of a box.
     """
     content = read_json(path, "predictions file")
     keys = {"image_id", "category_id", "bbox", "score"}
     if isinstance(content, list) and content and all(isinstance(r, dict) and keys <= set(r) for r in content):
         return [_checked_result(result, path) for result in content]
+    masks_of = {"image_id", "category_id", "segmentation"}
+    if isinstance(content, list) and content and all(isinstance(r, dict) and masks_of <= set(r) for r in content):
+        raise DataError(
+            f"{path} holds COCO results with masks, which do not name their images, so that no label images can be "
+            "found for them; export with --format acclimate"
+        )
     return None
 
 
@@ -198,6 +249,9 @@ def _checked_entry(entry: dict[str, Any], path: Path) -> Entry:
         if entry.get("classification") is not None:
             whole_number(entry["classification"]["class_id"])
             return checked
+        if entry.get("segments") is not None:
+            return {**checked, **{side: sizes[side] for side in ("width", "height")},
+                    "segments": masks.checked_segments(entry["segments"])}  # fmt: skip
         if "detections" not in entry:
             raise KeyError("detections")
         checked["detections"] = [
@@ -211,8 +265,9 @@ def _checked_entry(entry: dict[str, Any], path: Path) -> Entry:
         ]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"{path} is no predictions file: each entry needs image, and classification with class_id or detections "
-            f"with class_id, score and bbox ({type(error).__name__}: {error}); give a file that acclimate export wrote"
+            f"{path} is no predictions file: each entry needs image, and classification with class_id, detections with "
+            "class_id, score and bbox, or width, height and segments with class_id, score and segmentation "
+            f"({type(error).__name__}: {error}); give a file that acclimate export wrote"
         ) from error
     return checked
 

@@ -20,9 +20,20 @@ from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
 from acclimate.vision.data.predictions import write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
-from acclimate.vision.evaluation.evaluate import Interval, Score, Scorer, difference, is_coco, load_labels, make_scorer
+from acclimate.vision.evaluation.evaluate import (
+    Interval,
+    Score,
+    Scorer,
+    check_ignore_value,
+    difference,
+    is_coco,
+    is_label_folder,
+    load_labels,
+    make_scorer,
+)
 from acclimate.vision.evaluation.multilabel import load_label_sets
 from acclimate.vision.evaluation.pictures import before_and_after
+from acclimate.vision.evaluation.segmentation import LabelImages, agreement
 from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, predict_in_batches, require_ttt
 from acclimate.vision.models.loading import AdapterOptions, make_adapter
 from acclimate.vision.run.auto import Choice, as_flags, choose
@@ -45,8 +56,9 @@ class Comparison:
 
     Attributes:
         source: a folder, a list file or a COCO json.
-        ground_truth: COCO annotations or class labels; None compares only the cost, and the agreement with the
-            unadapted model.
+        ground_truth: COCO annotations, class labels or a folder of label images; None compares only the cost, and the
+            agreement with the unadapted model.
+        ignore_value: the value of pixels in label images that do not count; None takes 255.
         output: a folder for ``comparison.json``, ``comparison.png`` and the predictions.
         methods: names of methods; ``none`` (the unadapted model) is always run. None means all methods that are
             compared by default.
@@ -65,6 +77,7 @@ class Comparison:
     source: Path
     output: Path
     ground_truth: Path | None = None
+    ignore_value: int | None = None
     methods: tuple[str, ...] | None = None
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -158,7 +171,10 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
     for name in ("comparison.json", "comparison.png"):
         check_writable(comparison.output / name)
     truth = comparison.ground_truth
-    if truth is not None and not is_coco(truth) and load_label_sets(truth) is None:
+    check_ignore_value(truth, comparison.ignore_value)
+    if truth is not None and is_label_folder(truth):
+        LabelImages(truth)
+    elif truth is not None and not is_coco(truth) and load_label_sets(truth) is None:
         load_labels(truth)
     dataset = load_dataset(comparison.source, images_root=comparison.images_root, max_images=comparison.max_images)
     reader = ImageReader(comparison.corruption, exif_orientation=comparison.exif_orientation)
@@ -222,6 +238,7 @@ def compare(comparison: Comparison, *, progress: Callable[[str], None] | None = 
         predictions[shown],
         title=shown,
         ground_truth=comparison.ground_truth,
+        ignore_value=comparison.ignore_value,
     )
     recommended = None
     if comparison.recommend:
@@ -306,20 +323,27 @@ def _run(
 
 
 class _AgreementScorer:
-    """Scores without ground truth: the share of images with the same most probable class as the unadapted model's."""
+    """Scores without ground truth: the share of images with the same most probable class as the unadapted model's.
+
+    Of a segmenter, the share of pixels with the same class.
+    """
 
     metric = "agreement"
 
     def __init__(self, baseline: Sequence[Entry]) -> None:
-        self._baseline = [_decision(entry) for entry in baseline]
+        self._baseline = baseline
         self.image_count = len(self._baseline)
 
     def score(self, entries: Sequence[Entry]) -> Score:
-        same = [float(_decision(a) == b) for a, b in zip(entries, self._baseline, strict=True)]
+        same = [_agreement(a, b) for a, b in zip(entries, self._baseline, strict=True)]
         return Score({"agreement": sum(same) / len(same)}, same)
 
     def resampled(self, score: Score, images: Any) -> float:
         return float(sum(score.per_image[image] for image in images.tolist()) / len(images))
+
+
+def _agreement(first: Entry, second: Entry) -> float:
+    return agreement(first, second) if "segments" in first else float(_decision(first) == _decision(second))
 
 
 def _decision(entry: Entry) -> Any:
@@ -331,7 +355,7 @@ def _decision(entry: Entry) -> Any:
 def _scorer(comparison: Comparison, baseline: Sequence[Entry]) -> Scorer:
     if comparison.ground_truth is None:
         return _AgreementScorer(baseline)
-    return make_scorer(comparison.ground_truth, baseline)
+    return make_scorer(comparison.ground_truth, baseline, ignore_value=comparison.ignore_value)
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""Scores of predictions: mean average precision for COCO annotations, accuracy for class labels."""
+"""Scores of predictions: mean average precision for COCO annotations, accuracy for class labels, mean IoU for masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from acclimate.errors import DataError
+from acclimate.errors import ConfigError, DataError
 from acclimate.output_files import is_special
 from acclimate.vision.data.images import size_mismatch
 from acclimate.vision.data.matching import ImageNames
@@ -239,14 +239,32 @@ class CocoScorer:
             evaluation.evalImgs = matches
 
 
-def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
-    """Return the scorer for a ground truth file and the images in ``entries``.
+def make_scorer(ground_truth: Path, entries: Sequence[Entry], *, ignore_value: int | None = None) -> Scorer:
+    """Return the scorer for a ground truth and the images in ``entries``.
 
-    The file is a COCO json, labels as json or csv, or a json file with a list of labels for each image.
+    Args:
+        ground_truth: a COCO json, labels as json or csv, a json file with a list of labels for each image, or a folder
+            of label images.
+        entries: the predictions.
+        ignore_value: the value of pixels in label images that do not count; None takes 255.
 
     Raises:
-        DataError: the file is missing, is of neither kind, or does not contain an image of the entries.
+        DataError: the ground truth is missing, is of no such kind, or does not contain an image of the entries.
+        ConfigError: an ``ignore_value`` is given, and the ground truth is no folder.
     """
+    check_ignore_value(ground_truth, ignore_value)
+    if is_label_folder(ground_truth):
+        # Imported here, because it uses the types of this module.
+        from acclimate.vision.evaluation.segmentation import IGNORE_VALUE, SegmentationScorer
+
+        images = [entry["image"] for entry in entries]
+        ignored = IGNORE_VALUE if ignore_value is None else ignore_value
+        return SegmentationScorer(ground_truth, images, ignore_value=ignored)
+    if any("segments" in entry for entry in entries):
+        raise DataError(
+            f"these predictions have segments, and {ground_truth} is no folder; give a folder of label images, whose "
+            "pixels are class ids"
+        )
     if is_coco(ground_truth):
         return CocoScorer(ground_truth, images=[entry["image"] for entry in entries])
     # Imported here, because it uses the types of this module.
@@ -255,6 +273,26 @@ def make_scorer(ground_truth: Path, entries: Sequence[Entry]) -> Scorer:
     if (label_sets := load_label_sets(ground_truth)) is not None:
         return MultilabelScorer(label_sets, [entry["image"] for entry in entries])
     return AccuracyScorer(load_labels(ground_truth), [entry["image"] for entry in entries])
+
+
+def is_label_folder(ground_truth: Path) -> bool:
+    """Return whether a ground truth is a folder; False also for names that the system refuses."""
+    try:
+        return ground_truth.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def check_ignore_value(ground_truth: Path | None, ignore_value: int | None) -> None:
+    """Check that a value to ignore is given with label images only.
+
+    Raises:
+        ConfigError: it is given with another ground truth, or with none.
+    """
+    if ignore_value is not None and (ground_truth is None or not is_label_folder(ground_truth)):
+        raise ConfigError(
+            "--ignore-value is a value in label images, and the ground truth is no folder of them; leave it out"
+        )
 
 
 def is_coco(ground_truth: Path) -> bool:

@@ -5,6 +5,8 @@ of images in [0, 1] at their own size. The module must return:
 
 - as a classifier: logits ``(B, K)``, as a tensor or under the key ``logits``;
 - as a model with several labels for an image (``multilabel``): logits ``(B, K)`` of a sigmoid for each label;
+- as a segmenter: logits ``(B, K, h, w)``, which may be coarser than the image, as a tensor or under the key
+  ``logits`` or ``out``; one channel is taken for the logits of class 1 against class 0;
 - as a detector: a mapping with ``logits`` ``(B, Q, K)`` (sigmoid head) or ``(B, Q, K + 1)`` (softmax head, last column
   "no object") and ``pred_boxes`` ``(B, Q, 4)`` as ``(cx, cy, w, h)`` fractions of the image.
 """
@@ -27,6 +29,7 @@ from acclimate.core.output_kinds import rows_sum_to_one, to_logits
 from acclimate.core.outputs import at_least_float32
 from acclimate.core.precision import dtype_of, parse_dtype
 from acclimate.core.programs import Program, unwrapped
+from acclimate.core.segmentation import Segmentation
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import ChecksOutputs, Classification, Task, logits_of
 from acclimate.core.views import PixelRange
@@ -36,7 +39,12 @@ from acclimate.vision.data import boxes as box_ops
 from acclimate.vision.data.corruptions import Uint8Image
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.labels import LabelMap
-from acclimate.vision.data.predictions import classification_entries, detection_entries, multilabel_entries
+from acclimate.vision.data.predictions import (
+    classification_entries,
+    detection_entries,
+    multilabel_entries,
+    segmentation_entries,
+)
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.models.checkpoints import load_checkpoint
@@ -66,10 +74,10 @@ class TorchModel:
         module: takes images ``(B, 3, H, W)``; a ``torch.nn.Module``, or a program of TorchScript or ``torch.export``,
             which only methods that change images can adapt. Of a ``DataParallel`` wrapper the module inside is used.
             See :mod:`acclimate.vision.models.torch_adapter` for what it must return.
-        kind: ``classifier``, ``multilabel`` or ``detector``.
+        kind: ``classifier``, ``multilabel``, ``segmenter`` or ``detector``.
         head: the type of a detector's class scores, see :class:`acclimate.vision.models.detection.Detection`.
         image_size: ``(width, height)`` to which images are resized; None keeps their size, which must then be the same
-            for all images of a batch.
+            for all images of a batch. A segmenter's classes are mapped back to the pixels of the image.
         mean, std: of each channel, for normalisation; None leaves pixels in [0, 1].
         preprocess: replaces ``image_size``, ``mean`` and ``std``: a :class:`Preprocess`, an image processor of
             transformers, or a function of one image ``(H, W, 3)`` (RGB, uint8) that returns a tensor ``(C, H, W)`` or a
@@ -85,7 +93,7 @@ class TorchModel:
 
     Raises:
         ConfigError: the kind is unknown, only one of mean and std is given, settings exclude each other, or the image
-            processor of a detector moves boxes.
+            processor of a detector or segmenter crops or pads images.
     """
 
     module: Any
@@ -111,10 +119,11 @@ class TorchModel:
             raise ConfigError("pixel_range is for a preprocess that is a function; leave it out")
         if self.postprocess is not None and self.kind != "detector":
             raise ConfigError(f"postprocess is for detectors, and kind is {self.kind!r}; leave it out")
-        if self.kind == "detector" and is_image_processor(self.preprocess) and moves_boxes(self.preprocess):
+        places = {"detector": "boxes", "segmenter": "pixels"}.get(self.kind)
+        if places is not None and is_image_processor(self.preprocess) and moves_boxes(self.preprocess):
             raise ConfigError(
-                f"{type(self.preprocess).__name__} crops or pads images, and does not say how boxes are mapped back; "
-                "use acclimate.vision.models.preprocess.letterbox, or a function that returns a Prepared"
+                f"{type(self.preprocess).__name__} crops or pads images, and does not say how {places} are mapped "
+                "back; use acclimate.vision.models.preprocess.letterbox, or a function that returns a Prepared"
             )
 
 
@@ -241,17 +250,27 @@ class TorchAdapter:
                 image["boxes"] = box_map.corners(image["boxes"])
             return detection_entries(found, batch, labels=self.labels)
         logits = logits_of(outputs)
+        if self.kind == "segmenter":
+            return segmentation_entries(self._as_logits(logits, classes=1), batch, labels=self.labels)
         if self.kind == "multilabel":
             self._look_at(logits)
             return multilabel_entries(logits, batch, labels=self.labels)
-        if rows_sum_to_one(logits):
+        return classification_entries(self._as_logits(logits, classes=-1), batch, labels=self.labels)
+
+    def _as_logits(self, outputs: Tensor, *, classes: int) -> Tensor:
+        """Return outputs as logits, and warn of what they probably are; ``classes`` is the dimension of the classes.
+
+        Raises:
+            ConfigError: they certainly are no logits, and no probabilities of exclusive classes either.
+        """
+        if rows_sum_to_one(outputs.movedim(classes, -1)):
             # The softmax of the logarithm of probabilities is these probabilities.
-            logits = to_logits(logits)
+            outputs = to_logits(outputs)
             if not self._looked:
                 self.warnings += ("the model returns probabilities and no logits; they are written as they are",)
                 self._looked = True
-        self._look_at(logits)
-        return classification_entries(logits, batch, labels=self.labels)
+        self._look_at(outputs)
+        return outputs
 
     def _look_at(self, logits: Tensor) -> None:
         """Warn of outputs that are probably no logits; look at those of the first batch only.
@@ -294,7 +313,8 @@ def _weights_of(module: Any) -> nn.Module:
 def _preparation(model: TorchModel) -> tuple[Preprocess | Callback, PixelRange | None, str | None]:
     """Return how images are prepared, the values of black and white, and where that was found if it was not given."""
     prepare, found = model.preprocess, None
-    if prepare is None and (model.image_size, model.mean) == (None, None) and model.kind != "detector":
+    whole = model.kind in ("classifier", "multilabel")
+    if prepare is None and (model.image_size, model.mean) == (None, None) and whole:
         stored = of_module(model.module)
         if stored is not None:
             prepare, found = stored
@@ -313,6 +333,8 @@ def _preparation(model: TorchModel) -> tuple[Preprocess | Callback, PixelRange |
 def _task(model: TorchModel, pixel_range: PixelRange | None) -> Task:
     if model.kind == "detector":
         return Detection(head=model.head, pixel_range=pixel_range, flips=model.flips)
+    if model.kind == "segmenter":
+        return Segmentation(pixel_range=pixel_range, flips=model.flips)
     of_kind = Multilabel if model.kind == "multilabel" else Classification
     return of_kind(pixel_range=pixel_range, flips=model.flips)
 

@@ -1,4 +1,4 @@
-"""The adapter for object detectors and image classifiers of transformers, from a local folder or by hub name."""
+"""The adapter for detectors, classifiers and semantic segmentation of transformers, from a folder or by hub name."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
 )
 
 from acclimate.core.determinism import parse_device
 from acclimate.core.multilabel import Multilabel
 from acclimate.core.outputs import at_least_float32
 from acclimate.core.precision import dtype_of, parse_dtype
+from acclimate.core.segmentation import Segmentation
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import Classification, Task, logits_of
 from acclimate.core.views import PixelRange, normalised_range
@@ -34,7 +37,12 @@ from acclimate.registry import AdapterInfo, Kind
 from acclimate.vision.data.corruptions import Uint8Image
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.labels import LabelMap
-from acclimate.vision.data.predictions import classification_entries, detection_entries, multilabel_entries
+from acclimate.vision.data.predictions import (
+    classification_entries,
+    detection_entries,
+    multilabel_entries,
+    segmentation_entries,
+)
 from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Entry, ImageBatch, chunks, predict_in_batches
 from acclimate.vision.models.detection import Detection, Head
@@ -59,7 +67,7 @@ _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class TransformersAdapter:
-    """Predicts with any ``AutoModelForObjectDetection`` or ``AutoModelForImageClassification``.
+    """Predicts with ``AutoModelForObjectDetection``, ``...ImageClassification`` or ``...SemanticSegmentation`` models.
 
     Args:
         model: a folder that ``save_pretrained`` wrote (model and image processor), or a hub name.
@@ -73,13 +81,14 @@ class TransformersAdapter:
         trust_pickle: whether to allow weights that are not safetensors.
 
     Raises:
-        ConfigError: there is no such model, or it is neither a detector nor a classifier.
+        ConfigError: there is no such model, it is neither a detector, a classifier nor a segmenter, or the image
+            processor of a segmenter pads images.
         CheckpointError: the weights cannot be loaded, are incomplete, or are a pickle and ``trust_pickle`` is false.
     """
 
     info: ClassVar[AdapterInfo] = AdapterInfo(
         name="transformers",
-        title="Object detectors and image classifiers of transformers",
+        title="Object detectors, image classifiers and semantic segmentation of transformers",
         model="a folder or hub name",
         takes_dtype=True,
     )
@@ -129,6 +138,8 @@ class TransformersAdapter:
         model_labels = {int(index): str(name) for index, name in (config.id2label or {}).items()}
         self.labels = LabelMap.by_name(model_labels, categories or {})
         self.warnings: tuple[str, ...] = self.labels.warnings
+        if self.kind == "segmenter":
+            self.warnings += self._keep_whole_images()
         if unexpected := sorted(info["unexpected_keys"]):
             self.warnings += (f"{len(unexpected)} tensors of the checkpoint are not used (first: {unexpected[0]})",)
         self.task: Task = self._task()
@@ -203,6 +214,8 @@ class TransformersAdapter:
             return classification_entries(logits_of(outputs), batch, labels=self.labels)
         if self.kind == "multilabel":
             return multilabel_entries(logits_of(outputs), batch, labels=self.labels)
+        if self.kind == "segmenter":
+            return segmentation_entries(logits_of(outputs), batch, labels=self.labels)
         found = self._processor.post_process_object_detection(
             SimpleNamespace(**{k: at_least_float32(outputs[k].detach()) for k in ("logits", "pred_boxes")}),
             threshold=self.score_threshold,
@@ -221,8 +234,10 @@ class TransformersAdapter:
         if architecture in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values():
             self.kind: Kind = "detector"
             return AutoModelForObjectDetection
-        names = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
-        if architecture in {name for entry in names for name in ([entry] if isinstance(entry, str) else entry)}:
+        if architecture in _names(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES):
+            self.kind = "segmenter"
+            return AutoModelForSemanticSegmentation
+        if architecture in _names(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES):
             problem = getattr(config, "problem_type", None)
             if problem == "regression" or (problem is None and config.num_labels == 1):
                 raise ConfigError(
@@ -233,8 +248,8 @@ class TransformersAdapter:
             self.kind = "multilabel" if problem == "multi_label_classification" else "classifier"
             return AutoModelForImageClassification
         raise ConfigError(
-            f"{architecture or config.model_type} is neither an object detector nor an image classifier of "
-            "transformers; give such a model, or use the adapter torch"
+            f"{architecture or config.model_type} is neither an object detector nor an image classifier nor a model "
+            "for semantic segmentation of transformers; give such a model, or use the adapter torch"
         )
 
     def _task(self) -> Task:
@@ -243,12 +258,32 @@ class TransformersAdapter:
             return Classification(pixel_range=pixel_range)
         if self.kind == "multilabel":
             return Multilabel(pixel_range=pixel_range)
+        if self.kind == "segmenter":
+            return Segmentation(pixel_range=pixel_range)
         if self._family not in _HEADS:
             self.ttt_refusal = (
                 f"this model cannot be adapted, because the head type of the family {self._family!r} is unknown; "
                 f"use one of {', '.join(_HEADS)}, or the adapter torch"
             )
         return Detection(head=_HEADS.get(self._family, "sigmoid"), pixel_range=pixel_range)
+
+    def _keep_whole_images(self) -> tuple[str, ...]:
+        """Turn off cropping, so that every pixel of an image is segmented; return what was changed.
+
+        Raises:
+            ConfigError: the image processor pads images, whose borders would be taken for parts of them.
+        """
+        if getattr(self._processor, "do_pad", False):
+            raise ConfigError(
+                "the image processor of this segmenter pads images (do_pad), so its masks do not fit them; set do_pad "
+                "to false in preprocessor_config.json"
+            )
+        if not getattr(self._processor, "do_center_crop", False):
+            return ()
+        self._processor.do_center_crop = False
+        return (
+            "the centre crop of the image processor (do_center_crop) is left out, so that whole images are segmented",
+        )
 
     def _pixel_range(self) -> PixelRange | None:
         """Return the pixel values that the image processor makes of black and white."""
@@ -277,3 +312,8 @@ class TransformersAdapter:
                 f"{folder / pickles[0]} is not a safetensors file, and loading a pickle executes code from it; "
                 "convert it, or pass --trust-pickle if you trust its source"
             )
+
+
+def _names(mapping: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the classes in one of transformers' mappings of model families."""
+    return frozenset(name for entry in mapping.values() for name in ([entry] if isinstance(entry, str) else entry))

@@ -32,12 +32,18 @@ logger = logging.getLogger(__name__)
 
 UNADAPTED: Final = "none"
 """The name of the unadapted model among the trials."""
-TRIAL_IMAGES: Final[Mapping[Kind, int]] = {"classifier": 256, "multilabel": 256, "detector": 64}
+TRIAL_IMAGES: Final[Mapping[Kind, int]] = {
+    "classifier": 256,
+    "multilabel": 256,
+    "segmenter": 32,
+    "detector": 64,
+}
 """How many of the stream's first images each candidate is tried on."""
 
 _NOUNS: Final[Mapping[Kind, str]] = {
     "classifier": "classifier",
     "multilabel": "classifier of several labels",
+    "segmenter": "segmenter",
     "detector": "detector",
 }
 # Methods whose entropies differ by less than this fraction count as equal, and the cheapest of them is taken.

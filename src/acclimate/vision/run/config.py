@@ -170,7 +170,7 @@ class TTTConfig:
         return config
 
 
-_BATCH_SIZE: Final[Mapping[Kind, int]] = {"classifier": 64, "multilabel": 64, "detector": 8}
+_BATCH_SIZE: Final[Mapping[Kind, int]] = {"classifier": 64, "multilabel": 64, "segmenter": 8, "detector": 8}
 
 
 def safe_method(kind: Kind, *, knows_source: bool, has_batch_norm: bool) -> str:
@@ -197,7 +197,7 @@ def preset_values(name: str, kind: Kind) -> dict[str, Any]:
     known = registry.presets()
     method, preset = known[_one_of("preset", name, tuple(known))]
     values = {"method": method, **preset.settings, "batch_size": _BATCH_SIZE[kind]}
-    return {**values, **preset.detector} if kind == "detector" else values
+    return {**values, **preset.of_kind(kind)}
 
 
 def own_preset(method: str) -> str:
@@ -214,11 +214,13 @@ def methods_for(kind: Kind) -> tuple[str, ...]:
 _PLURALS: Final[Mapping[Kind, str]] = {
     "classifier": "classifiers",
     "multilabel": "models with several labels for an image",
+    "segmenter": "segmenters",
     "detector": "detectors",
 }
 _SINGULARS: Final[Mapping[Kind, str]] = {
     "classifier": "classifier",
     "multilabel": "model with several labels for an image",
+    "segmenter": "segmenter",
     "detector": "detector",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,9 +13,10 @@ from typing import Any, Final, Literal
 
 from acclimate.errors import ConfigError, DataError
 from acclimate.json_values import to_jsonable
-from acclimate.output_files import check_writable, is_special
+from acclimate.output_files import check_folder_writable, check_writable, is_special
 from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
+from acclimate.vision.data.masks import mask_names, write_label_images
 from acclimate.vision.data.predictions import to_coco, wrapped, write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
 from acclimate.vision.models.adapter import Adapter, Entry, chunks, plain_forward
@@ -48,6 +50,7 @@ class ExportJob:
         tta: settings of test-time augmentation.
         wrap: whether to write ``{schema_version, predictions, meta}``.
         format: ``acclimate``, or ``coco`` results.
+        masks: a folder for a label image (PNG) of each image, for segmenters.
         log_output: the file for the TTT log.
         images_root, max_images: see :func:`load_dataset`.
         corruption: applied to every image first.
@@ -70,6 +73,7 @@ class ExportJob:
     tta: TTAConfig = field(default_factory=TTAConfig)
     wrap: bool = False
     format: Literal["acclimate", "coco"] = "acclimate"
+    masks: Path | None = None
     log_output: Path | None = None
     images_root: Path | None = None
     max_images: int | None = None
@@ -122,12 +126,20 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     for target in (job.output, job.log_output, job.save_state):
         if target is not None:
             check_writable(target)
+    if job.masks is not None:
+        check_folder_writable(job.masks)
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
+    if job.masks is not None:
+        _refuse_replacing(job.masks, dataset.records)
     reader = ImageReader(job.corruption, exif_orientation=job.exif_orientation)
     reader.check_sizes(dataset.records)
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
-    if job.format == "coco" and adapter.kind != "detector":
-        raise ConfigError("COCO results contain boxes, and this model is a classifier; use --format acclimate")
+    if job.format == "coco" and adapter.kind not in ("detector", "segmenter"):
+        raise ConfigError("COCO results contain boxes or masks, and this model is a classifier; use --format acclimate")
+    if job.masks is not None and adapter.kind != "segmenter":
+        raise ConfigError(
+            f"--masks writes a class for each pixel, and this model is no segmenter but a {adapter.kind}; leave it out"
+        )
     source_records = () if job.ttt_source is None else load_dataset(job.ttt_source).records
     config, choice = settings_for(
         adapter, job.ttt, job.preset, dataset.records, source_records=source_records, goes_on=job.load_state is not None
@@ -296,7 +308,22 @@ def _write(job: ExportJob, entries: Sequence[Entry], meta: dict[str, Any]) -> No
         content = wrapped(entries, meta)
     if job.log_output is not None and (meta["ttt"]["enabled"] or "choice" in meta["ttt"]):
         write_json(job.log_output, {"timestamp": meta["timestamp"], "output": str(job.output), "ttt": meta["ttt"]})
+    if job.masks is not None:
+        for path in write_label_images(job.masks, entries):
+            logger.debug("%s written", path)
     write_json(job.output, content)
+
+
+def _refuse_replacing(folder: Path, records: Sequence[Record]) -> None:
+    """Check that no label image would replace an image.
+
+    Raises:
+        ConfigError: one would.
+    """
+    images = {os.path.realpath(record.image) for record in records}
+    for name in mask_names([record.image for record in records]).values():
+        if os.path.realpath(folder / name) in images:
+            raise ConfigError(f"--masks {folder} would replace the image {folder / name}; name another folder")
 
 
 def _meta(
@@ -318,6 +345,7 @@ def _meta(
         "images": len(dataset.records),
         "skipped": dict(reader.skipped),
         "corruption": None if job.corruption is None else str(job.corruption),
+        "masks": None if job.masks is None else str(job.masks),
         "warnings": [*adapter.warnings, *work.warnings, *reader.warnings],
         "tta": tta,
         "ttt": ttt_meta(config, work.report),

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from acclimate.core.task import Classification, Task, View
+from acclimate.core.segmentation import Segmentation
+from acclimate.core.task import Classification, Task, View, logits_of
 from acclimate.errors import ConfigError
 from acclimate.vision.models.detection import Detection
 
@@ -70,7 +71,7 @@ class Augmenter:
         if isinstance(self.task, Detection):
             keys = ("pred_boxes",) if self.config.norm_only else ("logits", "pred_boxes")
             return {**plain, **{key: _where(chosen, merged[key], plain[key]) for key in keys}}
-        return plain if self.config.norm_only else _where(chosen, merged, self.task.decisions(plain).logits)
+        return plain if self.config.norm_only else _where(chosen, merged, logits_of(plain))
 
     def summary(self) -> dict[str, int]:
         """Return the counts, for ``meta.tta.summary``."""
@@ -80,18 +81,18 @@ class Augmenter:
         """Return warnings about settings that have no effect or may do harm."""
         found = []
         if not isinstance(self.task, Detection) and self.config.norm_only:
-            found.append("tta norm_only merges only boxes, and a classifier has none: predictions are unchanged")
+            found.append("tta norm_only merges only boxes, and this model has none: predictions are unchanged")
         if not getattr(self.task, "flips", True):
             found.append("mirrored images may have another class in this task, and tta mirrors them: leave --tta out")
         return found
 
 
 def _mirrored(task: Task, inputs: Any, chosen: torch.Tensor) -> View:
-    if isinstance(task, Detection):
+    if isinstance(task, Detection | Segmentation):
         return task.mirror(inputs, chosen)
     if not isinstance(task, Classification):
         raise ConfigError(
-            "test-time augmentation supports the tasks Classification and Detection, not "
+            "test-time augmentation supports the tasks Classification, Segmentation and Detection, not "
             f"{type(task).__name__}; leave --tta out"
         )
     images = task.images(inputs)

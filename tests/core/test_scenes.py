@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acclimate.core import Classification, Segmentation, Session
+from acclimate.core.scenes import NEAREST, SourceScenes
+from acclimate.core.source_images import SourceImages
+from acclimate.core.spectrum import Sums, measure
+from acclimate.methods import SpectrumFilter
+
+
+def scene(count: int, *, side: int, light: float, seed: int) -> Tensor:
+    """Return images that are alike: one smooth pattern, moved a little, with an amplitude and brightness ``light``."""
+    draws = torch.Generator().manual_seed(seed)
+    pattern = F.interpolate(torch.rand(1, 3, side, side, generator=draws), size=40, mode="bicubic")[0]
+    moved = torch.stack([pattern.roll(step, -1)[:, :32, :32] for step in range(count)])
+    return (light * moved).clamp(0, 1)
+
+
+def source_images() -> Tensor:
+    """Twenty scenes by day, and six images of one at dusk."""
+    by_day = [scene(1, side=4 + number % 8, light=1.0, seed=number) for number in range(20)]
+    return torch.cat([*by_day, scene(6, side=7, light=0.3, seed=99)])
+
+
+def method() -> SpectrumFilter:
+    source = SourceImages(lambda size: source_images().split(size or 8))
+    return SpectrumFilter().with_source(nn.Identity(), source, task=Classification())
+
+
+def test_a_scene_that_the_source_has_is_no_shift_and_a_damaged_one_is() -> None:
+    spectrum, dusk = method(), scene(8, side=7, light=0.3, seed=99)
+    without = SpectrumFilter(source=spectrum.source)
+    assert without.strength(Sums.of(dusk)) == 1.0
+    assert spectrum.strength(Sums.of(dusk)) == 0.0
+    noise = 0.2 * torch.randn(dusk.shape, generator=torch.Generator().manual_seed(0))
+    blurred = F.avg_pool2d(F.pad(dusk, (3, 3, 3, 3), mode="reflect"), 7, stride=1)
+    for damaged in ((dusk + noise).clamp(0, 1), 0.3 * dusk, blurred):
+        assert spectrum.strength(Sums.of(damaged)) == 1.0
+
+
+def test_mixed_streams_and_single_images_are_compared_with_the_mean() -> None:
+    images = source_images()
+    source, scenes = measure([images]), SourceScenes.of(images)
+    assert scenes.distance_nats(measure([images[:20]]), source) is None
+    assert scenes.distance_nats(measure([images[-1:]]), source) is None
+    assert scenes.distance_nats(measure([images[-6:]]), source) is not None
+    few = SourceScenes.of(images[:NEAREST])
+    assert few.distance_nats(measure([images[-6:]]), source) is None
+
+
+def test_the_spectra_of_single_images_are_those_of_the_source() -> None:
+    spectrum = method()
+    assert spectrum.scenes is not None
+    assert spectrum.source is not None
+    torch.testing.assert_close(spectrum.scenes.power.mean(0), spectrum.source.power)
+    assert spectrum == SpectrumFilter(source=None)  # neither is a setting
+
+
+class Certain(nn.Module):
+    """A segmenter that is the more certain, the closer the brightness of a pixel's image is to ``light``."""
+
+    def __init__(self, light: float) -> None:
+        super().__init__()
+        self.light = light
+
+    def forward(self, images: Tensor) -> Tensor:
+        distance = (images.mean((1, 2, 3)) - self.light).abs()
+        logit = (4 * (1 - distance))[:, None, None].expand(-1, *images.shape[2:])
+        return torch.stack([logit, -logit], 1)
+
+
+def test_the_filter_aims_at_the_group_of_source_images_with_which_a_segmenter_is_most_certain() -> None:
+    spectrum, task = method(), Segmentation()
+    assert len(spectrum.groups) == 2
+    by_light = sorted((1, 2), key=lambda number: float(spectrum.groups[number - 1].mean.mean()))
+    hazy = 0.3 * scene(8, side=7, light=0.3, seed=99) + 0.5
+    for model, expected in ((Certain(0.0), by_light[0]), (Certain(1.0), by_light[1])):
+        with Session(model, spectrum, task=task, guards=()) as session:
+            outputs, _ = session.adapt_and_predict(hazy)
+            assert session.state.reference == expected
+            aimed = session.method.cleaned(hazy, session.state, task=task)  # type: ignore[attr-defined]
+            assert abs(float(aimed.mean()) - float(spectrum.groups[expected - 1].mean.mean())) < 0.05
+            assert torch.equal(outputs, session.predict(hazy))
+            # It is decided once for a stream, and again where the stream changes.
+            session.adapt(hazy)
+            assert session.state.reference == expected
+            session.adapt((hazy + 0.3 * torch.randn(hazy.shape)).clamp(0, 1))
+            assert session.state.stream.count == 8
+            other = SpectrumFilter(source=spectrum.source)
+            assert other.cleaned(hazy, session.state, task=task).isfinite().all()  # a state of other source images
+    with Session(Certain(0.0), spectrum, task=Segmentation(sampled_positions=100), guards=()) as session:
+        session.adapt(hazy)
+        assert session.state.reference == 0  # so few decisions say nothing
+
+
+def test_source_images_of_one_kind_are_no_groups() -> None:
+    alike = SourceScenes.of(torch.cat([scene(10, side=7, light=0.5, seed=1), scene(10, side=7, light=0.6, seed=1)]))
+    assert alike.groups(least_distance_nats=0.6) == ()
+    assert SourceScenes.of(source_images()[:4]).groups(least_distance_nats=0.0) == ()
+    lonely = torch.cat([scene(12, side=7, light=1.0, seed=1), scene(2, side=7, light=0.1, seed=1)])
+    assert SourceScenes.of(lonely).groups(least_distance_nats=0.0) == ()
