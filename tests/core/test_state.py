@@ -127,6 +127,32 @@ def test_a_state_of_another_model_or_method_is_refused(tmp_path: Path) -> None:
         difference(state, saved(tmp_path / "other", steps=1, seed=1))
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("described", "without"),
+    [
+        ({"method_state": DEEP}, ""),
+        ({"settings": "{"}, ""),
+        ({"method_version": "one"}, ""),
+        ({}, "method"),
+        ({}, "stream"),
+        ({}, "rng"),
+        ({}, "report"),
+    ],
+)
+def test_damaged_state_files_are_refused_in_one_line(tmp_path: Path, described: dict[str, str], without: str) -> None:
+    saved(tmp_path / "state", steps=1)
+    with safe_open(str(tmp_path / "state"), "pt") as file:
+        metadata = {name: value for name, value in file.metadata().items() if name != without}
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != without}  # noqa: SIM118
+    save_file(tensors, tmp_path / "damaged", metadata=metadata | described)
+    with pytest.raises(CheckpointError, match="damaged") as refused:
+        SavedState.read(tmp_path / "damaged")
+    assert "\n" not in str(refused.value)
+
+
 def test_files_that_are_no_state_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         SavedState.read(tmp_path / "none")

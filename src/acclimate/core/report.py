@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from acclimate.json_values import to_jsonable
+from acclimate.json_values import from_json, to_jsonable
 
 Verdict = Literal["kept", "skipped", "rolled_back", "reset", "recovered", "refused", "paused"]
 
@@ -102,7 +102,7 @@ class SessionReport:
     @classmethod
     def from_json(cls, text: str) -> SessionReport:
         """Return the report that :meth:`to_json` wrote."""
-        values = json.loads(text)
+        values = from_json(text)
         # Reports written before version 0.2 call a paused step "rested".
         steps = [{**s, "verdict": "paused" if s["verdict"] == "rested" else s["verdict"]} for s in values["steps"]]
         values["steps"] = tuple(StepReport(**step) for step in steps)

@@ -23,8 +23,8 @@ from acclimate.core.method import HasStateTypes, Method, Selection, settings_of
 from acclimate.core.outputs import map_tensors
 from acclimate.core.precision import AnyOptimizer, name_of
 from acclimate.core.report import SessionReport
-from acclimate.errors import CheckpointError, first_line
-from acclimate.json_values import to_jsonable
+from acclimate.errors import CheckpointError, InputError, first_line
+from acclimate.json_values import from_json, to_jsonable
 from acclimate.output_files import is_regular, write_output
 from acclimate.registry import METHODS
 
@@ -140,20 +140,31 @@ class SavedState:
                 f"{path} is no state that acclimate saved (its format is {described.get('format')!r}); "
                 "give a file that --ttt-save-state wrote"
             )
+        try:
+            return cls._of(described, tensors, method)
+        except InputError:
+            raise
+        except Exception as error:  # Readers of damaged files raise whatever the first use of a wrong value raises.
+            raise CheckpointError(
+                f"state file {path} is damaged ({type(error).__name__}: {first_line(error)}); save the state again"
+            ) from error
+
+    @classmethod
+    def _of(cls, described: Mapping[str, str], tensors: Mapping[str, Tensor], method: Any) -> SavedState:
         name = described["method"]
         types = _state_types(name) if method is None else _types_of(method)
-        state = json.loads(described["method_state"])
+        state = from_json(described["method_state"])
         return cls(
             method=name,
             method_version=int(described.get("method_version", 1)),
-            settings=json.loads(described["settings"]),
+            settings=from_json(described["settings"]),
             source_sha256=described["source_sha256"],
             weights={name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")},
             method_state=None if types is None else _restored(state, tensors, types),
-            optimizer=_restored(json.loads(described["optimizer"]), tensors),
+            optimizer=_restored(from_json(described["optimizer"]), tensors),
             optimizer_name=described["optimizer_name"],
             rng=tensors["rng"],
-            stream=_stream_of(_restored(json.loads(described.get("stream") or described["memory"]), tensors)),
+            stream=_stream_of(_restored(from_json(described.get("stream") or described["memory"]), tensors)),
             report=SessionReport.from_json(bytes(tensors["report"].tolist()).decode()),
         )
 
