@@ -55,6 +55,33 @@ def fewshot_families_table(part: str) -> str:
     return "\n".join(lines)
 
 
+def serve_table(model: str) -> str:
+    """Return what sharing passes brings, by kind of load and number of clients."""
+    path = RESULTS / "serve" / "results" / f"{model}.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    lines = [
+        "| load | clients | requests/s | times one client | CPU s a request | times one client | tokens/s | first text s: p50, p95, p99 | whole s: p50, p95, p99 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for load, rows in result.get("load", {}).items():
+        one = rows["1"]
+        for clients, row in rows.items():
+            if clients == "transformers":
+                lines.append(
+                    f"| {load} | `transformers`, plain | {row['requests_per_second']} | | {row['cpu_seconds_per_request']} | | "
+                    f"{row['tokens_per_second']} | | |"
+                )
+                continue
+            speed = row["requests_per_second"] / one["requests_per_second"]
+            cost = one["cpu_seconds_per_request"] / row["cpu_seconds_per_request"]
+            times = [", ".join(f"{row[kind][p]:.2f}" for p in ("p50", "p95", "p99")) for kind in ("first_token_s", "whole_s")]
+            lines.append(
+                f"| {load} | {clients} | {row['requests_per_second']} | {speed:.1f} | {row['cpu_seconds_per_request']} | "
+                f"{cost:.1f} | {row['tokens_per_second']} | {times[0]} | {times[1]} |"
+            )
+    return "\n".join(lines)
+
+
 def gate_table() -> str:
     """Return the quality of confidence and what each environment's threshold does."""
     lines = [

@@ -284,6 +284,7 @@ def _with_tables(text: str) -> str:
             for light in ("day", "dusk")
         },
         "gate": language_tables.gate_table,
+        **{f"serve {model}": functools.partial(language_tables.serve_table, model) for model in ("spark", "smollm2")},
         "adaptation": language_tables.adaptation_table,
         "patterns": language_tables.patterns_table,
         **{f"options {name}": functools.partial(options_table, name) for name in METHODS.shipped()},
