@@ -26,6 +26,7 @@ from acclimate import __version__
 from acclimate.errors import AcclimateError, CancelledError, InputError
 from acclimate.language import AskReport, as_examples
 from acclimate.serve.admission import Admission, error_body
+from acclimate.serve.experiments import Assigner, Assignment
 from acclimate.serve.keys import SCOPES, KeyFile, Scope
 from acclimate.serve.library import NamedAdapter, NameTakenError
 from acclimate.serve.schemas import (
@@ -139,13 +140,20 @@ class _RateLimit:
         times.append(now)
 
 
-def create_app(service: Service, *, keys: KeyFile | None = None, telemetry: Telemetry | None = None) -> FastAPI:
+def create_app(
+    service: Service,
+    *,
+    keys: KeyFile | None = None,
+    telemetry: Telemetry | None = None,
+    assigner: Assigner | None = None,
+) -> FastAPI:
     """Return the application.
 
     Args:
         service: whose models are served; its workers are started and ended with the application.
         keys: of the API; None lets everybody do everything.
         telemetry: counts what is done; None counts for ``/metrics`` alone.
+        assigner: of an experiment that runs.
     """
     settings = service.settings
     telemetry = telemetry or Telemetry(service)
@@ -167,7 +175,7 @@ def create_app(service: Service, *, keys: KeyFile | None = None, telemetry: Tele
         docs_url=None,
         redoc_url=None,
     )
-    _Routes(service, telemetry, keys).add_to(app)
+    _Routes(service, telemetry, keys, assigner).add_to(app)
     _add_errors(app, telemetry)
     if settings.cors_origins:
         app.add_middleware(
@@ -217,8 +225,8 @@ def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
 class _Routes:
     """The handlers; they hold no state of requests."""
 
-    def __init__(self, service: Service, telemetry: Telemetry, keys: KeyFile | None) -> None:
-        self._service, self._telemetry, self._keys = service, telemetry, keys
+    def __init__(self, service: Service, telemetry: Telemetry, keys: KeyFile | None, assigner: Assigner | None) -> None:
+        self._service, self._telemetry, self._keys, self._assigner = service, telemetry, keys, assigner
         self._settings: ServerSettings = service.settings
         self._rate = _RateLimit(service.settings.requests_per_minute)
         self._checks = asyncio.Semaphore(_CHECKS_AT_A_TIME)
@@ -337,14 +345,19 @@ class _Routes:
     async def _generate(
         self, shape: _Chat | _Completion, body: ChatRequest | CompletionRequest, request: Request, caller: Caller
     ) -> Response:
+        request_id = request.state.request_id
+        assignment = None
+        if self._assigner is not None and caller.may("train"):
+            assignment = self._assigner.assigned(body.ttt, user=body.user or caller.id, request_id=request_id)
         prepared = await run_in_threadpool(
             self._service.prepare,
             body,
             caller.id,
             sees_all=caller.may("admin"),
             may_train=caller.may("train"),
+            assigned=assignment.options if assignment is not None else None,
         )
-        answer = _Answer(self._service, self._telemetry, shape, body, prepared, caller, request.state.request_id)
+        answer = _Answer(self._service, self._telemetry, shape, body, prepared, caller, request_id, assignment)
         if body.stream:
             return await answer.stream()
         return await answer.whole(request)
@@ -521,7 +534,9 @@ class _Answer:
         prepared: Prepared,
         caller: Caller,
         request_id: str,
+        assignment: Assignment | None,
     ) -> None:
+        self._assignment = assignment
         self._service, self._telemetry, self._shape, self._body = service, telemetry, shape, body
         self._prepared, self._caller, self._request_id = prepared, caller, request_id
         self._id, self._created = f"{shape.prefix}{uuid4().hex}", int(time.time())
@@ -550,7 +565,7 @@ class _Answer:
             self._answered(ticket, report, number)
         choices = [self._shape.choice(number, report, self._decode) for number, report in enumerate(reports)]
         body = self._envelope(self._shape.whole_object, choices)
-        body |= {"usage": _usage(reports).model_dump(), "ttt": _ttt(reports[0]).model_dump()}
+        body |= {"usage": _usage(reports).model_dump(), "ttt": _ttt(reports[0], self._assignment).model_dump()}
         return JSONResponse(body, headers={"x-acclimate-ttt": reports[0].status})
 
     async def stream(self) -> Response:
@@ -613,7 +628,7 @@ class _Answer:
                     reports[choice] = report
                     self._answered(value, report, choice)
                     closing = shape.closing(choice, report, self._decode)
-                    yield self._chunk([closing], ttt=_ttt(report).model_dump())
+                    yield self._chunk([closing], ttt=_ttt(report, self._assignment).model_dump())
                     if choice == 0:
                         # The first choice trained what the others need.
                         tickets += [submit(number) for number in range(1, self._prepared.choices)]
@@ -659,6 +674,8 @@ class _Answer:
             request_id=self._request_id if choice == 0 else f"{self._request_id}-{choice}",
             actor=self._caller.id,
             prompt=self._shape.prompt(self._body),
+            # Further choices are no requests of their own.
+            assignment=self._assignment if choice == 0 else None,
         )
 
     def _failed(self, error: Exception) -> None:
@@ -681,7 +698,7 @@ def _usage(reports: Sequence[AskReport]) -> Usage:
     )
 
 
-def _ttt(report: AskReport) -> TTTReport:
+def _ttt(report: AskReport, assignment: Assignment | None) -> TTTReport:
     return TTTReport(
         used=report.status == "adapted",
         status=report.status,
@@ -694,6 +711,8 @@ def _ttt(report: AskReport) -> TTTReport:
         cached=report.cached,
         seconds={name: round(value, 6) for name, value in report.seconds.items()},
         adapter_id=report.adapter_key,
+        experiment=assignment.experiment if assignment is not None else None,
+        arm=assignment.arm if assignment is not None else None,
         warnings=list(report.warnings),
     )
 

@@ -231,6 +231,8 @@ class TTTReport(BaseModel):
     cached: bool = False
     seconds: dict[str, float] = Field(default_factory=dict)
     adapter_id: str | None = None
+    experiment: str | None = None
+    arm: str | None = None
     warnings: list[str] = Field(default_factory=list)
 
 

@@ -13,6 +13,7 @@ import uvicorn
 from acclimate.errors import ConfigError
 from acclimate.extras import is_installed, require
 from acclimate.serve.app import create_app
+from acclimate.serve.experiments import Assigner
 from acclimate.serve.keys import KeyFile
 from acclimate.serve.service import Service, load_models
 from acclimate.serve.settings import ServerSettings
@@ -54,7 +55,13 @@ def run(settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
         store = _store(settings)
         service = Service(settings, load_models(settings, announce))
         telemetry = Telemetry(service, store=store, traces=settings.telemetry)
-        app = create_app(service, keys=keys, telemetry=telemetry)
+        assigner = None
+        if settings.experiment is not None:
+            if store is None:
+                require("monitoring", "experiment")
+            assert store is not None  # noqa: S101 - for the type checker: without the extra the line above raises
+            assigner = Assigner.of(store, settings.experiment)
+        app = create_app(service, keys=keys, telemetry=telemetry, assigner=assigner)
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -136,9 +136,22 @@ class Service:
         return served, named
 
     def prepare(
-        self, body: ChatRequest | CompletionRequest, owner: str, *, sees_all: bool = False, may_train: bool = True
+        self,
+        body: ChatRequest | CompletionRequest,
+        owner: str,
+        *,
+        sees_all: bool = False,
+        may_train: bool = True,
+        assigned: TTTOptions | None = None,
     ) -> Prepared:
         """Read a request; the model is not asked.
+
+        Args:
+            body: of the request.
+            owner: who asks.
+            sees_all: whether adapters of others may be asked.
+            may_train: whether the request may be adapted.
+            assigned: options of the arm of an experiment.
 
         Raises:
             NoSuchModelError: the model does not exist.
@@ -146,7 +159,7 @@ class Service:
             PermissionError: it asks for adaptation and may not.
         """
         served, named = self.find(body.model, owner, sees_all=sees_all)
-        options = body.ttt or TTTOptions()
+        options = body.ttt or assigned or TTTOptions()
         if not may_train and body.ttt is not None and body.ttt.mode != "off":
             raise PermissionError("this API key may not adapt (scope train); send ttt: {mode: 'off'}")
         policy = _POLICIES[options.mode] if may_train else "never"

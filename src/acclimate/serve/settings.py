@@ -74,6 +74,7 @@ class ServerSettings(BaseModel):
     )
     record: bool = Field(True, description="Write a row to the metrics store for every request.")
     db: str | None = Field(None, description="The metrics store: a SQLite file or a postgresql:// URL.")
+    experiment: str | None = Field(None, description="Experiment whose arms requests are assigned to.")
     store_content: bool = Field(False, description="Store prompts and answers with the metrics.")
     telemetry: bool = Field(False, description="Send OpenTelemetry spans and metrics, as OTEL_* variables say.")
     drain_timeout_s: float = Field(30.0, ge=0, description="Time for requests to finish when the server ends.")
@@ -116,6 +117,8 @@ class ServerSettings(BaseModel):
             )
         if self.allow_lora_loading and self.lora_folder is None:
             raise ConfigError("allow_lora_loading needs lora_folder: the folder that adapters may be loaded from")
+        if self.experiment is not None and not self.record:
+            raise ConfigError("an experiment without records shows nothing; leave out record = false")
         if self.default_answer_tokens > self.max_answer_tokens:
             raise ConfigError(
                 f"default_answer_tokens ({self.default_answer_tokens}) must not be above max_answer_tokens "

@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from acclimate import __version__
 from acclimate.errors import AcclimateError, first_line
 from acclimate.language import AskReport
+from acclimate.serve.experiments import Assignment
 from acclimate.serve.service import Service
 from acclimate.serve.worker import Ticket
 
@@ -156,6 +157,7 @@ class Telemetry:
         request_id: str,
         actor: str,
         prompt: str,
+        assignment: Assignment | None = None,
     ) -> None:
         """Count an answer, and write its row to the metrics store.
 
@@ -167,6 +169,7 @@ class Telemetry:
             request_id: of the row.
             actor: id of the API key, or empty.
             prompt: stored only where the operator wants content stored.
+            assignment: to the arm of an experiment.
         """
         ended = ticket.ended or time.perf_counter()
         whole = ended - ticket.submitted
@@ -185,7 +188,7 @@ class Telemetry:
         if self._otel is not None:
             self._otel.answered(operation, model, report, whole=whole, first=first)
         if self._store is not None:
-            self._record(report, request_id=request_id, actor=actor, prompt=prompt)
+            self._record(report, request_id=request_id, actor=actor, prompt=prompt, assignment=assignment)
 
     def failed(self, operation: str, model: str, error: Exception, seconds: float) -> None:
         """Count a request that failed while it was worked on."""
@@ -199,21 +202,36 @@ class Telemetry:
         if self._store is not None:
             self._store.close()
 
-    def _record(self, report: AskReport, *, request_id: str, actor: str, prompt: str) -> None:
-        from acclimate.monitoring import language_request
+    def _record(
+        self, report: AskReport, *, request_id: str, actor: str, prompt: str, assignment: Assignment | None
+    ) -> None:
+        from acclimate.monitoring import Outcome, language_request
 
         assert self._store is not None  # noqa: S101 - for the type checker
         try:
-            self._store.put(
-                language_request(
-                    report.to_dict(),
-                    session_id=self._session,
-                    request_id=request_id,
-                    actor=actor or "unknown",
-                    environment=self._environment,
-                    content={"prompt": prompt} if self._content else None,
-                )
+            record = language_request(
+                report.to_dict(),
+                session_id=self._session,
+                request_id=request_id,
+                actor=actor or "unknown",
+                environment=self._environment,
+                settings=None if assignment is None else {"experiment": assignment.experiment},
+                content={"prompt": prompt} if self._content else None,
             )
+            self._store.put(record)
+            if assignment is not None:
+                self._store.put(
+                    Outcome(
+                        test_id=assignment.experiment,
+                        session_id=self._session,
+                        method=assignment.arm,
+                        task_type=report.pattern,
+                        examples_count=record.examples_count,
+                        response_time=record.seconds,
+                        request_id=request_id,
+                        unit=assignment.unit,
+                    )
+                )
         except (AcclimateError, RuntimeError) as error:
             # An answer is given whatever comes of its record.
             _LOG.warning("a request was not recorded: %s", first_line(error))
