@@ -102,7 +102,7 @@ class AdapterSlots:
     @property
     def in_use(self) -> int:
         """Slots that rows use now."""
-        return sum(1 for uses in self._uses.values() if uses)
+        return len(self._uses)
 
     def check(self, adapter: Adapter) -> None:
         """Refuse an adapter that this network cannot use.

@@ -359,7 +359,8 @@ class Worker:
 
     def _wait_s(self) -> float:
         """Return how long the requests that wait will take, from how many ended lately."""
-        recent = sum(1 for at in self._ended_at if at > time.perf_counter() - _WINDOW_S)
+        # Copied in one operation: the worker's thread appends meanwhile.
+        recent = sum(1 for at in tuple(self._ended_at) if at > time.perf_counter() - _WINDOW_S)
         return min(60.0, max(1.0, self.waiting_count * _WINDOW_S / recent)) if recent else 5.0
 
     def _main(self) -> None:
