@@ -106,12 +106,12 @@ def workload(kind: str, model: str, count: int, max_tokens: int, repeats: int, s
     known = [example_set(number, repeats) for number in range(4)]
     found = []
     for number in range(count):
-        share = rng.random()
+        share = number % 4
         if kind == "plain":
             found.append(body(model, known[number % 4], word(rng), max_tokens, "off"))
-        elif kind == "repeated" or (kind == "mixed" and share < 0.5):
+        elif kind == "repeated" or (kind == "mixed" and share < 2):
             found.append(body(model, known[number % 4], word(rng), max_tokens, "auto"))
-        elif kind == "new" or share < 0.75:
+        elif kind == "new" or share == 2:
             found.append(
                 body(model, example_set(10_000 + seed * 1000 + number, repeats), word(rng), max_tokens, "auto")
             )
@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=16, help="requests one at a time")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parts", nargs="+", default=["load", "known", "overload", "memory"])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--memory-requests", type=int, default=10_000)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -256,6 +257,8 @@ def main() -> None:
 
     if "load" in given.parts:
         for name, (kind, max_tokens, repeats) in CASES.items():
+            if name not in given.cases:
+                continue
             repeats = repeats or LONG.get(given.model, 8)
             rows = result.setdefault("load", {}).setdefault(name, {})
             alone = workload(kind, given.model, given.alone, max_tokens, repeats, seed=1)
