@@ -65,7 +65,7 @@ class ServerSettings(BaseModel):
     key_value_mib: float = Field(2048.0, ge=0, description="Most memory of the answers that are generated.")
     max_rows: int = Field(64, ge=1, description="Answers that are generated side by side.")
     max_running: int = Field(64, ge=1, description="Requests that are worked on at a time.")
-    max_waiting: int = Field(128, ge=0, description="Requests that wait; further ones get status 429.")
+    max_waiting: int = Field(32, ge=0, description="Requests that wait; further ones get status 429.")
     adapter_slots: int = Field(32, ge=1, description="Different adapters in one pass.")
     training_sets: int = Field(6, ge=1, description="Sets of examples that are trained on in one pass.")
     adapting_share: float = Field(0.5, gt=0, lt=1, description="Share of the time for adapting while answers wait.")

@@ -76,7 +76,7 @@ class Limits:
 
     max_rows: int = 64
     max_running: int = 64
-    max_waiting: int = 128
+    max_waiting: int = 32
     adapter_slots: int = 32
     key_value_bytes: int = 2 * 2**30
     prefix_bytes: int = 512 * 2**20
