@@ -9,8 +9,10 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from acclimate.registry import METHODS
 from acclimate.vision.demos import digits
 
 ROOT = Path(__file__).parent.parent
+PROJECT_EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
@@ -290,6 +293,29 @@ def test_the_units_and_crontab_call_commands_that_exist() -> None:
             page = CliRunner().invoke(main, [arguments[0], "--help"])
             assert page.exit_code == 0, page.output
             assert all(option in page.output for option in arguments if option.startswith("--")), words
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_accepts_the_server_s_unit(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "operations" / "acclimate-serve.service").read_text(encoding="utf-8")
+    unit = tmp_path / "acclimate-serve.service"
+    # Checked for what it says, not for whether the server is installed on this machine.
+    unit.write_text(
+        re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", text, flags=re.MULTILINE), encoding="utf-8"
+    )
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert [line for line in done.stderr.splitlines() if unit.name in line] == [], done.stderr
+
+
+def test_the_container_copies_what_is_there() -> None:
+    text = (ROOT / "examples" / "operations" / "Dockerfile").read_text(encoding="utf-8")
+    copied = [
+        word for line in re.findall(r"^COPY (?!--from)(.+)$", text, flags=re.MULTILINE) for word in line.split()[:-1]
+    ]
+    assert {"pyproject.toml", "src"} <= set(copied)
+    assert all((ROOT / word).exists() for word in copied)
+    extras = set(re.search(r"'\.\[([\w,]+)\]'", text)[1].split(","))  # type: ignore[index]
+    assert "serve" in extras <= set(PROJECT_EXTRAS)
 
 
 def test_make_targets_that_the_pages_name_exist() -> None:

@@ -42,6 +42,12 @@ def test_every_job_checks_out_sets_up_python_and_has_a_time_limit() -> None:
         assert job["timeout-minutes"] > 0
 
 
+def test_every_pinned_package_is_audited() -> None:
+    (audit,) = [command for command in commands("audit") if "pip_audit" in command]
+    assert "--requirement constraints.txt" in audit
+    assert "continue-on-error" not in str(WORKFLOW["jobs"]["audit"])
+
+
 def test_make_has_every_target_that_ci_calls() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from acclimate.errors import SessionError
 from acclimate.language import LanguageModel
 from acclimate.language.models.decoding import Answer, Sampling
 from acclimate.language.steps import Generate, generated_alone
@@ -161,3 +162,25 @@ def test_models_that_cannot_share_passes_are_known() -> None:
     assert reason is not None
     assert "Mamba" in reason
     assert why_not(small()) is None
+
+
+def test_what_goes_wrong_while_a_token_is_chosen_belongs_to_its_row() -> None:
+    model = small()
+    slots = AdapterSlots(model, 1)
+    batch = Batch(model, slots, PrefixCache(0), max_rows=8, max_bytes=2**30)
+
+    def leaves(_text: str) -> None:
+        raise RuntimeError("the loop is closed")
+
+    step = Generate(prompts=[(5, 6, 7)], max_tokens=6, memory=RequestMemory(), open_ended=True)
+    told = dataclasses.replace(step, on_text=leaves, sampling=Sampling(temperature=2.0))
+    poisoned = slots.random_adapter(seed=0, size=1e30)
+    overflows = dataclasses.replace(step, adapter=poisoned, sampling=Sampling(temperature=1.0))
+    generations = [generation_of(model, each) for each in (step, told, overflows, step)]
+    complete(batch, generations)
+    slots.close()
+    assert generations[0].answers()[0].text == generations[3].answers()[0].text
+    with pytest.raises(RuntimeError, match="the loop is closed"):
+        generations[1].answers()
+    with pytest.raises(SessionError, match="not finite"):
+        generations[2].answers()

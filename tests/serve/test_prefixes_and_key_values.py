@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,3 +89,19 @@ def test_rows_grow_shrink_move_and_keep_their_values() -> None:
     keys, _ = values.cache.update(torch.full((1, 1, 1, 2), 9.0), torch.zeros(1, 1, 1, 2), 0)
     assert keys[0, 0, :4].tolist() == [*new[1][0].tolist(), [9.0, 9.0]]
     assert int(seen.sum()) == 4
+
+
+def test_an_allocation_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = KeyValues(3, torch.device("cpu"))
+    values.fit(1, 4)
+    values.aim(0, [0], 4)
+    for layer in range(3):
+        values.cache.update(torch.ones(1, 1, 4, 2), torch.ones(1, 1, 4, 2), layer)
+    third = values._layers[2]
+    monkeypatch.setattr(third, "resized", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    with pytest.raises(MemoryError):
+        values.fit(1, 100)
+    monkeypatch.undo()
+    assert {layer.keys.shape[2] for layer in values._layers} == {values.columns}
+    values.fit(1, 100)
+    assert {layer.keys.shape[2] for layer in values._layers} == {values.columns} == {128}

@@ -162,6 +162,34 @@ def test_large_deep_and_slow_requests_are_refused(guarded: Guarded) -> None:
         assert (refusal.status_code, "nested deeper" in refusal.text) == (400, True)
 
 
+def test_the_nesting_of_hostile_bytes_is_counted_in_linear_time() -> None:
+    for shape in (b'\\"', b'"\\', b'"', b"[", b'{"', b'\\\\"'):
+        costs = []
+        for size in (200_000, 800_000):
+            body = b'{"a": "' + shape * (size // len(shape))
+            began = time.thread_time()
+            depth_of(body)
+            costs.append(time.thread_time() - began)
+        # Quadratic time would be sixteen times as much, and at this size minutes.
+        assert costs[1] < 10 * costs[0] + 0.5, shape
+
+
+def test_a_damaged_keys_file_is_the_server_s_fault_and_not_shown(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    secret = keys.create("ann", ["infer"])[1]
+    good = keys.path.read_text()
+    with served(tmp_path, "--no-record", "--keys-file", str(keys.path)) as server:
+        ask = {"headers": {"authorization": f"Bearer {secret}"}, "timeout": 60}
+        assert httpx.get(f"{server.url}/v1/models", **ask).status_code == 200  # type: ignore[arg-type]
+        for damaged in ("{", '{"keys": [{"id": []}]}', good.replace("argon2id", "argon\u00fcid")):
+            keys.path.write_text(damaged)
+            told = httpx.get(f"{server.url}/v1/models", **ask)  # type: ignore[arg-type]
+            assert told.status_code in (401, 503)
+            assert str(tmp_path) not in told.text
+        keys.path.write_text(good)
+        assert httpx.get(f"{server.url}/v1/models", **ask).status_code == 200  # type: ignore[arg-type]
+
+
 def test_answers_carry_headers_against_browsers(guarded: Guarded) -> None:
     with guarded.http("ann") as http:
         for path in ("/v1/models", "/nowhere", "/health"):

@@ -309,6 +309,7 @@ def test_a_client_that_leaves_ends_its_request(server: Server) -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "the last message must be a text of the user"),
         ({"messages": [{"role": "user", "content": "apple " * 3000}]}, "the model reads 1024"),
+        ({"messages": [{"role": "user", "content": "x" * 100_000}]}, "has 100000 characters"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages.0.role"),
         ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
     ],
@@ -328,12 +329,43 @@ def test_draining_finishes_what_was_begun_and_exits_with_zero(tmp_path: Path) ->
         def ask() -> int:
             return httpx.post(f"{server.url}/v1/chat/completions", json=slow, timeout=120).status_code
 
-        waiting = [pool.submit(ask) for _ in range(4)]
+        def stream() -> list[str]:
+            body = slow | {"stream": True, "seed": 2}
+            with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=120) as answer:
+                return [line for line in answer.iter_lines() if line]
+
+        waiting = [pool.submit(ask) for _ in range(3)]
+        streamed = pool.submit(stream)
         while 'num_requests_running{model_name="spark"} 4.0' not in httpx.get(f"{server.url}/metrics").text:
             if all(future.done() for future in waiting):
                 break
         assert server.end(signal.SIGTERM) == 0
-        assert [future.result() for future in waiting] == [200] * 4
+        assert [future.result() for future in waiting] == [200] * 3
+        assert streamed.result()[-1] == "data: [DONE]"
+        assert '"finish_reason": "' in streamed.result()[-2]
+
+
+def test_what_is_not_finished_in_time_is_refused_in_openais_shape(tmp_path: Path) -> None:
+    with (
+        served(tmp_path, "--no-record", "--set", "drain_timeout_s=0.2") as server,
+        concurrent.futures.ThreadPoolExecutor(12) as pool,
+    ):
+        examples = [{"input": f"{a} {b}", "output": f"{b} {a}"} for a in WORDS for b in WORDS if a != b]
+        body = {"model": "spark", "messages": asked("melon apple"), "ttt": {"mode": "force", "steps": 64}}
+
+        def ask(number: int) -> httpx.Response:
+            mine = [{**example, "output": f"{example['output']} {number}"} for example in examples]
+            sent = body | {"ttt": {"mode": "force", "steps": 64, "examples": mine}}
+            return httpx.post(f"{server.url}/v1/chat/completions", json=sent, timeout=120)
+
+        waiting = [pool.submit(ask, number) for number in range(12)]
+        time.sleep(1.5)
+        assert server.end(signal.SIGTERM) == 0
+        answers = [future.result() for future in waiting]
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert refused
+    assert all(answer.json()["error"]["message"] and "retry-after" in answer.headers for answer in refused)
 
 
 def test_rows_that_were_written_survive_being_killed(tmp_path: Path) -> None:

@@ -138,3 +138,34 @@ def test_a_layer_that_mixes_rows_is_refused() -> None:
     with slots.rows([slot, slot]), pytest.raises(TTTNotSupportedError, match="one after the other"):
         layer(torch.ones(6, 32))
     slots.close()
+
+
+def test_an_adapter_whose_products_overflow_hurts_itself_alone() -> None:
+    model = small()
+    (harmless,) = adapters(model, 1)
+    huge = {name: (torch.full_like(down, 3e38), up) for name, (down, up) in harmless.weights.items()}
+    overflowing = dataclasses.replace(harmless, weights=huge, identity="huge")
+    tokens = torch.arange(1, 9)[None].repeat(3, 1)
+    slots = AdapterSlots(model, 2)
+    used = [slots.acquire("huge", overflowing), slots.acquire(harmless.identity, harmless), 0]
+    for length in (1, 8):
+        with slots.rows(used):
+            together = hidden(model, tokens[:, :length])
+        assert not together[0].isfinite().all()
+        with slots.rows([used[1]]):
+            alone = hidden(model, tokens[1:2, :length])
+        assert torch.allclose(together[1], alone[0], atol=1e-3 * float(alone.abs().max()))
+        assert torch.allclose(together[2], hidden(model, tokens[2:, :length])[0], atol=1e-4)
+    slots.close()
+
+
+def test_a_slot_that_could_not_be_written_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    one, two = adapters(model, 2)
+    slots = AdapterSlots(model, 1)
+    monkeypatch.setattr(slots, "_write", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    with pytest.raises(MemoryError):
+        slots.acquire(one.identity, one)
+    monkeypatch.undo()
+    assert slots.acquire(two.identity, two) == 1
+    slots.close()

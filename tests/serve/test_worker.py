@@ -185,8 +185,23 @@ def test_closing_gives_up_what_takes_too_long() -> None:
     long = dataclasses.replace(plain(engine, tokens=900), sampling=_never_ending())
     ticket = submitted(worker, engine, long)
     assert not worker.close(timeout_s=0.05)
-    with pytest.raises(CancelledError):
+    with pytest.raises(BusyError, match="shutting down"):
         ticket.result.result(timeout=TIMEOUT_S)
+
+
+def test_closing_tells_those_that_wait_and_removes_the_hooks_in_the_end() -> None:
+    model = spark()
+    engine = Engine(model)
+    worker = Worker(model, Limits(max_running=1))
+    worker.start()
+    long = dataclasses.replace(plain(engine, tokens=900), sampling=_never_ending())
+    tickets = [submitted(worker, engine, long) for _ in range(4)]
+    assert not worker.close(timeout_s=0.05)
+    for ticket in tickets:
+        with pytest.raises(BusyError, match="shutting down"):
+            ticket.result.result(timeout=TIMEOUT_S)
+    _until(lambda: not worker._thread.is_alive())
+    assert not any(module._forward_hooks for module in model.network.modules())
 
 
 def test_a_worker_that_fails_is_replaced_and_in_the_end_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
-_TEXT: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# The end of a text is optional: a text without one would otherwise be tried again from each quote in it.
+_TEXT: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
 #: A client that sends its request more slowly than this has its connection closed.
 _BODY_TIMEOUT_S: Final = 30.0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
+import anyio
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -23,7 +24,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from acclimate import __version__
-from acclimate.errors import AcclimateError, CancelledError, InputError
+from acclimate.errors import AcclimateError, CancelledError, ConfigError, InputError
 from acclimate.language import AskReport, as_examples
 from acclimate.serve.admission import Admission, error_body
 from acclimate.serve.experiments import Assigner, Assignment
@@ -52,6 +53,8 @@ _LOOK_S: Final = 0.2
 _PING_S: Final = 10
 #: Checks of secrets at a time: each takes tens of milliseconds on purpose.
 _CHECKS_AT_A_TIME: Final = 2
+#: What the server waits in addition to ``drain_timeout_s``, so that those that were given up are told so.
+DRAIN_MARGIN_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +333,13 @@ class _Routes:
                     headers={"www-authenticate": "Bearer"},
                 )
             async with self._checks:
-                key = await run_in_threadpool(self._keys.find, sent.strip())
+                try:
+                    key = await run_in_threadpool(self._keys.find, sent.strip())
+                except ConfigError as error:
+                    _LOG.error("%s", error)
+                    headers = {"retry-after": "10"}
+                    message = "the server's API keys cannot be read; its log says why"
+                    raise ApiError(503, message, "server_error", headers=headers) from error
             if key is None:
                 raise ApiError(401, "the API key is not valid", "authentication_error", code="invalid_api_key")
             self._rate.count(key.id)
@@ -546,21 +555,21 @@ class _Answer:
 
     async def whole(self, request: Request) -> JSONResponse:
         """Return the answer when it is complete."""
+        tickets: list[Ticket[AskReport]] = []
         try:
-            first = self._service.submit(self._prepared, self._caller.id)
-            reports = await _results([first], request)
-            tickets = [first]
+            tickets.append(self._service.submit(self._prepared, self._caller.id))
+            reports = await _results(tickets, request)
             if self._prepared.choices > 1:
                 # The first choice trained what the others need.
-                others = [
-                    self._service.submit(self._prepared, self._caller.id, choice=number)
-                    for number in range(1, self._prepared.choices)
-                ]
-                reports += await _results(others, request)
-                tickets += others
+                for number in range(1, self._prepared.choices):
+                    tickets.append(self._service.submit(self._prepared, self._caller.id, choice=number))
+                reports += await _results(tickets[1:], request)
         except Exception as error:
             self._failed(error)
             raise
+        finally:
+            for ticket in tickets:
+                ticket.give_up()
         for number, (ticket, report) in enumerate(zip(tickets, reports, strict=True)):
             self._answered(ticket, report, number)
         choices = [self._shape.choice(number, report, self._decode) for number, report in enumerate(reports)]
@@ -597,6 +606,9 @@ class _Answer:
             self._events(events, tickets, submit),
             ping=_PING_S,
             sep="\n",
+            # Streams are finished like other answers when the server ends; the worker ends those that take too long.
+            shutdown_event=anyio.Event(),
+            shutdown_grace_period=self._service.settings.drain_timeout_s + DRAIN_MARGIN_S / 2,
             headers={"x-acclimate-ttt": "in the last chunk", "x-accel-buffering": "no"},
         )
 
@@ -631,7 +643,8 @@ class _Answer:
                     yield self._chunk([closing], ttt=_ttt(report, self._assignment).model_dump())
                     if choice == 0:
                         # The first choice trained what the others need.
-                        tickets += [submit(number) for number in range(1, self._prepared.choices)]
+                        for number in range(1, self._prepared.choices):
+                            tickets.append(submit(number))
             if self._with_usage:
                 yield self._chunk([], usage=_usage(list(reports.values())).model_dump())
         except Exception as error:  # noqa: BLE001 - the stream has begun: its end says what went wrong

@@ -259,7 +259,11 @@ class Batch:
         self._leave()
 
     def _advance(self, rows: Sequence[Row], logits: Tensor) -> None:
-        for row, token in zip(rows, advance([row.continuation for row in rows], logits), strict=True):
+        def fails(number: int, error: Exception) -> None:
+            rows[number].error = error
+
+        tokens = advance([row.continuation for row in rows], logits, on_error=fails)
+        for row, token in zip(rows, tokens, strict=True):
             row.next_token = token
 
     def _tried(self, first: int, rows: Sequence[Row], pieces: Sequence[Sequence[int]]) -> Tensor:

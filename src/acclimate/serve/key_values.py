@@ -57,13 +57,15 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
             kept[place.row_index, :, place.column_index] = new.transpose(1, 2).to(kept.dtype)
         return self.keys[place.first : place.last], self.values[place.first : place.last]
 
-    def resize(self, rows: int, columns: int) -> None:
-        for name in ("keys", "values"):
-            old = getattr(self, name)
+    def resized(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values in another size; those that have room are kept."""
+        found = []
+        for old in (self.keys, self.values):
             new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
             kept_rows, kept_columns = min(rows, old.shape[0]), min(columns, old.shape[2])
             new[:kept_rows, :, :kept_columns] = old[:kept_rows, :, :kept_columns]
-            setattr(self, name, new)
+            found.append(new)
+        return found[0], found[1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._place.columns, 0
@@ -123,10 +125,12 @@ class KeyValues:
         wanted_columns = place.columns if columns <= place.columns <= 2 * columns else columns
         if (wanted_rows, wanted_columns) == (place.rows, place.columns):
             return
+        # All of it is allocated before anything is replaced: a failure in between would leave layers that disagree.
+        ready = [layer for layer in self._layers if layer.is_initialized]
+        resized = [layer.resized(wanted_rows, wanted_columns) for layer in ready]
+        for layer, (keys, values) in zip(ready, resized, strict=True):
+            layer.keys, layer.values = keys, values
         place.rows, place.columns = wanted_rows, wanted_columns
-        for layer in self._layers:
-            if layer.is_initialized:
-                layer.resize(wanted_rows, wanted_columns)
 
     def aim(self, first: int, starts: Sequence[int], tokens: int) -> tuple[Tensor, Tensor]:
         """Say where the next pass writes; return its positions, ``(rows, tokens)``, and which columns each token sees.

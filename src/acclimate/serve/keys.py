@@ -50,6 +50,11 @@ class ApiKey:
     revoked: str | None = None
     hash: str = field(default="", repr=False)
 
+    def __post_init__(self) -> None:
+        texts = (self.id, self.name, self.created, self.hash, *self.scopes, self.revoked or "")
+        if not all(isinstance(text, str) for text in texts) or not (self.id + self.hash).isascii():
+            raise TypeError("a key has a field that is no text")
+
     def may(self, scope: Scope) -> bool:
         """Return whether the key allows ``scope``; ``admin`` allows everything."""
         return scope in self.scopes or "admin" in self.scopes

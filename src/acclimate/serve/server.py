@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from acclimate.errors import ConfigError
 from acclimate.extras import is_installed, require
-from acclimate.serve.app import create_app
+from acclimate.serve.app import DRAIN_MARGIN_S, create_app
 from acclimate.serve.experiments import Assigner
 from acclimate.serve.keys import KeyFile
 from acclimate.serve.service import Service, load_models
@@ -68,7 +70,7 @@ def run(settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
             access_log=False,
             server_header=False,
             lifespan="on",
-            timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+            timeout_graceful_shutdown=round(settings.drain_timeout_s + DRAIN_MARGIN_S),
             timeout_keep_alive=30,
         )
         host, port = listening.getsockname()[:2]
@@ -77,12 +79,25 @@ def run(settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
         # uvicorn ends its work at these signals and raises them once more when it is done; that is no error here.
         before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            _Server(config, service).run(sockets=[listening])
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
     finally:
         listening.close()
+
+
+class _Server(uvicorn.Server):
+    """Begins to drain the service as soon as a signal comes: connections that are open may not ask for more."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal to end."""
+        super().handle_exit(sig, frame)
+        threading.Thread(target=self._service.close, name="acclimate-drain", daemon=True).start()
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

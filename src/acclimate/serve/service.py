@@ -29,6 +29,8 @@ from acclimate.serve.settings import ServerSettings
 from acclimate.serve.worker import Ticket, Worker
 
 _POLICIES: Final[Mapping[str, Policy]] = {"auto": "gate", "off": "never", "force": "always"}
+#: More than tokens have on average in any text that is meant to be read.
+_CHARACTERS_PER_TOKEN: Final = 32
 #: Who asks where no API keys are used.
 EVERYBODY: Final = ""
 
@@ -159,6 +161,10 @@ class Service:
             PermissionError: it asks for adaptation and may not.
         """
         served, named = self.find(body.model, owner, sees_all=sees_all)
+        # Before anything is made of it: the worker would encode all of a text that is far too long.
+        length = len(body.text) if isinstance(body, CompletionRequest) else sum(len(m.text) for m in body.messages)
+        if length > (most := served.model.encoder.max_tokens * _CHARACTERS_PER_TOKEN):
+            raise DataError(f"the prompt has {length} characters; this model reads at most {most}")
         options = body.ttt or assigned or TTTOptions()
         if not may_train and body.ttt is not None and body.ttt.mode != "off":
             raise PermissionError("this API key may not adapt (scope train); send ttt: {mode: 'off'}")
@@ -195,6 +201,7 @@ class Service:
             owner=owner,
             is_quick=key is None or key in prepared.served.cache,
             trains=key,
+            has_trained=lambda: key is not None and prepared.served.cache.is_trained(key),
             deadline_s=self.settings.request_timeout_s,
         )
 

@@ -40,11 +40,10 @@ class _Layer:
         self.down = like.new_zeros(slots, rank, sizes[0])
         self.up = like.new_zeros(slots, rank, sizes[1])
 
-    def grow(self, rank: int) -> None:
-        """Let every adapter have a rank of up to ``rank``; the weights that are added are zero."""
+    def grown(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return both blocks with room for ranks of up to ``rank``; the weights that are added are zero."""
         more = rank - self.down.shape[1]
-        self.down = nn.functional.pad(self.down, (0, 0, 0, more))
-        self.up = nn.functional.pad(self.up, (0, 0, 0, more))
+        return nn.functional.pad(self.down, (0, 0, 0, more)), nn.functional.pad(self.up, (0, 0, 0, more))
 
 
 class AdapterSlots:
@@ -155,7 +154,11 @@ class AdapterSlots:
         if slot is None:
             self.check(adapter)
             slot = self._free_slot()
-            self._write(slot, adapter)
+            try:
+                self._write(slot, adapter)
+            except BaseException:
+                self._free.append(slot)
+                raise
             self._slot_of[identity] = slot
         self._slot_of.move_to_end(identity)
         self._uses[identity] = self._uses.get(identity, 0) + 1
@@ -198,9 +201,11 @@ class AdapterSlots:
 
     def _write(self, slot: int, adapter: Adapter) -> None:
         if adapter.rank > self._rank:
+            # All of it is allocated before anything is replaced: a failure in between would leave layers that disagree.
+            grown = [layer.grown(adapter.rank) for layer in self._layers.values()]
+            for layer, (down, up) in zip(self._layers.values(), grown, strict=True):
+                layer.down, layer.up = down, up
             self._rank = adapter.rank
-            for layer in self._layers.values():
-                layer.grow(self._rank)
         scale = adapter.alpha / adapter.rank
         for name, layer in self._layers.items():
             layer.down[slot].zero_()
@@ -237,9 +242,7 @@ class _Rows:
         self._everybody = len(used) == 1 and all(slots)
         self._index = torch.tensor(slots, device=like.device)
         columns = torch.arange(self._span, device=like.device).repeat_interleave(rank)
-        mine = ((self._index[:, None] - self._first) == columns[None])[:, None]
-        # In half precision a product can become infinite, and infinity times zero would reach other rows.
-        self._mine = mine if like.dtype == torch.float16 else mine.to(like.dtype)
+        self._mine = ((self._index[:, None] - self._first) == columns[None])[:, None]
         self._views: dict[int, tuple[Tensor, Tensor]] = {}
 
     def added(self, layer: _Layer, inputs: Tensor, output: Tensor) -> Tensor:
@@ -258,10 +261,7 @@ class _Rows:
             views = self._views[id(layer)] = (down.T, layer.up[self._first : self._last].flatten(0, 1))
         hidden = torch.mm(inputs.reshape(-1, inputs.shape[-1]), views[0])
         if not self._everybody:
-            rows = hidden.view(self._count, tokens, -1)
-            if self._mine.dtype == torch.bool:
-                hidden = torch.where(self._mine, rows, 0.0).view_as(hidden)
-            else:
-                rows.mul_(self._mine)
+            # A product can become infinite, and infinity times zero would reach other rows.
+            hidden = torch.where(self._mine, hidden.view(self._count, tokens, -1), 0.0).view_as(hidden)
         output.view(-1, output.shape[-1]).addmm_(hidden, views[1])
         return output

@@ -102,19 +102,28 @@ class Ticket(Generic[T]):
         is_quick: whether its first step costs next to nothing; it does not wait for training then.
         trains: what the request will train, if it has not been trained before; of several that train the same, the
             others wait until the first has.
+        has_trained: says whether it has.
         deadline_s: seconds from now after which it is given up; None for no limit.
 
     Attributes:
         result: of the request, or its error.
         charged_s: seconds of passes that were its own, or its share of those that it shared.
+        why: it was given up; None where nobody waits.
         submitted, started, first_text, ended: on :func:`time.perf_counter`; None where that has not happened.
     """
 
     def __init__(
-        self, *, owner: str = "", is_quick: bool = False, trains: str | None = None, deadline_s: float | None = None
+        self,
+        *,
+        owner: str = "",
+        is_quick: bool = False,
+        trains: str | None = None,
+        has_trained: Callable[[], bool] = lambda: False,
+        deadline_s: float | None = None,
     ) -> None:
         self.owner, self.is_quick = owner, is_quick
         self.trains = None if is_quick else trains
+        self.has_trained = has_trained
         self.result: Future[T] = Future()
         self.charged_s = 0.0
         self.submitted = time.perf_counter()
@@ -123,10 +132,17 @@ class Ticket(Generic[T]):
         self.ended: float | None = None
         self._deadline = None if deadline_s is None else self.submitted + deadline_s
         self._given_up = threading.Event()
+        self.why: Exception | None = None
         self._inside_since: float | None = None
 
-    def give_up(self) -> None:
-        """Say that nobody waits for the result; the request ends before its next step or token."""
+    def give_up(self, why: Exception | None = None) -> None:
+        """Let the request end before its next step or token.
+
+        Args:
+            why: the error that it ends with; None where nobody waits for the result.
+        """
+        if why is not None:
+            self.why = why
         self._given_up.set()
 
     @property
@@ -306,7 +322,8 @@ class Worker:
             WorkerDiedError: it has ended.
         """
         with self._condition:
-            if self._died is not None:
+            ended = self._thread.ident is not None and not self._thread.is_alive() and not self._closing
+            if self._died is not None or ended:
                 raise WorkerDiedError("the worker of this model has ended; restart the server", 30.0)
             if self._closing:
                 raise BusyError("the server is shutting down", 5.0)
@@ -324,16 +341,20 @@ class Worker:
         with self._condition:
             self._closing = True
             self._condition.notify()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-        finished = not self._thread.is_alive()
-        if not finished:
-            # Whoever still waits is told at once; the thread ends after its pass.
-            for running in list(self._running.values()):
-                running.ticket.give_up()
-            self._thread.join(timeout_s)
-        self.slots.close()
-        return finished
+        if self._thread.ident is None:
+            self.slots.close()
+            return True
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return True
+        # Whoever still waits is told; the thread ends after its pass, and removes its hooks from the network itself.
+        refused = BusyError("the server is shutting down; try again", 5.0)
+        with self._condition:
+            entries = [*self._inbox, *(entry for queue in list(self._waiting.values()) for entry in tuple(queue))]
+        for ticket in [*(entry[0] for entry in entries), *(r.ticket for r in list(self._running.values()))]:
+            ticket.give_up(refused)
+        self._thread.join(timeout_s)
+        return False
 
     def load(self) -> Load:
         """Return what is done now, and what has been done."""
@@ -367,11 +388,13 @@ class Worker:
         while True:
             try:
                 self._serve()
+                self.slots.close()
                 return
             except BaseException as error:  # noqa: BLE001 - whatever ends the thread, nobody may wait for ever
                 _LOG.exception("the worker failed; its requests are refused")
                 self._fail_all(error)
                 if self._restarts >= _MOST_RESTARTS or not isinstance(error, Exception):
+                    self.slots.close()
                     with self._condition:
                         self._died = error
                         self._refuse_inbox()
@@ -409,7 +432,9 @@ class Worker:
     def _begin(self) -> None:
         """Begin requests that wait: the next of the owner who was charged least."""
         while len(self._running) < self.limits.max_running:
-            training = {r.ticket.trains for r in self._running.values() if r.ticket.trains is not None}
+            training = {
+                r.ticket.trains for r in self._running.values() if r.ticket.trains and not r.ticket.has_trained()
+            }
             ready = {
                 owner: entry
                 for owner, queue in self._waiting.items()
@@ -449,6 +474,8 @@ class Worker:
             self.batch.drop_done()
 
     def _over(self, ticket: Ticket[Any]) -> Exception:
+        if ticket.why is not None:
+            return ticket.why
         if ticket.is_late:
             return DeadlineError("the request took longer than it may")
         return CancelledError("the request was cancelled")
@@ -632,7 +659,6 @@ class Worker:
                 step = (
                     running.steps.send(resumed.value) if resumed.error is None else running.steps.throw(resumed.error)
                 )
-            self._spent_by_owner[ticket.owner] = self._spent_by_owner.get(ticket.owner, 0.0) + ticket.charged_s - before
         except StopIteration as ended:
             self._end(running, result=ended.value)
         except Exception as error:  # noqa: BLE001 - the result of the request
@@ -647,11 +673,14 @@ class Worker:
             else:
                 longest = max(sum(len(e.input) + len(e.output) for e in examples) for examples in step.job.sets)
                 self._to_train.append(_WaitingTraining(running, step, longest))
+        finally:
+            spent = self._spent_by_owner.get(ticket.owner, 0.0)
+            self._spent_by_owner[ticket.owner] = spent + ticket.charged_s - before
 
     def _end(self, running: _Running, *, result: Any = None, error: Exception | None = None) -> None:
         self._running.pop(id(running), None)
         running.steps.close()
-        if isinstance(error, CancelledError) and running.ticket.is_late:
+        if isinstance(error, CancelledError):
             error = self._over(running.ticket)
         self._finish(running.ticket, result=result, error=error)
 

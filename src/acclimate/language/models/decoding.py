@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acclimate.errors import ConfigError
+from acclimate.errors import ConfigError, SessionError
 from acclimate.language.prompts import Encoder
 
 #: Ends a text that stops in the middle of a character of several bytes.
@@ -207,12 +207,18 @@ class Continuation:
         return max(lengths, default=0)
 
 
-def advance(continuations: Sequence[Continuation], logits: Tensor) -> list[int]:
+def advance(
+    continuations: Sequence[Continuation], logits: Tensor, *, on_error: Callable[[int, Exception], None] | None = None
+) -> list[int]:
     """Let each continuation that is not done go on by a token; return the tokens, 0 for those that are done.
 
     Args:
         continuations: one for each row.
         logits: of the next tokens, ``(rows, vocabulary)``.
+        on_error: called with the number of a row and its error, so that the other rows go on; None raises it.
+
+    Raises:
+        SessionError: the scores of a row are not finite.
     """
     log_probabilities = logits.float().log_softmax(-1)
     best = log_probabilities.max(-1)
@@ -220,8 +226,17 @@ def advance(continuations: Sequence[Continuation], logits: Tensor) -> list[int]:
     for row, continuation in enumerate(continuations):
         if continuation.done:
             tokens[row] = 0
-        elif continuation.is_greedy:
-            continuation.take(tokens[row], values[row])
-        else:
-            tokens[row] = continuation.choose(log_probabilities[row])
+            continue
+        try:
+            if not math.isfinite(values[row]):
+                raise SessionError("the model's scores are not finite, so that no token can be chosen")
+            if continuation.is_greedy:
+                continuation.take(tokens[row], values[row])
+            else:
+                tokens[row] = continuation.choose(log_probabilities[row])
+        except Exception as error:
+            if on_error is None:
+                raise
+            tokens[row] = 0
+            on_error(row, error)
     return tokens

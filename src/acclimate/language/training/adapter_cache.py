@@ -103,6 +103,12 @@ class AdapterManager:
             self._drop()
             return key in self._entries
 
+    def is_trained(self, key: str) -> bool:
+        """Return whether an adapter with weights is kept under ``key``; where adapting was declined there is none."""
+        with self._lock:
+            entry = self._entries.get(key)
+            return entry is not None and bool(entry.adapter.weights)
+
     def get(self, key: str) -> tuple[Adapter, Any] | None:
         """Return the adapter kept under ``key`` with its extra, or None."""
         with self._lock:
