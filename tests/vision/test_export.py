@@ -123,7 +123,8 @@ def test_every_method_and_reset_policy_writes_a_report(folder: Path, model: str,
         "max_update": 1e9,
         "max_drift": 1e9,
     }
-    source = folder / "images" if METHODS.info(method).needs_one_of == ("source_images",) else None
+    needs_source = method is not None and METHODS.info(method).needs_one_of == ("source_images",)
+    source = folder / "images" if needs_source else None
     result = export(job(folder, model, ttt=given, ttt_source=source, wrap=True, log_output=folder / "out" / "log.json"))
     content = json.loads((folder / "out" / "predictions.json").read_text())
     assert_yolozus_types(content)
@@ -174,7 +175,8 @@ def test_every_method_and_reset_policy_writes_a_report(folder: Path, model: str,
 def test_every_preset_can_be_run(folder: Path, preset: str, model: str) -> None:
     method = presets()[preset][0]
     # It needs source images; the error without them is tested in tests/cli/test_pose_scenes_commands.py.
-    source = folder / "images" if METHODS.info(method).needs_one_of == ("source_images",) else None
+    needs_source = method is not None and METHODS.info(method).needs_one_of == ("source_images",)
+    source = folder / "images" if needs_source else None
     if model not in METHODS.info(method).kinds:
         for given in ({"method": method}, {}):
             with pytest.raises(TTTNotSupportedError, match=f"{method} is for classifiers"):
@@ -258,7 +260,8 @@ def test_wrapped_exports_have_yolozus_types_and_say_what_has_an_effect(
     if method is not None and model not in METHODS.info(method).kinds:
         pytest.skip("for classifiers")
     given = None if method is None else {"method": method, "reset": "online", "batch_size": 4, "max_batches": 1}
-    source = folder / "images" if METHODS.info(method).needs_one_of == ("source_images",) else None
+    needs_source = method is not None and METHODS.info(method).needs_one_of == ("source_images",)
+    source = folder / "images" if needs_source else None
     export(job(folder, model, ttt=given, ttt_source=source, tta=TTAConfig(enabled=tta), wrap=True))
     content = json.loads((folder / "out" / "predictions.json").read_text())
     assert_yolozus_types(content)

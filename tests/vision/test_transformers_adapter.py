@@ -201,7 +201,8 @@ def test_every_method_runs_on_every_family_and_restores_the_model(folder: Path, 
         },
         kind=adapter.kind,
     )
-    source = load_dataset(folder / "images").records if method in ("spectrum", "blend") else ()
+    needs_source = method == "blend" or METHODS.info(method).needs_one_of == ("source_images",)
+    source = load_dataset(folder / "images").records if needs_source else ()
     with TTTRun(adapter, config, source_records=source) as run:
         entries = [entry for batch in run.online(load_dataset(folder / "images").records) for entry in batch]
         report = run.report()
