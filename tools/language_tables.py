@@ -74,7 +74,9 @@ def serve_table(model: str) -> str:
                 continue
             speed = row["requests_per_second"] / one["requests_per_second"]
             cost = one["cpu_seconds_per_request"] / row["cpu_seconds_per_request"]
-            times = [", ".join(f"{row[kind][p]:.2f}" for p in ("p50", "p95", "p99")) for kind in ("first_token_s", "whole_s")]
+            times = [
+                ", ".join(f"{row[kind][p]:.2f}" for p in ("p50", "p95", "p99")) for kind in ("first_token_s", "whole_s")
+            ]
             lines.append(
                 f"| {load} | {clients} | {row['requests_per_second']} | {speed:.1f} | {row['cpu_seconds_per_request']} | "
                 f"{cost:.1f} | {row['tokens_per_second']} | {times[0]} | {times[1]} |"
