@@ -36,6 +36,7 @@ class OptionalPackage:
 #: Optional dependencies by the name that is imported.
 OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "PIL": OptionalPackage("pillow", ("vision",)),
+    "anyio": OptionalPackage("anyio", ("serve",)),
     "argon2": OptionalPackage("argon2-cffi", ("serve",)),
     "alembic": OptionalPackage("alembic", ("monitoring",)),
     "cv2": OptionalPackage("opencv-python-headless", ("vision",)),
