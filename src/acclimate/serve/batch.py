@@ -17,6 +17,7 @@ from torch import Tensor
 from acclimate.errors import TTTNotSupportedError, first_line
 from acclimate.language import Adapter, LanguageModel
 from acclimate.language.models.decoding import Answer, Continuation, Sampling, advance
+from acclimate.language.models.generate import continuations
 from acclimate.language.steps import Generate, generated_alone
 from acclimate.language.training.memory import RequestMemory
 from acclimate.serve.key_values import KeyValues
@@ -53,7 +54,6 @@ class Row:
         slot: of the adapter, from the time that the row joins.
         length: tokens whose keys and values are there.
         next_token: to be passed next, when the prompt has been read.
-        answer: where it was not made here.
         error: that ended it.
     """
 
@@ -64,7 +64,6 @@ class Row:
     slot: int = 0
     length: int = 0
     next_token: int = 0
-    answer: Answer | None = None
     error: Exception | None = None
 
     @property
@@ -101,26 +100,22 @@ class Generation:
         for row in self.rows:
             if row.error is not None:
                 raise row.error
-        return [row.answer or row.continuation.answer() for row in self.rows]
+        return [row.continuation.answer() for row in self.rows]
 
 
 def generation_of(model: LanguageModel, step: Generate, owner: Any = None) -> Generation:
     """Return the rows of ``step``."""
+    answers = continuations(
+        model,
+        len(step.prompts),
+        max_tokens=step.max_tokens,
+        open_ended=step.open_ended,
+        sampling=step.sampling,
+        on_text=step.on_text,
+    )
     rows = [
-        Row(
-            tokens=tokens,
-            shared_tokens=step.shared_tokens,
-            continuation=Continuation(
-                model.encoder,
-                ends=model.end_tokens,
-                max_tokens=step.max_tokens,
-                open_ended=step.open_ended,
-                sampling=step.sampling,
-                on_text=step.on_text if number == 0 else None,
-            ),
-            adapter=step.adapter,
-        )
-        for number, tokens in enumerate(step.prompts)
+        Row(tokens, step.shared_tokens, answer, step.adapter)
+        for tokens, answer in zip(step.prompts, answers, strict=True)
     ]
     return Generation(step, rows, owner)
 

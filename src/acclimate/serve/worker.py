@@ -20,6 +20,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from acclimate.errors import AcclimateError, CancelledError, ConfigError, first_line
 from acclimate.language import LanguageModel
+from acclimate.language.models.decoding import Answer
 from acclimate.language.steps import Generate, Steps, Together, Train, generated_alone
 from acclimate.language.training.trainer import Training, trained
 from acclimate.serve.batch import Batch, Generation, generation_of, why_not
@@ -448,7 +449,7 @@ class Worker:
             if not self._waiting[owner]:
                 del self._waiting[owner]
             # Charged beforehand with nothing, so that equal owners take turns.
-            self._spent_by_owner[owner] = self._spent_by_owner.get(owner, 0.0) + 1e-6
+            self._spend(owner, 1e-6)
             ticket.started = time.perf_counter()
             running = _Running(ticket, begin())
             self._running[id(running)] = running
@@ -527,16 +528,21 @@ class Worker:
         for owner, share in owners.items():
             self._charge(owner.ticket, timer.seconds * share)
         for generation in ended:
-            self._generated(generation)
+            self._generated(generation, generation.answers)
 
-    def _generated(self, generation: Generation) -> None:
-        """Let a request go on when all of its answers are there, or one of them has failed."""
+    def _generated(self, generation: Generation, make: Callable[[], list[Answer]]) -> None:
+        """Let a request go on when all of its answers are there, or one of them has failed.
+
+        Args:
+            generation: that has ended.
+            make: returns its answers, or raises the error of one.
+        """
         running: _Running = generation.owner
         if not any(generation is known for known in running.generations):
             # Another one of this step has failed before; the request has gone on without.
             return
         try:
-            answers = generation.answers()
+            answers = make()
         except Exception as error:  # noqa: BLE001 - of a row: it belongs to the request
             self._give_up_generations(running)
             self._resume(_Resumed(running, error=error))
@@ -558,14 +564,11 @@ class Worker:
         running.generations = []
 
     def _generate_alone(self, generation: Generation) -> None:
-        running: _Running = generation.owner
-        with self._timed("alone"), running.ticket.inside():
-            try:
-                for row, answer in zip(generation.rows, generated_alone(self.model, generation.step), strict=True):
-                    row.answer = answer
-            except Exception as error:  # noqa: BLE001 - handed on: the request decides what it means
-                generation.rows[0].error = error
-        self._generated(generation)
+        def make() -> list[Answer]:
+            with self._charged("alone", generation.owner.ticket):
+                return generated_alone(self.model, generation.step)
+
+        self._generated(generation, make)
 
     def _adapt(self) -> None:
         """Make one training step, or bring one request to the point where it wants to be trained."""
@@ -610,7 +613,7 @@ class Worker:
             self._retry_training(chosen, error)
 
     def _train(self) -> None:
-        training, trained = self._training, self._trained
+        training, together = self._training, self._trained
         assert training is not None  # noqa: S101 - for the type checker
         try:
             with self._timed("train") as timer, training.attached():
@@ -618,15 +621,14 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - handed on: each request decides what it means
             training.let_go()
             self._training, self._trained = None, []
-            self._retry_training(trained, error)
+            self._retry_training(together, error)
             return
-        sets = sum(len(waiting.step.job.sets) for waiting in trained)
-        for waiting in trained:
+        sets = sum(len(waiting.step.job.sets) for waiting in together)
+        for waiting in together:
             self._charge(waiting.running.ticket, timer.seconds * len(waiting.step.job.sets) / sets)
-        ended = training.ended()
-        for job, adapter in ended:
-            waiting = next(w for w in trained if w.step.job is job)
-            self._trained.remove(waiting)
+        for job, adapter in training.ended():
+            waiting = next(w for w in together if w.step.job is job)
+            together.remove(waiting)
             self._resumed.append(_Resumed(waiting.running, adapter))
         if training.finished:
             training.let_go()
@@ -642,7 +644,7 @@ class Worker:
         )
         for waiting in chosen:
             resumed = _Resumed(waiting.running)
-            with self._timed("train"), waiting.running.ticket.inside():
+            with self._charged("train", waiting.running.ticket):
                 try:
                     resumed.value = trained(self.model, waiting.step.job, waiting.step.recipe)
                 except Exception as again:  # noqa: BLE001 - handed on: the request decides what it means
@@ -652,10 +654,8 @@ class Worker:
     def _resume(self, resumed: _Resumed) -> None:
         """Let a request go on until it asks for its next step, or ends."""
         running = resumed.running
-        ticket = running.ticket
         try:
-            before = ticket.charged_s
-            with ticket.inside(), self._timed("score"):
+            with self._charged("score", running.ticket):
                 step = (
                     running.steps.send(resumed.value) if resumed.error is None else running.steps.throw(resumed.error)
                 )
@@ -673,9 +673,6 @@ class Worker:
             else:
                 longest = max(sum(len(e.input) + len(e.output) for e in examples) for examples in step.job.sets)
                 self._to_train.append(_WaitingTraining(running, step, longest))
-        finally:
-            spent = self._spent_by_owner.get(ticket.owner, 0.0)
-            self._spent_by_owner[ticket.owner] = spent + ticket.charged_s - before
 
     def _end(self, running: _Running, *, result: Any = None, error: Exception | None = None) -> None:
         self._running.pop(id(running), None)
@@ -698,8 +695,22 @@ class Worker:
             ticket.result.set_exception(error)
 
     def _charge(self, ticket: Ticket[Any], seconds: float) -> None:
+        """Charge a request, and its owner, with its share of a pass."""
         ticket.charged_s += seconds
-        self._spent_by_owner[ticket.owner] = self._spent_by_owner.get(ticket.owner, 0.0) + seconds
+        self._spend(ticket.owner, seconds)
+
+    @contextlib.contextmanager
+    def _charged(self, kind: str, ticket: Ticket[Any]) -> Iterator[None]:
+        """Count the block as a pass, and charge one request, and its owner, with all of it."""
+        before = ticket.charged_s
+        try:
+            with self._timed(kind), ticket.inside():
+                yield
+        finally:
+            self._spend(ticket.owner, ticket.charged_s - before)
+
+    def _spend(self, owner: str, seconds: float) -> None:
+        self._spent_by_owner[owner] = self._spent_by_owner.get(owner, 0.0) + seconds
 
     def _fail_all(self, error: BaseException) -> None:
         failed = WorkerDiedError(f"the worker failed: {first_line(error)}; try again", 1.0)

@@ -81,17 +81,9 @@ def generate(
     """
     with model.lock:
         ids = torch.tensor(prompts, device=model.device)
-        rows = [
-            Continuation(
-                model.encoder,
-                ends=model.end_tokens,
-                max_tokens=max_tokens,
-                open_ended=open_ended,
-                sampling=sampling,
-                on_text=on_text if number == 0 else None,
-            )
-            for number in range(len(prompts))
-        ]
+        rows = continuations(
+            model, len(prompts), max_tokens=max_tokens, open_ended=open_ended, sampling=sampling, on_text=on_text
+        )
         if prefix is None:
             output = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
         else:
@@ -122,6 +114,23 @@ def generate(
             memory.set("key-value cache", cache_bytes(getattr(output, "past_key_values", None)))
             memory.set("key-value cache", 0)
         return [row.answer() for row in rows]
+
+
+def continuations(
+    model: LanguageModel, count: int, *, max_tokens: int, open_ended: bool, sampling: Sampling, on_text: OnText | None
+) -> list[Continuation]:
+    """Return ``count`` answers that are to be generated; the text of the first is told to ``on_text``."""
+    return [
+        Continuation(
+            model.encoder,
+            ends=model.end_tokens,
+            max_tokens=max_tokens,
+            open_ended=open_ended,
+            sampling=sampling,
+            on_text=on_text if number == 0 else None,
+        )
+        for number in range(count)
+    ]
 
 
 def majority(answers: Sequence[Answer]) -> Answer:
