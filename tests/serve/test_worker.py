@@ -250,7 +250,7 @@ def test_training_that_fails_together_is_tried_one_by_one(monkeypatch: pytest.Mo
 
     class Fails(worker_module.Training):
         def step(self) -> None:
-            if self.job_count > 1:
+            if len(self._jobs) > 1:
                 raise MemoryError("can't allocate memory")
             super().step()
 

@@ -228,6 +228,12 @@ class Encoder:
             parts.append(before)
         return [tuple(self.tokenizer(part, add_special_tokens=False).input_ids) for part in (*parts, text)]
 
+    def token_text(self, token: int) -> str:
+        """Return the text of one token."""
+        with self._lock:
+            text: str = self.tokenizer.decode([token])
+        return text
+
     def answer_text(self, ids: Sequence[int], *, open_ended: bool = False) -> str:
         """Return the text of generated ``ids`` up to the end of the answer; all of it where it is ``open_ended``."""
         with self._lock:

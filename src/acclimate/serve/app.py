@@ -382,7 +382,10 @@ class _Routes:
             examples = as_examples([(e.input, e.output) for e in body.examples])
             options = TTTOptions(rank=body.rank, steps=body.steps)
             ticket = self._service.prime(served, examples, caller.id, options)
-            (adapter,) = await _results([ticket], request)
+            try:
+                (adapter,) = await _results([ticket], request)
+            finally:
+                ticket.give_up()
         except BaseException:
             library.release(served.name, body.name, caller.id)
             raise
@@ -434,20 +437,20 @@ async def _or_conflict(reserve: Callable[[], None], *, status: int = 409) -> Non
 
 
 async def _results(tickets: Sequence[Ticket[Any]], request: Request) -> list[Any]:
-    """Return the results of tickets; they are given up when the client leaves."""
+    """Return the results of tickets, or raise the first error; who calls gives up the tickets.
+
+    Raises:
+        CancelledError: the client left.
+    """
     futures = [asyncio.wrap_future(ticket.result) for ticket in tickets]
-    try:
-        waiting = set(futures)
-        while waiting:
-            _, waiting = await asyncio.wait(waiting, timeout=_LOOK_S, return_when=asyncio.FIRST_EXCEPTION)
-            if waiting and (any(f.done() and f.exception() for f in futures) or await request.is_disconnected()):
-                break
-        if waiting and not any(f.done() and f.exception() for f in futures):
+    waiting = set(futures)
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, timeout=_LOOK_S, return_when=asyncio.FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        if waiting and await request.is_disconnected():
             raise CancelledError("the client closed the connection")
-        return [future.result() for future in futures if future.done()]
-    finally:
-        for ticket in tickets:
-            ticket.give_up()
+    return [future.result() for future in futures]
 
 
 def _info(named: NamedAdapter) -> AdapterInfo:
@@ -550,8 +553,7 @@ class _Answer:
         self._prepared, self._caller, self._request_id = prepared, caller, request_id
         self._id, self._created = f"{shape.prefix}{uuid4().hex}", int(time.time())
         self._began = time.perf_counter()
-        tokenizer = prepared.served.model.tokenizer
-        self._decode: Callable[[int], str] = lambda token: tokenizer.decode([token])
+        self._decode = prepared.served.model.encoder.token_text
 
     async def whole(self, request: Request) -> JSONResponse:
         """Return the answer when it is complete."""

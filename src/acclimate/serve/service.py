@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -67,14 +67,14 @@ class Prepared:
         engine: with the settings of the request.
         request: as the engine read it.
         choices: answers that were asked for.
-        named: the adapter that was asked for by name.
+        trains: the key of the adapter that the request needs; None where nothing is trained for it.
     """
 
     served: ServedModel
     engine: Engine
     request: Request
     choices: int
-    named: NamedAdapter | None
+    trains: str | None
 
 
 class Service:
@@ -105,15 +105,9 @@ class Service:
 
     def close(self) -> bool:
         """Finish the requests that are there and end the workers; return whether all were finished in time."""
-        closing = [
-            threading.Thread(target=lambda worker=served.worker: worker.close(timeout_s=self.settings.drain_timeout_s))
-            for served in self.models.values()
-        ]
-        for thread in closing:
-            thread.start()
-        for thread in closing:
-            thread.join()
-        return not any(served.worker.is_alive for served in self.models.values())
+        workers = [served.worker for served in self.models.values()]
+        with ThreadPoolExecutor(len(workers)) as pool:
+            return all(list(pool.map(lambda worker: worker.close(timeout_s=self.settings.drain_timeout_s), workers)))
 
     @property
     def is_alive(self) -> bool:
@@ -177,8 +171,10 @@ class Service:
         if choices > self.settings.max_choices:
             raise DataError(f"n is {choices}; at most {self.settings.max_choices} may be asked for")
         request = self._read(engine, body, options, policy, named)
+        if wanted is None and request.open_ended:
+            wanted = self.settings.default_answer_tokens
         request = replace(request, max_tokens=wanted, sampling=_sampling(body))
-        return Prepared(served, engine, request, choices, named)
+        return Prepared(served, engine, request, choices, engine.adapter_key(request))
 
     def submit(
         self,
@@ -193,10 +189,8 @@ class Service:
 
         Raises:
             BusyError: too many requests wait.
-            DataError: its examples are too long or too many.
         """
-        engine = prepared.engine
-        key = engine.adapter_key(prepared.request)
+        engine, key = prepared.engine, prepared.trains
         ticket: Ticket[AskReport] = Ticket(
             owner=owner,
             is_quick=key is None or key in prepared.served.cache,
@@ -303,8 +297,6 @@ class Service:
             read = engine.read_examples(examples, read.query, adapter=adapter)
         elif adapter is not None:
             read = replace(read, adapter=adapter)
-        if read.open_ended and read.max_tokens is None:
-            read = replace(read, max_tokens=self.settings.default_answer_tokens)
         return replace(read, policy=policy)
 
 

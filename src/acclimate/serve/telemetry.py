@@ -54,11 +54,6 @@ class _Collector:
             "acclimate_slot_bytes": ("Adapters in slots.", lambda load: load.slot_bytes),
             "acclimate_slots_in_use": ("Adapters that rows use.", lambda load: load.slots_in_use),
         }
-        for name, (text, read) in gauges.items():
-            family = GaugeMetricFamily(name, text, labels=["model_name"])
-            for model, load, _ in loads:
-                family.add_metric([model], read(load))
-            yield family
         counters: dict[str, tuple[str, Any]] = {
             "vllm:prefix_cache_queries": (
                 "Look-ups of beginnings of prompts.",
@@ -68,11 +63,12 @@ class _Collector:
             "acclimate_adapter_loads": ("Adapters copied into a slot.", lambda load: load.adapter_loads),
             "acclimate_worker_restarts": ("Times that a worker was replaced.", lambda load: load.restarts),
         }
-        for name, (text, read) in counters.items():
-            counter = CounterMetricFamily(name, text, labels=["model_name"])
-            for model, load, _ in loads:
-                counter.add_metric([model], read(load))
-            yield counter
+        for family_of, families in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+            for name, (text, read) in families.items():
+                family = family_of(name, text, labels=["model_name"])
+                for model, load, _ in loads:
+                    family.add_metric([model], read(load))
+                yield family
         for name, text in (("passes", "Passes by kind."), ("pass_seconds", "Seconds of passes by kind.")):
             counter = CounterMetricFamily(f"acclimate_{name}", text, labels=["model_name", "kind"])
             for model, load, _ in loads:

@@ -174,11 +174,6 @@ class Training:
         """Whether every job has ended."""
         return all(progress.stop is not None for progress in self._progress)
 
-    @property
-    def job_count(self) -> int:
-        """Jobs that are trained side by side."""
-        return len(self._jobs)
-
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Let the model compute with the weights in training inside the block, in which :meth:`step` is called."""
