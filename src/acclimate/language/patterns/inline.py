@@ -16,7 +16,7 @@ from acclimate.language.patterns.separated import (
     rows_of,
     without_lead,
 )
-from acclimate.language.patterns.text import Line, Reading, Span, after_number, is_open, unwrapped
+from acclimate.language.patterns.text import Line, Reading, Span, after_number, after_signs, is_open, unwrapped
 
 _BETWEEN: Final = (", ", "; ", ",", ";", " | ", " / ", ". ", "，", "、", "。", "  ", " • ", " and ", " ")
 _MOST_CUTS: Final = 200
@@ -191,8 +191,7 @@ def _same_words(text: str, pairs: list[tuple[Span, Span]]) -> list[tuple[Span, S
 
 def _after_and(text: str, start: int, end: int) -> int:
     """Return where an item begins after a word such as ``and``."""
-    while start < end and text[start] in " \t":
-        start += 1
+    start = after_signs(text, start, end, " \t")
     if text.startswith("e.g. ", start):
         start += 5
     start = after_number(text, start, end)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from acclimate.language.patterns.extents import is_cue
 from acclimate.language.patterns.records import MOST_RECORDS
 from acclimate.language.patterns.roles import is_answering, is_asking
-from acclimate.language.patterns.text import Reading, Span, is_open, trimmed
+from acclimate.language.patterns.text import Reading, Span, after_signs, is_open, trimmed
 
 
 @dataclass(slots=True)
@@ -95,8 +95,7 @@ def _scan(text: str) -> list[_Object]:
             closed = stop < size
             inner = (at + 1, stop)
             after = stop + 1
-            while after < size and text[after] in " \t\r\n":
-                after += 1
+            after = after_signs(text, after, size, " \t\r\n")
             if kinds[-1] == "{" and key is None:
                 if after < size and text[after] == ":" and stop - at < 60:
                     key = text[inner[0] : inner[1]], at

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from acclimate.language.patterns.roles import ANSWERING, ASKING
-from acclimate.language.patterns.text import ANNOUNCING, Line, after_bullet, after_number, is_rule
+from acclimate.language.patterns.text import ANNOUNCING, Line, after_bullet, after_number, after_signs, is_rule
 
 #: Signs that introduce a line of code, a command, a comment or an answer without a name.
 _LINE_SIGNS: Final = (
@@ -149,8 +149,7 @@ def _label(text: str, line: Line) -> Marker | None:
     if at + 1 < end and unicodedata.category(text[at]) == "So":
         # A picture in front of a label.
         at += 1
-        while at < end and text[at] in " \ufe0f":
-            at += 1
+        at = after_signs(text, at, end, " \ufe0f")
     found = _framed(text, start, end) or _named(text, start, at, end)
     if found is not None:
         return found
@@ -201,8 +200,7 @@ def _named(text: str, start: int, at: int, end: int) -> Marker | None:
     heading = hashes - at if hashes > at and hashes < end and text[hashes] in " \t" else 0
     if heading:
         at = hashes
-        while at < end and text[at] in " \t":
-            at += 1
+        at = after_signs(text, at, end, " \t")
     stars = at
     while stars < end and text[stars] in "*_" and stars - at < 3:
         stars += 1

@@ -193,18 +193,23 @@ def after_bullet(text: str, start: int, end: int) -> int:
             start += 1
         else:
             break
-        while start < end and text[start] in " \t":
-            start += 1
+        start = after_signs(text, start, end, " \t")
     return start
+
+
+def after_signs(text: str, at: int, end: int, signs: str) -> int:
+    """Return the first place from ``at`` on, ``end`` at most, where ``text`` has none of ``signs``."""
+    while at < end and text[at] in signs:
+        at += 1
+    return at
 
 
 def after_number(text: str, start: int, end: int) -> int:
     """Return where the line goes on after a list number (``1.``, ``b)``, ``(iv)``, ``#3``, ``Example 2:``), or ``start``."""
     at = start
-    while at < end and text[at] in "*_":
-        at += 1
+    at = after_signs(text, at, end, "*_")
     if at < end and text[at] in _NUMBER_SIGNS:
-        return _past_blanks(text, at + 1, end)
+        return after_signs(text, at + 1, end, " \t")
     bracket = at < end and text[at] in "(["
     sign = at < end and text[at] in "#№"
     if bracket or sign:
@@ -223,13 +228,12 @@ def after_number(text: str, start: int, end: int) -> int:
     if mark == at:
         return start
     stop = mark
-    while stop < end and text[stop] in "*_":
-        stop += 1
+    stop = after_signs(text, stop, end, "*_")
     if digits > at and text.startswith("\ufe0f⃣", stop):
-        return _past_blanks(text, stop + 2, end)
+        return after_signs(text, stop + 2, end, " \t")
     closers = ".)]" if not sign else ".):]"
     if digits > at and not bracket and not sign and text.startswith((" - ", " – "), stop):
-        return _past_blanks(text, stop + 3, end)
+        return after_signs(text, stop + 3, end, " \t")
     if digits > at and not bracket:
         closers += ":°/-" if not sign else ""
     if stop < end and text[stop] in closers:
@@ -242,24 +246,16 @@ def after_number(text: str, start: int, end: int) -> int:
         pass
     else:
         return start
-    while stop < end and text[stop] in "*_":
-        stop += 1
+    stop = after_signs(text, stop, end, "*_")
     if stop < end and text[stop] not in " \t":
         return start
-    return _past_blanks(text, stop, end)
-
-
-def _past_blanks(text: str, at: int, end: int) -> int:
-    while at < end and text[at] in " \t":
-        at += 1
-    return at
+    return after_signs(text, stop, end, " \t")
 
 
 def after_announcement(text: str, start: int, end: int) -> int:
     """Return where the line goes on after ``Example 3:`` and the like, or ``start``."""
     at = start
-    while at < end and text[at] in "#*_>([ ":
-        at += 1
+    at = after_signs(text, at, end, "#*_>([ ")
     word = at
     while word < end and word - at < 15 and text[word].isalpha():
         word += 1
@@ -268,8 +264,7 @@ def after_announcement(text: str, start: int, end: int) -> int:
     stop = word
     if stop < end and text[stop] == ".":
         stop += 1
-    while stop < end and text[stop] in " #№°([":
-        stop += 1
+    stop = after_signs(text, stop, end, " #№°([")
     digits = stop
     while digits < end and digits - stop < 3 and text[digits].isdigit():
         digits += 1
