@@ -34,19 +34,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def by_transformers(folder: Path, family: str, models: Any, adapter: TransformersAdapter) -> tuple[Any, Any, Any]:
+    """Return transformers' processor, its model's outputs on the images, and the sizes of these."""
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(folder / family, backend="pil")
+    pixels = [adapter.reader.read(record) for record in load_dataset(folder / "images").records]
+    with torch.no_grad():
+        outputs = models.from_pretrained(folder / family)(**processor(images=pixels, return_tensors="pt"))
+    return processor, outputs, [image.shape[:2] for image in pixels]
+
+
 @pytest.mark.parametrize("family", DETECTORS)
 def test_detectors_predict_what_transformers_predicts(folder: Path, family: str) -> None:
-    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+    from transformers import AutoModelForObjectDetection
 
     adapter = TransformersAdapter(str(folder / family), score_threshold=0.2)
-    records = load_dataset(folder / "images").records
-    entries = adapter.predict(records)
-    model = AutoModelForObjectDetection.from_pretrained(folder / family)
-    processor = AutoImageProcessor.from_pretrained(folder / family, backend="pil")
-    pixels = [adapter.reader.read(record) for record in records]
-    with torch.no_grad():
-        outputs = model(**processor(images=pixels, return_tensors="pt"))
-    sizes = [image.shape[:2] for image in pixels]
+    entries = adapter.predict(load_dataset(folder / "images").records)
+    processor, outputs, sizes = by_transformers(folder, family, AutoModelForObjectDetection, adapter)
     expected = processor.post_process_object_detection(outputs, threshold=0.2, target_sizes=sizes)
     for entry, image, (height, width) in zip(entries, expected, sizes, strict=True):
         assert len(entry["detections"]) == len(image["scores"]) > 0
@@ -77,18 +82,12 @@ def test_classifiers_rank_all_classes(folder: Path, family: str) -> None:
 
 @pytest.mark.parametrize("family", SEGMENTERS)
 def test_segmenters_predict_what_transformers_predicts(folder: Path, family: str) -> None:
-    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+    from transformers import AutoModelForSemanticSegmentation
 
     adapter = TransformersAdapter(str(folder / family))
     assert adapter.kind == "segmenter"
-    records = load_dataset(folder / "images").records
-    entries = adapter.predict(records)
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder / family)
-    processor = AutoImageProcessor.from_pretrained(folder / family, backend="pil")
-    pixels = [adapter.reader.read(record) for record in records]
-    with torch.no_grad():
-        outputs = model(**processor(images=pixels, return_tensors="pt"))
-    sizes = [image.shape[:2] for image in pixels]
+    entries = adapter.predict(load_dataset(folder / "images").records)
+    processor, outputs, sizes = by_transformers(folder, family, AutoModelForSemanticSegmentation, adapter)
     for entry, expected in zip(
         entries, processor.post_process_semantic_segmentation(outputs, target_sizes=sizes), strict=True
     ):

@@ -14,6 +14,23 @@ from acclimate.errors import TTTNotSupportedError
 
 
 @contextmanager
+def last_linear(model: nn.Module) -> Iterator[list[tuple[nn.Linear, Tensor]]]:
+    """Yield a list that holds the linear layer that ``model`` called last, with its inputs; at first it is empty."""
+    last: list[tuple[nn.Linear, Tensor]] = []
+
+    def capture(layer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        # Overwrites those of the layers called before.
+        last[:] = [(layer, inputs[0].detach())]
+
+    hooks = [m.register_forward_pre_hook(capture) for m in model.modules() if isinstance(m, nn.Linear)]
+    try:
+        yield last
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def shifted(model: nn.Module, shift: Callable[[Tensor], Tensor], *, method: str) -> Iterator[None]:
     """Inside the block, ``model`` returns the logits of shifted embeddings.
 
@@ -25,26 +42,17 @@ def shifted(model: nn.Module, shift: Callable[[Tensor], Tensor], *, method: str)
     Raises:
         TTTNotSupportedError: while the model is called: there is no such layer.
     """
-    last: list[tuple[nn.Linear, Tensor]] = []
+    with last_linear(model) as last:
 
-    def capture(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(layer, nn.Linear):
-            last[:] = [(layer, inputs[0].detach())]
+        def correct(logits: Tensor) -> Tensor:
+            if not last or last[0][1].dim() != 2 or last[0][0].out_features != logits.shape[-1]:
+                raise TTTNotSupportedError(
+                    f"{method} shifts the inputs of a last linear layer whose outputs are the logits, and this network "
+                    "has none; use another method"
+                )
+            layer, embeddings = last[0]
+            moved = F.linear(shift(at_least_float32(embeddings)), at_least_float32(layer.weight.detach()))
+            return logits + moved
 
-    def correct(logits: Tensor) -> Tensor:
-        if not last or last[0][1].dim() != 2 or last[0][0].out_features != logits.shape[-1]:
-            raise TTTNotSupportedError(
-                f"{method} shifts the inputs of a last linear layer whose outputs are the logits, and this network has "
-                "none; use another method"
-            )
-        layer, embeddings = last[0]
-        moved = F.linear(shift(at_least_float32(embeddings)), at_least_float32(layer.weight.detach()))
-        return logits + moved
-
-    hooks = [m.register_forward_pre_hook(capture) for m in model.modules() if isinstance(m, nn.Linear)]
-    try:
         with correcting_logits(model, correct):
             yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -74,11 +74,8 @@ class Segmentation(Classification):
     def views(self, batch: Any, *, count: int, rng: torch.Generator) -> Iterator[View]:
         """Yield copies with changed colours, blur and noise, half of them mirrored; ``undo`` mirrors logits back."""
         images = self.images(batch)
-        for _ in range(count):
-            flip = self.flips and float(torch.rand((), generator=rng, device=rng.device)) < 0.5
-            changed = views.augmented(
-                images, rng=rng, pixel_range=self.pixel_range, flip_probability=0.0, geometric=False
-            )
+        copies = views.aligned_copies(images, count=count, rng=rng, pixel_range=self.pixel_range, flips=self.flips)
+        for changed, flip in copies:
             yield View(changed.flip(-1), _flipped) if flip else View(changed)
 
     def mirrored(self, batch: Any) -> View | None:

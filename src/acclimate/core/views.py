@@ -7,7 +7,7 @@ all images of a batch share one draw of the random numbers. The colour operation
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -36,6 +36,25 @@ _ONE_STEP: Final = 1 / 255
 _LUMA: Final = (0.299, 0.587, 0.114)
 # NTSC: rows give Y, I and Q; a rotation of the (I, Q) plane turns the hue and keeps the luma.
 _RGB_TO_YIQ: Final = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+
+
+def aligned_copies(
+    images: Tensor, *, count: int, rng: torch.Generator, pixel_range: PixelRange | None, flips: bool
+) -> Iterator[tuple[Tensor, bool]]:
+    """Yield copies of a batch with changed colours, blur and noise, each with whether it is to be mirrored.
+
+    Every place stays where it is, so that decisions on the copies can be compared place by place.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        count: copies.
+        rng: a generator on the same device as ``images``.
+        pixel_range: as in :func:`augmented`.
+        flips: whether half of the copies, by chance, are to be mirrored.
+    """
+    for _ in range(count):
+        flip = flips and float(torch.rand((), generator=rng, device=rng.device)) < 0.5
+        yield augmented(images, rng=rng, pixel_range=pixel_range, flip_probability=0.0, geometric=False), flip
 
 
 def augmented(

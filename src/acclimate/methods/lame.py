@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acclimate.core import layout
+from acclimate.core.embeddings import last_linear
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import at_least_float32, detach, sample_count
 from acclimate.core.selection import nothing_selected
@@ -106,27 +107,18 @@ class Lame:
             TTTNotSupportedError: the task is no classifier's.
         """
         require_classifier(task, self.info.name)
-        features: list[Tensor] = []
+        with last_linear(model) as last:
 
-        def capture(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # Overwrites the inputs of the linear layers called before, so that those of the last one remain.
-            features[:] = [inputs[0].detach()]
+            def correct(logits: Tensor) -> Tensor:
+                if not last:
+                    raise TTTNotSupportedError(
+                        "lame compares the inputs of the last linear layer, and this network has no linear layer; "
+                        "use another method"
+                    )
+                return self.corrected(logits, last[0][1].flatten(1))
 
-        def correct(logits: Tensor) -> Tensor:
-            if not features:
-                raise TTTNotSupportedError(
-                    "lame compares the inputs of the last linear layer, and this network has no linear layer; "
-                    "use another method"
-                )
-            return self.corrected(logits, features[0].flatten(1))
-
-        hooks = [m.register_forward_pre_hook(capture) for m in model.modules() if isinstance(m, nn.Linear)]
-        try:
             with correcting_logits(model, correct):
                 yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def corrected(self, logits: Tensor, features: Tensor) -> Tensor:
         """Return corrected logits ``(B, K)`` with the same logsumexp as before; features are ``(B, D)``.

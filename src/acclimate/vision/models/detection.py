@@ -145,11 +145,8 @@ class Detection:
     def views(self, batch: Any, *, count: int, rng: torch.Generator) -> Iterator[View]:
         """Yield copies with changed colours, blur and noise, half of them mirrored; ``undo`` mirrors boxes back."""
         images = self.images(batch)
-        for _ in range(count):
-            flip = self.flips and float(torch.rand((), generator=rng, device=rng.device)) < 0.5
-            changed = views.augmented(
-                images, rng=rng, pixel_range=self.pixel_range, flip_probability=0.0, geometric=False
-            )
+        copies = views.aligned_copies(images, count=count, rng=rng, pixel_range=self.pixel_range, flips=self.flips)
+        for changed, flip in copies:
             view = self.with_images(batch, changed)
             yield self.mirror(view, torch.ones(len(images), dtype=torch.bool)) if flip else View(view)
 
