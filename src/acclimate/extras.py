@@ -17,7 +17,7 @@ import lazy_loader
 
 from acclimate.errors import MissingExtraError
 
-Extra = Literal["vision", "heic", "language", "monitoring", "parquet", "postgresql", "serve", "telemetry"]
+Extra = Literal["vision", "heic", "language", "monitoring", "parquet", "postgresql", "serve", "telemetry", "ui"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "gguf": OptionalPackage("gguf", ("language",)),
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
     "matplotlib": OptionalPackage("matplotlib", ("vision", "monitoring")),
+    "nicegui": OptionalPackage("nicegui", ("ui",)),
     "opentelemetry": OptionalPackage("opentelemetry-exporter-otlp-proto-http", ("telemetry",)),
     "pillow_heif": OptionalPackage("pillow-heif", ("heic",)),
     "platformdirs": OptionalPackage("platformdirs", ("language",)),

@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "ask": ("acclimate.cli.ask", "ask_command", "Answer a prompt, adapted to the examples in it where that helps."),
     "prime": ("acclimate.cli.prime", "prime_command", "Train an adapter on examples once, for reuse."),
     "serve": ("acclimate.cli.serve", "serve_command", "Serve models over HTTP, as OpenAI's API."),
+    "ui": ("acclimate.cli.ui", "ui_command", "Open the web page: try both pipelines, watch, operate."),
     "keys": ("acclimate.cli.serve", "keys_group", "Create, list and revoke API keys of the server."),
     "config": ("acclimate.cli.serve", "config_group", "Show the server's settings."),
     "calibrate": (

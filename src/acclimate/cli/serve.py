@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
-from acclimate.extras import require
+from acclimate.extras import is_installed, require
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _DEFAULT_KEYS: Final = Path("acclimate_keys.json")
@@ -65,12 +65,27 @@ def serve_command(**given: Any) -> None:
     environment variables (ACCLIMATE_SERVE_PORT), then from options; acclimate config show prints them.
     """
     require("serve", "acclimate serve")
+    start(given)
+
+
+def start(given: dict[str, Any], *, ready: Callable[[str], None] | None = None) -> None:
+    """Run the server until it is told to end, with the web page where that is installed.
+
+    Args:
+        given: settings by name, and ``config`` and ``others`` as on the command line.
+        ready: called with the address as soon as requests are answered.
+    """
     settings, _ = _settings(given)
     set_up_logging(False)
     logging.getLogger("acclimate").setLevel(settings.log_level.upper())
     from acclimate.serve.server import run
 
-    run(settings, announce=lambda line: click.echo(line, err=True))
+    extend = None
+    if settings.page and is_installed("ui"):
+        from acclimate.ui.site import add_page
+
+        extend = add_page
+    run(settings, announce=lambda line: click.echo(line, err=True), extend=extend, ready=ready)
 
 
 @click.group("config", short_help="Show the server's settings.")

@@ -56,6 +56,8 @@ class AskReport:
         icl_answer, ttt_answer: of the base model and of the adapted model, as far as they were generated.
         icl_confidence: probability that the base model is exactly right.
         calibrated: whether the probabilities were fitted for this model.
+        held_out_before, held_out_after: share of held-out examples that the base model, and adapters trained on the
+            other examples, answer exactly; None where none were held out, or the adapter was trained before.
         votes, agreement: orders of the examples that were asked, and the share that gave this answer.
         cached: the adapter was not trained for this request.
         warm_start: training started from another adapter's weights.
@@ -83,6 +85,8 @@ class AskReport:
     ttt_answer: str | None = None
     icl_confidence: float | None = None
     calibrated: bool = False
+    held_out_before: float | None = None
+    held_out_after: float | None = None
     votes: int = 1
     agreement: float | None = None
     cached: bool = False

@@ -158,7 +158,7 @@ def report_of(work: Work, model: str) -> AskReport:
     status: Status = "adapted" if work.adapted else "plain"
     if work.reason is not None:
         status = "declined" if work.reason in DECLINED else "fallback"
-    request, adapter, decision = work.request, work.adapter, work.decision
+    request, adapter, decision, evidence = work.request, work.adapter, work.decision, work.evidence
     rank = None if request.open_ended else work.recipe.rank
     return AskReport(
         answer=chosen.text,
@@ -172,6 +172,8 @@ def report_of(work: Work, model: str) -> AskReport:
         ttt_answer=work.adapted_answer.text if work.adapted_answer else None,
         icl_confidence=decision.icl_confidence if decision else None,
         calibrated=bool(decision and decision.calibrated),
+        held_out_before=evidence.before.exact if evidence else None,
+        held_out_after=evidence.after.exact if evidence and evidence.tried else None,
         votes=work.votes,
         agreement=work.agreement,
         cached=work.cached,

@@ -20,6 +20,8 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 # The end of a text is optional: a text without one would otherwise be tried again from each quote in it.
 _TEXT: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
+#: Where the page takes files: the only requests that are not JSON.
+UPLOADS: Final = "/_nicegui/client/"
 #: A client that sends its request more slowly than this has its connection closed.
 _BODY_TIMEOUT_S: Final = 30.0
 _HEADERS: Final = (
@@ -60,13 +62,17 @@ class Admission:
         self._app, self._settings, self._on_refused = app, settings, on_refused
         self._hosts = {"localhost", *(host.lower() for host in settings.allowed_hosts)} if checks_host else None
         self._max_body = int(settings.max_body_mib * 2**20)
+        self._max_upload = int(settings.max_upload_mib * 2**20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        if scope["type"] == "websocket":
+            await self._connect(scope, headers, receive, send)
+            return
         sent = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = sent if _REQUEST_ID.match(sent) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
@@ -89,6 +95,17 @@ class Admission:
             return
         await self._app(scope, _replayed(body, receive), answer)
 
+    async def _connect(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        try:
+            self._check_host(headers)
+        except _RefusedError as refused:
+            self._on_refused(refused.status)
+            await receive()
+            # Before it is accepted: the client gets status 403.
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._app(scope, receive, send)
+
     def _check_host(self, headers: dict[bytes, bytes]) -> None:
         if self._hosts is None or "*" in self._hosts:
             return
@@ -107,9 +124,11 @@ class Admission:
         """
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return b""
-        too_large = f"the request is larger than {self._settings.max_body_mib:g} MiB"
+        is_upload = scope["path"].startswith(UPLOADS)
+        most = self._max_upload if is_upload else self._max_body
+        too_large = f"the request is larger than {most / 2**20:g} MiB"
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._max_body:
+        if length.isdigit() and int(length) > most:
             raise _RefusedError(413, too_large)
         parts: list[bytes] = []
         size = 0
@@ -122,12 +141,13 @@ class Admission:
                 raise _Gone
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > self._max_body:
+            if size > most:
                 raise _RefusedError(413, too_large)
             if not message.get("more_body", False):
                 break
         body = b"".join(parts)
-        if depth_of(body) > self._settings.max_json_depth:
+        # Images are no JSON; in their bytes brackets mean nothing.
+        if not is_upload and depth_of(body) > self._settings.max_json_depth:
             raise _RefusedError(400, f"the JSON is nested deeper than {self._settings.max_json_depth} levels")
         return body
 
@@ -154,7 +174,10 @@ def _is_address(name: str) -> bool:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a receiver that gives the body, and then whatever comes: the end of the connection."""
+    """Return a receiver that gives the body, and then the end of the connection.
+
+    The body of a request that should have none is still to come; it is dropped.
+    """
     given = False
 
     async def replay() -> dict[str, Any]:
@@ -162,7 +185,9 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         if not given:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
+        while (message := await receive())["type"] == "http.request":
+            pass
+        return message
 
     return replay
 

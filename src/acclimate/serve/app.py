@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,8 +22,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from acclimate import __version__
-from acclimate.errors import AcclimateError, CancelledError, ConfigError, InputError
+from acclimate.errors import AcclimateError, CancelledError
 from acclimate.language import AskReport, as_examples
+from acclimate.serve.access import Access, ApiError, Caller, api_error, require_scope
 from acclimate.serve.admission import Admission, error_body
 from acclimate.serve.experiments import Assigner, Assignment
 from acclimate.serve.keys import SCOPES, KeyFile, Scope
@@ -41,106 +40,33 @@ from acclimate.serve.schemas import (
     UnloadRequest,
     Usage,
 )
-from acclimate.serve.service import EVERYBODY, NoSuchModelError, Prepared, Service
+from acclimate.serve.service import EVERYBODY, Prepared, Service
 from acclimate.serve.settings import ServerSettings
 from acclimate.serve.telemetry import Telemetry
-from acclimate.serve.worker import BusyError, DeadlineError, Ticket, WorkerDiedError
+from acclimate.serve.worker import Ticket
 
 _LOG = logging.getLogger(__name__)
 #: How often it is looked whether the client of an answer that is not streamed is still there.
 _LOOK_S: Final = 0.2
 #: Silence after which a stream carries a comment, so that nothing between here and the client gives it up.
 _PING_S: Final = 10
-#: Checks of secrets at a time: each takes tens of milliseconds on purpose.
-_CHECKS_AT_A_TIME: Final = 2
 #: What the server waits in addition to ``drain_timeout_s``, so that those that were given up are told so.
 DRAIN_MARGIN_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who sent a request.
+class Parts:
+    """What a server consists of, for what is served besides the API.
 
     Attributes:
-        id: of the API key; empty where none are used.
-        scopes: what it may do.
+        service: the models.
+        telemetry: counts what is done; it has the metrics store.
+        access: who may ask.
     """
 
-    id: str
-    scopes: tuple[Scope, ...]
-
-    def may(self, scope: Scope) -> bool:
-        """Return whether the caller may do ``scope``."""
-        return scope in self.scopes or "admin" in self.scopes
-
-
-class ApiError(Exception):
-    """A request that gets an error instead of an answer.
-
-    Attributes:
-        status: of HTTP.
-        kind: OpenAI's type of the error.
-        code: OpenAI's code, where there is one.
-        headers: of the answer.
-    """
-
-    def __init__(
-        self, status: int, message: str, kind: str, *, code: str | None = None, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.code, self.headers = status, kind, code, headers or {}
-
-
-def api_error(error: Exception) -> ApiError:
-    """Return the error that a client is told for ``error``; what went wrong inside is not shown."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, NoSuchModelError):
-        return ApiError(404, str(error), "invalid_request_error", code="model_not_found")
-    if isinstance(error, PermissionError):
-        return ApiError(403, str(error), "permission_error", code="insufficient_scope")
-    if isinstance(error, BusyError):
-        status = 503 if isinstance(error, WorkerDiedError) or "shutting down" in str(error) else 429
-        kind = "server_error" if status == 503 else "rate_limit_error"
-        return ApiError(status, str(error), kind, headers={"retry-after": str(round(max(1.0, error.retry_after_s)))})
-    if isinstance(error, DeadlineError):
-        return ApiError(504, str(error), "timeout_error", code="timeout")
-    if isinstance(error, CancelledError):
-        return ApiError(499, "the client closed the connection", "cancelled")
-    if isinstance(error, InputError):
-        return ApiError(400, str(error), "invalid_request_error")
-    _LOG.error("a request failed", exc_info=error)
-    return ApiError(500, "the request failed inside the server; its log says why", "server_error")
-
-
-class _RateLimit:
-    """Requests of each key in the last minute."""
-
-    def __init__(self, per_minute: int) -> None:
-        self._per_minute = per_minute
-        self._times: dict[str, deque[float]] = {}
-
-    def count(self, key: str) -> None:
-        """Count a request.
-
-        Raises:
-            ApiError: the key has made as many in the last minute as it may.
-        """
-        if not self._per_minute:
-            return
-        now = time.monotonic()
-        times = self._times.setdefault(key, deque())
-        while times and times[0] <= now - 60:
-            times.popleft()
-        if len(times) >= self._per_minute:
-            wait = str(round(max(1.0, times[0] + 60 - now)))
-            raise ApiError(
-                429,
-                f"this API key may make {self._per_minute} requests a minute",
-                "rate_limit_error",
-                headers={"retry-after": wait},
-            )
-        times.append(now)
+    service: Service
+    telemetry: Telemetry
+    access: Access
 
 
 def create_app(
@@ -149,6 +75,8 @@ def create_app(
     keys: KeyFile | None = None,
     telemetry: Telemetry | None = None,
     assigner: Assigner | None = None,
+    access: Access | None = None,
+    extend: Callable[[FastAPI, Parts], None] | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -157,8 +85,11 @@ def create_app(
         keys: of the API; None lets everybody do everything.
         telemetry: counts what is done; None counts for ``/metrics`` alone.
         assigner: of an experiment that runs.
+        access: who may ask; None makes it of ``keys``.
+        extend: adds what else the application serves, such as the web page.
     """
     settings = service.settings
+    access = access or Access(keys, requests_per_minute=settings.requests_per_minute)
     telemetry = telemetry or Telemetry(service)
 
     @asynccontextmanager
@@ -178,8 +109,10 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    _Routes(service, telemetry, keys, assigner).add_to(app)
+    _Routes(service, telemetry, access, assigner).add_to(app)
     _add_errors(app, telemetry)
+    if extend is not None:
+        extend(app, Parts(service, telemetry, access))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -191,7 +124,7 @@ def create_app(
     app.add_middleware(
         Admission,
         settings=settings,
-        checks_host=keys is None or bool(settings.allowed_hosts),
+        checks_host=access.keys is None or bool(settings.allowed_hosts),
         on_refused=telemetry.refused,
     )
     return app
@@ -228,11 +161,9 @@ def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
 class _Routes:
     """The handlers; they hold no state of requests."""
 
-    def __init__(self, service: Service, telemetry: Telemetry, keys: KeyFile | None, assigner: Assigner | None) -> None:
-        self._service, self._telemetry, self._keys, self._assigner = service, telemetry, keys, assigner
+    def __init__(self, service: Service, telemetry: Telemetry, access: Access, assigner: Assigner | None) -> None:
+        self._service, self._telemetry, self._access, self._assigner = service, telemetry, access, assigner
         self._settings: ServerSettings = service.settings
-        self._rate = _RateLimit(service.settings.requests_per_minute)
-        self._checks = asyncio.Semaphore(_CHECKS_AT_A_TIME)
         self._started = int(time.time())
 
     def add_to(self, app: FastAPI) -> None:
@@ -320,11 +251,8 @@ class _Routes:
 
     def _caller(self, scope: Scope) -> Callable[[Request], Any]:
         async def find(request: Request) -> Caller:
-            if self._keys is None:
-                self._rate.count(EVERYBODY)
-                return Caller(EVERYBODY, SCOPES)
             kind, _, sent = request.headers.get("authorization", "").partition(" ")
-            if not hmac.compare_digest(kind.lower().encode(), b"bearer") or not sent:
+            if self._access.keys is not None and (kind.lower() != "bearer" or not sent):
                 raise ApiError(
                     401,
                     "send an API key as 'Authorization: Bearer <key>'",
@@ -332,22 +260,10 @@ class _Routes:
                     code="missing_api_key",
                     headers={"www-authenticate": "Bearer"},
                 )
-            async with self._checks:
-                try:
-                    key = await run_in_threadpool(self._keys.find, sent.strip())
-                except ConfigError as error:
-                    _LOG.error("%s", error)
-                    headers = {"retry-after": "10"}
-                    message = "the server's API keys cannot be read; its log says why"
-                    raise ApiError(503, message, "server_error", headers=headers) from error
-            if key is None:
-                raise ApiError(401, "the API key is not valid", "authentication_error", code="invalid_api_key")
-            self._rate.count(key.id)
-            if not key.may(scope):
-                raise ApiError(
-                    403, f"this API key lacks the scope {scope}", "permission_error", code="insufficient_scope"
-                )
-            return Caller(key.id, key.scopes)
+            caller = await self._access.by_secret(sent)
+            self._access.count(caller)
+            require_scope(caller, scope)
+            return caller
 
         return find
 
@@ -723,6 +639,8 @@ def _ttt(report: AskReport, assignment: Assignment | None) -> TTTReport:
         steps=report.metadata.training_steps,
         confidence=report.metadata.confidence_score,
         base_confidence=report.icl_confidence,
+        held_out_before=report.held_out_before,
+        held_out_after=report.held_out_after,
         cached=report.cached,
         seconds={name: round(value, 6) for name, value in report.seconds.items()},
         adapter_id=report.adapter_key,

@@ -228,6 +228,8 @@ class TTTReport(BaseModel):
     steps: int = 0
     confidence: float | None = Field(None, description="Probability that the adapted model is exactly right.")
     base_confidence: float | None = None
+    held_out_before: float | None = Field(None, description="Share of held-out examples that the base model answers.")
+    held_out_after: float | None = Field(None, description="The same with adapters trained on the other examples.")
     cached: bool = False
     seconds: dict[str, float] = Field(default_factory=dict)
     adapter_id: str | None = None

@@ -7,14 +7,16 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
+from fastapi import FastAPI
 
 from acclimate.errors import ConfigError
 from acclimate.extras import is_installed, require
-from acclimate.serve.app import DRAIN_MARGIN_S, create_app
+from acclimate.serve.app import DRAIN_MARGIN_S, Parts, create_app
 from acclimate.serve.experiments import Assigner
 from acclimate.serve.keys import KeyFile
 from acclimate.serve.service import Service, load_models
@@ -29,12 +31,20 @@ _LOG = logging.getLogger(__name__)
 _BACKLOG = 512
 
 
-def run(settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
+def run(
+    settings: ServerSettings,
+    *,
+    announce: Callable[[str], None],
+    extend: Callable[[FastAPI, Parts], None] | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
     """Serve until the process is told to end (SIGTERM or SIGINT), and finish what was begun.
 
     Args:
         settings: of the server.
         announce: called with what is loaded, and with the address when requests are taken.
+        extend: see :func:`acclimate.serve.app.create_app`.
+        ready: called with the address, in a thread of its own, as soon as requests are answered.
 
     Raises:
         ConfigError: the address cannot be listened on, or the settings contradict each other.
@@ -63,7 +73,7 @@ def run(settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
                 require("monitoring", "experiment")
             assert store is not None  # noqa: S101 - for the type checker: without the extra the line above raises
             assigner = Assigner.of(store, settings.experiment)
-        app = create_app(service, keys=keys, telemetry=telemetry, assigner=assigner)
+        app = create_app(service, keys=keys, telemetry=telemetry, assigner=assigner, extend=extend)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -75,11 +85,12 @@ def run(settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
         )
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        announce(f"serving {', '.join(service.models)} at http://{shown}:{port}/v1")
+        address = f"http://{shown}:{port}"
+        announce(f"serving {', '.join(service.models)} at {address}/v1")
         # uvicorn ends its work at these signals and raises them once more when it is done; that is no error here.
         before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
         try:
-            _Server(config, service).run(sockets=[listening])
+            _Server(config, service, None if ready is None else partial(ready, address)).run(sockets=[listening])
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
@@ -90,9 +101,15 @@ def run(settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
 class _Server(uvicorn.Server):
     """Begins to drain the service as soon as a signal comes: connections that are open may not ask for more."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None] | None) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._ready = service, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and tell who waits for it."""
+        await super().startup(sockets)
+        if self._ready is not None:
+            threading.Thread(target=self._ready, name="acclimate-ready", daemon=True).start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal to end."""

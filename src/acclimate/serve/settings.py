@@ -48,6 +48,9 @@ class ServerSettings(BaseModel):
         (), description="Origins of web pages that may ask, separated by commas; none by default."
     )
     max_body_mib: float = Field(2.0, gt=0, description="Largest request.")
+    page: bool = Field(True, description="Serve the web page at /, where acclimate[ui] is installed.")
+    image_folder: Path | None = Field(None, description="Folder whose images the page may show and adapt to.")
+    max_upload_mib: float = Field(16.0, gt=0, description="Largest upload of images to the page.")
     max_json_depth: int = Field(32, ge=4, description="Deepest nesting of a request.")
     max_examples: int = Field(64, ge=2, description="Most examples of a request that are adapted to.")
     max_answer_tokens: int = Field(1024, ge=1, description="Longest answer that a request may ask for.")

@@ -135,6 +135,11 @@ class Telemetry:
         )
         self._otel = _OpenTelemetry() if traces else None
 
+    @property
+    def store(self) -> Store | None:
+        """The metrics store; None where nothing is recorded."""
+        return self._store
+
     def page(self) -> bytes:
         """Return Prometheus' text."""
         return prometheus_client.generate_latest(self.registry)
