@@ -50,6 +50,9 @@ class ServerSettings(BaseModel):
     max_body_mib: float = Field(2.0, gt=0, description="Largest request.")
     page: bool = Field(True, description="Serve the web page at /, where acclimate[ui] is installed.")
     image_folder: Path | None = Field(None, description="Folder whose images the page may show and adapt to.")
+    image_models: tuple[str, ...] = Field(
+        (), description="Further models of the page: transformers:FOLDER or torch:PACKAGE.MODULE:FACTORY."
+    )
     max_upload_mib: float = Field(16.0, gt=0, description="Largest upload of images to the page.")
     max_json_depth: int = Field(32, ge=4, description="Deepest nesting of a request.")
     max_examples: int = Field(64, ge=2, description="Most examples of a request that are adapted to.")
@@ -83,7 +86,7 @@ class ServerSettings(BaseModel):
     drain_timeout_s: float = Field(30.0, ge=0, description="Time for requests to finish when the server ends.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
-    @field_validator("models", "allowed_hosts", "cors_origins", mode="before")
+    @field_validator("models", "allowed_hosts", "cors_origins", "image_models", mode="before")
     @classmethod
     def _separated(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

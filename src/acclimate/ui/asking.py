@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 
-from acclimate.errors import DataError
+from acclimate.errors import CancelledError, DataError
 from acclimate.language import AskReport, Example
 from acclimate.serve.access import Caller
 from acclimate.serve.app import Parts
@@ -156,7 +156,7 @@ class Question:
         )
 
         def ended(future: Any) -> None:
-            error = future.exception() if not future.cancelled() else asyncio.CancelledError()
+            error = CancelledError("the request was given up") if future.cancelled() else future.exception()
             if error is not None:
                 tell(Failed(side, error))
                 return

@@ -102,7 +102,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Seq
         rows: of values, which are shown as text; those of :func:`raw` as they are.
         numbers: positions of columns that are aligned to the right.
     """
-    return ui.html(table_html(columns, rows, numbers=numbers), sanitize=False).classes("scroll").props('tabindex="0"')
+    return ui.html(table_html(columns, rows, numbers=numbers), sanitize=False)
 
 
 def table_html(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[int] = ()) -> str:
@@ -113,7 +113,9 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers
         "<tr>" + "".join(f"<td{k}>{_shown(value)}</td>" for value, k in zip(row, kind, strict=True)) + "</tr>"
         for row in rows
     )
-    return f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    drawn = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    # Where it is wider than a phone it can be scrolled, with the keyboard too.
+    return f'<div class="scroll" tabindex="0">{drawn}</div>'
 
 
 class Raw(str):

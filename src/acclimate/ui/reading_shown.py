@@ -80,7 +80,8 @@ def summary(detected: Detection | None) -> str:
             "told apart; the model answers the prompt as it stands."
         )
     count = len(detected.examples)
-    return f"{count} example{'s' if count > 1 else ''} and a question: {kind}, read exactly with probability {detected.confidence:.0%}."
+    words = f"{count} example{'s' if count > 1 else ''} and a question"
+    return f"{words}: {kind}, read exactly with probability {detected.confidence:.0%}."
 
 
 def kind_in_words(kind: str | None) -> str:

@@ -18,6 +18,8 @@ from acclimate.serve.app import Parts
 from acclimate.ui import image_view, operate_view, request_view, text_view, watch_view
 from acclimate.ui.frame import STATIC, TITLE
 from acclimate.ui.gatekeeper import Gatekeeper, cookie_of
+from acclimate.ui.image_runs import Runner
+from acclimate.ui.image_sets import ImageSets, models_of
 from acclimate.ui.sessions import COOKIE, Sessions
 from acclimate.ui.visit import Visit
 
@@ -40,6 +42,9 @@ def add_page(app: FastAPI, parts: Parts) -> None:
     if core.app.config.has_run_config:
         raise ConfigError("this process serves a page already; serve another one from a process of its own")
     sessions = Sessions(parts.access)
+    settings = parts.service.settings
+    lab = image_view.Lab(ImageSets(), models_of(settings.image_models), Runner())
+    core.app.on_shutdown(lab.sets.close)
     _add_sign_in(app, sessions)
     _add_files(app)
 
@@ -53,7 +58,7 @@ def add_page(app: FastAPI, parts: Parts) -> None:
 
     @ui.page("/images", title=f"Images - {TITLE}")
     async def images(request: Request) -> None:
-        await image_view.show(visit(request))
+        await image_view.show(visit(request), lab)
 
     @ui.page("/watch", title=f"Watch - {TITLE}")
     async def watch(request: Request) -> None:

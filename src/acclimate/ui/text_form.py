@@ -30,6 +30,8 @@ _SHARED: Final = {
     "temperature": float,
     "seed": int,
 }
+_OF_ADAPTING: Final = ("rank", "steps", "votes", "confidence_threshold", "budget_s")
+_FIRST_ROWS: Final = tuple((word, f"<q>{word}</q>") for word in ("stone", "lamp", "river", "cabin"))
 #: Pause in typing after which the prompt is read again.
 _PAUSE_MS: Final = 250
 
@@ -78,17 +80,8 @@ class Form:
         Raises:
             DataError: something is missing or out of range.
         """
-        chosen = {name: self._fields[name].value for name in _SHARED}
-        whole = {
-            name: int(value) if kind is int else value
-            for name, kind in _SHARED.items()
-            if (value := chosen[name]) is not None
-        }
-        ttt = {
-            name: whole.pop(name)
-            for name in ("rank", "steps", "votes", "confidence_threshold", "budget_s")
-            if name in whole
-        }
+        given = {name: kind(value) for name, kind in _SHARED.items() if (value := self._fields[name].value) is not None}
+        ttt: dict[str, Any] = {name: given.pop(name) for name in _OF_ADAPTING if name in given}
         ttt["mode"] = self._mode.value
         text = self._prompt.value or ""
         if self._tabs.value == "rows":
@@ -101,7 +94,7 @@ class Form:
             raise DataError("there is nothing to answer; type a prompt or a question")
         try:
             return ChatRequest.model_validate(
-                {"model": self.model, "messages": [{"role": "user", "content": text}], "ttt": ttt, **whole}
+                {"model": self.model, "messages": [{"role": "user", "content": text}], "ttt": ttt, **given}
             )
         except ValidationError as error:
             first = error.errors()[0]
@@ -145,12 +138,7 @@ class Form:
 
     def _draw_rows(self) -> None:
         self._row_box = ui.element("div").classes("stack").style("gap: .5rem")
-        for given, wanted in (
-            ("stone", "<q>stone</q>"),
-            ("lamp", "<q>lamp</q>"),
-            ("river", "<q>river</q>"),
-            ("cabin", "<q>cabin</q>"),
-        ):
+        for given, wanted in _FIRST_ROWS:
             self._add_row(given, wanted)
         secondary("Add a row", "add").props("dense").on_click(lambda: self._add_row("", ""))
         self._query = (

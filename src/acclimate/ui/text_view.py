@@ -7,10 +7,11 @@ import html
 from typing import Any, Final
 
 from nicegui import background_tasks, ui
+from pydantic import TypeAdapter, ValidationError
 
 from acclimate.errors import DataError
 from acclimate.language import AskReport
-from acclimate.serve.schemas import ChatRequest
+from acclimate.serve.schemas import AdapterName, ChatRequest
 from acclimate.ui.asking import Ended, Failed, Question, Side, Step, Text, losses_of
 from acclimate.ui.charts import Chart, Line
 from acclimate.ui.frame import card, framed, heading, paragraph, primary, secondary, set_text, table_html
@@ -36,8 +37,8 @@ async def show(visit: Visit) -> None:
     with framed(visit, "/"):
         heading("Language", 1)
         paragraph(
-            "Give a prompt with worked examples. The model is fine-tuned on them for this one request, and a calibrated "
-            "gate decides whether the adapted model or the base model answers.",
+            "Give a prompt with worked examples. The model is fine-tuned on them for this one request, and a "
+            "calibrated gate decides whether the adapted model or the base model answers.",
             "lead",
         )
         _View(visit).draw()
@@ -234,17 +235,16 @@ class _View:
 
 
 def _snippet(text: str) -> None:
-    ui.html(f"<pre>{html.escape(text)}</pre>", sanitize=False).classes("prompt-text").props(
-        'tabindex="0" role="group" aria-label="Request"'
-    )
-    secondary("Copy", "content_copy").on_click(lambda: (ui.clipboard.write(text), ui.notify("Copied.")))
+    def copy() -> None:
+        ui.clipboard.write(text)
+        ui.notify("Copied.")
+
+    shown = ui.html(f"<pre>{html.escape(text)}</pre>", sanitize=False).classes("prompt-text")
+    shown.props('tabindex="0" role="group" aria-label="Request"')
+    secondary("Copy", "content_copy").on_click(copy)
 
 
 def _adapter_name(name: str) -> str:
-    from pydantic import TypeAdapter, ValidationError
-
-    from acclimate.serve.schemas import AdapterName
-
     try:
         checked: str = TypeAdapter(AdapterName).validate_python(name.strip())
     except ValidationError:
