@@ -18,6 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from acclimate.errors import StoreError
 from acclimate.json_values import to_jsonable
 from acclimate.monitoring import audit
+from acclimate.monitoring.hours import count_in_hour
 from acclimate.monitoring.records import Outcome, RequestRecord
 from acclimate.monitoring.schema import requests, timestamp_of, ttt_ab_tests, ttt_metrics, vision_runs
 
@@ -42,6 +43,7 @@ _REQUEST_COLUMNS: Final = (
     "rank",
     "environment",
     "user_feedback",
+    "actor",
 )
 
 
@@ -104,6 +106,7 @@ def _insert_request(
             # Its other rows were written in the same transaction.
             return False
         raise StoreError(f"there is a request {record.request_id!r} already; give each request a name of its own")
+    count_in_hour(connection, record, moment, writer_id)
     if record.vision is not None:
         run = {"request_id": record.request_id, **dataclasses.asdict(record.vision)}
         connection.execute(sa.insert(vision_runs).values(run))

@@ -53,6 +53,19 @@ def mean(values: Sequence[float], *, level: float = 0.95) -> Estimate:
     return Estimate(value, value - half, value + half, len(array))
 
 
+def mean_of_sums(count: int, total: float, squares: float, *, level: float = 0.95) -> Estimate:
+    """Return a mean with Student's t interval, from the number, the sum and the sum of squares of the values."""
+    from scipy.special import stdtrit
+
+    value = total / count
+    if count < 2:
+        return Estimate(value, float("-inf"), float("inf"), count)
+    # Rounding can make it slightly negative where all values are the same.
+    variance = max(0.0, (squares - count * value * value) / (count - 1))
+    half = float(stdtrit(count - 1, 0.5 + level / 2)) * (variance / count) ** 0.5
+    return Estimate(value, value - half, value + half, count)
+
+
 def relative_gain(after: Sequence[float], before: Sequence[float], *, level: float = 0.95) -> Estimate | None:
     """Return mean(after) / mean(before) - 1 over pairs, with its delta-method interval; None if mean(before) is 0.
 

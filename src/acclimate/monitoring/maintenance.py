@@ -14,10 +14,12 @@ from sqlalchemy.exc import DBAPIError
 
 from acclimate.errors import ConfigError, StoreError, first_line
 from acclimate.monitoring import audit
+from acclimate.monitoring.hours import HOUR_CHARACTERS
 from acclimate.monitoring.other_programs import older_than
 from acclimate.monitoring.schema import (
     audit_log,
     experiments,
+    request_hours,
     requests,
     timestamp_of,
     ttt_ab_tests,
@@ -83,6 +85,8 @@ def maintain(
         ttt_ab_tests: older_than(ttt_ab_tests, oldest_kept) & ttt_ab_tests.c.test_id.not_in(running),
         vision_runs: vision_runs.c.request_id.in_(old_requests),
         requests: requests.c.timestamp < cutoff,
+        # An hour is dropped when all of it is over.
+        request_hours: request_hours.c.hour < cutoff[:HOUR_CHARACTERS],
         # A process that still runs keeps its row, however long ago it started.
         writers: (writers.c.started_at < cutoff) & writers.c.stopped_at.is_not(None),
     }

@@ -26,10 +26,11 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 
 #: The newest migration.
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 
 metadata: Final = MetaData()
 _BIG: Final = BigInteger().with_variant(Integer, "sqlite")
@@ -118,8 +119,44 @@ requests: Final = Table(
     Column("content", Text),
     # What was found: whether there was something to adapt to, whatever was done; null for vision runs.
     Column("adaptable", Boolean),
+    # Who asked: the id of an API key or what the audit log names; null for rows of before this column.
+    Column("actor", Text),
     Index("idx_requests_timestamp", "timestamp"),
     Index("idx_requests_session", "session_id"),
+    # Few requests are rated or labelled, and they are read together.
+    Index(
+        "idx_requests_rated",
+        "timestamp",
+        sqlite_where=text("user_feedback IS NOT NULL"),
+        postgresql_where=text("user_feedback IS NOT NULL"),
+    ),
+    Index(
+        "idx_requests_labelled",
+        "timestamp",
+        sqlite_where=text("pattern_expected IS NOT NULL"),
+        postgresql_where=text("pattern_expected IS NOT NULL"),
+    ),
+)
+
+#: The numbers of a request whose means are read by the hour.
+MEASURED: Final = ("confidence", "icl_confidence", "seconds", "adaptation_time", "memory_mb")
+
+# Sums over the requests of each hour (UTC, the first 13 characters of its ISO time): trends over months are read
+# from thousands of rows. Every process adds to rows of its own: none waits for another.
+request_hours: Final = Table(
+    "request_hours",
+    metadata,
+    *(
+        Column(name, Text, primary_key=True)
+        for name in ("hour", "writer_id", "pipeline", "model", "actor", "status", "reason")
+    ),
+    Column("count", Integer, nullable=False),
+    Column("adaptable", Integer, nullable=False),
+    *(
+        Column(f"{name}_{part}", kind, nullable=False)
+        for name in MEASURED
+        for part, kind in (("count", Integer), ("sum", Float), ("squares", Float))
+    ),
 )
 
 vision_runs: Final = Table(
@@ -161,6 +198,7 @@ audit_log: Final = Table(
     Column("outcome", Text, nullable=False),
     Column("previous_hash", Text, nullable=False),
     Column("entry_hash", Text, nullable=False, unique=True),
+    Index("idx_audit_subject", "subject"),
     sqlite_autoincrement=True,
 )
 

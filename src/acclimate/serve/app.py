@@ -26,7 +26,7 @@ from acclimate.errors import AcclimateError, CancelledError
 from acclimate.language import AskReport, as_examples
 from acclimate.serve.access import Access, ApiError, Caller, api_error, require_scope
 from acclimate.serve.admission import Admission, error_body
-from acclimate.serve.experiments import Assigner, Assignment
+from acclimate.serve.experiments import ActiveExperiment, Assigner, Assignment
 from acclimate.serve.keys import SCOPES, KeyFile, Scope
 from acclimate.serve.library import NamedAdapter, NameTakenError
 from acclimate.serve.schemas import (
@@ -62,11 +62,13 @@ class Parts:
         service: the models.
         telemetry: counts what is done; it has the metrics store.
         access: who may ask.
+        experiment: that requests are assigned to.
     """
 
     service: Service
     telemetry: Telemetry
     access: Access
+    experiment: ActiveExperiment
 
 
 def create_app(
@@ -109,10 +111,11 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    _Routes(service, telemetry, access, assigner).add_to(app)
+    experiment = ActiveExperiment(assigner)
+    _Routes(service, telemetry, access, experiment).add_to(app)
     _add_errors(app, telemetry)
     if extend is not None:
-        extend(app, Parts(service, telemetry, access))
+        extend(app, Parts(service, telemetry, access, experiment))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -161,8 +164,8 @@ def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
 class _Routes:
     """The handlers; they hold no state of requests."""
 
-    def __init__(self, service: Service, telemetry: Telemetry, access: Access, assigner: Assigner | None) -> None:
-        self._service, self._telemetry, self._access, self._assigner = service, telemetry, access, assigner
+    def __init__(self, service: Service, telemetry: Telemetry, access: Access, experiment: ActiveExperiment) -> None:
+        self._service, self._telemetry, self._access, self._experiment = service, telemetry, access, experiment
         self._settings: ServerSettings = service.settings
         self._started = int(time.time())
 
@@ -272,8 +275,8 @@ class _Routes:
     ) -> Response:
         request_id = request.state.request_id
         assignment = None
-        if self._assigner is not None and caller.may("train"):
-            assignment = self._assigner.assigned(body.ttt, user=body.user or caller.id, request_id=request_id)
+        if caller.may("train"):
+            assignment = self._experiment.assigned(body.ttt, user=body.user or caller.id, request_id=request_id)
         prepared = await run_in_threadpool(
             self._service.prepare,
             body,

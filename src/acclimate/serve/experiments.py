@@ -52,6 +52,11 @@ class Assigner:
         self._experiment = experiment
         self._options = {arm.name: _options(arm) for arm in experiment.arms}
 
+    @property
+    def name(self) -> str:
+        """The name of the experiment."""
+        return self._experiment.name
+
     @classmethod
     def of(cls, store: Store, name: str) -> Assigner:
         """Return the assigner of the experiment of this name.
@@ -77,6 +82,34 @@ class Assigner:
             return None
         arm = self._experiment.arm_for(unit)
         return Assignment(self._experiment.name, arm.name, unit, self._options[arm.name])
+
+
+class ActiveExperiment:
+    """The experiment that the server assigns requests to, which can change while it runs.
+
+    Args:
+        assigner: to begin with; None assigns none.
+    """
+
+    def __init__(self, assigner: Assigner | None) -> None:
+        self._assigner = assigner
+
+    @property
+    def name(self) -> str | None:
+        """The name of the experiment, or None."""
+        return None if self._assigner is None else self._assigner.name
+
+    def begin(self, assigner: Assigner) -> None:
+        """Assign requests from now on."""
+        self._assigner = assigner
+
+    def end(self) -> None:
+        """Assign no more requests."""
+        self._assigner = None
+
+    def assigned(self, options: TTTOptions | None, *, user: str, request_id: str) -> Assignment | None:
+        """Return the arm of a request; see :meth:`Assigner.assigned`."""
+        return None if self._assigner is None else self._assigner.assigned(options, user=user, request_id=request_id)
 
 
 def _options(arm: Arm) -> TTTOptions:

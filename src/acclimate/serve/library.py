@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from acclimate.errors import DataError
@@ -102,6 +102,20 @@ class AdapterLibrary:
         with self._lock:
             found = [named for named in self._adapters.values() if sees_all or named.owner == owner]
         return sorted(found, key=lambda named: (named.created, named.name))
+
+    def rename(self, named: NamedAdapter, name: str) -> NamedAdapter:
+        """Serve an adapter under another name of the same owner.
+
+        Raises:
+            NameTakenError: the name is taken.
+        """
+        with self._lock:
+            wanted = (named.base_model, name, named.owner)
+            if wanted in self._adapters or wanted in self._reserved:
+                raise NameTakenError(f"an adapter named {name!r} exists already; choose another name")
+            self._adapters.pop((named.base_model, named.name, named.owner), None)
+            self._adapters[wanted] = renamed = replace(named, name=name)
+            return renamed
 
     def remove(self, named: NamedAdapter) -> None:
         """Serve an adapter no longer; requests that are under way keep it until they end."""

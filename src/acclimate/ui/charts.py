@@ -63,6 +63,8 @@ class Chart:
         self._positions: list[str] = []
         self._lines: list[Line] = []
         name = html.escape(title, quote=True)
+        if unit:
+            ui.label(unit).classes("note")
         with ui.element("figure").style("margin: 0").props(f'role="img" aria-label="Chart: {name}"') as self._figure:
             self._chart = ui.echart(self._options(), renderer="svg").classes("chart low" if low else "chart")
         with ui.element("div").classes("row"):
@@ -117,10 +119,9 @@ class Chart:
             },
             "yAxis": {
                 "type": "value",
-                "name": self._unit,
+                "min": 0,
                 "max": self._most,
                 "axisLabel": text,
-                "nameTextStyle": {**text, "align": "left"},
                 "splitLine": {"lineStyle": {"color": _GREY, "opacity": 0.25}},
             },
             "series": series,

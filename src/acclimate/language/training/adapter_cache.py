@@ -23,6 +23,30 @@ class _Entry:
     extra: Any
     used_at: float
     usage_count: int = 0
+    is_pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAdapter:
+    """An adapter in a cache.
+
+    Attributes:
+        key: that it is kept under.
+        examples: that it was trained on: how many.
+        rank: of its weights; 0 where adapting was declined and only that is kept.
+        held_bytes: of its weights.
+        usage_count: how often it was taken from the cache.
+        unused_s: seconds since it was used last.
+        is_pinned: whether it is kept whatever the limits are.
+    """
+
+    key: str
+    examples: int
+    rank: int
+    held_bytes: int
+    usage_count: int
+    unused_s: float
+    is_pinned: bool
 
 
 def adapter_key(fingerprint: str, examples: Sequence[Example], recipe: Recipe) -> str:
@@ -133,6 +157,33 @@ class AdapterManager:
         same.sort(key=lambda entry: -_overlap(wanted, _features(entry.examples)))
         return [(entry.adapter, entry.examples) for entry in same[:limit]]
 
+    def kept(self) -> list[KeptAdapter]:
+        """Return what is kept, the most recently used first."""
+        with self._lock:
+            self._drop()
+            now = self._clock()
+            return [
+                KeptAdapter(
+                    key=key,
+                    examples=len(entry.examples),
+                    rank=entry.adapter.rank if entry.adapter.weights else 0,
+                    held_bytes=entry.adapter.held_bytes,
+                    usage_count=entry.usage_count,
+                    unused_s=now - entry.used_at,
+                    is_pinned=entry.is_pinned,
+                )
+                for key, entry in reversed(self._entries.items())
+            ]
+
+    def pin(self, key: str, is_pinned: bool = True) -> bool:
+        """Keep an adapter whatever the limits are, or no longer so; return whether it is there."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return False
+            entry.is_pinned = is_pinned
+            return True
+
     def remove(self, key: str) -> None:
         """Drop the adapter kept under ``key``; nothing happens where there is none."""
         with self._lock:
@@ -146,12 +197,13 @@ class AdapterManager:
     def _drop(self) -> None:
         if self.time_to_live_s is not None:
             oldest = self._clock() - self.time_to_live_s
-            for key in [key for key, entry in self._entries.items() if entry.used_at < oldest]:
+            for key in [key for key, entry in self._entries.items() if entry.used_at < oldest and not entry.is_pinned]:
                 del self._entries[key]
         held = sum(entry.adapter.held_bytes for entry in self._entries.values())
-        while self._entries and (len(self._entries) > self.max_cache_size or held > self.max_bytes):
-            _, entry = self._entries.popitem(last=False)
-            held -= entry.adapter.held_bytes
+        for key in [key for key, entry in self._entries.items() if not entry.is_pinned]:
+            if len(self._entries) <= self.max_cache_size and held <= self.max_bytes:
+                break
+            held -= self._entries.pop(key).adapter.held_bytes
 
 
 def _digest(adapter: Adapter) -> str:

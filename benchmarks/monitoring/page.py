@@ -1,0 +1,159 @@
+"""How long the page's queries take on many rows, in SQLite and PostgreSQL.
+
+    python benchmarks/monitoring/page.py --rows 1000000 --out benchmarks/monitoring/results/page.json
+
+A store of the version before is filled with requests of the last 30 days, upgraded (timed too), and read: the whole
+month and the last day, with and without filters. Wall seconds, the median of five calls; the first call is given by
+itself, because nothing is in the database's memory then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.monitoring.databases import postgresql
+
+from acclimate.monitoring import Filters, Store, Window, database, overview
+from acclimate.monitoring.hours import models_and_actors
+from acclimate.monitoring.schema import timestamp_of
+
+DAYS = 30
+CHUNK = 20_000
+BEFORE = "0004"
+
+
+def rows(count: int) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Yield requests, evenly over the month, each with its attempt if it is one."""
+    rng = random.Random(0)
+    end = datetime.now(UTC)
+    for number in range(count):
+        moment = timestamp_of(end - timedelta(days=DAYS) * (1 - number / count))
+        status = rng.choices(("plain", "adapted", "declined", "fallback"), (70, 18, 9, 3))[0]
+        reason = {"declined": "no_held_out_gain", "fallback": "timeout"}.get(status)
+        confidence = rng.betavariate(8, 2) if status == "adapted" else None
+        request = {
+            "request_id": f"{number:032x}", "session_id": f"serve-{number // 5000}", "timestamp": moment,
+            "pipeline": "language", "model": rng.choice(("smollm2", "spark")), "method": "ttt", "status": status,
+            "reason": reason, "confidence": confidence, "icl_confidence": 0.4, "seconds": rng.expovariate(1.0),
+            "memory_bytes": 2**24, "rank": 8, "writer_id": f"w{number % 16}", "sequence": number,
+            "user_feedback": float(rng.randint(1, 5)) if rng.random() < 0.02 else None,
+            "adaptable": status != "plain", "content": "x" * 300 if number % 3 == 0 else None,
+        }  # fmt: skip
+        attempt = None
+        if status != "plain":
+            attempt = {
+                "session_id": request["session_id"], "timestamp": moment, "recorded_at": moment,
+                "adaptation_time": rng.expovariate(0.8), "confidence_score": confidence,
+                "success": status == "adapted", "fallback_reason": reason, "request_id": request["request_id"],
+            }  # fmt: skip
+        yield request, attempt
+
+
+def fill(engine: sa.Engine, count: int) -> None:
+    """Write the rows."""
+    tables = sa.MetaData()
+    tables.reflect(engine, only=["requests", "ttt_metrics"])
+    pending: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
+
+    def write(connection: Connection) -> None:
+        connection.execute(sa.insert(tables.tables["requests"]), [request for request, _ in pending])
+        attempts = [attempt for _, attempt in pending if attempt is not None]
+        connection.execute(sa.insert(tables.tables["ttt_metrics"]), attempts)
+        pending.clear()
+
+    with database.writing(engine) as connection:
+        for pair in rows(count):
+            pending.append(pair)
+            if len(pending) == CHUNK:
+                write(connection)
+        if pending:
+            write(connection)
+
+
+def queries() -> dict[str, Callable[[Connection, Window], Any]]:
+    """Return what each view of the page asks."""
+    spark = Filters(model="spark")
+    return {
+        "indicators and trends, by hour": lambda c, w: overview.read_overview(c, w),
+        "indicators and trends, by day": lambda c, w: overview.read_overview(c, w, by_day=True),
+        "indicators and trends of a model": lambda c, w: overview.read_overview(c, w, filters=spark),
+        "latency": lambda c, w: overview.latency(c, w),
+        "latency of a model": lambda c, w: overview.latency(c, w, filters=spark),
+        "calibration": lambda c, w: overview.calibration_bins(c, w),
+        "recent requests": lambda c, w: overview.recent_requests(c, w),
+        "recent requests that failed": lambda c, w: overview.recent_requests(c, w, status="fallback"),
+        "recent requests of nobody": lambda c, w: overview.recent_requests(c, w, filters=Filters(actor="nobody")),
+        "one request": lambda c, w: overview.request_details(c, f"{4321:032x}"),
+        "guard events": lambda c, w: overview.vision_totals(c, w),
+        "models and keys": models_and_actors,
+    }
+
+
+def measured(url: str, count: int) -> dict[str, Any]:
+    """Fill a store, upgrade it, and time the queries."""
+    engine = database.make_engine(database.database_url(url))
+    database.upgrade(engine, BEFORE)
+    start = time.perf_counter()
+    fill(engine, count)
+    filled = time.perf_counter() - start
+    engine.dispose()
+    start = time.perf_counter()
+    store = Store(url)
+    found: dict[str, Any] = {"fill_s": filled, "upgrade_s": time.perf_counter() - start, "queries": {}}
+    with store:
+        for name, ask in queries().items():
+            for stretch, days in (("month", DAYS), ("day", 1)):
+                window = Window.last(days=days)
+                times = []
+                for _ in range(6):
+                    start = time.perf_counter()
+                    with store.reading() as connection:
+                        ask(connection, window)
+                    times.append(time.perf_counter() - start)
+                found["queries"][f"{name}, {stretch}"] = {"first_s": times[0], "s": statistics.median(times[1:])}
+                print(
+                    f"{name}, {stretch}: first {times[0]:.3f} s, then {found['queries'][f'{name}, {stretch}']['s']:.3f}"
+                )
+    return found
+
+
+def main() -> None:
+    """Measure both databases."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--only", choices=("sqlite", "postgresql"))
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    results: dict[str, Any] = {"rows": given.rows}
+    if given.only != "postgresql":
+        with tempfile.TemporaryDirectory() as folder:
+            results["sqlite"] = measured(str(Path(folder) / "metrics.db"), given.rows)
+    if given.only != "sqlite":
+        with tempfile.TemporaryDirectory() as folder, postgresql(Path(folder)) as url:
+            results["postgresql"] = measured(url, given.rows)
+    for kind in ("sqlite", "postgresql"):
+        if kind in results:
+            slowest = max(query["first_s"] for query in results[kind]["queries"].values())
+            print(f"{kind}: upgrade {results[kind]['upgrade_s']:.1f} s, slowest query {slowest:.3f} s")
+    if given.out is not None:
+        given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

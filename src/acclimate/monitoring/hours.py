@@ -1,0 +1,164 @@
+"""Sums over the requests of each hour: what trends over days and months are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, Connection
+from sqlalchemy.dialects import postgresql, sqlite
+
+from acclimate.monitoring.intervals import Estimate, mean_of_sums
+from acclimate.monitoring.records import Pipeline, RequestRecord
+from acclimate.monitoring.schema import MEASURED, request_hours, timestamp_of
+from acclimate.monitoring.window import Window
+
+#: Of an ISO time, up to the hour.
+HOUR_CHARACTERS: Final = len("2026-01-01T00")
+DAY_CHARACTERS: Final = len("2026-01-01")
+_MB: Final = 2**20
+_PARTS: Final = ("count", "sum", "squares")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which requests are summed; None takes all.
+
+    Attributes:
+        pipeline: ``language`` or ``vision``.
+        model: its name.
+        actor: who asked.
+    """
+
+    pipeline: Pipeline | None = None
+    model: str | None = None
+    actor: str | None = None
+
+    def of(self, columns: sa.ColumnCollection[str, Any]) -> list[ColumnElement[bool]]:
+        """Return the conditions on the columns of a table that has all three."""
+        wanted = {"pipeline": self.pipeline, "model": self.model, "actor": self.actor}
+        return [columns[name] == value for name, value in wanted.items() if value is not None]
+
+
+#: Leaves nothing out.
+EVERYTHING: Final = Filters()
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Number, sum and sum of squares of one measured quantity."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: Sums) -> Sums:
+        """Return the sums over both."""
+        return Sums(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    @property
+    def mean(self) -> Estimate | None:
+        """The mean with its 95 % interval; None where nothing was measured."""
+        return mean_of_sums(self.count, self.total, self.squares) if self.count else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """The requests of one stretch of time that ended in one way.
+
+    Attributes:
+        start: of the stretch: an ISO date, or a date with the hour, in UTC.
+        status: how they ended; ``reason``: why; empty where there is none.
+        count: how many; ``adaptable``: of them, those with something to adapt to.
+        measured: sums by the names in :data:`acclimate.monitoring.schema.MEASURED`.
+    """
+
+    start: str
+    status: str
+    reason: str
+    count: int
+    adaptable: int
+    measured: Mapping[str, Sums]
+
+
+def count_in_hour(connection: Connection, record: RequestRecord, moment: str, writer_id: str) -> None:
+    """Add a request to the sums of its hour, in the transaction that writes the request."""
+    measured = {
+        "confidence": record.confidence,
+        "icl_confidence": record.icl_confidence,
+        "seconds": record.seconds,
+        # No time was needed where neither the gate nor training ran.
+        "adaptation_time": record.adaptation_time or None,
+        "memory_mb": None if record.memory_bytes is None else record.memory_bytes / _MB,
+    }
+    values: dict[str, Any] = {
+        "hour": moment[:HOUR_CHARACTERS],
+        "writer_id": writer_id,
+        "pipeline": record.pipeline,
+        "model": record.model or "",
+        "actor": record.actor,
+        "status": record.status,
+        "reason": record.reason or "",
+        "count": 1,
+        "adaptable": int(bool(record.had_something_to_adapt_to)),
+    }
+    for name, value in measured.items():
+        values[f"{name}_count"] = int(value is not None)
+        values[f"{name}_sum"] = value or 0.0
+        values[f"{name}_squares"] = (value or 0.0) ** 2
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(request_hours).values(values)
+    added = {
+        column.name: column + statement.excluded[column.name]
+        for column in request_hours.columns
+        if not column.primary_key
+    }
+    keys = list(request_hours.primary_key.columns)
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=added))
+
+
+def read_hours(
+    connection: Connection, window: Window, *, filters: Filters = EVERYTHING, by_day: bool = False
+) -> list[Bucket]:
+    """Return the requests of ``window`` by hour or day, status and reason, the oldest first.
+
+    The first hour is taken whole, even where the window begins within it.
+    """
+    columns = request_hours.c
+    characters = DAY_CHARACTERS if by_day else HOUR_CHARACTERS
+    start = sa.func.substr(columns.hour, 1, characters).label("start")
+    names = ["count", "adaptable", *(f"{name}_{part}" for name in MEASURED for part in _PARTS)]
+    inside = [columns.hour >= timestamp_of(window.since)[:HOUR_CHARACTERS]]
+    if window.until is not None:
+        inside.append(columns.hour < timestamp_of(window.until)[:HOUR_CHARACTERS])
+    query = (
+        sa.select(start, columns.status, columns.reason, *(sa.func.sum(columns[name]).label(name) for name in names))
+        .where(*inside, *filters.of(columns))
+        .group_by(start, columns.status, columns.reason)
+        .order_by(start)
+    )
+    return [
+        Bucket(
+            start=row["start"],
+            status=row["status"],
+            reason=row["reason"],
+            count=int(row["count"]),
+            adaptable=int(row["adaptable"]),
+            measured={
+                name: Sums(int(row[f"{name}_count"]), float(row[f"{name}_sum"]), float(row[f"{name}_squares"]))
+                for name in MEASURED
+            },
+        )
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def models_and_actors(connection: Connection, window: Window) -> tuple[list[str], list[str]]:
+    """Return the models that answered in ``window``, and who asked, in alphabetical order."""
+    found: list[Sequence[str]] = []
+    for column in (request_hours.c.model, request_hours.c.actor):
+        query = sa.select(column).where(request_hours.c.hour >= timestamp_of(window.since)[:HOUR_CHARACTERS])
+        found.append(sorted(connection.execute(query.distinct().where(column != "")).scalars()))
+    return list(found[0]), list(found[1])
