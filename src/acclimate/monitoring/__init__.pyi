@@ -9,14 +9,14 @@ from .health import check as check
 from .hours import Filters as Filters
 from .hours import models_and_actors as models_and_actors
 from .hours import read_hours as read_hours
-from .indicator import Kpi as Kpi
 from .indicator import MEGABYTES as MEGABYTES
-from .indicator import Measurement as Measurement
-from .indicator import Observed as Observed
 from .indicator import RELATIVE_GAIN as RELATIVE_GAIN
 from .indicator import SCORE as SCORE
 from .indicator import SECONDS as SECONDS
 from .indicator import SHARE as SHARE
+from .indicator import Kpi as Kpi
+from .indicator import Measurement as Measurement
+from .indicator import Observed as Observed
 from .indicator import Suggestion as Suggestion
 from .indicator import Unit as Unit
 from .indicator import kpis_table as kpis_table

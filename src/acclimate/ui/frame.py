@@ -37,7 +37,8 @@ def framed(visit: Visit, place: Place) -> Iterator[None]:
     ui.add_head_html(f'<link rel="stylesheet" href="{STATIC}/page.css">')
     theme = visit.request.cookies.get(THEME_COOKIE)
     ui.dark_mode({"dark": True, "light": False}.get(theme or ""))
-    with ui.element("header").classes("top"):
+    # Beside NiceGUI's own main landmark, not in it.
+    with visit.client.layout, ui.element("header").classes("top") as top:
         with ui.element("a").props('href="/"').classes("brand"):
             ui.element("img").props(f'src="{STATIC}/icon.svg" alt=""')
             ui.label(TITLE)
@@ -57,9 +58,10 @@ def framed(visit: Visit, place: Place) -> Iterator[None]:
             with ui.element("button").props('type="button" aria-label="Light or dark"').classes("plain") as button:
                 ui.label("Light / dark")
             button.on("click", js_handler=_TOGGLE_THEME)
-    with ui.element("main").classes("page") as main:
+    top.move(target_index=0)
+    with ui.element("div").classes("page") as content:
         yield
-    ui.skip_link("Skip to the content", target=main)
+    ui.skip_link("Skip to the content", target=content)
 
 
 def _sign_out(form_token: str) -> None:
@@ -108,7 +110,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Seq
 def table_html(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[int] = ()) -> str:
     """Return the HTML of a table; see :func:`table`."""
     kind = [' class="number"' if position in numbers else "" for position in range(len(columns))]
-    head = "".join(f'<th scope="col"{k}>{html.escape(name)}</th>' for name, k in zip(columns, kind, strict=True))
+    head = "".join(
+        f'<th scope="col"{k}>{html.escape(name)}</th>' if name else "<td></td>"
+        for name, k in zip(columns, kind, strict=True)
+    )
     body = "".join(
         "<tr>" + "".join(f"<td{k}>{_shown(value)}</td>" for value, k in zip(row, kind, strict=True)) + "</tr>"
         for row in rows

@@ -316,12 +316,15 @@ class _View:
                     )
                 ui.label("without adapting").classes("tag").style("left: .5rem")
                 ui.label("with adapting").classes("tag").style("right: .5rem")
-            slider = ui.slider(min=0, max=100, value=50).props('aria-label="How much is shown without adapting"')
-            # In the browser: a slider that waited for the server would lag behind the hand.
+            # The browser's own control is moved by hand, keyboard and screen reader alike. It acts in the browser: one
+            # that waited for the server would lag behind the hand.
+            slider = ui.element("input").classes("before-after-slider")
+            slider.props('type="range" min="0" max="100" value="50" aria-label="How much is shown without adapting"')
             slider.on(
-                "update:model-value",
-                js_handler=f"""(value) => {{
-                    getHtmlElement({box.id}).querySelector(".over").style.clipPath = `inset(0 ${{100 - value}}% 0 0)`;
+                "input",
+                js_handler=f"""(event) => {{
+                    const over = getHtmlElement({box.id}).querySelector(".over");
+                    over.style.clipPath = `inset(0 ${{100 - event.target.value}}% 0 0)`;
                 }}""",
             )
 

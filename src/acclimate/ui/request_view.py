@@ -141,6 +141,8 @@ def _rows(values: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[st
 def _shown(name: str, value: Any) -> str:
     if name.endswith("confidence") or name in ("convergence_score", "accuracy_improvement"):
         return f"{value:.0%}"
+    if name == "timestamp":
+        return str(value)[:19].replace("T", " ")
     if name == "pattern":
         return kind_in_words(value)
     return f"{value:.3f}" if isinstance(value, float) else str(value)

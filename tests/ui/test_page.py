@@ -1,0 +1,291 @@
+"""The page in a real browser: every view, what it shows, and what it shows to whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, expect
+
+from tests.ui.conftest import DESKTOP, PHONE, Site, Visitor
+
+PATHS = ("/", "/images", "/watch", "/operate")
+PROMPT = "stone -> <q>stone</q>\nlamp -> <q>lamp</q>\nriver -> <q>river</q>\ncabin -> <q>cabin</q>\ntiger ->"
+
+
+@pytest.fixture
+def visit(browser: Browser, site: Site) -> Iterator[Visitor]:
+    """An administrator who has signed in, at a desk."""
+    with browser.new_context(viewport={"width": DESKTOP[0], "height": DESKTOP[1]}, bypass_csp=False) as context:
+        visitor = Visitor(context, site.server.url)
+        visitor.sign_in(site.admin)
+        yield visitor
+        assert visitor.problems == []
+
+
+def another(browser: Browser, site: Site, key: str, *, size: tuple[int, int] = DESKTOP, dark: bool = False) -> Visitor:
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
+    )
+    visitor = Visitor(context, site.server.url)
+    visitor.sign_in(key)
+    return visitor
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_view_loads_alone_fits_and_is_accessible(browser: Browser, site: Site, path: str) -> None:
+    for size, dark in ((DESKTOP, False), (PHONE, True)):
+        visitor = another(browser, site, site.admin, size=size, dark=dark)
+        page = visitor.open(path)
+        page.wait_for_timeout(500)
+        assert visitor.overflow_px == 0
+        assert page.evaluate("document.body.classList.contains('body--dark')") is dark
+        assert visitor.problems == []
+        # axe is put into the page by the test, which the page's own policy would refuse.
+        with browser.new_context(
+            viewport={"width": size[0], "height": size[1]}, bypass_csp=True, color_scheme="dark" if dark else "light"
+        ) as context:
+            tested = Visitor(context, site.server.url)
+            tested.sign_in(site.admin)
+            found = Axe().run(tested.open(path)).response["violations"]
+            assert [(v["id"], v["impact"]) for v in found if v["impact"] in ("serious", "critical")] == []
+        page.context.close()
+
+
+def test_a_prompt_is_read_run_explained_and_saved(visit: Visitor) -> None:
+    page = visit.open("/?example=quotes")
+    assert page.locator("mark.input").count() == 4
+    assert page.locator("mark.output").count() == 4
+    expect(page.locator("mark.query")).to_have_text("melon")
+    page.get_by_label("Prompt with worked examples").fill(PROMPT)
+    expect(page.locator("mark.query")).to_have_text("tiger")
+    visit.run()
+    expect(page.get_by_role("group", name="Answer: With adapting")).to_have_text("<q>tiger</q>")
+    expect(page.get_by_text("It is right with an estimated probability of")).to_be_visible()
+    expect(page.get_by_text("adapted to the other examples")).to_be_visible()
+    expect(page.get_by_text("Training on all examples")).to_be_visible()
+    assert page.locator(".chart svg path").count() > 4
+    page.get_by_label("Name of the adapter").fill("quotes-of-the-test")
+    page.get_by_role("button", name="Save the adapter").click()
+    expect(page.get_by_text("spark:quotes-of-the-test")).to_be_visible()
+    operate = visit.open("/operate")
+    expect(operate.get_by_text("spark:quotes-of-the-test: 4 examples")).to_be_visible()
+
+
+def test_rows_of_examples_can_be_given_and_too_little_is_refused(visit: Visitor) -> None:
+    page = visit.open("/")
+    page.get_by_role("tab", name="Rows of examples").click()
+    page.get_by_label("Question").fill("")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.get_by_role("alert").filter(has_text="There is nothing to answer")).to_be_visible()
+    page.get_by_label("Question").fill("tiger")
+    page.get_by_role("button", name="Remove row 4").click()
+    expect(page.get_by_label("Input 4")).to_have_count(0)
+    page.get_by_role("button", name="Add a row").click()
+    page.get_by_label("Input 4").fill("garden")
+    page.get_by_label("Output 4").fill("<q>garden</q>")
+    visit.run()
+    expect(page.get_by_role("group", name="Answer: With adapting")).to_have_text("<q>tiger</q>")
+    expect(page.get_by_text("fine-tuned on your 4 examples")).to_be_visible()
+
+
+def test_answers_appear_piece_by_piece(visit: Visitor) -> None:
+    page = visit.open("/?example=capitals")
+    page.evaluate(
+        """() => { window.seen = [];
+        const box = document.querySelector('[aria-label="Answer: Base model"]');
+        new MutationObserver(() => window.seen.push(box.textContent))
+          .observe(box, {childList: true, characterData: true, subtree: true}); }"""
+    )
+    visit.run()
+    seen = [text for text in page.evaluate("window.seen") if text not in ("", "...")]
+    assert seen[-1] == "MELON!"
+    # Several tokens may arrive in one message, but not all of them.
+    assert len(set(seen)) > 1
+    assert all("MELON!".startswith(text) for text in seen)
+
+
+def test_the_same_request_can_be_copied_and_the_settings_shared(visit: Visitor) -> None:
+    page = visit.open("/?mode=force&steps=3&example=dates")
+    page.get_by_text("All settings, with their defaults").click()
+    expect(page.get_by_label("Most training steps")).to_have_value("3")
+    page.get_by_role("button", name="Copy as ...").click()
+    expect(page.get_by_text("/v1/chat/completions")).to_be_visible()
+    page.get_by_role("tab", name="command line").click()
+    expect(page.get_by_text("acclimate ask --model spark --policy always --steps 3")).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    page.get_by_label("Prompt with worked examples").fill("a secret -> b\nanother -> c\nlast ->")
+    page.get_by_role("button", name="Share").click()
+    page.wait_for_url(re.compile("mode=force"))
+    assert "steps=3" in page.url
+    assert "secret" not in page.url
+    assert "example" not in page.url
+
+
+def test_images_are_shown_before_and_after(visit: Visitor) -> None:
+    page = visit.open("/images?damage=contrast&severity=4&method=blend")
+    page.get_by_label("Images, at most").fill("48")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.get_by_text("95 % interval")).to_be_visible()
+    without, adapted = (
+        float(page.locator("td.number").nth(position).inner_text().removesuffix(" %")) for position in (0, 1)
+    )
+    assert adapted > without + 50
+    assert page.locator(".pictures figure").count() >= 12
+    assert page.locator("img[alt='as the filter handed it on']").count() >= 12
+    over = page.locator(".before-after .over")
+    before = over.evaluate("box => box.style.clipPath")
+    page.get_by_label("How much is shown without adapting").press("ArrowRight")
+    assert over.evaluate("box => box.style.clipPath") != before
+
+
+def test_uploads_are_decoded_and_others_refused(visit: Visitor) -> None:
+    from PIL import Image
+
+    from tests.ui.test_image_sets import encoded
+
+    page = visit.open("/images?images=uploads")
+    chooser = page.locator("input[type=file]")
+    chooser.set_input_files(
+        [
+            {"name": "one.png", "mimeType": "image/png", "buffer": encoded(Image.new("RGB", (40, 30), "red"))},
+            {"name": "two.png", "mimeType": "image/png", "buffer": b"this is no image"},
+        ]
+    )
+    expect(page.get_by_text("1 images are here.")).to_be_visible()
+    expect(page.get_by_text("This is no image in one of the formats")).to_be_visible()
+
+
+def test_two_browsers_do_not_see_each_other(browser: Browser, site: Site) -> None:
+    one, other = (another(browser, site, key) for key in (site.admin, site.train))
+    for visitor, word in ((one, "alder"), (other, "birch")):
+        page = visitor.open("/")
+        page.get_by_label("Prompt with worked examples").fill(PROMPT.replace("tiger", word))
+        page.get_by_role("button", name="Run", exact=True).click()
+    for visitor, word, never in ((one, "alder", "birch"), (other, "birch", "alder")):
+        expect(visitor.page.get_by_role("group", name="Answer: With adapting")).to_have_text(f"<q>{word}</q>")
+        assert never not in visitor.page.content()
+    # The administrator's requests are not those of another key.
+    rows = other.open("/watch").locator("a[href^='/watch/requests/']")
+    expect(rows.first).to_be_visible()
+    mine = {rows.nth(number).get_attribute("href") for number in range(rows.count())}
+    all_rows = one.open("/watch").locator("a[href^='/watch/requests/']")
+    expect(all_rows.first).to_be_visible()
+    theirs = {all_rows.nth(number).get_attribute("href") for number in range(all_rows.count())} - mine
+    assert mine
+    assert theirs
+    page = other.open(sorted(str(path) for path in theirs)[0])
+    expect(page.get_by_text("There is no such request, or it is not yours.")).to_be_visible()
+    for visitor in (one, other):
+        assert visitor.problems == []
+        visitor.page.context.close()
+
+
+def test_who_may_not_adapt_gets_the_base_model_and_nothing_to_operate(browser: Browser, site: Site) -> None:
+    visitor = another(browser, site, site.infer)
+    page = visitor.open("/?example=quotes")
+    visitor.run()
+    expect(page.get_by_text("This API key may not adapt")).to_be_visible()
+    expect(page.get_by_role("group", name="Answer: With adapting")).to_have_text("Switched off.")
+    page = visitor.open("/images")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.get_by_text("This API key lacks the scope train.")).to_be_visible()
+    page = visitor.open("/operate")
+    expect(page.get_by_text("needs a key with the scope admin")).to_be_visible()
+    assert page.get_by_text("API keys").count() <= 1
+    assert page.get_by_role("button", name="Create").count() == 0
+    page.context.close()
+
+
+def test_a_request_has_a_page_that_explains_it(visit: Visitor) -> None:
+    page = visit.open("/?example=coins")
+    visit.run()
+    expect(page.get_by_text("did no better than the base model").first).to_be_visible()
+    page = visit.open("/watch")
+    page.locator("a[href^='/watch/requests/']").first.click()
+    page.wait_for_selector(".page h1")
+    expect(page.get_by_text("did no better than the base model")).to_be_visible()
+    expect(page.get_by_text("language adaptation")).to_be_visible()
+
+
+def test_charts_can_be_downloaded_as_csv(visit: Visitor) -> None:
+    page = visit.open("/watch?hours=24")
+    with page.expect_download() as started:
+        page.get_by_role("button", name="Requests as CSV").click()
+    lines = started.value.path().read_text().splitlines()
+    assert lines[0] == "time,adapted,declined,fallback,plain"
+    assert len(lines) >= 1
+
+
+def test_keys_are_created_and_revoked_and_a_revoked_session_ends(browser: Browser, site: Site, visit: Visitor) -> None:
+    page = visit.open("/operate")
+    keys = page.get_by_role("region", name="API keys")
+    keys.get_by_label("Name").fill("made in the test")
+    keys.get_by_role("button", name="Create").click()
+    secret = keys.locator(".prompt-text").inner_text().strip()
+    guest = another(browser, site, secret)
+    guest.open("/")
+    keys.locator(".row.spread", has_text="made in the test").get_by_role("button", name="Revoke").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(keys.locator(".row.spread", has_text="made in the test")).to_contain_text("revoked")
+    guest.page.get_by_role("button", name="Run", exact=True).click()
+    expect(guest.page.get_by_text("Your session has ended; sign in again.")).to_be_visible()
+    guest.page.goto(f"{site.server.url}/")
+    expect(guest.page.get_by_label("API key")).to_be_visible()
+    guest.page.context.close()
+
+
+def test_experiments_are_created_assigned_and_stopped(site: Site, visit: Visitor) -> None:
+    page = visit.open("/operate")
+    box = page.get_by_role("region", name="Experiments")
+    box.get_by_label("Name").fill("from-the-page")
+    box.get_by_role("button", name="Create").click()
+    box.get_by_role("button", name="Assign requests").click()
+    expect(box.get_by_text("requests are assigned to it", exact=False).first).to_be_visible()
+    expect(box.get_by_role("button", name="Assign requests")).to_have_count(0)
+    answer = httpx.post(
+        f"{site.server.url}/v1/chat/completions",
+        headers={"authorization": f"Bearer {site.train}"},
+        json={"model": "spark", "messages": [{"role": "user", "content": PROMPT}]},
+        timeout=120,
+    )
+    assert answer.json()["ttt"]["experiment"] == "from-the-page"
+    box.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(box.get_by_text("stopped")).to_be_visible()
+
+
+def test_old_rows_are_counted_before_they_are_deleted_and_health_is_told(visit: Visitor) -> None:
+    page = visit.open("/operate")
+    delete = page.get_by_role("region", name="Old rows").get_by_role("button", name="Delete")
+    expect(delete).to_be_disabled()
+    page.get_by_role("button", name="Count").click()
+    expect(page.get_by_text("Nothing is older than 30 days.")).to_be_visible()
+    expect(delete).to_be_disabled()
+    page.get_by_role("button", name="Check").click()
+    expect(page.get_by_text("ttt_activation_rate").first).to_be_visible()
+
+
+def test_the_theme_stays(visit: Visitor) -> None:
+    page = visit.open("/")
+    page.get_by_role("button", name="Light or dark").click()
+    assert page.evaluate("document.body.classList.contains('body--dark')")
+    page = visit.open("/watch")
+    page.wait_for_function("document.body.classList.contains('body--dark')")
+
+
+def test_everything_can_be_reached_by_the_keyboard(visit: Visitor) -> None:
+    page = visit.open("/?example=quotes")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    names = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        names.add(
+            page.evaluate("(document.activeElement.ariaLabel || document.activeElement.textContent || '').trim()")
+        )
+    assert {"Language", "Images", "Watch", "Operate", "Light or dark"} <= names
+    assert any("Run" in name for name in names)
