@@ -35,6 +35,7 @@ LEAST_CONFIDENCE: Final = 0.5
 @click.option("--adapter", type=click.Path(path_type=Path), help="Folder that acclimate prime saved; needs --query.")
 @language_options.model
 @click.option("--compare", is_flag=True, help="Show the answers with and without adapting side by side.")
+@click.option("--show-prompt", is_flag=True, help="Show on stderr what was sent to the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option("--votes", type=click.IntRange(1, 32), default=1, show_default=True, help="Orders of the examples asked.")
 @click.option(
@@ -101,6 +102,8 @@ def ask_command(prompt: str | None, **given: Any) -> None:
         _show(report, compare=given["compare"])
         for warning in warnings:
             click.echo(f"Warning: {warning}", err=True)
+        if given["show_prompt"]:
+            click.echo(f"----- the prompt, as it was sent\n{report.prompt_sent}\n-----", err=True)
         if arm is not None:
             click.echo(f"experiment {given['experiment']}: answered by arm {arm.name}", err=True)
         if recorded:
@@ -159,7 +162,7 @@ def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
         raise ConfigError("give the prompt as the argument or by --file, not both")
     if given["prompt_file"] is not None:
         try:
-            return str(given["prompt_file"].read_text(encoding="utf-8"))
+            return _without_last_break(given["prompt_file"].read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {given['prompt_file']} as text: {error}") from error
     if prompt is not None and prompt != "-":
@@ -168,9 +171,14 @@ def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
     if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         raise ConfigError("give a prompt as the argument, by --file, or on standard input")
     try:
-        return sys.stdin.read()
+        return _without_last_break(sys.stdin.read())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read standard input as text: {error}") from error
+
+
+def _without_last_break(text: str) -> str:
+    """Return a text without the line break that ends it in a file or a pipe."""
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:

@@ -101,7 +101,7 @@ class Adaptation:
 
     def key_of(self, work: Work) -> str:
         """Return the key of an adapter to the examples in a cache."""
-        return adapter_key(self._model.fingerprint, work.examples, work.recipe)
+        return adapter_key(self._model.fingerprint, work.examples, work.recipe, work.request.layout)
 
     def _look_up(self, work: Work) -> None:
         """Take adapter and evidence from the cache, if these examples were adapted to before."""
@@ -133,7 +133,7 @@ class Adaptation:
         with work.timed("training"):
             start = None
             if self._warm_start and self._cache is not None:
-                start = warm_start(self._cache, self._model, work.examples, work.recipe)
+                start = warm_start(self._cache, self._model, work.examples, work.recipe, work.request.layout)
             work.warm_start = start is not None
             adapter: Adapter = yield Train(job=self._job(work, self._remaining(work), start=start), recipe=work.recipe)
         work.adapter = adapter
@@ -153,6 +153,7 @@ class Adaptation:
             start=start,
             memory=work.memory,
             on_step=work.request.on_step,
+            layout=work.request.layout,
         )
 
     def _refuse_failure(self, stop: StopReason) -> None:

@@ -66,6 +66,8 @@ class AskReport:
         seconds: wall-clock time by part; ``total`` includes waiting for other requests on the model.
         peak_bytes: the most that this request held beyond the loaded model; see
             :class:`acclimate.language.training.memory.RequestMemory`.
+        prompt_sent: the text that the answer followed, special tokens included. Votes and the gate ask in other orders
+            of the examples too.
         prompt_tokens, answer_tokens, trained_tokens: of the prompt that led to this answer, of the answer, and of all
             training steps of the request.
         chosen_tokens: of the answer, where the request asked for them.
@@ -95,6 +97,7 @@ class AskReport:
     metadata: AdaptationMetadata = field(default_factory=AdaptationMetadata)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    prompt_sent: str = ""
     prompt_tokens: int = 0
     answer_tokens: int = 0
     trained_tokens: int = 0

@@ -14,7 +14,7 @@ from acclimate.language.decision.evidence import Evidence
 from acclimate.language.decision.gate import DECLINED, Decision, Reason
 from acclimate.language.examples import Example
 from acclimate.language.models.decoding import GREEDY, Answer, OnText, Sampling
-from acclimate.language.prompts import Message
+from acclimate.language.prompts import Layout, Message
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.memory import RequestMemory
 from acclimate.language.training.recipes import Recipe
@@ -39,7 +39,9 @@ class Request:
         pattern, pattern_confidence: how the examples were found; ``given`` where a program gave them.
         warnings: for the report.
         messages: of a conversation that the model continues, where the query is not all of it.
-        as_text: continue the query as it stands, without the chat template.
+        as_text: continue the prompt as it stands, without the chat template.
+        typed: the prompt as it was typed, where examples and query were found in it.
+        layout: that examples and query are written in; None for the model's format.
         max_tokens: of the answer; None leaves it to the engine.
         sampling: how the tokens of the answer are chosen.
         on_text: called with each piece of the answer as soon as it is certain; not at all where the answer is only
@@ -61,6 +63,8 @@ class Request:
     warnings: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     as_text: bool = False
+    typed: str | None = None
+    layout: Layout | None = None
     max_tokens: int | None = None
     sampling: Sampling = GREEDY
     on_text: OnText | None = None
@@ -74,7 +78,8 @@ class Work:
 
     Attributes:
         request: as it came.
-        examples: of the request, checked.
+        examples: of the request, checked: those that are trained on.
+        shown: of the request, cleaned: those in the prompt, contradictory and repeated ones included.
         recipe: of training, with rank and steps decided.
         warnings: for the report.
         reason: why the adapted model does not answer; None where it does, or where adapting was not asked for.
@@ -85,7 +90,9 @@ class Work:
         warm_start: training started from another adapter.
         votes: orders of the examples that each answer is a majority of.
         adapter_key: of the adapter to these examples in a cache.
-        prompt_tokens, trained_tokens: of the last prompt that was asked, and of all training steps.
+        base_prompt, adapted_prompt: the tokens that those answers followed.
+        is_as_typed: the base model's answer is to the prompt as it was typed.
+        trained_tokens: of all training steps.
         memory: what the request holds.
         seconds: by part, on the clock of the request.
         began: on :func:`time.perf_counter`.
@@ -94,6 +101,7 @@ class Work:
     request: Request
     examples: tuple[Example, ...]
     recipe: Recipe
+    shown: tuple[Example, ...] = ()
     warnings: list[str] = field(default_factory=list)
     reason: Reason | None = None
     adapter: Adapter | None = None
@@ -105,7 +113,9 @@ class Work:
     cached: bool = False
     warm_start: bool = False
     votes: int = 1
-    prompt_tokens: int = 0
+    base_prompt: tuple[int, ...] = ()
+    adapted_prompt: tuple[int, ...] = ()
+    is_as_typed: bool = False
     trained_tokens: int = 0
     adapter_key: str | None = None
     memory: RequestMemory = field(default_factory=RequestMemory)
@@ -116,6 +126,11 @@ class Work:
     def adapted(self) -> bool:
         """Whether the adapted model answers."""
         return self.reason is None and self.adapted_answer is not None
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens that the answer that is given followed."""
+        return self.adapted_prompt if self.adapted else self.base_prompt
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -146,8 +161,13 @@ def failure_reason(stop: StopReason) -> Reason | None:
     return reasons.get(stop)
 
 
-def report_of(work: Work, model: str) -> AskReport:
-    """Return the report of a request that has been answered by the model called ``model``.
+def report_of(work: Work, model: str, prompt_sent: str) -> AskReport:
+    """Return the report of a request that has been answered.
+
+    Args:
+        work: on the request.
+        model: the name of the model that answered.
+        prompt_sent: the text that its answer followed.
 
     Raises:
         SessionError: there is no answer.
@@ -192,7 +212,8 @@ def report_of(work: Work, model: str) -> AskReport:
         ),
         seconds=work.seconds | {"total": time.perf_counter() - work.began},
         peak_bytes=work.memory.peak_bytes,
-        prompt_tokens=work.prompt_tokens,
+        prompt_sent=prompt_sent,
+        prompt_tokens=len(work.prompt),
         answer_tokens=chosen.tokens,
         trained_tokens=work.trained_tokens,
         chosen_tokens=chosen.chosen,

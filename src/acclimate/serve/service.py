@@ -290,7 +290,7 @@ class Service:
                 raise DataError("the prompt is empty")
         else:
             read = engine.read_prompt(body.text)
-            read = replace(read, as_text=read.open_ended, query=body.text if read.open_ended else read.query)
+            read = replace(read, as_text=True)
         if named is not None and named.examples:
             examples = named.examples
         if examples:

@@ -20,6 +20,7 @@ from acclimate.core.budget import Budget
 from acclimate.language.examples import Example, folds
 from acclimate.language.models.decoding import Answer
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.prompts import Layout
 from acclimate.language.steps import Steps, Train, run_alone
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.memory import RequestMemory, tensor_bytes
@@ -112,6 +113,7 @@ class HeldOutEvaluation:
         splits: as :func:`acclimate.language.examples.folds` returns them.
         share_adapted: share of the layers that adapters are attached to.
         memory: what the request holds.
+        layout: that the examples are written in; None for the model's format.
     """
 
     def __init__(
@@ -121,11 +123,12 @@ class HeldOutEvaluation:
         splits: Sequence[tuple[Sequence[int], Sequence[int]]],
         share_adapted: float,
         memory: RequestMemory,
+        layout: Layout | None = None,
     ) -> None:
-        rows = [
-            [model.encoder.row([examples[i] for i in (*kept, *out)], answers=[*[-1] * len(kept), *range(len(out))])]
-            for kept, out in splits
-        ]
+        rows = []
+        for kept, out in splits:
+            shown, marks = [examples[i] for i in (*kept, *out)], [*[-1] * len(kept), *range(len(out))]
+            rows.append([model.encoder.row(shown, answers=marks, layout=layout)])
         self._model, self._memory, self._sizes = model, memory, [len(out) for _, out in splits]
         self._targets = batch_of(rows, pad=model.pad, device=model.device)
         self._decoder = model.decoder(share_adapted)
@@ -170,10 +173,12 @@ def held_out(
     examples: Sequence[Example],
     splits: Sequence[tuple[Sequence[int], Sequence[int]]],
     adapter: Adapter | None = None,
+    *,
+    layout: Layout | None = None,
 ) -> HeldOut:
     """Return how the held-out examples of each split are answered, by the base model or with ``adapter``."""
     with model.lock:
-        evaluation = HeldOutEvaluation(model, examples, splits, 1.0, RequestMemory())
+        evaluation = HeldOutEvaluation(model, examples, splits, 1.0, RequestMemory(), layout)
         return evaluation.before() if adapter is None else evaluation.after(adapter)
 
 
@@ -186,6 +191,7 @@ def cross_fit(
     cancelled: Cancelled | None = None,
     even_if_perfect: bool = False,
     memory: RequestMemory | None = None,
+    layout: Layout | None = None,
 ) -> tuple[Evidence, Adapter]:
     """Return how adapting changes the answers to held-out examples, and the temporary adapters that were trained.
 
@@ -199,11 +205,14 @@ def cross_fit(
         cancelled: called before every step.
         even_if_perfect: train although the base model answers every held-out example.
         memory: what the request holds, if this is a part of it; ``budget.max_bytes`` limits all of it.
+        layout: that the examples are written in; None for the model's format.
 
     Raises:
         DataError: there are fewer than two examples.
     """
-    job = TrainingJob(sets=(), budget=budget or Budget(), cancelled=cancelled, memory=memory or RequestMemory())
+    job = TrainingJob(
+        sets=(), budget=budget or Budget(), cancelled=cancelled, memory=memory or RequestMemory(), layout=layout
+    )
     return run_alone(model, cross_fit_steps(model, examples, recipe, job, even_if_perfect=even_if_perfect))
 
 
@@ -227,7 +236,7 @@ def cross_fit_steps(
     began = time.perf_counter()
     count, memory = len(examples), job.memory
     splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
-    evaluation = HeldOutEvaluation(model, examples, splits, recipe.share_adapted, memory)
+    evaluation = HeldOutEvaluation(model, examples, splits, recipe.share_adapted, memory, job.layout)
     with memory.holding("activations of held-out examples", evaluation.held_bytes):
         before = evaluation.before()
         if before.exact == 1 and not even_if_perfect:

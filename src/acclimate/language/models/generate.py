@@ -14,6 +14,7 @@ import torch
 from acclimate.errors import CancelledError
 from acclimate.language.models.decoding import GREEDY, Answer, Continuation, OnText, Sampling, advance
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.prompts import Ending
 from acclimate.language.training.memory import RequestMemory, cache_bytes
 
 #: Orders of the examples in which the adapted model is asked: whether its answers agree is evidence for the gate.
@@ -61,6 +62,7 @@ def generate(
     memory: RequestMemory | None = None,
     sampling: Sampling = GREEDY,
     on_text: OnText | None = None,
+    ending: Ending | None = None,
 ) -> list[Answer]:
     """Return the continuation of each prompt.
 
@@ -75,6 +77,7 @@ def generate(
         memory: of the request; the key-value cache is entered while it is held.
         sampling: how tokens are chosen.
         on_text: called with the text of the first prompt's answer, piece by piece.
+        ending: where answers end; None means where they do in the model's format.
 
     Raises:
         CancelledError: ``cancelled`` returned true.
@@ -82,7 +85,13 @@ def generate(
     with model.lock:
         ids = torch.tensor(prompts, device=model.device)
         rows = continuations(
-            model, len(prompts), max_tokens=max_tokens, open_ended=open_ended, sampling=sampling, on_text=on_text
+            model,
+            len(prompts),
+            max_tokens=max_tokens,
+            open_ended=open_ended,
+            sampling=sampling,
+            on_text=on_text,
+            ending=ending,
         )
         if prefix is None:
             output = model.network(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -117,7 +126,14 @@ def generate(
 
 
 def continuations(
-    model: LanguageModel, count: int, *, max_tokens: int, open_ended: bool, sampling: Sampling, on_text: OnText | None
+    model: LanguageModel,
+    count: int,
+    *,
+    max_tokens: int,
+    open_ended: bool,
+    sampling: Sampling,
+    on_text: OnText | None,
+    ending: Ending | None = None,
 ) -> list[Continuation]:
     """Return ``count`` answers that are to be generated; the text of the first is told to ``on_text``."""
     return [
@@ -128,6 +144,7 @@ def continuations(
             open_ended=open_ended,
             sampling=sampling,
             on_text=on_text if number == 0 else None,
+            ending=ending,
         )
         for number in range(count)
     ]

@@ -24,6 +24,7 @@ from acclimate.core.packed_adapters import PackedAdapters
 from acclimate.errors import DataError, TTTNotSupportedError
 from acclimate.language.examples import Example
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.prompts import Layout
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.cross_entropy import CrossEntropy
 from acclimate.language.training.memory import Activations, OverLimitError, RequestMemory, training_bytes
@@ -64,6 +65,7 @@ class TrainingJob:
         start: an adapter of the same shape to go on from.
         memory: what the request holds; ``budget.max_bytes`` limits all of it.
         on_step: called after every step, with the number of steps made, how many there will be at most, and the loss.
+        layout: that the examples are written in; None for the model's format.
     """
 
     sets: Sequence[Sequence[Example]]
@@ -72,6 +74,7 @@ class TrainingJob:
     start: Adapter | None = None
     memory: RequestMemory = field(default_factory=RequestMemory)
     on_step: OnStep | None = None
+    layout: Layout | None = None
 
     @property
     def can_share(self) -> bool:
@@ -150,7 +153,13 @@ class Training:
                 seed=recipe.seed,
                 copies=self._copies,
             )
-            self._schedule = StepSchedule(model, self._decoder, [one for job in jobs for one in job.sets], recipe)
+            self._schedule = StepSchedule(
+                model,
+                self._decoder,
+                [one for job in jobs for one in job.sets],
+                recipe,
+                [job.layout for job in jobs for _ in job.sets],
+            )
             self._starts_anew = all(job.start is None for job in jobs)
             for job in jobs:
                 if job.start is not None:
@@ -331,6 +340,7 @@ def train(
     cancelled: Cancelled | None = None,
     start: Adapter | None = None,
     memory: RequestMemory | None = None,
+    layout: Layout | None = None,
 ) -> Adapter:
     """Return low-rank weights trained on ``sets``, one copy for each set, all in the same forward passes.
 
@@ -341,7 +351,12 @@ def train(
         TTTNotSupportedError: the model has no layers that low-rank weights could be added to.
     """
     job = TrainingJob(
-        sets=sets, budget=budget or Budget(), cancelled=cancelled, start=start, memory=memory or RequestMemory()
+        sets=sets,
+        budget=budget or Budget(),
+        cancelled=cancelled,
+        start=start,
+        memory=memory or RequestMemory(),
+        layout=layout,
     )
     return trained(model, job, recipe)
 
