@@ -32,7 +32,16 @@ LEAST_CONFIDENCE: Final = 0.5
     "--examples", type=click.Path(path_type=Path), help='JSON lines {"input": ..., "output": ...}; needs --query.'
 )
 @click.option("--query", help="The input to answer; with --examples or --adapter, nothing is detected.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Folder that acclimate prime saved; needs --query.")
+@click.option(
+    "--adapter",
+    "adapters",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Folder that acclimate prime saved; needs --query. Several are added up.",
+)
+@click.option(
+    "--adapter-weight", "adapter_weights", type=float, multiple=True, help="One for each --adapter.  [default: 1]"
+)
 @language_options.model
 @click.option("--compare", is_flag=True, help="Show the answers with and without adapting side by side.")
 @click.option("--show-prompt", is_flag=True, help="Show on stderr what was sent to the model.")
@@ -57,7 +66,7 @@ LEAST_CONFIDENCE: Final = 0.5
     help="See this domain's kinds of pattern more readily.",
 )
 @language_options.training
-@click.option("--max-seconds", type=click.FloatRange(0), default=20.0, show_default=True, help="For gate and training.")
+@click.option("--max-seconds", type=click.FloatRange(0), default=20.0, show_default=True, help="For the whole answer.")
 @click.option("--max-mib", type=click.FloatRange(0), help="Memory that adapting may hold, beyond the model.")
 @click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer.")
 @click.option("--experiment", help="Answer with the arm that this request (or --user) has in an experiment.")
@@ -87,7 +96,7 @@ def ask_command(prompt: str | None, **given: Any) -> None:
     arm = _arm(given, request_id) if given["experiment"] else None
     engine = _engine(Engine, given)
     how: dict[str, Any] = {"compare": given["compare"]}
-    if given["examples"] or given["adapter"]:
+    if given["examples"] or given["adapters"]:
         report = _with_examples(engine, text, given, how)
     else:
         report = engine.ask(text, domain=given["domain"], policy=given["policy"], **how)
@@ -149,7 +158,7 @@ def _record(given: dict[str, Any], values: dict[str, Any], text: str, request_id
 
 def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
     sources = [name for name, value in (("PROMPT", prompt), ("--file", given["prompt_file"])) if value is not None]
-    direct = given["examples"] or given["adapter"]
+    direct = given["examples"] or given["adapters"]
     if given["query"] is not None:
         if not direct:
             raise ConfigError("--query needs --examples or --adapter; or write the whole prompt as the argument")
@@ -209,10 +218,15 @@ def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:
 def _with_examples(engine: Engine, query: str, given: dict[str, Any], how: dict[str, Any]) -> AskReport:
     from acclimate.language import Adapter
 
-    folder = given["adapter"]
-    path = given["examples"] or folder / language_options.PRIMED_EXAMPLES
-    examples = language_options.read_examples(path)
-    adapter = Adapter.load(folder, engine.model) if folder is not None else None
+    folders, weights = given["adapters"], given["adapter_weights"]
+    if weights and len(weights) != len(folders):
+        raise ConfigError(f"--adapter-weight is given {len(weights)} times; give it once for each --adapter, or never")
+    paths = [given["examples"]] if given["examples"] else [f / language_options.PRIMED_EXAMPLES for f in folders]
+    examples = dict.fromkeys(example for path in paths for example in language_options.read_examples(path))
+    adapter = None
+    if folders:
+        loaded = [Adapter.load(folder, engine.model) for folder in folders]
+        adapter = loaded[0] if len(loaded) == 1 and not weights else Adapter.combined(loaded, weights or None)
     return engine.answer(examples, query, policy=given["policy"], adapter=adapter, **how)
 
 
@@ -233,7 +247,7 @@ def _show(report: AskReport, *, compare: bool) -> None:
         click.echo(report.answer)
     for warning in report.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    if not report.complete:
+    if not report.complete and not report.out_of_time:
         click.echo("Warning: the answer was cut off; raise --max-answer-tokens", err=True)
     click.echo(report.status_line, err=True)
     click.echo(report.explanation, err=True)

@@ -81,6 +81,13 @@ class Answering:
         work.base_answer, _ = self._chosen(answers[1])
         return work.adapted_answer, work.base_answer
 
+    def expected_s(self, work: Work) -> float:
+        """Return how long reading the prompt once and generating an answer will take, from what passes took lately."""
+        prompts, _ = self._prompts(work, 1)
+        layout = work.request.layout
+        longest = max((self._model.encoder.answer_tokens(example, layout) for example in work.shown), default=64)
+        return self._model.pace.answer_s(len(prompts[0]), longest)
+
     def drawn(self, work: Work) -> Steps[None]:
         """Replace the chosen answer by one that is drawn, where the request asks for a temperature.
 
@@ -151,6 +158,7 @@ class Answering:
                 sampling=request.sampling,
                 cancelled=request.cancelled,
                 on_text=request.on_text if not work.adapted else None,
+                deadline=work.deadline,
             )
         work.base_prompt, work.base_answer, work.is_as_typed = ids, answers[0], True
         if work.adapted_answer is None:
@@ -217,6 +225,7 @@ class Answering:
             cancelled=work.request.cancelled,
             on_text=on_text,
             ending=layout.ending if layout is not None else None,
+            deadline=work.deadline,
         )
 
     def _limit(self, work: Work, prompt_tokens: int) -> int:

@@ -62,6 +62,7 @@ class AskReport:
         cached: the adapter was not trained for this request.
         warm_start: training started from another adapter's weights.
         complete: the model ended the answer within the limits.
+        out_of_time: the limit on seconds cut it off.
         metadata: of the adaptation.
         seconds: wall-clock time by part; ``total`` includes waiting for other requests on the model.
         peak_bytes: the most that this request held beyond the loaded model; see
@@ -94,6 +95,7 @@ class AskReport:
     cached: bool = False
     warm_start: bool = False
     complete: bool = True
+    out_of_time: bool = False
     metadata: AdaptationMetadata = field(default_factory=AdaptationMetadata)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,7 @@ from acclimate.language.examples import (
     validated,
 )
 from acclimate.language.layouts import layout_of_prompt, layout_of_turns
+from acclimate.language.models.deadlines import Deadline
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.prompts import Message
 from acclimate.language.steps import Steps, run_alone
@@ -54,7 +56,9 @@ class Engine:
         cache: of trained adapters; None keeps none.
         votes: orders of the examples that each answer is asked in; the majority answers.
         min_examples, max_examples: that are adapted to.
-        max_seconds: for gate and training of one request; None for no limit.
+        max_seconds: for one request, from reading the prompt to its answer, waiting for other requests on the model
+            aside; None for no limit. Adapting ends early enough that there is time to answer.
+        max_adapting_seconds: for gate and training of one request; None for no further limit.
         max_bytes: that a request may hold beyond the loaded model while it is adapted, as
             :class:`acclimate.language.training.memory.RequestMemory` counts them; None for no limit.
         max_answer_tokens: None allows twice the longest example answer and sixteen more.
@@ -79,6 +83,7 @@ class Engine:
         min_examples: int = 2,
         max_examples: int = 64,
         max_seconds: float | None = 20.0,
+        max_adapting_seconds: float | None = None,
         max_bytes: int | None = None,
         max_answer_tokens: int | None = None,
         warm_start: bool = False,
@@ -100,12 +105,12 @@ class Engine:
         self._adaptation = Adaptation(
             model,
             gate=gate,
-            budget=Budget(max_seconds=max_seconds, max_bytes=max_bytes),
+            budget=Budget(max_seconds=max_adapting_seconds, max_bytes=max_bytes),
             cache=cache,
             warm_start=warm_start,
             answering=self._answering,
         )
-        self._on_report, self._debug = on_report, debug
+        self._on_report, self._debug, self._max_seconds = on_report, debug, max_seconds
 
     def ask(
         self,
@@ -129,8 +134,10 @@ class Engine:
             DataError: the prompt is empty, or longer than the model can read.
             CancelledError: ``cancelled`` returned true.
         """
+        began = time.perf_counter()
         request = self.read_prompt(prompt, domain=domain)
-        return self._alone(replace(request, policy=policy, compare=compare, cancelled=cancelled))
+        request = replace(request, policy=policy, compare=compare, cancelled=cancelled)
+        return self._alone(replace(request, reading_s=time.perf_counter() - began))
 
     def chat(
         self,
@@ -153,8 +160,10 @@ class Engine:
             DataError: there is no message, one is not text, or they are longer than the model can read.
             CancelledError: ``cancelled`` returned true.
         """
+        began = time.perf_counter()
         request = self.read_messages(messages, policy=policy)
-        return self._alone(replace(request, compare=compare, cancelled=cancelled))
+        request = replace(request, compare=compare, cancelled=cancelled)
+        return self._alone(replace(request, reading_s=time.perf_counter() - began))
 
     def answer(
         self,
@@ -286,6 +295,7 @@ class Engine:
         """
         if request.open_ended:
             work = Work(request=request, examples=(), recipe=self.recipe, reason=request.unusable)
+            work.deadline = self._deadline(request)
             yield from self._answering.open_ended(work)
             return self._report(work)
         work, contradictory = self._prepared(request)
@@ -333,8 +343,13 @@ class Engine:
             recipe=decided(self.recipe, checked.examples),
             warnings=[*request.warnings, *checked.warnings],
             votes=self.votes,
+            deadline=self._deadline(request),
         )
         return work, bool(checked.contradictions)
+
+    def _deadline(self, request: Request) -> Deadline:
+        limit = self._max_seconds
+        return Deadline(None if limit is None else limit - request.reading_s, request.clock)
 
     def _adapt(self, work: Work) -> Steps[Reason | None]:
         """Answer with the adapted model; return why its answer is not given, or None."""

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from acclimate.language.models.deadlines import Deadline
 from acclimate.language.models.decoding import GREEDY, Answer, OnText, Sampling
 from acclimate.language.models.generate import generate
 from acclimate.language.models.language_model import LanguageModel
@@ -50,6 +51,7 @@ class Generate:
         cancelled: called before every token.
         on_text: called with the text of the first answer, piece by piece.
         ending: where answers end; None means where they do in the model's format.
+        deadline: of the request; answers end there, incomplete.
     """
 
     prompts: Sequence[tuple[int, ...]]
@@ -62,6 +64,7 @@ class Generate:
     cancelled: Callable[[], bool] | None = None
     on_text: OnText | None = None
     ending: Ending | None = None
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +130,5 @@ def generated_alone(model: LanguageModel, step: Generate) -> list[Answer]:
             sampling=step.sampling,
             on_text=step.on_text,
             ending=step.ending,
+            deadline=step.deadline,
         )

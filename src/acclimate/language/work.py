@@ -13,6 +13,7 @@ from acclimate.language.answers import AdaptationMetadata, AskReport, Status
 from acclimate.language.decision.evidence import Evidence
 from acclimate.language.decision.gate import DECLINED, Decision, Reason
 from acclimate.language.examples import Example
+from acclimate.language.models.deadlines import Deadline
 from acclimate.language.models.decoding import GREEDY, Answer, OnText, Sampling
 from acclimate.language.prompts import Layout, Message
 from acclimate.language.training.adapter import Adapter, StopReason
@@ -48,6 +49,7 @@ class Request:
             known in the end.
         on_step: called after every training step; see :class:`acclimate.language.training.trainer.TrainingJob`.
         clock: seconds that this request is charged with; they count for its budget.
+        reading_s: seconds that finding its examples took; they count too.
     """
 
     query: str
@@ -70,6 +72,7 @@ class Request:
     on_text: OnText | None = None
     on_step: OnStep | None = None
     clock: Callable[[], float] = time.perf_counter
+    reading_s: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,6 +97,7 @@ class Work:
         is_as_typed: the base model's answer is to the prompt as it was typed.
         trained_tokens: of all training steps.
         memory: what the request holds.
+        deadline: when the request has to be answered.
         seconds: by part, on the clock of the request.
         began: on :func:`time.perf_counter`.
     """
@@ -119,6 +123,7 @@ class Work:
     trained_tokens: int = 0
     adapter_key: str | None = None
     memory: RequestMemory = field(default_factory=RequestMemory)
+    deadline: Deadline = field(default_factory=Deadline)
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
 
@@ -178,6 +183,9 @@ def report_of(work: Work, model: str, prompt_sent: str) -> AskReport:
     status: Status = "adapted" if work.adapted else "plain"
     if work.reason is not None:
         status = "declined" if work.reason in DECLINED else "fallback"
+    out_of_time = work.deadline.is_over and not chosen.complete
+    if out_of_time:
+        work.warnings.append("the time limit (max_seconds) was reached before the answer was complete")
     request, adapter, decision, evidence = work.request, work.adapter, work.decision, work.evidence
     rank = None if request.open_ended else work.recipe.rank
     return AskReport(
@@ -199,6 +207,7 @@ def report_of(work: Work, model: str, prompt_sent: str) -> AskReport:
         cached=work.cached,
         warm_start=work.warm_start,
         complete=chosen.complete,
+        out_of_time=out_of_time,
         metadata=AdaptationMetadata(
             training_steps=len(adapter.losses) if adapter and not work.cached else 0,
             convergence_score=adapter.convergence if adapter else 0.0,

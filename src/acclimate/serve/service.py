@@ -268,7 +268,8 @@ class Service:
             cache=served.cache,
             votes=options.votes,
             max_examples=self.settings.max_examples,
-            max_seconds=limit if options.budget_s is None else min(limit, options.budget_s),
+            max_seconds=None,
+            max_adapting_seconds=limit if options.budget_s is None else min(limit, options.budget_s),
         )
 
     def _read(

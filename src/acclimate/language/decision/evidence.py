@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from acclimate.core.budget import Budget
 from acclimate.language.examples import Example, folds
+from acclimate.language.models.deadlines import Deadline, OutOfTimeError
 from acclimate.language.models.decoding import Answer
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.prompts import Layout
@@ -114,6 +115,10 @@ class HeldOutEvaluation:
         share_adapted: share of the layers that adapters are attached to.
         memory: what the request holds.
         layout: that the examples are written in; None for the model's format.
+        deadline: of the pass that is made here.
+
+    Raises:
+        OutOfTimeError: it passed.
     """
 
     def __init__(
@@ -124,6 +129,7 @@ class HeldOutEvaluation:
         share_adapted: float,
         memory: RequestMemory,
         layout: Layout | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         rows = []
         for kept, out in splits:
@@ -132,7 +138,10 @@ class HeldOutEvaluation:
         self._model, self._memory, self._sizes = model, memory, [len(out) for _, out in splits]
         self._targets = batch_of(rows, pad=model.pad, device=model.device)
         self._decoder = model.decoder(share_adapted)
-        self._recording, self._base_hidden = self._decoder.record_and_run(self._targets.tokens)
+        began = time.perf_counter()
+        with (deadline or Deadline()).inside(model.network):
+            self._recording, self._base_hidden = self._decoder.record_and_run(self._targets.tokens)
+        model.pace.read(self._targets.tokens.numel(), time.perf_counter() - began)
 
     @property
     def held_bytes(self) -> int:
@@ -223,6 +232,7 @@ def cross_fit_steps(
     job: TrainingJob,
     *,
     even_if_perfect: bool = False,
+    reserve_s: Callable[[], float] | None = None,
 ) -> Steps[tuple[Evidence, Adapter]]:
     """Do what :func:`cross_fit` does, step by step; who makes the steps holds the model's lock.
 
@@ -232,23 +242,42 @@ def cross_fit_steps(
         recipe: with rank and steps decided.
         job: its sets are replaced by those of the splits; its budget is for all of it.
         even_if_perfect: train although the base model answers every held-out example.
+        reserve_s: called after the first pass; returns how many seconds of the budget are to be kept for answering.
     """
     began = time.perf_counter()
     count, memory = len(examples), job.memory
     splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
-    evaluation = HeldOutEvaluation(model, examples, splits, recipe.share_adapted, memory, job.layout)
+    late = HeldOut(0.0, -math.inf, -math.inf)
+    too_late = Evidence(count, late, late, math.nan), replace(empty_adapter(model), stop=StopReason.TIME_BUDGET)
+    ends = Deadline(job.budget.max_seconds)
+    if reserve_s is not None and ends.left_s < math.inf:
+        # Nothing is known yet of how long answering takes: it must be possible to read the prompt after this pass.
+        ends = ends.earlier(ends.left_s / 3)
+    try:
+        evaluation = HeldOutEvaluation(model, examples, splits, recipe.share_adapted, memory, job.layout, ends)
+    except OutOfTimeError:
+        return too_late
     with memory.holding("activations of held-out examples", evaluation.held_bytes):
         before = evaluation.before()
         if before.exact == 1 and not even_if_perfect:
             # Nothing can be gained by training.
             return Evidence(count, before, before, 0.0, tried=False), empty_adapter(model)
         sets = [[examples[i] for i in kept] for kept, _ in splits]
+        # What the pass took says how long answering will: the caller may keep that much back.
         budget = job.budget
         if budget.max_seconds is not None:
+            kept = reserve_s() if reserve_s is not None else 0.0
             spent = time.perf_counter() - began
-            budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent))
+            budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent - kept))
         adapter: Adapter = yield Train(job=replace(job, sets=sets, budget=budget), recipe=recipe)
-        after = before if adapter.stop is StopReason.NON_FINITE else evaluation.after(adapter)
+        after = before
+        if adapter.stop not in (StopReason.NON_FINITE, StopReason.TIME_BUDGET):
+            left = None if budget.max_seconds is None else budget.max_seconds - adapter.seconds
+            try:
+                with Deadline(left).inside(model.network):
+                    after = evaluation.after(adapter)
+            except OutOfTimeError:
+                adapter = replace(adapter, stop=StopReason.TIME_BUDGET)
     loss = adapter.losses[-1] if adapter.losses else math.nan
     return Evidence(count, before, after, loss, adapter.peak_bytes), adapter
 

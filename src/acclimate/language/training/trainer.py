@@ -23,6 +23,7 @@ from acclimate.core.budget import Budget, StopCode
 from acclimate.core.packed_adapters import PackedAdapters
 from acclimate.errors import DataError, TTTNotSupportedError
 from acclimate.language.examples import Example
+from acclimate.language.models.deadlines import Deadline, OutOfTimeError
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.prompts import Layout
 from acclimate.language.training.adapter import Adapter, StopReason
@@ -198,7 +199,12 @@ class Training:
         if self.finished:
             return
         with self._charged():
-            recording, targets = self._schedule.at(step)
+            try:
+                with self._deadline(step).inside(self._model.network):
+                    recording, targets = self._schedule.at(step)
+            except OutOfTimeError:
+                self._end(self._progress[0], StopReason.TIME_BUDGET)
+                return
             self._hold(_LOWER_LAYERS, self._schedule.held_bytes)
         for job, progress in self._going():
             over = job.budget.exhausted(seconds=progress.seconds, steps=step, held_bytes=job.memory.held_bytes)
@@ -207,6 +213,7 @@ class Training:
         if self.finished:
             return
         with self._charged():
+            ends = self._deadline(step)
             self._optimizer.param_groups[0]["lr"] = self._recipe.learning_rate * cosine(step, self._steps)
             first = step == 0 and self._starts_anew and self._recipe.gradient_start
             with (
@@ -215,14 +222,16 @@ class Training:
                 else nullcontext() as starts
             ):
                 try:
-                    with self._activations.measured(
-                        self._model.network, (*recording.tokens.shape, len(targets.wanted))
-                    ):
+                    shape = (*recording.tokens.shape, len(targets.wanted))
+                    with ends.inside(self._model.network), self._activations.measured(self._model.network, shape):
                         losses = self._losses(self._decoder.hidden(recording), targets)
+                    losses.sum().backward()
                 except OverLimitError:
                     self._end(self._progress[0], StopReason.MEMORY_BUDGET)
                     return
-                losses.sum().backward()
+                except OutOfTimeError:
+                    self._end(self._progress[0], StopReason.TIME_BUDGET)
+                    return
             if starts is not None:
                 self._block.begin(starts)
             grads = self._block.collect()
@@ -282,6 +291,13 @@ class Training:
         """Enter in the memory of the requests that nothing is held any more."""
         for part in (_WEIGHTS, _LOWER_LAYERS, Activations.PART):
             self._hold(part, 0)
+
+    def _deadline(self, step: int) -> Deadline:
+        """Return when the step has to end: none where several jobs share it, which look at theirs between steps."""
+        limit = self._jobs[0].budget.max_seconds
+        if len(self._jobs) > 1 or limit is None or step < 0:
+            return Deadline()
+        return Deadline(limit - self._progress[0].seconds)
 
     def _going(self) -> list[tuple[TrainingJob, _Progress]]:
         pairs = zip(self._jobs, self._progress, strict=True)
