@@ -57,7 +57,7 @@ def main() -> None:
                 steps = recipe.steps or 1
                 right, cpu_s, _ = plain_peft(
                     model, task.examples, task.questions,
-                    steps=steps, rank=recipe.rank_or_default, rate=PEFT_RATES[given.model],
+                    steps=steps, rank=recipe.rank_or_default, rate=PEFT_RATES[given.model]["causal"],
                 )  # fmt: skip
             else:
                 changed = {} if text == "own" else parsed(text)

@@ -193,9 +193,9 @@ def main() -> None:
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     given.out.mkdir(parents=True, exist_ok=True)
-    PromptFormat(before_input="", before_answer=SEPARATOR, answer_lead="", after_answer=END, single_line=True).save(
-        given.out
-    )
+    PromptFormat(
+        before_input="", before_answer=SEPARATOR, answer_lead="", after_answer=END, single_line=True, is_only=True
+    ).save(given.out)
     model.half().save_pretrained(given.out)
     tokenizer.save_pretrained(given.out)
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {given.steps} steps -> {given.out}")

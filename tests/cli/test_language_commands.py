@@ -96,6 +96,11 @@ def test_prime_and_ask_with_the_adapter(folder: Path) -> None:
     asked = run("ask", "--adapter", "adapter", "--query", "melon", "--json")
     report = json.loads(asked.stdout)
     assert (report["answer"], report["cached"], report["metadata"]["training_steps"]) == ("<q>melon</q>", True, 0)
+    halves = ("--adapter-weight", "0.5", "--adapter-weight", "0.5")
+    both = run("ask", "--adapter", "adapter", "--adapter", "adapter", *halves, "--query", "melon", "--show-prompt")
+    assert (both.stdout, "tiger" in both.stderr) == ("<q>melon</q>\n", True)
+    odd = run("ask", "--adapter", "adapter", *halves, "--query", "melon")
+    assert (odd.exit_code, "once for each --adapter" in odd.stderr) == (2, True)
     again = run("prime", "examples.jsonl", "--save", "adapter")
     assert again.exit_code == 2
     assert "is not empty" in again.stderr

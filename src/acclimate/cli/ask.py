@@ -32,9 +32,19 @@ LEAST_CONFIDENCE: Final = 0.5
     "--examples", type=click.Path(path_type=Path), help='JSON lines {"input": ..., "output": ...}; needs --query.'
 )
 @click.option("--query", help="The input to answer; with --examples or --adapter, nothing is detected.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Folder that acclimate prime saved; needs --query.")
+@click.option(
+    "--adapter",
+    "adapters",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Folder that acclimate prime saved; needs --query. Several are added up.",
+)
+@click.option(
+    "--adapter-weight", "adapter_weights", type=float, multiple=True, help="One for each --adapter.  [default: 1]"
+)
 @language_options.model
 @click.option("--compare", is_flag=True, help="Show the answers with and without adapting side by side.")
+@click.option("--show-prompt", is_flag=True, help="Show on stderr what was sent to the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option("--votes", type=click.IntRange(1, 32), default=1, show_default=True, help="Orders of the examples asked.")
 @click.option(
@@ -56,7 +66,7 @@ LEAST_CONFIDENCE: Final = 0.5
     help="See this domain's kinds of pattern more readily.",
 )
 @language_options.training
-@click.option("--max-seconds", type=click.FloatRange(0), default=20.0, show_default=True, help="For gate and training.")
+@click.option("--max-seconds", type=click.FloatRange(0), default=20.0, show_default=True, help="For the whole answer.")
 @click.option("--max-mib", type=click.FloatRange(0), help="Memory that adapting may hold, beyond the model.")
 @click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer.")
 @click.option("--experiment", help="Answer with the arm that this request (or --user) has in an experiment.")
@@ -86,7 +96,7 @@ def ask_command(prompt: str | None, **given: Any) -> None:
     arm = _arm(given, request_id) if given["experiment"] else None
     engine = _engine(Engine, given)
     how: dict[str, Any] = {"compare": given["compare"]}
-    if given["examples"] or given["adapter"]:
+    if given["examples"] or given["adapters"]:
         report = _with_examples(engine, text, given, how)
     else:
         report = engine.ask(text, domain=given["domain"], policy=given["policy"], **how)
@@ -101,6 +111,8 @@ def ask_command(prompt: str | None, **given: Any) -> None:
         _show(report, compare=given["compare"])
         for warning in warnings:
             click.echo(f"Warning: {warning}", err=True)
+        if given["show_prompt"]:
+            click.echo(f"----- the prompt, as it was sent\n{report.prompt_sent}\n-----", err=True)
         if arm is not None:
             click.echo(f"experiment {given['experiment']}: answered by arm {arm.name}", err=True)
         if recorded:
@@ -146,7 +158,7 @@ def _record(given: dict[str, Any], values: dict[str, Any], text: str, request_id
 
 def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
     sources = [name for name, value in (("PROMPT", prompt), ("--file", given["prompt_file"])) if value is not None]
-    direct = given["examples"] or given["adapter"]
+    direct = given["examples"] or given["adapters"]
     if given["query"] is not None:
         if not direct:
             raise ConfigError("--query needs --examples or --adapter; or write the whole prompt as the argument")
@@ -159,7 +171,7 @@ def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
         raise ConfigError("give the prompt as the argument or by --file, not both")
     if given["prompt_file"] is not None:
         try:
-            return str(given["prompt_file"].read_text(encoding="utf-8"))
+            return _without_last_break(given["prompt_file"].read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {given['prompt_file']} as text: {error}") from error
     if prompt is not None and prompt != "-":
@@ -168,9 +180,14 @@ def _prompt(prompt: str | None, given: dict[str, Any]) -> str:
     if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         raise ConfigError("give a prompt as the argument, by --file, or on standard input")
     try:
-        return sys.stdin.read()
+        return _without_last_break(sys.stdin.read())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read standard input as text: {error}") from error
+
+
+def _without_last_break(text: str) -> str:
+    """Return a text without the line break that ends it in a file or a pipe."""
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:
@@ -201,10 +218,15 @@ def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:
 def _with_examples(engine: Engine, query: str, given: dict[str, Any], how: dict[str, Any]) -> AskReport:
     from acclimate.language import Adapter
 
-    folder = given["adapter"]
-    path = given["examples"] or folder / language_options.PRIMED_EXAMPLES
-    examples = language_options.read_examples(path)
-    adapter = Adapter.load(folder, engine.model) if folder is not None else None
+    folders, weights = given["adapters"], given["adapter_weights"]
+    if weights and len(weights) != len(folders):
+        raise ConfigError(f"--adapter-weight is given {len(weights)} times; give it once for each --adapter, or never")
+    paths = [given["examples"]] if given["examples"] else [f / language_options.PRIMED_EXAMPLES for f in folders]
+    examples = dict.fromkeys(example for path in paths for example in language_options.read_examples(path))
+    adapter = None
+    if folders:
+        loaded = [Adapter.load(folder, engine.model) for folder in folders]
+        adapter = loaded[0] if len(loaded) == 1 and not weights else Adapter.combined(loaded, weights or None)
     return engine.answer(examples, query, policy=given["policy"], adapter=adapter, **how)
 
 
@@ -225,7 +247,7 @@ def _show(report: AskReport, *, compare: bool) -> None:
         click.echo(report.answer)
     for warning in report.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    if not report.complete:
+    if not report.complete and not report.out_of_time:
         click.echo("Warning: the answer was cut off; raise --max-answer-tokens", err=True)
     click.echo(report.status_line, err=True)
     click.echo(report.explanation, err=True)

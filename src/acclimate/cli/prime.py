@@ -45,7 +45,7 @@ def prime_command(examples: Path, folder: Path, **given: Any) -> None:
     model = language_options.load_model(given)
     engine = Engine(model, recipe=language_options.recipe_from(model.recipe, given), max_seconds=given["max_seconds"])
     adapter = engine.prime(read)
-    adapter.save(folder, base_model=model.name)
+    adapter.save(folder, base_model=model.source)
     lines = [json.dumps(asdict(example)) for example in read]
     write_output(folder / language_options.PRIMED_EXAMPLES, "\n".join(lines) + "\n")
     click.echo(

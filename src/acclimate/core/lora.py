@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from acclimate.errors import CheckpointError, ConfigError, first_line
 from acclimate.json_values import from_json
@@ -125,13 +126,14 @@ def is_adapter(name: str) -> bool:
 def target_layers(model: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
     """Return the names of the layers that can have low-rank weights and for which ``wanted`` returns True.
 
-    These are linear layers, transformers' Conv1D, and convolutions without groups. The output projection of
-    ``nn.MultiheadAttention`` is left out: attention reads its weight and never calls it.
+    These are linear layers (also of a class derived from torch's, as Falcon's are), transformers' Conv1D, and
+    convolutions without groups. The output projection of ``nn.MultiheadAttention`` is left out: attention reads its
+    weight and never calls it.
     """
     return [
         name
         for name, module in model.named_modules()
-        if (type(module) is nn.Linear or _is_conv1d(module) or (isinstance(module, nn.Conv2d) and module.groups == 1))
+        if (_is_linear(module) or _is_conv1d(module) or (isinstance(module, nn.Conv2d) and module.groups == 1))
         and wanted(name)
         and _CHILD not in name.split(".")
     ]
@@ -240,6 +242,7 @@ def write(
     alpha: float,
     fan_in_fan_out: bool = False,
     base_model: str | None = None,
+    task_type: str | None = None,
 ) -> None:
     """Write low-rank weights that are attached to no model; see :func:`save`.
 
@@ -250,6 +253,7 @@ def write(
         alpha: scale times rank.
         fan_in_fan_out: whether the layers store their weights as ``(in, out)``.
         base_model: name or folder of the base model, written to the configuration.
+        task_type: PEFT's name of what the model is for, from which its ``AutoPeftModel`` knows how to load it.
     """
     tensors = {
         f"{_PEFT_PREFIX}{name}.{part}.weight": tensor.detach().cpu().contiguous()
@@ -259,6 +263,7 @@ def write(
     write_output(folder / "adapter_model.safetensors", serialized(tensors))
     config = {
         "peft_type": "LORA",
+        "task_type": task_type,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
@@ -305,6 +310,10 @@ def loaded(model: nn.Module, folder: Path) -> Iterator[dict[str, LowRank]]:
 
 def _adding(pair: LowRank) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     return lambda _layer, inputs, output: pair.added(inputs[0], output)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

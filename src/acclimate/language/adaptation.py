@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Final
 
 from acclimate.core.budget import Budget
 from acclimate.errors import CancelledError, DataError
@@ -17,6 +19,8 @@ from acclimate.language.training.trainer import TrainingJob
 from acclimate.language.training.warm_start import warm_start
 from acclimate.language.work import RefusedError, Work, failure_reason
 
+#: Passes take different times; what is expected is multiplied by this.
+_SAFETY: Final = 1.25
 _FAILURES = {
     StopReason.TIME_BUDGET: "the time budget (max_seconds) is spent",
     StopReason.MEMORY_BUDGET: "it takes more than the memory budget (max_bytes)",
@@ -30,7 +34,7 @@ class Adaptation:
     Args:
         model: to adapt; its own tensors are not changed.
         gate: decides on the evidence.
-        budget: for the gate and training of one request.
+        budget: for the gate and training of one request; less where the request must be answered sooner.
         cache: of trained adapters; None keeps none.
         warm_start: start from a cached adapter where that answers the examples better than the base model.
         answering: generates the answers that the gate compares.
@@ -72,6 +76,9 @@ class Adaptation:
             base = yield from self._answering.by_base_model(work)
         else:
             adapted, base = yield from self._answering.by_both(work, adapter)
+        if work.deadline.is_over and not (adapted.complete and base.complete):
+            # There was no time to compare them: what there is of the adapted answer is given.
+            return
         work.evidence = work.evidence.answered(adapter, adapted=adapted, icl=base, agreement=work.agreement)
         self._decide(work)
 
@@ -89,7 +96,7 @@ class Adaptation:
             DataError: training failed.
             CancelledError: it was cancelled.
         """
-        adapter: Adapter = yield Train(job=self._job(work, self._budget), recipe=work.recipe)
+        adapter: Adapter = yield Train(job=self._job(work, self._remaining(work, keep_s=0.0)), recipe=work.recipe)
         if adapter.stop is StopReason.CANCELLED:
             raise CancelledError("training was cancelled")
         if adapter.stop in _FAILURES:
@@ -101,7 +108,7 @@ class Adaptation:
 
     def key_of(self, work: Work) -> str:
         """Return the key of an adapter to the examples in a cache."""
-        return adapter_key(self._model.fingerprint, work.examples, work.recipe)
+        return adapter_key(self._model.fingerprint, work.examples, work.recipe, work.request.layout)
 
     def _look_up(self, work: Work) -> None:
         """Take adapter and evidence from the cache, if these examples were adapted to before."""
@@ -116,8 +123,10 @@ class Adaptation:
     def _evaluate_held_out(self, work: Work) -> Steps[None]:
         """Measure how adapting changes the answers to held-out examples."""
         with work.timed("gate"):
-            job = self._job(work, self._remaining(work))
-            work.evidence, temporary = yield from cross_fit_steps(self._model, work.examples, work.recipe, job)
+            job = self._job(work, self._remaining(work, keep_s=0.0))
+            work.evidence, temporary = yield from cross_fit_steps(
+                self._model, work.examples, work.recipe, job, reserve_s=lambda: self._reserve_s(work)
+            )
         work.trained_tokens += temporary.trained_tokens
         self._refuse_failure(temporary.stop)
         self._keep(work, work.adapter or empty_adapter(self._model))
@@ -133,7 +142,7 @@ class Adaptation:
         with work.timed("training"):
             start = None
             if self._warm_start and self._cache is not None:
-                start = warm_start(self._cache, self._model, work.examples, work.recipe)
+                start = warm_start(self._cache, self._model, work.examples, work.recipe, work.request.layout)
             work.warm_start = start is not None
             adapter: Adapter = yield Train(job=self._job(work, self._remaining(work), start=start), recipe=work.recipe)
         work.adapter = adapter
@@ -153,6 +162,7 @@ class Adaptation:
             start=start,
             memory=work.memory,
             on_step=work.request.on_step,
+            layout=work.request.layout,
         )
 
     def _refuse_failure(self, stop: StopReason) -> None:
@@ -162,10 +172,20 @@ class Adaptation:
         if reason is not None:
             raise RefusedError(reason)
 
-    def _remaining(self, work: Work) -> Budget:
-        limit = self._budget.max_seconds
+    def _remaining(self, work: Work, *, keep_s: float | None = None) -> Budget:
+        """Return the budget that is left, ``keep_s`` seconds before the end of the request, or enough to answer it."""
+        limit = math.inf if self._budget.max_seconds is None else self._budget.max_seconds
         spent = work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0)
-        return replace(self._budget, max_seconds=None if limit is None else max(0.0, limit - spent))
+        kept = self._reserve_s(work) if keep_s is None else keep_s
+        left = min(limit - spent, work.deadline.left_s - kept)
+        return replace(self._budget, max_seconds=None if left == math.inf else max(0.0, left))
+
+    def _reserve_s(self, work: Work) -> float:
+        """Return how many seconds answering will take, from what passes took lately."""
+        if work.deadline.left_s == math.inf:
+            return 0.0
+        rows = 3 if work.request.policy == "gate" else 2
+        return _SAFETY * rows * self._answering.expected_s(work)
 
     def _keep(self, work: Work, adapter: Adapter) -> None:
         if self._cache is not None:

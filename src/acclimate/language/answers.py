@@ -62,10 +62,13 @@ class AskReport:
         cached: the adapter was not trained for this request.
         warm_start: training started from another adapter's weights.
         complete: the model ended the answer within the limits.
+        out_of_time: the limit on seconds cut it off.
         metadata: of the adaptation.
         seconds: wall-clock time by part; ``total`` includes waiting for other requests on the model.
         peak_bytes: the most that this request held beyond the loaded model; see
             :class:`acclimate.language.training.memory.RequestMemory`.
+        prompt_sent: the text that the answer followed, special tokens included. Votes and the gate ask in other orders
+            of the examples too.
         prompt_tokens, answer_tokens, trained_tokens: of the prompt that led to this answer, of the answer, and of all
             training steps of the request.
         chosen_tokens: of the answer, where the request asked for them.
@@ -92,9 +95,11 @@ class AskReport:
     cached: bool = False
     warm_start: bool = False
     complete: bool = True
+    out_of_time: bool = False
     metadata: AdaptationMetadata = field(default_factory=AdaptationMetadata)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    prompt_sent: str = ""
     prompt_tokens: int = 0
     answer_tokens: int = 0
     trained_tokens: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,8 @@ from acclimate.language.examples import (
     cleaned,
     validated,
 )
+from acclimate.language.layouts import layout_of_prompt, layout_of_turns
+from acclimate.language.models.deadlines import Deadline
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.prompts import Message
 from acclimate.language.steps import Steps, run_alone
@@ -53,7 +56,9 @@ class Engine:
         cache: of trained adapters; None keeps none.
         votes: orders of the examples that each answer is asked in; the majority answers.
         min_examples, max_examples: that are adapted to.
-        max_seconds: for gate and training of one request; None for no limit.
+        max_seconds: for one request, from reading the prompt to its answer, waiting for other requests on the model
+            aside; None for no limit. Adapting ends early enough that there is time to answer.
+        max_adapting_seconds: for gate and training of one request; None for no further limit.
         max_bytes: that a request may hold beyond the loaded model while it is adapted, as
             :class:`acclimate.language.training.memory.RequestMemory` counts them; None for no limit.
         max_answer_tokens: None allows twice the longest example answer and sixteen more.
@@ -78,6 +83,7 @@ class Engine:
         min_examples: int = 2,
         max_examples: int = 64,
         max_seconds: float | None = 20.0,
+        max_adapting_seconds: float | None = None,
         max_bytes: int | None = None,
         max_answer_tokens: int | None = None,
         warm_start: bool = False,
@@ -99,12 +105,12 @@ class Engine:
         self._adaptation = Adaptation(
             model,
             gate=gate,
-            budget=Budget(max_seconds=max_seconds, max_bytes=max_bytes),
+            budget=Budget(max_seconds=max_adapting_seconds, max_bytes=max_bytes),
             cache=cache,
             warm_start=warm_start,
             answering=self._answering,
         )
-        self._on_report, self._debug = on_report, debug
+        self._on_report, self._debug, self._max_seconds = on_report, debug, max_seconds
 
     def ask(
         self,
@@ -128,8 +134,10 @@ class Engine:
             DataError: the prompt is empty, or longer than the model can read.
             CancelledError: ``cancelled`` returned true.
         """
+        began = time.perf_counter()
         request = self.read_prompt(prompt, domain=domain)
-        return self._alone(replace(request, policy=policy, compare=compare, cancelled=cancelled))
+        request = replace(request, policy=policy, compare=compare, cancelled=cancelled)
+        return self._alone(replace(request, reading_s=time.perf_counter() - began))
 
     def chat(
         self,
@@ -152,8 +160,10 @@ class Engine:
             DataError: there is no message, one is not text, or they are longer than the model can read.
             CancelledError: ``cancelled`` returned true.
         """
+        began = time.perf_counter()
         request = self.read_messages(messages, policy=policy)
-        return self._alone(replace(request, compare=compare, cancelled=cancelled))
+        request = replace(request, compare=compare, cancelled=cancelled)
+        return self._alone(replace(request, reading_s=time.perf_counter() - began))
 
     def answer(
         self,
@@ -198,28 +208,39 @@ class Engine:
             self.model, self.priming(Request(query="", examples=as_examples(examples), cancelled=cancelled))
         )
 
-    def read_prompt(self, prompt: str, *, domain: str | None = None) -> Request:
+    def read_prompt(self, prompt: str, *, domain: str | None = None, head: str = "") -> Request:
         """Return the request that ``prompt`` makes: its examples and its question, or the prompt as it stands.
 
         The model is not asked. See :meth:`ask` for the arguments and errors.
+
+        Args:
+            prompt: as typed.
+            domain: see :meth:`ask`.
+            head: what was said before, which stands in front of the examples where the model is adapted.
         """
+        # Half of a surrogate pair is no text and cannot be encoded.
+        typed = "".join(c for c in prompt if not "\ud800" <= c <= "\udfff")
         prompt = cleaned(prompt)
         if not prompt:
             raise DataError("the prompt is empty")
         detected = patterns.detect(prompt, domain)
         unusable = _unusable(detected)
-        found = {
+        found: dict[str, Any] = {
             "pattern": detected.kind if detected else None,
             "pattern_confidence": detected.confidence if detected else None,
         }
         if detected is None or detected.query is None or unusable is not None:
-            return Request(query=prompt, open_ended=True, unusable=unusable, **found)  # type: ignore[arg-type]
-        examples = detected.examples
-        warnings: tuple[str, ...] = ()
-        if len(examples) > self.max_examples:
-            warnings = (f"{len(examples)} examples found, the last {self.max_examples} are used",)
-            examples = examples[-self.max_examples :]
-        return Request(query=detected.query, examples=examples, warnings=warnings, **found)  # type: ignore[arg-type]
+            return Request(query=typed, open_ended=True, unusable=unusable, **found)
+        examples, dropped = detected.examples, max(0, len(detected.examples) - self.max_examples)
+        layout = layout_of_prompt(self.model.encoder, prompt, detected, dropped=dropped, head=head)
+        return Request(
+            query=detected.query,
+            examples=examples[dropped:],
+            warnings=_dropped(dropped, len(examples)),
+            typed=typed,
+            layout=layout,
+            **found,
+        )
 
     def read_examples(
         self,
@@ -246,24 +267,24 @@ class Engine:
         """
         turns = read_turns(messages)
         query = turns[-1]["content"]
-        if policy != "never":
-            examples = examples_in_turns(turns, even_if_unlike=policy == "always")
-            if len(examples) >= self.min_examples:
-                dropped = len(examples) - self.max_examples
-                warnings = (f"{len(examples)} examples found, the last {self.max_examples} are used",)
-                return Request(
-                    query=cleaned(query),
-                    examples=examples[-self.max_examples :],
-                    policy=policy,
-                    pattern="conversation",
-                    messages=turns,
-                    warnings=warnings if dropped > 0 else (),
-                )
-            request = self.read_prompt(query)
-            if not request.open_ended or len(turns) == 1:
-                return replace(request, policy=policy, messages=turns)
-            return replace(request, query=query, policy=policy, messages=turns)
-        return Request(query=query, policy=policy, open_ended=True, pattern=None, messages=turns)
+        if policy == "never":
+            return Request(query=query, policy=policy, open_ended=True, pattern=None, messages=turns)
+        examples = examples_in_turns(turns, even_if_unlike=policy == "always")
+        if len(examples) >= self.min_examples:
+            dropped = max(0, len(examples) - self.max_examples)
+            return Request(
+                query=cleaned(query),
+                examples=examples[dropped:],
+                policy=policy,
+                pattern="conversation",
+                messages=turns,
+                warnings=_dropped(dropped, len(examples)),
+                layout=layout_of_turns(self.model.encoder, turns),
+            )
+        request = self.read_prompt(query, head="".join(turn["content"] + "\n\n" for turn in turns[:-1]))
+        if not request.open_ended or len(turns) == 1:
+            return replace(request, policy=policy, messages=turns)
+        return replace(request, query=query, policy=policy, messages=turns)
 
     def steps(self, request: Request) -> Steps[AskReport]:
         """Answer ``request``, step by step; who makes the steps holds the model's lock.
@@ -274,6 +295,7 @@ class Engine:
         """
         if request.open_ended:
             work = Work(request=request, examples=(), recipe=self.recipe, reason=request.unusable)
+            work.deadline = self._deadline(request)
             yield from self._answering.open_ended(work)
             return self._report(work)
         work, contradictory = self._prepared(request)
@@ -282,7 +304,7 @@ class Engine:
         elif request.policy != "never":
             work.reason = yield from self._adapt(work)
         if not work.adapted or request.compare:
-            yield from self._answering.by_base_model(work, is_final=not work.adapted)
+            yield from self._answering.unadapted(work)
         yield from self._answering.drawn(work)
         missing = request.compare and work.adapted_answer is None and request.policy != "never"
         if missing and work.reason in _STILL_COMPARED:
@@ -317,11 +339,17 @@ class Engine:
         work = Work(
             request=request,
             examples=checked.examples,
+            shown=checked.given,
             recipe=decided(self.recipe, checked.examples),
             warnings=[*request.warnings, *checked.warnings],
             votes=self.votes,
+            deadline=self._deadline(request),
         )
         return work, bool(checked.contradictions)
+
+    def _deadline(self, request: Request) -> Deadline:
+        limit = self._max_seconds
+        return Deadline(None if limit is None else limit - request.reading_s, request.clock)
 
     def _adapt(self, work: Work) -> Steps[Reason | None]:
         """Answer with the adapted model; return why its answer is not given, or None."""
@@ -344,7 +372,7 @@ class Engine:
         return None
 
     def _report(self, work: Work) -> AskReport:
-        report = report_of(work, self.model.name)
+        report = report_of(work, self.model.name, self.model.encoder.text(work.prompt))
         if self._debug is not None:
             self._debug.write(
                 report,
@@ -357,6 +385,11 @@ class Engine:
             self._on_report(report)
         _LOG.debug("%s", report.status_line)
         return report
+
+
+def _dropped(dropped: int, there_are: int) -> tuple[str, ...]:
+    """Return the warning that examples are left out, if any are."""
+    return (f"{there_are} examples found, the last {there_are - dropped} are used",) if dropped else ()
 
 
 def _unusable(detected: patterns.Detection | None) -> Reason | None:

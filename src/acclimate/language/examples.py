@@ -31,18 +31,23 @@ class Validated:
         examples: without duplicates, in the order given.
         duplicates: examples that were repeated.
         contradictions: inputs that were given with more than one answer; none of them is in ``examples``.
+        given: all of them, cleaned.
     """
 
     examples: tuple[Example, ...]
     duplicates: tuple[Example, ...] = ()
     contradictions: tuple[str, ...] = ()
+    given: tuple[Example, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences about dropped examples, for the user."""
-        found = [f"{text!r} was given with two different outputs and is not trained on" for text in self.contradictions]
+        found = [
+            f"{text!r} was given with two different outputs: it stays in the prompt and is not trained on"
+            for text in self.contradictions
+        ]
         if self.duplicates:
-            found.append(f"{len(self.duplicates)} repeated example(s) dropped")
+            found.append(f"{len(self.duplicates)} repeated example(s) stay in the prompt and are trained on once")
         return tuple(found)
 
 
@@ -101,6 +106,7 @@ def validated(
                 raise DataError(f"example {number} has an empty {part}")
             if len(text) > max_characters:
                 raise DataError(f"the {part} of example {number} has {len(text)} characters; at most {max_characters}")
+    shown = tuple(given)
     if augment is not None:
         known = {e.input for e in given}
         extra = [Example(cleaned(e.input), cleaned(e.output)) for one in given for e in augment(one)]
@@ -117,7 +123,7 @@ def validated(
         if example in kept:
             duplicates.append(example)
         kept[example] = None
-    return Validated(tuple(kept), tuple(duplicates), contradictions)
+    return Validated(tuple(kept), tuple(duplicates), contradictions, shown)
 
 
 def leave_one_out(examples: Sequence[Example]) -> Iterator[tuple[tuple[Example, ...], Example]]:

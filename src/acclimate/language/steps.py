@@ -12,9 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from acclimate.language.models.deadlines import Deadline
 from acclimate.language.models.decoding import GREEDY, Answer, OnText, Sampling
 from acclimate.language.models.generate import generate
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.prompts import Ending
 from acclimate.language.training.adapter import Adapter
 from acclimate.language.training.memory import RequestMemory
 from acclimate.language.training.recipes import Recipe
@@ -48,6 +50,8 @@ class Generate:
         sampling: how tokens are chosen.
         cancelled: called before every token.
         on_text: called with the text of the first answer, piece by piece.
+        ending: where answers end; None means where they do in the model's format.
+        deadline: of the request; answers end there, incomplete.
     """
 
     prompts: Sequence[tuple[int, ...]]
@@ -59,6 +63,8 @@ class Generate:
     sampling: Sampling = GREEDY
     cancelled: Callable[[], bool] | None = None
     on_text: OnText | None = None
+    ending: Ending | None = None
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +129,6 @@ def generated_alone(model: LanguageModel, step: Generate) -> list[Answer]:
             memory=step.memory,
             sampling=step.sampling,
             on_text=step.on_text,
+            ending=step.ending,
+            deadline=step.deadline,
         )

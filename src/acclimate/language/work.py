@@ -13,8 +13,9 @@ from acclimate.language.answers import AdaptationMetadata, AskReport, Status
 from acclimate.language.decision.evidence import Evidence
 from acclimate.language.decision.gate import DECLINED, Decision, Reason
 from acclimate.language.examples import Example
+from acclimate.language.models.deadlines import Deadline
 from acclimate.language.models.decoding import GREEDY, Answer, OnText, Sampling
-from acclimate.language.prompts import Message
+from acclimate.language.prompts import Layout, Message
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.memory import RequestMemory
 from acclimate.language.training.recipes import Recipe
@@ -39,13 +40,16 @@ class Request:
         pattern, pattern_confidence: how the examples were found; ``given`` where a program gave them.
         warnings: for the report.
         messages: of a conversation that the model continues, where the query is not all of it.
-        as_text: continue the query as it stands, without the chat template.
+        as_text: continue the prompt as it stands, without the chat template.
+        typed: the prompt as it was typed, where examples and query were found in it.
+        layout: that examples and query are written in; None for the model's format.
         max_tokens: of the answer; None leaves it to the engine.
         sampling: how the tokens of the answer are chosen.
         on_text: called with each piece of the answer as soon as it is certain; not at all where the answer is only
             known in the end.
         on_step: called after every training step; see :class:`acclimate.language.training.trainer.TrainingJob`.
         clock: seconds that this request is charged with; they count for its budget.
+        reading_s: seconds that finding its examples took; they count too.
     """
 
     query: str
@@ -61,11 +65,14 @@ class Request:
     warnings: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     as_text: bool = False
+    typed: str | None = None
+    layout: Layout | None = None
     max_tokens: int | None = None
     sampling: Sampling = GREEDY
     on_text: OnText | None = None
     on_step: OnStep | None = None
     clock: Callable[[], float] = time.perf_counter
+    reading_s: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,7 +81,8 @@ class Work:
 
     Attributes:
         request: as it came.
-        examples: of the request, checked.
+        examples: of the request, checked: those that are trained on.
+        shown: of the request, cleaned: those in the prompt, contradictory and repeated ones included.
         recipe: of training, with rank and steps decided.
         warnings: for the report.
         reason: why the adapted model does not answer; None where it does, or where adapting was not asked for.
@@ -85,8 +93,11 @@ class Work:
         warm_start: training started from another adapter.
         votes: orders of the examples that each answer is a majority of.
         adapter_key: of the adapter to these examples in a cache.
-        prompt_tokens, trained_tokens: of the last prompt that was asked, and of all training steps.
+        base_prompt, adapted_prompt: the tokens that those answers followed.
+        is_as_typed: the base model's answer is to the prompt as it was typed.
+        trained_tokens: of all training steps.
         memory: what the request holds.
+        deadline: when the request has to be answered.
         seconds: by part, on the clock of the request.
         began: on :func:`time.perf_counter`.
     """
@@ -94,6 +105,7 @@ class Work:
     request: Request
     examples: tuple[Example, ...]
     recipe: Recipe
+    shown: tuple[Example, ...] = ()
     warnings: list[str] = field(default_factory=list)
     reason: Reason | None = None
     adapter: Adapter | None = None
@@ -105,10 +117,13 @@ class Work:
     cached: bool = False
     warm_start: bool = False
     votes: int = 1
-    prompt_tokens: int = 0
+    base_prompt: tuple[int, ...] = ()
+    adapted_prompt: tuple[int, ...] = ()
+    is_as_typed: bool = False
     trained_tokens: int = 0
     adapter_key: str | None = None
     memory: RequestMemory = field(default_factory=RequestMemory)
+    deadline: Deadline = field(default_factory=Deadline)
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
 
@@ -116,6 +131,11 @@ class Work:
     def adapted(self) -> bool:
         """Whether the adapted model answers."""
         return self.reason is None and self.adapted_answer is not None
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens that the answer that is given followed."""
+        return self.adapted_prompt if self.adapted else self.base_prompt
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -146,8 +166,13 @@ def failure_reason(stop: StopReason) -> Reason | None:
     return reasons.get(stop)
 
 
-def report_of(work: Work, model: str) -> AskReport:
-    """Return the report of a request that has been answered by the model called ``model``.
+def report_of(work: Work, model: str, prompt_sent: str) -> AskReport:
+    """Return the report of a request that has been answered.
+
+    Args:
+        work: on the request.
+        model: the name of the model that answered.
+        prompt_sent: the text that its answer followed.
 
     Raises:
         SessionError: there is no answer.
@@ -158,6 +183,9 @@ def report_of(work: Work, model: str) -> AskReport:
     status: Status = "adapted" if work.adapted else "plain"
     if work.reason is not None:
         status = "declined" if work.reason in DECLINED else "fallback"
+    out_of_time = work.deadline.is_over and not chosen.complete
+    if out_of_time:
+        work.warnings.append("the time limit (max_seconds) was reached before the answer was complete")
     request, adapter, decision, evidence = work.request, work.adapter, work.decision, work.evidence
     rank = None if request.open_ended else work.recipe.rank
     return AskReport(
@@ -179,6 +207,7 @@ def report_of(work: Work, model: str) -> AskReport:
         cached=work.cached,
         warm_start=work.warm_start,
         complete=chosen.complete,
+        out_of_time=out_of_time,
         metadata=AdaptationMetadata(
             training_steps=len(adapter.losses) if adapter and not work.cached else 0,
             convergence_score=adapter.convergence if adapter else 0.0,
@@ -192,7 +221,8 @@ def report_of(work: Work, model: str) -> AskReport:
         ),
         seconds=work.seconds | {"total": time.perf_counter() - work.began},
         peak_bytes=work.memory.peak_bytes,
-        prompt_tokens=work.prompt_tokens,
+        prompt_sent=prompt_sent,
+        prompt_tokens=len(work.prompt),
         answer_tokens=chosen.tokens,
         trained_tokens=work.trained_tokens,
         chosen_tokens=chosen.chosen,

@@ -112,6 +112,7 @@ def generation_of(model: LanguageModel, step: Generate, owner: Any = None) -> Ge
         open_ended=step.open_ended,
         sampling=step.sampling,
         on_text=step.on_text,
+        ending=step.ending,
     )
     rows = [
         Row(tokens, step.shared_tokens, answer, step.adapter)

@@ -268,7 +268,8 @@ class Service:
             cache=served.cache,
             votes=options.votes,
             max_examples=self.settings.max_examples,
-            max_seconds=limit if options.budget_s is None else min(limit, options.budget_s),
+            max_seconds=None,
+            max_adapting_seconds=limit if options.budget_s is None else min(limit, options.budget_s),
         )
 
     def _read(
@@ -290,7 +291,7 @@ class Service:
                 raise DataError("the prompt is empty")
         else:
             read = engine.read_prompt(body.text)
-            read = replace(read, as_text=read.open_ended, query=body.text if read.open_ended else read.query)
+            read = replace(read, as_text=True)
         if named is not None and named.examples:
             examples = named.examples
         if examples:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from acclimate.core.budget import Budget
 from acclimate.language.examples import Example, folds
+from acclimate.language.models.deadlines import Deadline, OutOfTimeError
 from acclimate.language.models.decoding import Answer
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.prompts import Layout
 from acclimate.language.steps import Steps, Train, run_alone
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.memory import RequestMemory, tensor_bytes
@@ -112,6 +114,11 @@ class HeldOutEvaluation:
         splits: as :func:`acclimate.language.examples.folds` returns them.
         share_adapted: share of the layers that adapters are attached to.
         memory: what the request holds.
+        layout: that the examples are written in; None for the model's format.
+        deadline: of the pass that is made here.
+
+    Raises:
+        OutOfTimeError: it passed.
     """
 
     def __init__(
@@ -121,15 +128,20 @@ class HeldOutEvaluation:
         splits: Sequence[tuple[Sequence[int], Sequence[int]]],
         share_adapted: float,
         memory: RequestMemory,
+        layout: Layout | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
-        rows = [
-            [model.encoder.row([examples[i] for i in (*kept, *out)], answers=[*[-1] * len(kept), *range(len(out))])]
-            for kept, out in splits
-        ]
+        rows = []
+        for kept, out in splits:
+            shown, marks = [examples[i] for i in (*kept, *out)], [*[-1] * len(kept), *range(len(out))]
+            rows.append([model.encoder.row(shown, answers=marks, layout=layout)])
         self._model, self._memory, self._sizes = model, memory, [len(out) for _, out in splits]
         self._targets = batch_of(rows, pad=model.pad, device=model.device)
         self._decoder = model.decoder(share_adapted)
-        self._recording, self._base_hidden = self._decoder.record_and_run(self._targets.tokens)
+        began = time.perf_counter()
+        with (deadline or Deadline()).inside(model.network):
+            self._recording, self._base_hidden = self._decoder.record_and_run(self._targets.tokens)
+        model.pace.read(self._targets.tokens.numel(), time.perf_counter() - began)
 
     @property
     def held_bytes(self) -> int:
@@ -170,10 +182,12 @@ def held_out(
     examples: Sequence[Example],
     splits: Sequence[tuple[Sequence[int], Sequence[int]]],
     adapter: Adapter | None = None,
+    *,
+    layout: Layout | None = None,
 ) -> HeldOut:
     """Return how the held-out examples of each split are answered, by the base model or with ``adapter``."""
     with model.lock:
-        evaluation = HeldOutEvaluation(model, examples, splits, 1.0, RequestMemory())
+        evaluation = HeldOutEvaluation(model, examples, splits, 1.0, RequestMemory(), layout)
         return evaluation.before() if adapter is None else evaluation.after(adapter)
 
 
@@ -186,6 +200,7 @@ def cross_fit(
     cancelled: Cancelled | None = None,
     even_if_perfect: bool = False,
     memory: RequestMemory | None = None,
+    layout: Layout | None = None,
 ) -> tuple[Evidence, Adapter]:
     """Return how adapting changes the answers to held-out examples, and the temporary adapters that were trained.
 
@@ -199,11 +214,14 @@ def cross_fit(
         cancelled: called before every step.
         even_if_perfect: train although the base model answers every held-out example.
         memory: what the request holds, if this is a part of it; ``budget.max_bytes`` limits all of it.
+        layout: that the examples are written in; None for the model's format.
 
     Raises:
         DataError: there are fewer than two examples.
     """
-    job = TrainingJob(sets=(), budget=budget or Budget(), cancelled=cancelled, memory=memory or RequestMemory())
+    job = TrainingJob(
+        sets=(), budget=budget or Budget(), cancelled=cancelled, memory=memory or RequestMemory(), layout=layout
+    )
     return run_alone(model, cross_fit_steps(model, examples, recipe, job, even_if_perfect=even_if_perfect))
 
 
@@ -214,6 +232,7 @@ def cross_fit_steps(
     job: TrainingJob,
     *,
     even_if_perfect: bool = False,
+    reserve_s: Callable[[], float] | None = None,
 ) -> Steps[tuple[Evidence, Adapter]]:
     """Do what :func:`cross_fit` does, step by step; who makes the steps holds the model's lock.
 
@@ -223,23 +242,42 @@ def cross_fit_steps(
         recipe: with rank and steps decided.
         job: its sets are replaced by those of the splits; its budget is for all of it.
         even_if_perfect: train although the base model answers every held-out example.
+        reserve_s: called after the first pass; returns how many seconds of the budget are to be kept for answering.
     """
     began = time.perf_counter()
     count, memory = len(examples), job.memory
     splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
-    evaluation = HeldOutEvaluation(model, examples, splits, recipe.share_adapted, memory)
+    late = HeldOut(0.0, -math.inf, -math.inf)
+    too_late = Evidence(count, late, late, math.nan), replace(empty_adapter(model), stop=StopReason.TIME_BUDGET)
+    ends = Deadline(job.budget.max_seconds)
+    if reserve_s is not None and ends.left_s < math.inf:
+        # Nothing is known yet of how long answering takes: it must be possible to read the prompt after this pass.
+        ends = ends.earlier(ends.left_s / 3)
+    try:
+        evaluation = HeldOutEvaluation(model, examples, splits, recipe.share_adapted, memory, job.layout, ends)
+    except OutOfTimeError:
+        return too_late
     with memory.holding("activations of held-out examples", evaluation.held_bytes):
         before = evaluation.before()
         if before.exact == 1 and not even_if_perfect:
             # Nothing can be gained by training.
             return Evidence(count, before, before, 0.0, tried=False), empty_adapter(model)
         sets = [[examples[i] for i in kept] for kept, _ in splits]
+        # What the pass took says how long answering will: the caller may keep that much back.
         budget = job.budget
         if budget.max_seconds is not None:
+            kept = reserve_s() if reserve_s is not None else 0.0
             spent = time.perf_counter() - began
-            budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent))
+            budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent - kept))
         adapter: Adapter = yield Train(job=replace(job, sets=sets, budget=budget), recipe=recipe)
-        after = before if adapter.stop is StopReason.NON_FINITE else evaluation.after(adapter)
+        after = before
+        if adapter.stop not in (StopReason.NON_FINITE, StopReason.TIME_BUDGET):
+            left = None if budget.max_seconds is None else budget.max_seconds - adapter.seconds
+            try:
+                with Deadline(left).inside(model.network):
+                    after = evaluation.after(adapter)
+            except OutOfTimeError:
+                adapter = replace(adapter, stop=StopReason.TIME_BUDGET)
     loss = adapter.losses[-1] if adapter.losses else math.nan
     return Evidence(count, before, after, loss, adapter.peak_bytes), adapter
 

@@ -18,7 +18,7 @@ from acclimate.language.examples import Example, as_examples, orderings
 from acclimate.language.models.decoding import Answer
 from acclimate.language.models.generate import PERMUTED_PROMPTS, agreement, generate, run_prefix
 from acclimate.language.models.language_model import LanguageModel
-from acclimate.language.prompts import Row
+from acclimate.language.prompts import Layout, Row
 from acclimate.language.training.adapter import Adapter
 from acclimate.language.training.recipes import Recipe, decided
 from acclimate.language.training.step_schedule import batch_of
@@ -125,6 +125,7 @@ def scored(
     adapter: Adapter | None = None,
     *,
     batch_size: int = 8,
+    layout: Layout | None = None,
 ) -> list[bool]:
     """Return whether greedy decoding answers each question exactly; nothing is generated.
 
@@ -137,9 +138,10 @@ def scored(
         questions: with their answers.
         adapter: installed while asking.
         batch_size: questions in one forward pass.
+        layout: that examples and questions are written in; None for the model's format.
     """
-    shown = model.encoder.row(examples).tokens
-    rows = [model.encoder.row([*examples, q], answers=[*[-1] * len(examples), 0]) for q in questions]
+    shown = model.encoder.row(examples, layout=layout).tokens
+    rows = [model.encoder.row([*examples, q], answers=[*[-1] * len(examples), 0], layout=layout) for q in questions]
     right = [False] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
     decoder = model.decoder(1.0)

@@ -7,6 +7,7 @@ batch of token rows, and only the layers above run again.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from acclimate.core.lora import target_layers
 from acclimate.errors import TTTNotSupportedError, first_line
 from acclimate.language.models.attention import can_replace, disagreement, plain_products
+from acclimate.language.models.deadlines import layers_of
 
 _LOG = logging.getLogger(__name__)
 _FINAL_NORMS: Final = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
@@ -45,6 +47,36 @@ class Recording:
         return 0 if self.hidden is None else self.hidden.numel() * self.hidden.element_size()
 
 
+@dataclass(frozen=True, slots=True)
+class LogitScale:
+    """What some architectures do to the output of their head.
+
+    Attributes:
+        factor: logits are multiplied by it (Cohere, Granite).
+        cap: then they are bent into the interval from minus to plus this (Gemma 2); None leaves them.
+    """
+
+    factor: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Return the logits."""
+        if self.factor != 1.0:
+            scores = scores * self.factor
+        return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
+
+    @classmethod
+    def of(cls, config: Any) -> LogitScale:
+        """Return what a configuration of transformers says."""
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        times, divided = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
+        numbers = [
+            times if isinstance(times, int | float) else 1.0,
+            divided if isinstance(divided, int | float) else 1.0,
+        ]
+        return cls(numbers[0] / numbers[1], getattr(text, "final_logit_softcapping", None))
+
+
 class Decoder:
     """The layers of a causal language model.
 
@@ -55,15 +87,19 @@ class Decoder:
         network: a transformers causal LM.
         share_adapted: the share of layers, counted from the last, that adapters are attached to; in (0, 1].
 
+    Attributes:
+        short_pass_s: seconds that a pass with a few tokens took.
+
     Raises:
-        TTTNotSupportedError: its layers or its output head are not found.
+        TTTNotSupportedError: its layers, its output head or linear layers are not found, its logits are not understood,
+            or it is not causal.
     """
 
     def __init__(self, network: Any, share_adapted: float = 1.0) -> None:
         self.network = network
         self.body: nn.Module = network.base_model
         self.head: nn.Module | None = network.get_output_embeddings()
-        name, self.layers = _layers(self.body)
+        name, self.layers = layers_of(self.body)
         if self.head is None or self.layers is None or self.body is network:
             raise TTTNotSupportedError(
                 f"{type(network).__name__} has no list of layers and output head that adapters could be placed in"
@@ -73,11 +109,20 @@ class Decoder:
         body_name = next(n for n, module in network.named_modules() if module is self.body)
         self._prefix = ".".join(part for part in (body_name, name) if part)
         self.norm = next((m for n, m in self.body.named_children() if n in _FINAL_NORMS), nn.Identity())
+        self._after_head = LogitScale.of(network.config)
         self._adapted_layers = list(self.layers)[self.first_adapted :]
         self._layers_return_tensors = True
         tokens = torch.arange(1, 9, device=next(network.parameters()).device)[None]
-        with torch.no_grad():
+        wanted = tuple(f"{self._prefix}.{i}." for i in range(self.first_adapted, count))
+        linear = target_layers(network, lambda name: name.startswith(wanted))
+        with torch.no_grad(), _passed_by(network, linear) as passed_by:
             hidden: Tensor = self.body(input_ids=tokens, use_cache=False)[0]
+        #: Names of the linear layers inside the adapted layers that low-rank weights can be added to.
+        self.targets = [name for name in linear if name not in passed_by]
+        if not self.targets:
+            raise TTTNotSupportedError(
+                f"{type(network).__name__} has no linear layers that low-rank weights could be added to"
+            )
         self._check(tokens, hidden)
         self.can_replay = self.first_adapted > 0 and self._replays(tokens)
         self._replaces_attention = can_replace(network) and self._attention_agrees(tokens)
@@ -86,12 +131,6 @@ class Decoder:
     def quick_attention(self) -> AbstractContextManager[None]:
         """A block in which the network uses the attention that is fastest for training."""
         return plain_products(self.network) if self._replaces_attention else nullcontext()
-
-    @property
-    def targets(self) -> list[str]:
-        """Names of the linear layers inside the adapted layers."""
-        wanted = tuple(f"{self._prefix}.{i}." for i in range(self.first_adapted, len(self.layers or ())))
-        return target_layers(self.network, lambda name: name.startswith(wanted))
 
     @torch.no_grad()
     def record(self, tokens: Tensor) -> Recording:
@@ -144,12 +183,14 @@ class Decoder:
     def scores(self, hidden: Tensor) -> Tensor:
         """Return the logits in the model's number format."""
         scores: Tensor = self.head(hidden)  # type: ignore[misc]
-        return scores
+        return self._after_head(scores)
 
     @torch.no_grad()
     def _check(self, tokens: Tensor, hidden: Tensor) -> None:
         """Refuse a network whose logits are not its head applied to its body, or that is not causal."""
+        began = time.perf_counter()
         logits = self.network(input_ids=tokens, use_cache=False).logits.float()
+        self.short_pass_s = time.perf_counter() - began
         if not _agree(self.logits(hidden), logits):
             raise TTTNotSupportedError(
                 f"{type(self.network).__name__} changes its logits after the head; adapting it is not supported"
@@ -190,6 +231,28 @@ class Decoder:
 
 
 @contextmanager
+def _passed_by(network: nn.Module, names: Sequence[str]) -> Iterator[set[str]]:
+    """Yield the layers that were not called though the module around them was; complete after the block.
+
+    Such a module reads their weights itself, as Mamba's does with one of them, so that hooks on them have no effect. An
+    expert that no token was sent to is none of them: nothing around its layers runs.
+    """
+    called: set[str] = set()
+    around = {name: name.rpartition(".")[0] for name in names}
+    handles = [
+        network.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        for name in {*around, *around.values()}
+    ]
+    found: set[str] = set()
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    found |= {name for name, outer in around.items() if outer in called and name not in called}
+
+
+@contextmanager
 def _forward_replaced(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     """Let ``layers`` call ``forward`` inside the block; an override that a layer had before comes back."""
     before = [(layer, vars(layer).get("forward", _MISSING)) for layer in layers]
@@ -217,9 +280,3 @@ def _recording(tokens: Tensor, calls: Sequence[tuple[tuple[Any, ...], dict[str, 
     dropped = ("hidden_states", "past_key_values", "past_key_value")
     arguments = [(a[1:], {k: v for k, v in kw.items() if k not in dropped}) for a, kw in calls]
     return Recording(tokens, args[0] if args else kwargs["hidden_states"], arguments)
-
-
-def _layers(body: nn.Module) -> tuple[str, nn.ModuleList | None]:
-    """Return the longest list of modules inside ``body`` and its name."""
-    lists = [(name, module) for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=lambda pair: len(pair[1]), default=("", None))

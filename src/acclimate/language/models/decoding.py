@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from acclimate.errors import ConfigError, SessionError
-from acclimate.language.prompts import Encoder
+from acclimate.language.prompts import Encoder, Ending
 
 #: Ends a text that stops in the middle of a character of several bytes.
 _REPLACEMENT = "\ufffd"
@@ -94,6 +94,7 @@ class Continuation:
         open_ended: the prompt has no worked examples: their end does not end the answer.
         sampling: how tokens are chosen.
         on_text: called with each piece of text as soon as no later token can change it.
+        ending: where the answer ends; None means where it does in the model's format.
 
     Attributes:
         done: whether it has ended.
@@ -109,10 +110,12 @@ class Continuation:
         open_ended: bool = False,
         sampling: Sampling = GREEDY,
         on_text: OnText | None = None,
+        ending: Ending | None = None,
     ) -> None:
         self._encoder, self._ends, self.max_tokens = encoder, ends, max_tokens
         self._open_ended, self._sampling, self._on_text = open_ended, sampling, on_text
-        self._stop_ids = () if open_ended else encoder.stop_ids
+        self._ending = ending or encoder.format.ending
+        self._stop_ids = () if open_ended or self._ending.by_text else encoder.stop_ids
         self._tokens: list[int] = []
         self._chosen: list[ChosenToken] = []
         self._log_likelihood = 0.0
@@ -138,6 +141,8 @@ class Continuation:
         ended = token in self._ends or (
             len(self._stop_ids) > 0 and tuple(self._tokens[-len(self._stop_ids) :]) == self._stop_ids
         )
+        if not ended and not self._open_ended and self._ending.by_text:
+            ended = self._ending.is_in(self._encoder.generated_text(self._tokens))
         if not ended and self._sampling.stop:
             text = self._text()
             ended = any(stop in text for stop in self._sampling.stop)
@@ -184,7 +189,7 @@ class Continuation:
         return int(torch.multinomial(probabilities, 1, generator=rng))
 
     def _text(self) -> str:
-        return self._encoder.answer_text(self._tokens, open_ended=self._open_ended)
+        return self._encoder.answer_text(self._tokens, open_ended=self._open_ended, ending=self._ending)
 
     def _cut(self, text: str) -> str:
         found = [at for stop in self._sampling.stop if (at := text.find(stop)) >= 0]
@@ -202,7 +207,7 @@ class Continuation:
 
     def _may_stop(self, text: str) -> int:
         """Return the length of the longest end of ``text`` with which a stop text begins."""
-        stops = self._sampling.stop if self._open_ended else (*self._sampling.stop, self._encoder.format.after_answer)
+        stops = self._sampling.stop if self._open_ended else (*self._sampling.stop, self._ending.stop)
         lengths = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
         return max(lengths, default=0)
 

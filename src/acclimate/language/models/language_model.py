@@ -17,6 +17,7 @@ from torch import nn
 
 from acclimate.errors import CheckpointError, ConfigError, TTTNotSupportedError, first_line
 from acclimate.language.models import smollm2
+from acclimate.language.models.deadlines import Pace
 from acclimate.language.models.decoder import Decoder
 from acclimate.language.models.locks import LOADING, NetworkLock, lock_of
 from acclimate.language.prompts import Encoder, PromptFormat
@@ -25,6 +26,10 @@ from acclimate.language.training.recipes import Recipe, recipe_for
 SPARK: Final = "spark"
 SMOLLM2: Final = "smollm2"
 _SPARK_FOLDER: Final = Path(__file__).parent / "spark"
+#: Of models whose configuration sets no limit, such as recurrent ones.
+_DEFAULT_MAX_TOKENS: Final = 2048
+#: Largest difference of scores that other orders of summing explain, as a share of the largest score.
+_ROUNDING: Final = 1e-4
 Progress = Callable[[str], None]
 
 
@@ -39,6 +44,8 @@ class LanguageModel:
         encoder: turns examples into tokens for it.
         recipe: how adapters are trained for it.
         fingerprint: of its configuration and weights; adapters belong to one fingerprint.
+        source: from where transformers loads it: a folder, or its name on the hub; None where it was built otherwise.
+        pace: how long it took lately for a token.
     """
 
     name: str
@@ -46,6 +53,8 @@ class LanguageModel:
     encoder: Encoder
     recipe: Recipe
     fingerprint: str = field(repr=False)
+    source: str | None = None
+    pace: Pace = field(default_factory=Pace, init=False, repr=False, compare=False)
     _decoders: dict[float, Decoder] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -64,6 +73,8 @@ class LanguageModel:
             decoder = self._decoders.get(share_adapted)
             if decoder is None:
                 decoder = self._decoders[share_adapted] = Decoder(self.network, share_adapted)
+                if self.pace.generating_s is None:
+                    self.pace.generated(1, decoder.short_pass_s)
         return decoder
 
     @property
@@ -129,15 +140,16 @@ def load(
         raise ConfigError(f"device {device!r} cannot be used: {first_line(error)}; give for instance 'cpu'") from error
     # Of the weights as saved: the number format is measured, and may be another one next time.
     known_as = fingerprint(network)
-    network = network.to(device=device, dtype=dtype or fastest_dtype(device)).eval().requires_grad_(False)
+    _refuse_unless_causal(network.eval(), name)
+    network = network.to(device=device, dtype=dtype or fastest_dtype(device)).requires_grad_(False)
     shape = prompt_format or (PromptFormat.load(source) if is_local else None) or PromptFormat()
-    limit = int(getattr(network.config, "max_position_embeddings", None) or 2048)
     return LanguageModel(
         name=name,
         network=network,
-        encoder=Encoder(tokenizer, shape, limit),
+        encoder=Encoder(tokenizer, shape, _max_tokens(network.config)),
         recipe=recipe_for(name if name in (SPARK, SMOLLM2) else None),
         fingerprint=known_as,
+        source=str(source.resolve()) if is_local else name,
     )
 
 
@@ -149,6 +161,11 @@ def _from_transformers(source: str, name: str, is_local: bool) -> tuple[Any, Any
         if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
             raise TTTNotSupportedError(
                 f"{name!r} is a {config.model_type} model, not a causal language model; give one such as 'smollm2'"
+            )
+        if config.is_encoder_decoder:
+            raise TTTNotSupportedError(
+                f"{name!r} is a {config.model_type} model, which has an encoder: it is not a causal language model; "
+                f"give one such as 'smollm2'"
             )
         with LOADING:
             network = transformers.AutoModelForCausalLM.from_pretrained(
@@ -163,6 +180,30 @@ def _from_transformers(source: str, name: str, is_local: bool) -> tuple[Any, Any
             f"transformers saved, or a name on the hub"
         ) from error
     return network, tokenizer
+
+
+@torch.no_grad()
+def _refuse_unless_causal(network: Any, name: str) -> None:
+    """Refuse a model, in float32, whose scores depend on what follows.
+
+    Raises:
+        TTTNotSupportedError: they do.
+    """
+    # Read together, so that both rows are rounded alike.
+    tokens = torch.arange(1, 9, device=next(network.parameters()).device).repeat(2, 1)
+    tokens[1, -1] += 1
+    first, second = network(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    if float((first - second).abs().max()) > _ROUNDING * float(first.abs().max()):
+        raise TTTNotSupportedError(
+            f"{name!r} looks ahead: it is a {network.config.model_type} model, not a causal language model; "
+            f"give one such as 'smollm2'"
+        )
+
+
+def _max_tokens(config: Any) -> int:
+    """Return how many tokens a model reads, as far as its configuration says."""
+    names = ("max_position_embeddings", "max_seq_len", "context_length")
+    return next((int(found) for name in names if (found := getattr(config, name, None) or 0) > 0), _DEFAULT_MAX_TOKENS)
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,10 @@ from acclimate.language.models.locks import lock_of
 from acclimate.output_files import write_output
 
 FINGERPRINT_FILE: Final = "model_fingerprint.txt"
+#: The highest rank that vLLM takes unless it is told otherwise (max_lora_rank).
+USUAL_MAX_RANK: Final = 16
+#: Largest change of a layer's product, as a share of it, that float32 makes anyway.
+_ROUNDING: Final = 1e-5
 
 
 class StopReason(StrEnum):
@@ -145,15 +149,84 @@ class Adapter:
         )
 
     def save(self, folder: Path, *, base_model: str | None = None) -> None:
-        """Write the adapter in PEFT's format."""
+        """Write the adapter in PEFT's format.
+
+        A rank above :data:`USUAL_MAX_RANK` is lowered to it where that changes no layer by more than rounding does.
+
+        Args:
+            folder: created if it does not exist.
+            base_model: name on the hub or folder of the model, from which PEFT loads it.
+        """
         if self.copies != 1:
             raise DataError(f"{self.copies} adapters that were trained side by side cannot be saved as one")
+        smaller = self.of_lower_rank(USUAL_MAX_RANK) if self.rank > USUAL_MAX_RANK else None
+        saved = smaller or self
         lora.write(
             folder,
-            self.weights,
-            rank=self.rank,
-            alpha=self.alpha,
+            saved.weights,
+            rank=saved.rank,
+            alpha=saved.alpha,
             fan_in_fan_out=self.fan_in_fan_out,
             base_model=base_model,
+            task_type="CAUSAL_LM",
         )
         write_output(folder / FINGERPRINT_FILE, self.fingerprint + "\n")
+
+    def of_lower_rank(self, rank: int) -> Adapter | None:
+        """Return the same adapter with a lower rank, or None where that would change more than rounding does.
+
+        The products are cut off after their largest ``rank`` singular values, which is the nearest product of that rank
+        (Eckart and Young 1936).
+
+        Args:
+            rank: at least 1.
+        """
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, (down, up) in self.weights.items():
+            outer, inner = torch.linalg.qr(up.double())
+            left, values, right = torch.linalg.svd(inner @ down.double(), full_matrices=False)
+            if float(values[rank:].norm()) > _ROUNDING * float(values.norm()):
+                return None
+            root = values[:rank].sqrt()
+            pair = root[:, None] * right[:rank], outer @ (left[:, :rank] * root)
+            found[name] = pair[0].to(down.dtype), pair[1].to(up.dtype)
+        return replace(self, weights=found, rank=rank, alpha=self.alpha * rank / self.rank, identity=uuid4().hex)
+
+    @classmethod
+    def combined(cls, adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Adapter:
+        """Return one adapter that adds to each layer what all of them add, each times its weight.
+
+        The low-rank products are added exactly: the ranks add up.
+
+        Args:
+            adapters: of one model; not necessarily of the same rank, or for the same layers.
+            weights: one for each; None weighs each with 1.
+
+        Raises:
+            DataError: there are none, a weight is missing or not finite, or they belong to different models.
+        """
+        factors = [1.0] * len(adapters) if weights is None else list(weights)
+        if not adapters or len(factors) != len(adapters):
+            raise DataError(f"{len(adapters)} adapters and {len(factors)} weights were given; give one weight for each")
+        if bad := [factor for factor in factors if not math.isfinite(factor)]:
+            raise DataError(f"the weight of an adapter must be a finite number, got {bad[0]}")
+        if len({adapter.fingerprint for adapter in adapters}) > 1:
+            raise DataError("the adapters were trained for different models; give adapters of one model")
+        if any(adapter.copies != 1 for adapter in adapters):
+            raise DataError("adapters that were trained side by side cannot be combined")
+        rank = sum(adapter.rank for adapter in adapters)
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in dict.fromkeys(name for adapter in adapters for name in adapter.weights):
+            downs, ups = [], []
+            for adapter, factor in zip(adapters, factors, strict=True):
+                if (pair := adapter.weights.get(name)) is not None:
+                    downs.append(pair[0])
+                    ups.append(pair[1] * (factor * adapter.alpha / adapter.rank))
+            missing = rank - sum(len(down) for down in downs)
+            downs.append(downs[0].new_zeros(missing, downs[0].shape[1]))
+            ups.append(ups[0].new_zeros(ups[0].shape[0], missing))
+            found[name] = torch.cat(downs), torch.cat(ups, 1)
+        first = adapters[0]
+        return cls.of_weights(
+            found, rank=rank, fingerprint=first.fingerprint, fan_in_fan_out=any(a.fan_in_fan_out for a in adapters)
+        )

@@ -12,6 +12,7 @@ from typing import Any
 
 from acclimate.errors import ConfigError
 from acclimate.language.examples import Example
+from acclimate.language.prompts import Layout
 from acclimate.language.training.adapter import Adapter
 from acclimate.language.training.recipes import Recipe
 
@@ -49,9 +50,11 @@ class KeptAdapter:
     is_pinned: bool
 
 
-def adapter_key(fingerprint: str, examples: Sequence[Example], recipe: Recipe) -> str:
+def adapter_key(fingerprint: str, examples: Sequence[Example], recipe: Recipe, layout: Layout | None = None) -> str:
     """Return the digest of everything that training an adapter depends on."""
     text = repr((fingerprint, [(e.input, e.output) for e in examples], sorted(asdict(recipe).items())))
+    if layout is not None:
+        text += layout.key
     return hashlib.sha256(text.encode()).hexdigest()
 
 

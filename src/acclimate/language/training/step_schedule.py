@@ -11,7 +11,7 @@ from torch import Tensor
 from acclimate.language.examples import Example, orderings
 from acclimate.language.models.decoder import Decoder, Recording
 from acclimate.language.models.language_model import LanguageModel
-from acclimate.language.prompts import Encoder, Row
+from acclimate.language.prompts import Encoder, Layout, Row
 from acclimate.language.training.recipes import Recipe
 
 
@@ -58,25 +58,30 @@ def batch_of(rows: Sequence[Sequence[Row]], *, pad: int, device: torch.device) -
 
 
 def training_rows(
-    encoder: Encoder, examples: Sequence[Example], order: Sequence[int], loss: str, context_share: float = 0.0
+    encoder: Encoder,
+    examples: Sequence[Example],
+    order: Sequence[int],
+    loss: str,
+    context_share: float = 0.0,
+    layout: Layout | None = None,
 ) -> list[Row]:
     """Return the rows that one order of ``examples`` gives under a loss.
 
     ``all_answers`` is one row in which every answer after the first counts, or after the first ``context_share`` of
     them; ``last_answer`` is one row for each example, in which it comes last and only its answer counts; ``direct`` is
-    each example by itself.
+    each example by itself. They are written in ``layout``, None for the model's format.
     """
     if loss == "direct":
-        return [encoder.row([examples[i]], answers=[i]) for i in order]
+        return [encoder.row([examples[i]], answers=[i], layout=layout) for i in order]
     if loss == "last_answer":
         return [
-            encoder.row([examples[j] for j in others] + [examples[i]], answers=[-1] * len(others) + [i])
+            encoder.row([examples[j] for j in others] + [examples[i]], answers=[-1] * len(others) + [i], layout=layout)
             for k, i in enumerate(order)
             for others in [[*order[:k], *order[k + 1 :]]]
         ]
     # The first answer has no examples before it to follow: it counts only where it is the only one.
     shown = max(1, int(context_share * len(order))) if len(order) > 1 else 0
-    return [encoder.row([examples[i] for i in order], answers=[*[-1] * shown, *order[shown:]])]
+    return [encoder.row([examples[i] for i in order], answers=[*[-1] * shown, *order[shown:]], layout=layout)]
 
 
 class StepSchedule:
@@ -87,12 +92,19 @@ class StepSchedule:
         decoder: of it, for the share of layers that is adapted.
         sets: of examples, one for each copy of the adapter.
         recipe: with ``steps`` decided.
+        layouts: that each set is written in; None for the model's format.
     """
 
     def __init__(
-        self, model: LanguageModel, decoder: Decoder, sets: Sequence[Sequence[Example]], recipe: Recipe
+        self,
+        model: LanguageModel,
+        decoder: Decoder,
+        sets: Sequence[Sequence[Example]],
+        recipe: Recipe,
+        layouts: Sequence[Layout | None],
     ) -> None:
         self._model, self._decoder, self._sets, self._recipe = model, decoder, sets, recipe
+        self._layouts = layouts
         # Every step gets an order of its own, unless lower layers would have to run for it.
         distinct = recipe.orderings if decoder.can_replay else max(recipe.orderings, (recipe.steps or recipe.steps_cap))
         self._orders_of_sets = [
@@ -116,10 +128,10 @@ class StepSchedule:
                     row
                     for order in orders[which * per_step : (which + 1) * per_step]
                     for row in training_rows(
-                        self._model.encoder, examples, order, self._recipe.loss, self._recipe.context_share
+                        self._model.encoder, examples, order, self._recipe.loss, self._recipe.context_share, layout
                     )
                 ]
-                for examples, orders in zip(self._sets, self._orders_of_sets, strict=True)
+                for examples, orders, layout in zip(self._sets, self._orders_of_sets, self._layouts, strict=True)
             ]
             targets = batch_of(blocks, pad=self._model.pad, device=self._model.device)
             self._batches[which] = (self._decoder.record(targets.tokens), targets)

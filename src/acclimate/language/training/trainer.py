@@ -23,7 +23,9 @@ from acclimate.core.budget import Budget, StopCode
 from acclimate.core.packed_adapters import PackedAdapters
 from acclimate.errors import DataError, TTTNotSupportedError
 from acclimate.language.examples import Example
+from acclimate.language.models.deadlines import Deadline, OutOfTimeError
 from acclimate.language.models.language_model import LanguageModel
+from acclimate.language.prompts import Layout
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.cross_entropy import CrossEntropy
 from acclimate.language.training.memory import Activations, OverLimitError, RequestMemory, training_bytes
@@ -64,6 +66,7 @@ class TrainingJob:
         start: an adapter of the same shape to go on from.
         memory: what the request holds; ``budget.max_bytes`` limits all of it.
         on_step: called after every step, with the number of steps made, how many there will be at most, and the loss.
+        layout: that the examples are written in; None for the model's format.
     """
 
     sets: Sequence[Sequence[Example]]
@@ -72,6 +75,7 @@ class TrainingJob:
     start: Adapter | None = None
     memory: RequestMemory = field(default_factory=RequestMemory)
     on_step: OnStep | None = None
+    layout: Layout | None = None
 
     @property
     def can_share(self) -> bool:
@@ -150,7 +154,13 @@ class Training:
                 seed=recipe.seed,
                 copies=self._copies,
             )
-            self._schedule = StepSchedule(model, self._decoder, [one for job in jobs for one in job.sets], recipe)
+            self._schedule = StepSchedule(
+                model,
+                self._decoder,
+                [one for job in jobs for one in job.sets],
+                recipe,
+                [job.layout for job in jobs for _ in job.sets],
+            )
             self._starts_anew = all(job.start is None for job in jobs)
             for job in jobs:
                 if job.start is not None:
@@ -189,7 +199,12 @@ class Training:
         if self.finished:
             return
         with self._charged():
-            recording, targets = self._schedule.at(step)
+            try:
+                with self._deadline(step).inside(self._model.network):
+                    recording, targets = self._schedule.at(step)
+            except OutOfTimeError:
+                self._end(self._progress[0], StopReason.TIME_BUDGET)
+                return
             self._hold(_LOWER_LAYERS, self._schedule.held_bytes)
         for job, progress in self._going():
             over = job.budget.exhausted(seconds=progress.seconds, steps=step, held_bytes=job.memory.held_bytes)
@@ -198,6 +213,7 @@ class Training:
         if self.finished:
             return
         with self._charged():
+            ends = self._deadline(step)
             self._optimizer.param_groups[0]["lr"] = self._recipe.learning_rate * cosine(step, self._steps)
             first = step == 0 and self._starts_anew and self._recipe.gradient_start
             with (
@@ -206,14 +222,16 @@ class Training:
                 else nullcontext() as starts
             ):
                 try:
-                    with self._activations.measured(
-                        self._model.network, (*recording.tokens.shape, len(targets.wanted))
-                    ):
+                    shape = (*recording.tokens.shape, len(targets.wanted))
+                    with ends.inside(self._model.network), self._activations.measured(self._model.network, shape):
                         losses = self._losses(self._decoder.hidden(recording), targets)
+                    losses.sum().backward()
                 except OverLimitError:
                     self._end(self._progress[0], StopReason.MEMORY_BUDGET)
                     return
-                losses.sum().backward()
+                except OutOfTimeError:
+                    self._end(self._progress[0], StopReason.TIME_BUDGET)
+                    return
             if starts is not None:
                 self._block.begin(starts)
             grads = self._block.collect()
@@ -274,6 +292,13 @@ class Training:
         for part in (_WEIGHTS, _LOWER_LAYERS, Activations.PART):
             self._hold(part, 0)
 
+    def _deadline(self, step: int) -> Deadline:
+        """Return when the step has to end: none where several jobs share it, which look at theirs between steps."""
+        limit = self._jobs[0].budget.max_seconds
+        if len(self._jobs) > 1 or limit is None or step < 0:
+            return Deadline()
+        return Deadline(limit - self._progress[0].seconds)
+
     def _going(self) -> list[tuple[TrainingJob, _Progress]]:
         pairs = zip(self._jobs, self._progress, strict=True)
         return [(job, progress) for job, progress in pairs if progress.stop is None]
@@ -331,6 +356,7 @@ def train(
     cancelled: Cancelled | None = None,
     start: Adapter | None = None,
     memory: RequestMemory | None = None,
+    layout: Layout | None = None,
 ) -> Adapter:
     """Return low-rank weights trained on ``sets``, one copy for each set, all in the same forward passes.
 
@@ -341,7 +367,12 @@ def train(
         TTTNotSupportedError: the model has no layers that low-rank weights could be added to.
     """
     job = TrainingJob(
-        sets=sets, budget=budget or Budget(), cancelled=cancelled, start=start, memory=memory or RequestMemory()
+        sets=sets,
+        budget=budget or Budget(),
+        cancelled=cancelled,
+        start=start,
+        memory=memory or RequestMemory(),
+        layout=layout,
     )
     return trained(model, job, recipe)
 
