@@ -224,7 +224,7 @@ class TorchAdapter:
             usable = self.reader.read_many(part)
             if not usable:
                 continue
-            sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
+            sizes = self.reader.sizes(usable)
             prepared = [self._prepared(pixels) for _, pixels in usable]
             shapes = [tuple(one.tensor.shape) for one in prepared]
             if len(set(shapes)) > 1:

@@ -172,7 +172,7 @@ class TransformersAdapter:
             inputs: dict[str, Tensor] = {"pixel_values": pixel_values}
             if "pixel_mask" in encoded and not bool(encoded["pixel_mask"].all()):
                 inputs["pixel_mask"] = sent(encoded["pixel_mask"], self._device)
-            sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
+            sizes = self.reader.sizes(usable)
             yield ImageBatch(
                 inputs if self.kind == "detector" else inputs["pixel_values"],
                 tuple(record for record, _ in usable),

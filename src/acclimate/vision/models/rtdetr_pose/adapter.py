@@ -110,7 +110,7 @@ class RTDETRPoseAdapter:
             usable = self.reader.read_many(part)
             if not usable:
                 continue
-            sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
+            sizes = self.reader.sizes(usable)
             inputs = {
                 "pixel_values": sent(torch.stack([self._tensor(pixels) for _, pixels in usable]), self._device),
                 "intrinsics": sent(
