@@ -22,6 +22,7 @@ ALLOWED = {
     "language": {"errors", "extras", "json_values", "output_files", "registry", "core", "methods", "language"},
     "monitoring": {"errors", "extras", "json_values", "output_files", "monitoring"},
     "serve": {"errors", "extras", "json_values", "output_files", "core", "language", "monitoring", "serve"},
+    "scale": {"errors", "extras", "json_values", "output_files", "registry", "core", "vision", "scale"},
     "cli": {
         "errors",
         "json_values",
@@ -33,6 +34,7 @@ ALLOWED = {
         "language",
         "monitoring",
         "serve",
+        "scale",
         "cli",
         "extras",
         "",

@@ -26,7 +26,6 @@ sys.path.insert(0, str(HERE))
 
 import numpy as np
 import torch
-from networks import resnet
 from PIL import Image
 
 from acclimate.vision.data.images import ImageReader
@@ -36,6 +35,7 @@ from acclimate.vision.models.adapter import ImageBatch
 from acclimate.vision.models.loading import AdapterOptions
 from acclimate.vision.models.torch_adapter import TorchAdapter
 from acclimate.vision.run.export import ExportJob, export
+from networks import resnet
 
 BATCH = 16
 SIZES = (1_000, 10_000, 100_000)
@@ -67,10 +67,11 @@ def memory(work: Path, ttt: list[str], sizes: tuple[int, ...]) -> list[dict[str,
             "--model", "networks:tiny", "--no-record", *ttt,
         ]  # fmt: skip
         code = (
-            "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
+            "import re, runpy, sys; from pathlib import Path; sys.argv = sys.argv[1:]\n"
             "try:\n    runpy.run_module('acclimate', run_name='__main__', alter_sys=True)\n"
             "except SystemExit as end:\n    assert not end.code, end.code\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            # Not getrusage: what it says of a new process includes the memory of the one that started it.
+            "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
         )
         start = time.perf_counter()
         done = subprocess.run(

@@ -130,8 +130,9 @@ def _images_in(folder: Path) -> NumberedRecords:
         raise DataError(f"{folder} is the root of the file system; give a folder of images")
     root = str(folder / "x")[:-1]
     names = [str(path).removeprefix(root) for path in _files_in(folder) if _is_image(path)]
-    # As paths are sorted, part by part: a folder's images stand before those of "folder-2".
-    names.sort(key=lambda name: name.replace(os.sep, "\0"))
+    if any(os.sep in name for name in names):
+        # As paths are sorted, part by part: a folder's images stand before those of "folder-2".
+        names.sort(key=lambda name: name.replace(os.sep, "\0"))
     return NumberedRecords(root, names)
 
 
@@ -151,21 +152,24 @@ def _files_in(folder: Path) -> Iterator[Path]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(here) as scanned:
                 # Names alone: entries of a large folder take several times as much memory.
-                found = [
-                    (entry.name, _is_folder(entry) and (2 if entry.is_symlink() else 1))
-                    for entry in scanned
-                    if not entry.name.startswith(".")
-                ]
+                files, inside = list[str](), list[tuple[str, bool]]()
+                for entry in scanned:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        inside.append((entry.name, entry.is_symlink()))
+                    else:
+                        files.append(entry.name)
         except OSError as error:
             if here == folder:
                 raise DataError(f"{folder} cannot be read: {error.strerror}") from error
             logger.warning("the folder %s cannot be read and is left out: %s", here, error.strerror)
             continue
-        for name, folder_kind in sorted(found):
-            if folder_kind:
-                (linked if folder_kind == 2 else folders).append(here / name)
-            else:
-                yield here / name
+        for name, is_link in sorted(inside):
+            (linked if is_link else folders).append(here / name)
+        files.sort()
+        for name in files:
+            yield here / name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -158,6 +158,15 @@ class TTTRun:
             raise SessionError("this run is not open: use it inside 'with TTTRun(...) as run:'")
         return self._session
 
+    @property
+    def batches(self) -> int:
+        """On how many batches the model was adapted."""
+        return self._batches
+
+    def continue_after(self, batches: int) -> None:
+        """Count ``batches`` that the run of a loaded state was adapted to, towards ``max_batches``."""
+        self._batches = batches
+
     def predictions(
         self,
         records: Sequence[Record],
@@ -201,9 +210,13 @@ class TTTRun:
             yield from self._predict(remaining, augment)
 
     def adapt(self, records: Sequence[Record], *, on_batch: Callable[[int], None] | None = None) -> None:
-        """Adapt on the records in order, up to ``max_batches``; ``on_batch`` is called with each batch's size."""
+        """Adapt on the records in order, up to ``max_batches``; ``on_batch`` is called with each batch's size.
+
+        Several calls continue one stream, whose limit they share.
+        """
+        limit = self.config.max_batches
         with closing(self._loader(records)) as batches:
-            for batch in itertools.islice(batches, self.config.max_batches):
+            for batch in itertools.islice(batches, None if limit is None else max(0, limit - self._batches)):
                 inputs = batch.inputs
                 self._record_size(inputs)
                 self._open_probe(inputs)
