@@ -36,6 +36,7 @@ ALLOWED = {
         "serve",
         "ui",
     },
+    "scale": {"errors", "extras", "json_values", "output_files", "registry", "core", "vision", "scale"},
     "cli": {
         "errors",
         "json_values",
@@ -48,6 +49,7 @@ ALLOWED = {
         "monitoring",
         "serve",
         "ui",
+        "scale",
         "cli",
         "extras",
         "",

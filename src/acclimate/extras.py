@@ -17,7 +17,9 @@ import lazy_loader
 
 from acclimate.errors import MissingExtraError
 
-Extra = Literal["vision", "heic", "language", "monitoring", "parquet", "postgresql", "serve", "telemetry", "ui"]
+Extra = Literal[
+    "vision", "heic", "language", "monitoring", "parquet", "postgresql", "ray", "serve", "telemetry", "ui",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "alembic": OptionalPackage("alembic", ("monitoring",)),
     "cv2": OptionalPackage("opencv-python-headless", ("vision",)),
     "fastapi": OptionalPackage("fastapi", ("serve",)),
+    "fsspec": OptionalPackage("fsspec", ("ray",)),
     "gguf": OptionalPackage("gguf", ("language",)),
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
     "matplotlib": OptionalPackage("matplotlib", ("vision", "monitoring")),
@@ -53,6 +56,7 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "pyarrow": OptionalPackage("pyarrow", ("parquet",)),
     "pycocotools": OptionalPackage("pycocotools", ("vision",)),
     "pydantic": OptionalPackage("pydantic", ("serve",)),
+    "ray": OptionalPackage("ray", ("ray",)),
     "scipy": OptionalPackage("scipy", ("vision", "monitoring")),
     "sklearn": OptionalPackage("scikit-learn", ("vision", "language")),
     "sqlalchemy": OptionalPackage("sqlalchemy", ("monitoring",)),

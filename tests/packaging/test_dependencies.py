@@ -23,6 +23,7 @@ PARTS = {
     "language": {"language"},
     "monitoring": {"monitoring", "parquet", "postgresql"},
     "serve": {"serve", "language", "telemetry"},
+    "scale": {"ray", "vision", "parquet"},
 }
 NOT_IMPORTED = {"gguf", "psycopg", "scipy"}
 """Needed by a package that we call: transformers imports gguf and scipy, SQLAlchemy imports psycopg."""
@@ -82,7 +83,7 @@ def test_every_import_is_declared(path: Path) -> None:
 
 
 def test_every_declared_package_is_imported() -> None:
-    for extra in ("vision", "heic", "language", "monitoring", "parquet", "postgresql", "serve", "telemetry"):
+    for extra in ("vision", "heic", "language", "monitoring", "parquet", "postgresql", "ray", "serve", "telemetry"):
         parts = [part for part, extras in PARTS.items() if extra in extras]
         used = {
             distribution(module)

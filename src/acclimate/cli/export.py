@@ -60,6 +60,26 @@ _method, _guards = grouped("Method"), grouped("Guards")
 @options.model_options
 @options.data_options
 @_data("--batch-size", type=click.IntRange(min=1), help="Images in a batch, without --ttt.")
+@_data(
+    "--read-ahead",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    metavar="BATCHES",
+    help="Batches that are decoded while the model computes; 0 does one after the other.",
+)
+@_data(
+    "--decode-threads",
+    type=click.IntRange(min=1),
+    help="Images that are decoded at a time.  [default: half as many as there are processors, at most 8]",
+)
+@_data(
+    "--draft-decoding",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Decode JPEG files at a half, a quarter or an eighth of their size, as long as the shorter side keeps this "
+    "many pixels. Faster; scores change a little.",
+)
 @_data("--strict", is_flag=True, help="Fail if an image cannot be used.")
 @_data("--resume", is_flag=True, help="Continue an interrupted run of the same command.")
 @_tta("--tta", is_flag=True, help="Predict some images also mirrored, and merge the predictions.")
@@ -135,6 +155,9 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         exif_orientation=values["exif_orientation"],
         batch_size=values["batch_size"],
         strict=values["strict"],
+        draft_side=values["draft_decoding"],
+        decode_threads=values["decode_threads"],
+        read_ahead=values["read_ahead"],
         resume=values["resume"],
         config=values["tag"],
     )

@@ -87,6 +87,16 @@ def model_options(command: Command) -> Command:
             "[default: the model's own]",
         ),
         _model(
+            "--autocast",
+            type=click.Choice(("bfloat16", "float16")),
+            help="Compute matrix products and convolutions in this number format; weights and losses keep theirs.",
+        ),
+        _model(
+            "--channels-last",
+            is_flag=True,
+            help="Keep the channels of convolutions last in memory, which is faster in half precision on a GPU.",
+        ),
+        _model(
             "--score-threshold",
             type=click.FloatRange(0, 1),
             default=0.05,
@@ -314,6 +324,8 @@ def adapter_options(values: dict[str, Any]) -> AdapterOptions:
         trust_pickle=values["trust_pickle"],
         device=values["device"],
         dtype=values["dtype"],
+        autocast=values["autocast"],
+        channels_last=values["channels_last"],
         score_threshold=values["score_threshold"],
     )
 
@@ -356,7 +368,8 @@ def refuse_what_has_no_effect(context: click.Context) -> None:
         needs(values["tta"], "--tta", "tta_seed", "tta_flip_prob", "tta_norm_only")
         if values["ttt"] and _typed(context, "batch_size"):
             raise ConfigError("--batch-size has no effect with --ttt; use --ttt-batch-size")
-    needs(values.get("adapter") != "dummy", "a model: the dummy adapter has none", "model", "checkpoint", "dtype")
+    own = ("model", "checkpoint", "dtype", "autocast", "channels_last")
+    needs(values.get("adapter") != "dummy", "a model: the dummy adapter has none", *own)
 
 
 def _refuse_for_method(info: registry.MethodInfo, needs: Callable[..., None]) -> None:

@@ -74,6 +74,9 @@ class ModelDraws:
             called something with ``drop``. A layer that draws and shows none of this is not found: its numbers come
             from the caller's stream.
         seed: of the stream.
+
+    Attributes:
+        states: of the generators at the end of the last block; None before the first.
     """
 
     def __init__(self, model: nn.Module, seed: int) -> None:
@@ -82,7 +85,7 @@ class ModelDraws:
         index = device.index if device.type == "cuda" else None
         self._cuda = [] if index is None else [index]
         self._seed = seed
-        self._states: list[Tensor] | None = None
+        self.states: list[Tensor] | None = None
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
@@ -92,20 +95,20 @@ class ModelDraws:
             return
         with _GLOBAL_GENERATORS, torch.random.fork_rng(devices=self._cuda):
             generators = [torch.default_generator, *(torch.cuda.default_generators[index] for index in self._cuda)]
-            if self._states is None:
+            if self.states is None:
                 for one in generators:
                     one.manual_seed(self._seed)
             else:
-                for one, state in zip(generators, self._states, strict=True):
+                for one, state in zip(generators, self.states, strict=True):
                     one.set_state(state)
             try:
                 yield
             finally:
-                self._states = [one.get_state() for one in generators]
+                self.states = [one.get_state() for one in generators]
 
     def reset(self) -> None:
         """Begin the stream again."""
-        self._states = None
+        self.states = None
 
 
 def _can_draw(module: nn.Module) -> bool:

@@ -59,6 +59,8 @@ class Stepper:
         comparison: compares the adapted model with the unadapted one.
         draws: isolates what calls of the model draw from torch's global generators.
         pace: applies ``pacing`` to the stream; None adapts on every batch.
+        recent_classes: the decided classes of the last kept batches, oldest first.
+        examined: whether the model's outputs were looked at, which is done once.
         output_remarks: why the model's outputs are probably not what the task takes them for.
     """
 
@@ -83,10 +85,10 @@ class Stepper:
         self.source_weights = dict(zip(selection.parameters, self.source.parameters, strict=True))
         self.comparison = SourceComparison(model, self.source_weights, task=task)
         self.probe = Probe(model, method, task)
-        self._recent_classes: deque[int] = deque(maxlen=REMEMBERED_DECISIONS)
+        self.recent_classes: deque[int] = deque(maxlen=REMEMBERED_DECISIONS)
         self.draws = ModelDraws(model, seed)
         self.output_remarks: tuple[str, ...] = ()
-        self._examined = False
+        self.examined = False
         self._restart()
         self.state = self._state_before = self._started()
 
@@ -110,7 +112,7 @@ class Stepper:
         self._state_before = self.state
         started = method_started = time.perf_counter()
         try:
-            if not self._examined:
+            if not self.examined:
                 self._examine(batch)
                 started = method_started = time.perf_counter()
             with self.draws.isolated():
@@ -152,7 +154,7 @@ class Stepper:
         self.accept()
         self._restart()
         self.comparison.reset()
-        self._recent_classes.clear()
+        self.recent_classes.clear()
 
     def accept(self) -> None:
         """Take the present weights and state as those that :meth:`rollback` restores."""
@@ -193,7 +195,7 @@ class Stepper:
             return
         if isinstance(self.task, ChecksOutputs):
             self.output_remarks = self.task.check_outputs(outputs)
-        self._examined = True
+        self.examined = True
 
     def _adapt(self, batch: Any) -> Step:
         with torch.enable_grad(), nullcontext() if self.pace is None else self.pace.scaled(self.optimizer):
@@ -223,7 +225,7 @@ class Stepper:
         if rejection is not None:
             if rejection.remedy == "reset" or self.comparison.consecutive_failures > _FAILURES_BEFORE_RESET:
                 self._restore_source()
-                self._recent_classes.clear()
+                self.recent_classes.clear()
                 self.comparison.clear_history()
                 return _Outcome("reset", rejection.code, rejection.reason)
             self._before.restore()
@@ -239,7 +241,7 @@ class Stepper:
         self.state = step.state
         if evidence.probe_loss_after is not None:
             self.probe.loss = evidence.probe_loss_after
-        self._recent_classes.extend(evidence.classes)
+        self.recent_classes.extend(evidence.classes)
         return _Outcome("kept")
 
     def _evidence(self, step: Step, batch: Any, update_norm: float) -> Evidence:
@@ -252,7 +254,7 @@ class Stepper:
             probe_loss_before=self.probe.loss,
             probe_loss_after=probe_after,
             probe_agreement=agreement,
-            recent_classes=tuple(self._recent_classes),
+            recent_classes=tuple(self.recent_classes),
             samples=sample_count(batch),
             batch=batch,
             source=self.comparison,

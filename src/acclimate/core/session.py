@@ -17,6 +17,7 @@ from acclimate.core import layout, norm
 from acclimate.core.budget import Budget
 from acclimate.core.determinism import device_of
 from acclimate.core.guarded_step import Stepper
+from acclimate.core.history import history_of, restore_history
 from acclimate.core.method import Installable, Method, PredictsWithOtherWeights, Selection, Step, settings_of
 from acclimate.core.outputs import all_finite, sample_count
 from acclimate.core.pacing import Pacing
@@ -240,8 +241,13 @@ class Session:
         self.probe = probe
         stepper.probe.begin(probe, stepper.state)
 
-    def save_state(self, path: Path) -> None:
+    def save_state(self, path: Path, *, with_history: bool = False) -> None:
         """Write weights, state, optimizer moments, random numbers and report to a safetensors file.
+
+        Args:
+            path: of the file.
+            with_history: also write what the guards have seen of the stream. A session that loads the file then goes on
+                as this one would, to the bit; otherwise it begins its comparisons with the unadapted model anew.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -256,6 +262,7 @@ class Session:
             optimizer=stepper.optimizer,
             rng=stepper.rng,
             stream=(stepper.comparison.state_dict(), None if stepper.pace is None else stepper.pace.state_dict()),
+            history=history_of(stepper) if with_history else None,
         ).write(path)
 
     def load_state(self, path: Path) -> None:
@@ -275,6 +282,8 @@ class Session:
         stepper.comparison.load_state_dict(compared)
         if stepper.pace is not None and paced is not None:
             stepper.pace.load_state_dict(paced)
+        if saved.history is not None:
+            restore_history(stepper, saved.history)
         stepper.accept()
         self._steps_before = saved.report.steps_before + len(saved.report.steps)
         stepper.probe.measure_again(stepper.state)

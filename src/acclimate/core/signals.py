@@ -55,13 +55,16 @@ class Signals:
             return cls(samples=samples)
         probabilities = decisions.class_probabilities()
         best, classes = probabilities.max(-1)
+        logits = decisions.logits
+        # One transfer from a GPU for the three.
+        sums = torch.stack([softmax_entropy(logits).sum(), logits.logsumexp(-1).sum(), best.sum()]).tolist()
         return cls(
             samples=samples,
             decisions=len(decisions),
-            classes=decisions.logits.shape[-1],
-            entropy_sum_nats=float(softmax_entropy(decisions.logits).sum()),
-            energy_sum=float(decisions.logits.logsumexp(-1).sum()),
-            score_sum=float(best.sum()),
+            classes=logits.shape[-1],
+            entropy_sum_nats=sums[0],
+            energy_sum=sums[1],
+            score_sum=sums[2],
             probability_sum=probabilities.sum(0),
             decided=tuple(classes.tolist()),
             matched=task.aligned and probabilities.shape[1] > 1,

@@ -86,7 +86,9 @@ class Snapshot:
     def changed_count(self) -> int:
         """Return how many elements of the selected parameters differ from this copy."""
         pairs = zip(self._parameters, self._copies, strict=False)
-        return sum(int((parameter != copy).sum()) for parameter, copy in pairs)
+        changed = [(parameter != copy).sum() for parameter, copy in pairs]
+        # One transfer from a GPU for all of them.
+        return int(torch.stack(changed).sum()) if changed else 0
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -100,8 +102,15 @@ class Snapshot:
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-    if targets:
-        torch._foreach_copy_(targets, sources)
+    # Adam's step counts are on the CPU where its moments are on a GPU, and in a mixed list each tensor is copied by a
+    # call of its own.
+    by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        pair = by_device.setdefault(target.device, ([], []))
+        pair[0].append(target)
+        pair[1].append(source)
+    for some_targets, some_sources in by_device.values():
+        torch._foreach_copy_(some_targets, some_sources)
 
 
 def _norm(values: list[Tensor]) -> float:

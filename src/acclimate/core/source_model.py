@@ -26,6 +26,7 @@ REMEMBERED_COMPARISONS: Final = 8
 _LARGE_BATCH: Final = 32
 STICKY_SCORE: Final = 1.5
 """Two failed comparisons in a row with a mean degradation score above this begin a sticky fallback."""
+_COUNTS: Final = ("images_checked", "images_since_check", "decisions_checked", "_consecutive_passes")
 STICKY_PASSES: Final = 3
 """How many passed comparisons in a row end it."""
 
@@ -209,6 +210,29 @@ class SourceComparison:
         self.falling_back, self.sticky_fallback = state["falling_back"], state["sticky_fallback"]
         self.consecutive_failures = state["consecutive_failures"]
         self._failures.extend(state["failures"])
+
+    def history(self) -> dict[str, Any]:
+        """Return all that is remembered of the stream, beyond :meth:`state_dict`; see :mod:`acclimate.core.history`."""
+        return {
+            **{name: getattr(self, name) for name in _COUNTS},
+            "pairs": tuple(self._pairs),
+            "scores": tuple(self._scores),
+            "last": self.last,
+            "verified": self.verified,
+            "views": tuple(
+                tensor for views in (self.adapted_views, self.unadapted_views) for tensor in (views.first, views.second)
+            ),
+        }
+
+    def restore_history(self, history: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`history` returned, after :meth:`load_state_dict`."""
+        for name in _COUNTS:
+            setattr(self, name, history[name])
+        self._pairs.extend(history["pairs"])
+        self._scores.extend(history["scores"])
+        self.last, self.verified = history["last"], history["verified"]
+        views = history["views"]
+        self.adapted_views, self.unadapted_views = ViewDecisions(*views[:2]), ViewDecisions(*views[2:])
 
     def record(self, adapted: Signals, *, falling_back: bool) -> None:
         """Record the result for a batch, whether or not the models were compared on it."""

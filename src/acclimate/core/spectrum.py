@@ -52,6 +52,16 @@ class PowerSpectrum:
         fields = ("power", "variation", "mean", "mean_deviation")
         return {**{name: getattr(self, name) for name in fields}, "count": torch.tensor(self.count)}
 
+    def on(self, device: torch.device) -> PowerSpectrum:
+        """Return the spectrum with its tensors on ``device``."""
+        return PowerSpectrum(
+            self.power.to(device),
+            self.variation.to(device),
+            self.mean.to(device),
+            self.mean_deviation.to(device),
+            self.count,
+        )
+
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PowerSpectrum:
         """Return the spectrum whose fields :meth:`tensors` returned.

@@ -48,6 +48,7 @@ class SavedState:
         optimizer_name: the name of the optimizer's class.
         stream: the state of the comparison with the unadapted model, and of pacing.
         report: the report of the session.
+        history: what the guards have seen of the stream, see :mod:`acclimate.core.history`; None if it was not saved.
     """
 
     method: str
@@ -61,6 +62,7 @@ class SavedState:
     rng: Tensor
     stream: Any
     report: SessionReport
+    history: Any = None
 
     @classmethod
     def of(
@@ -74,6 +76,7 @@ class SavedState:
         optimizer: AnyOptimizer | None,
         rng: torch.Generator,
         stream: Any,
+        history: Any = None,
     ) -> SavedState:
         """Return the state of a session; ``source`` contains every weight and buffer of the unadapted model."""
         return cls(
@@ -88,6 +91,7 @@ class SavedState:
             rng=rng.get_state(),
             stream=stream,
             report=report,
+            history=history,
         )
 
     def write(self, path: Path) -> None:
@@ -109,6 +113,8 @@ class SavedState:
             "optimizer_name": self.optimizer_name,
             "stream": json.dumps(_described(self.stream, "stream", tensors)),
         }
+        if self.history is not None:
+            described["history"] = json.dumps(_described(self.history, "history", tensors))
         tensors["rng"] = self.rng
         # As a tensor, because a long report would not fit into the header.
         tensors["report"] = torch.frombuffer(bytearray(self.report.to_json(indent=None).encode()), dtype=torch.uint8)
@@ -166,6 +172,7 @@ class SavedState:
             rng=tensors["rng"],
             stream=_stream_of(_restored(from_json(described.get("stream") or described["memory"]), tensors)),
             report=SessionReport.from_json(bytes(tensors["report"].tolist()).decode()),
+            history=_restored(from_json(described["history"]), tensors) if "history" in described else None,
         )
 
     def on(self, device: torch.device) -> SavedState:
@@ -174,8 +181,16 @@ class SavedState:
         def moved(tree: Any) -> Any:
             return map_tensors(lambda tensor: tensor.to(device), tree)
 
+        history = self.history
+        if history is not None:
+            # The states of generators are always on the CPU.
+            history = {**history, "comparison": moved(history["comparison"])}
         return dataclasses.replace(
-            self, weights=moved(self.weights), method_state=moved(self.method_state), stream=moved(self.stream)
+            self,
+            history=history,
+            weights=moved(self.weights),
+            method_state=moved(self.method_state),
+            stream=moved(self.stream),
         )
 
     def restore(self, optimizer: AnyOptimizer | None, rng: torch.Generator) -> None:

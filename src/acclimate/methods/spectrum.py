@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from acclimate.core import layout, norm
 from acclimate.core import spectrum as spectra
+from acclimate.core.determinism import device_of
 from acclimate.core.losses import softmax_entropy
 from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, map_tensors, sample_count
@@ -139,7 +140,8 @@ class SpectrumFilter:
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
         """Return the method with the spectrum of the source images, or with the one stored with the model."""
         if source.batches is None:
-            return replace(self, source=source.spectrum)
+            # Stored spectra are read on the CPU.
+            return replace(self, source=None if source.spectrum is None else source.spectrum.on(device_of(model)))
         scenes: SourceScenes | None = None
 
         def images(batches: Iterable[Any]) -> Iterator[Tensor]:

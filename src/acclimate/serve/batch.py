@@ -25,8 +25,10 @@ from acclimate.serve.prefixes import PrefixCache
 from acclimate.serve.slots import AdapterSlots, OutOfSlotsError
 
 _LOG = logging.getLogger(__name__)
-#: Tokens of all rows together in one pass over prompts: about what a processor computes in half a second.
+#: Tokens of all rows together in one pass over prompts: about what a processor computes in half a second, and enough
+#: to occupy a GPU for a few milliseconds.
 _MOST_PROMPT_TOKENS: Final = 512
+_MOST_PROMPT_TOKENS_GPU: Final = 8192
 #: Largest differences of log-probabilities, in nats, that other orders of summing explain: in float32, and in formats
 #: of 16 bits.
 _TOLERANCE: Final = 1e-3
@@ -212,9 +214,10 @@ class Batch:
         """Pass the next piece of prompts; return the generations that ended."""
         first = self.generating
         # A pass is as long as its longest row: rows with about as much left to read go together.
-        longest = max(1, min(_MOST_PROMPT_TOKENS, _left(self._rows[first])))
+        most = _MOST_PROMPT_TOKENS if self._model.device.type == "cpu" else _MOST_PROMPT_TOKENS_GPU
+        longest = max(1, min(most, _left(self._rows[first])))
         last = first + 1
-        while last < len(self._rows) and (last + 1 - first) * longest <= _MOST_PROMPT_TOKENS:
+        while last < len(self._rows) and (last + 1 - first) * longest <= most:
             left = _left(self._rows[last])
             if not longest // 2 <= left <= longest:
                 break

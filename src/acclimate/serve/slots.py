@@ -117,9 +117,15 @@ class AdapterSlots:
                 raise CheckpointError(f"the adapter changes the layer {name!r}, which cannot be addressed by row")
             if adapter.copies != 1 or (down.shape[-1], up.shape[0]) != layer.sizes:
                 raise CheckpointError(f"the adapter does not fit the layer {name!r}")
-            # One that is not finite would reach the rows of others: their share of it is zero times infinity.
-            if not all(bool(part.to(layer.down.dtype).isfinite().all()) for part in (down, up)):
-                raise CheckpointError(f"the adapter has weights in the layer {name!r} that are not finite")
+        # One that is not finite would reach the rows of others: their share of it is zero times infinity.
+        finite = [
+            part.to(self._layers[name].down.dtype).isfinite().all()
+            for name, pair in adapter.weights.items()
+            for part in pair
+        ]
+        # One transfer from a GPU for all layers.
+        if finite and not bool(torch.stack(finite).all()):
+            raise CheckpointError("the adapter has weights that are not finite; train it again")
 
     def random_adapter(self, *, seed: int, size: float = 1.0) -> Adapter:
         """Return an adapter with random weights in every layer, to try the slots with.

@@ -270,7 +270,9 @@ class Training:
 
     def _adapter(self, job: TrainingJob, progress: _Progress) -> Adapter:
         stop = progress.stop or StopReason.FINISHED
-        if not all(bool(up.isfinite().all()) for _, up in progress.weights.values()):
+        # One transfer from a GPU for all layers.
+        finite = [up.isfinite().all() for _, up in progress.weights.values()]
+        if finite and not bool(torch.stack(finite).all()):
             stop = StopReason.NON_FINITE
         return Adapter(
             weights=progress.weights,

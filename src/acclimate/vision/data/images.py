@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +62,10 @@ class ImageReader:
         exif_orientation: whether to rotate and mirror images as their EXIF data says; False keeps the stored pixel
             grid.
         scaled: the 16-bit images whose white is another value than 65535, by path, and that value.
+        draft_side: JPEG files are decoded at a half, a quarter or an eighth of their size, the smallest of which the
+            shorter side has at least so many pixels; None decodes them at their size. The pixels are means of blocks,
+            and predictions from them differ a little.
+        threads: how many images are decoded at a time.
     """
 
     corruption: CorruptionSpec | None = None
@@ -67,6 +73,9 @@ class ImageReader:
     skipped: dict[str, str] = field(default_factory=dict)
     exif_orientation: bool = True
     scaled: dict[str, int] = field(default_factory=dict)
+    draft_side: int | None = None
+    threads: int = 1
+    _full_sizes: dict[str, tuple[int, int]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -93,15 +102,32 @@ class ImageReader:
         Raises:
             DataError: the file is missing, cannot be decoded, or contains NaN or infinity.
         """
-        pixels, top = _decode(Path(record.image), exif_orientation=self.exif_orientation)
-        if top is not None and record.image not in self.scaled:
-            logger.info("%s: 16-bit values are scaled so that %d is white", record.image, top)
-            self.scaled[record.image] = top
+        return self._noted(record, self._decoded(record))
+
+    def _decoded(self, record: Record) -> _Decoded:
+        """Return an image as it is read, with the corruption; may be called by several threads at a time."""
+        found = _decode(Path(record.image), exif_orientation=self.exif_orientation, draft_side=self.draft_side)
         if self.corruption is None:
-            return pixels
+            return found
         # Seeded by name, not by position, so that an image is corrupted in the same way in every run.
         seed = self.seed ^ zlib.crc32(Path(record.image).name.encode())
-        return corrupt(pixels, self.corruption.name, severity=self.corruption.severity, seed=seed)
+        pixels = corrupt(found.pixels, self.corruption.name, severity=self.corruption.severity, seed=seed)
+        return dataclasses.replace(found, pixels=pixels)
+
+    def _noted(self, record: Record, found: _Decoded) -> Uint8Image:
+        """Return the pixels of an image, and note what is unusual about it."""
+        if found.top is not None and record.image not in self.scaled:
+            logger.info("%s: 16-bit values are scaled so that %d is white", record.image, found.top)
+            self.scaled[record.image] = found.top
+        if found.full_size is not None:
+            self._full_sizes[record.image] = found.full_size
+        return found.pixels
+
+    def sizes(self, usable: Sequence[tuple[Record, Uint8Image]]) -> tuple[tuple[int, int], ...]:
+        """Return ``(width, height)`` of the images that :meth:`read_many` returned, at their full size."""
+        return tuple(
+            self._full_sizes.pop(record.image, (pixels.shape[1], pixels.shape[0])) for record, pixels in usable
+        )
 
     def check_sizes(self, records: Sequence[Record]) -> None:
         """Check that images have the size that their annotations declare; only headers of files are read.
@@ -133,13 +159,25 @@ class ImageReader:
 
     def read_many(self, records: Sequence[Record]) -> list[tuple[Record, Uint8Image]]:
         """Return the images that can be used; the others are recorded in ``skipped``."""
+        if self.threads > 1 and len(records) > 1:
+            with ThreadPoolExecutor(min(self.threads, len(records)), thread_name_prefix="acclimate-decoder") as pool:
+                attempts = list(pool.map(self._attempt, records))
+        else:
+            attempts = [self._attempt(record) for record in records]
         usable = []
-        for record in records:
-            try:
-                usable.append((record, self.read(record)))
-            except DataError as error:
-                self.skip(record, str(error))
+        # In the order of the records, whichever was decoded first.
+        for record, found in zip(records, attempts, strict=True):
+            if isinstance(found, DataError):
+                self.skip(record, str(found))
+            else:
+                usable.append((record, self._noted(record, found)))
         return usable
+
+    def _attempt(self, record: Record) -> _Decoded | DataError:
+        try:
+            return self._decoded(record)
+        except DataError as error:
+            return error
 
     def skip(self, record: Record, reason: str) -> None:
         """Record that an image cannot be used, and why."""
@@ -231,21 +269,42 @@ def decode(path: Path, *, exif_orientation: bool = True) -> Uint8Image:
     Raises:
         DataError: the file is missing, cannot be decoded, or contains NaN or infinity.
     """
-    return _decode(path, exif_orientation=exif_orientation)[0]
+    return _decode(path, exif_orientation=exif_orientation).pixels
 
 
-def _decode(path: Path, *, exif_orientation: bool) -> tuple[Uint8Image, int | None]:
-    """Return what :func:`decode` returns, and the value that became white where it is not the largest of 16 bits."""
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """An image as it was read.
+
+    Attributes:
+        pixels: ``(H, W, 3)``.
+        top: the value that became white, where it is not the largest of 16 bits.
+        full_size: ``(width, height)`` of the image, where ``pixels`` has another.
+    """
+
+    pixels: Uint8Image
+    top: int | None = None
+    full_size: tuple[int, int] | None = None
+
+
+def _decode(path: Path, *, exif_orientation: bool, draft_side: int | None = None) -> _Decoded:
+    """Return what :func:`decode` returns, and what is unusual about it."""
     try:
         if is_special(path):
             raise DataError(f"{path}: cannot be decoded (it is a device, FIFO or socket; give a file)")
         if path.suffix.lower() == ".npy":
             mapped = _mapped(path)
-            return _from_array(mapped, path, declared_top=None)
+            return _Decoded(*_from_array(mapped, path, declared_top=None))
         with _opened(path) as image:
+            full_size = image.size
+            if draft_side is not None and image.format == "JPEG":
+                image.draft("RGB", (draft_side, draft_side))
+            is_draft = image.size != full_size
             pixels, top = _from_image(image, path)
             # After the pixels: only then Pillow has read all of the EXIF data.
-            return (_oriented(pixels, _orientation(image)) if exif_orientation else pixels), top
+            orientation = _orientation(image) if exif_orientation else 1
+            shown = full_size[::-1] if orientation in _TURNED else full_size
+            return _Decoded(_oriented(pixels, orientation), top, shown if is_draft else None)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except _UNDECODABLE as error:

@@ -7,7 +7,7 @@ written out here, because decoding malformed text with pycocotools writes outsid
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final
 
@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acclimate.errors import DataError, first_line
+from acclimate.errors import ConfigError, DataError, first_line
 from acclimate.output_files import is_special, open_output
+from acclimate.vision.data.record import Record
 from acclimate.vision.data.records import finite_number, whole_number
 
 ClassMap = npt.NDArray[np.int32]
@@ -164,6 +165,18 @@ def mask_names(images: Sequence[str]) -> dict[str, str]:
         image: str(name if short.count(name) == 1 else path.parent / f"{path.name}.png")
         for (image, path), name in zip(relative.items(), short, strict=True)
     }
+
+
+def refuse_replacing(folder: Path, records: Iterable[Record]) -> None:
+    """Check that no label image would replace an image.
+
+    Raises:
+        ConfigError: one would.
+    """
+    images = {os.path.realpath(record.image) for record in records}
+    for name in mask_names([record.image for record in records]).values():
+        if os.path.realpath(folder / name) in images:
+            raise ConfigError(f"--masks {folder} would replace the image {folder / name}; name another folder")
 
 
 def write_label_images(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[Path]:

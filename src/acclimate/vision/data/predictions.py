@@ -9,8 +9,9 @@ encoding for each class in the image; see :mod:`acclimate.vision.data.masks`.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,12 +46,17 @@ def classification_entries(logits: Tensor, batch: ImageBatch, *, labels: LabelMa
     probabilities = logits.detach().float().softmax(-1).cpu()
     scores, indices = probabilities.sort(dim=-1, descending=True, stable=True)
     entries = []
-    for row in range(len(probabilities)):
-        ranked = [
-            [written, float(score)]
-            for index, score in zip(indices[row].tolist(), scores[row].tolist(), strict=True)
+    # Most classes are no one's: lists of all of them take longer than a small network.
+    columns = probabilities.shape[1] if labels.ids is not None else min(top_k, probabilities.shape[1])
+    for row, (row_indices, row_scores) in enumerate(
+        zip(indices[:, :columns].tolist(), scores[:, :columns].tolist(), strict=True)
+    ):
+        written_pairs = (
+            [written, score]
+            for index, score in zip(row_indices, row_scores, strict=True)
             if (written := labels.written(index)) is not None
-        ][:top_k]
+        )
+        ranked = list(itertools.islice(written_pairs, top_k))
         classification = {"class_id": ranked[0][0], "score": ranked[0][1], "topk": ranked}
         entries.append({**_head(batch, row), "classification": classification})
     return entries
@@ -186,9 +192,9 @@ def to_coco(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return results
 
 
-def wrapped(entries: Sequence[Entry], meta: dict[str, Any]) -> dict[str, Any]:
-    """Return predictions with metadata on how they were made."""
-    return {"schema_version": SCHEMA_VERSION, "predictions": list(entries), "meta": meta}
+def wrapping(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return the object that holds predictions, without any yet, and metadata on how they were made."""
+    return {"schema_version": SCHEMA_VERSION, "predictions": [], "meta": meta}
 
 
 def read_predictions(path: Path) -> list[Entry]:
@@ -226,6 +232,28 @@ def read_coco_results(path: Path) -> list[dict[str, Any]] | None:
             "found for them; export with --format acclimate"
         )
     return None
+
+
+def write_items(path: Path, items: Iterable[Any], *, wrapped_in: Mapping[str, Any] | None = None) -> None:
+    """Write a JSON list as :func:`write_json` does, item by item, so that it is never in memory as a whole.
+
+    ``wrapped_in``: an object to write instead, as :func:`wrapping` returns it.
+    """
+    before, after, indent = "[", "]", " "
+    if wrapped_in is not None:
+        # The first match is the key itself: what stands before it is the version, a number.
+        before, found, rest = json.dumps(wrapped_in, indent=1, allow_nan=False).partition('"predictions": []')
+        before, after, indent = f"{before}{found[:-1]}", f"]{rest}", "  "
+    with open_text_output(path) as file:
+        file.write(before)
+        separator = "\n"
+        for item in items:
+            text = json.dumps(item, indent=1, allow_nan=False).replace("\n", f"\n{indent}")
+            file.write(f"{separator}{indent}{text}")
+            separator = ",\n"
+        # An empty list is written on one line.
+        file.write(after if separator == "\n" else f"\n{indent[1:]}{after}")
+        file.write("\n")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -7,13 +7,15 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from acclimate.errors import DataError, first_line
 from acclimate.output_files import is_root, is_special
+from acclimate.vision.data.record import Record as Record
+from acclimate.vision.data.record_table import NumberedRecords
 
 logger = logging.getLogger(__name__)
 
@@ -29,23 +31,6 @@ _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One image to predict.
-
-    Attributes:
-        image: path of the file, as it appears in predictions.
-        image_id: the id in the COCO file, or the position in the folder or list, counted from 1.
-        intrinsics: ``(fx, fy, cx, cy)`` in pixels, where a COCO file gives them.
-        declared_size: ``(width, height)`` in pixels that a COCO file states; None where it states none.
-    """
-
-    image: str
-    image_id: int
-    intrinsics: tuple[float, float, float, float] | None = None
-    declared_size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Dataset:
     """Records, and the categories of their annotations.
 
@@ -54,7 +39,7 @@ class Dataset:
         categories: category names by id; empty where the source has none.
     """
 
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     categories: dict[int, str]
 
 
@@ -79,13 +64,13 @@ def load_dataset(source: Path | str, *, images_root: Path | None = None, max_ima
     if not exists:
         raise DataError(f"{source} does not exist; give a folder of images, a list file or a COCO json")
     if source.is_dir():
-        dataset = Dataset(_numbered(_images_in(source)), {})
+        dataset = Dataset(_images_in(source), {})
     elif is_special(source):
         raise DataError(f"{source} is a device, FIFO or socket; give a folder of images, a list file or a COCO json")
     elif source.suffix.lower() == ".json":
         dataset = _from_coco(source, images_root)
     elif source.suffix.lower() in IMAGE_SUFFIXES or _is_image(source):
-        dataset = Dataset(_numbered([source]), {})
+        dataset = Dataset(NumberedRecords("", [str(source)]), {})
     else:
         dataset = _from_list(source, images_root)
     if max_images is not None:
@@ -140,10 +125,15 @@ def read_json(path: Path, what: str) -> Any:
         raise DataError(f"{what} {path} cannot be read as JSON: {first_line(error)}") from error
 
 
-def _images_in(folder: Path) -> list[Path]:
+def _images_in(folder: Path) -> NumberedRecords:
     if is_root(folder):
         raise DataError(f"{folder} is the root of the file system; give a folder of images")
-    return sorted(path for path in _files_in(folder) if _is_image(path))
+    root = str(folder / "x")[:-1]
+    names = [str(path).removeprefix(root) for path in _files_in(folder) if _is_image(path)]
+    if any(os.sep in name for name in names):
+        # As paths are sorted, part by part: a folder's images stand before those of "folder-2".
+        names.sort(key=lambda name: name.replace(os.sep, "\0"))
+    return NumberedRecords(root, names)
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
@@ -161,19 +151,25 @@ def _files_in(folder: Path) -> Iterator[Path]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(here) as scanned:
-                entries = sorted(scanned, key=lambda entry: entry.name)
+                # Names alone: entries of a large folder take several times as much memory.
+                files, inside = list[str](), list[tuple[str, bool]]()
+                for entry in scanned:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        inside.append((entry.name, entry.is_symlink()))
+                    else:
+                        files.append(entry.name)
         except OSError as error:
             if here == folder:
                 raise DataError(f"{folder} cannot be read: {error.strerror}") from error
             logger.warning("the folder %s cannot be read and is left out: %s", here, error.strerror)
             continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                (linked if entry.is_symlink() else folders).append(here / entry.name)
-            else:
-                yield here / entry.name
+        for name, is_link in sorted(inside):
+            (linked if is_link else folders).append(here / name)
+        files.sort()
+        for name in files:
+            yield here / name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -199,10 +195,6 @@ def _is_image(path: Path) -> bool:
     return start.startswith(_SIGNATURES) or start[:4] + start[8:] == b"RIFFWEBP" or start[4:8] == b"ftyp"
 
 
-def _numbered(paths: list[Path]) -> tuple[Record, ...]:
-    return tuple(Record(str(path), number) for number, path in enumerate(paths, start=1))
-
-
 def _from_list(source: Path, images_root: Path | None) -> Dataset:
     try:
         # Notepad and spreadsheets begin a file with a byte-order mark.
@@ -211,7 +203,7 @@ def _from_list(source: Path, images_root: Path | None) -> Dataset:
         raise DataError(f"{source} cannot be read as a list of image paths: {error}") from error
     root = source.parent if images_root is None else images_root
     names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    return Dataset(_numbered([root / name for name in names]), {})
+    return Dataset(NumberedRecords("", (str(root / name) for name in names)), {})
 
 
 def _from_coco(source: Path, images_root: Path | None) -> Dataset:

@@ -39,7 +39,7 @@ from acclimate.vision.models.loading import AdapterOptions, make_adapter
 from acclimate.vision.run.auto import Choice, as_flags, choose
 from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.construct import make_method, option_names
-from acclimate.vision.run.export import ttt_meta
+from acclimate.vision.run.export_meta import ttt_meta
 from acclimate.vision.run.ttt import TTTRun
 from acclimate.vision.run.ttt_report import TTTReport
 

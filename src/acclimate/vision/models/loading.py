@@ -26,6 +26,10 @@ class AdapterOptions:
         trust_pickle: whether to load weights that execute code when they are loaded.
         device: such as ``cpu`` or ``cuda``.
         dtype: the number format to convert the model to (torch and transformers); None keeps its own.
+        autocast: the number format of matrix products and convolutions in automatic mixed precision, ``bfloat16`` or
+            ``float16``; None computes in the model's own.
+        channels_last: whether convolutions compute with the channels last; see
+            :func:`acclimate.core.placement.compute_in` for the effect of both on predictions.
         score_threshold: detections with a lower score are not written.
     """
 
@@ -35,6 +39,8 @@ class AdapterOptions:
     trust_pickle: bool = False
     device: str = "cpu"
     dtype: str | None = None
+    autocast: str | None = None
+    channels_last: bool = False
     score_threshold: float = 0.05
 
 
@@ -42,7 +48,8 @@ def make_adapter(options: AdapterOptions, *, reader: ImageReader, categories: Ma
     """Return a loaded adapter, completed by :func:`acclimate.vision.models.adapter.as_adapter` where necessary.
 
     Raises:
-        ConfigError: the adapter is unknown, needs a model and none is given, or takes no checkpoint and one is given.
+        ConfigError: the adapter is unknown, needs a model and none is given, takes no checkpoint and one is given, or
+            has no model that could compute in another number format or memory layout.
     """
     info = ADAPTERS.info(options.adapter)
     if options.checkpoint and not info.takes_checkpoint:
@@ -61,4 +68,20 @@ def make_adapter(options: AdapterOptions, *, reader: ImageReader, categories: Ma
     # Imported here, so that the options above can be read without torch.
     from acclimate.vision.models.adapter import as_adapter
 
-    return as_adapter(made)
+    adapter = as_adapter(made)
+    if options.autocast or options.channels_last:
+        _compute_in(adapter, options)
+    return adapter
+
+
+def _compute_in(adapter: Adapter, options: AdapterOptions) -> None:
+    from acclimate.core.placement import compute_in
+    from acclimate.core.precision import parse_dtype
+
+    if adapter.ttt_refusal is not None:
+        raise ConfigError(
+            f"--autocast and --channels-last change how a torch model computes, and the adapter {adapter.info.name} "
+            "provides none; leave them out"
+        )
+    autocast = None if options.autocast is None else parse_dtype(options.autocast)
+    compute_in(adapter.get_model(), autocast=autocast, channels_last=options.channels_last)

@@ -27,6 +27,7 @@ from acclimate.core.determinism import parse_device
 from acclimate.core.multilabel import Multilabel
 from acclimate.core.output_kinds import rows_sum_to_one, to_logits
 from acclimate.core.outputs import at_least_float32
+from acclimate.core.placement import sent
 from acclimate.core.precision import dtype_of, parse_dtype
 from acclimate.core.programs import Program, unwrapped
 from acclimate.core.segmentation import Segmentation
@@ -223,7 +224,7 @@ class TorchAdapter:
             usable = self.reader.read_many(part)
             if not usable:
                 continue
-            sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
+            sizes = self.reader.sizes(usable)
             prepared = [self._prepared(pixels) for _, pixels in usable]
             shapes = [tuple(one.tensor.shape) for one in prepared]
             if len(set(shapes)) > 1:
@@ -232,7 +233,7 @@ class TorchAdapter:
                     f"the images of a batch differ in size ({shapes[0][:0:-1]} and {other[:0:-1]}); give the "
                     "TorchModel an image_size or a preprocess, or use a batch size of 1"
                 )
-            inputs = torch.stack([one.tensor for one in prepared]).to(self._device, self._dtype)
+            inputs = sent(torch.stack([one.tensor for one in prepared]), self._device, self._dtype)
             maps = tuple(one.boxes for one in prepared)
             yield ImageBatch(inputs, tuple(record for record, _ in usable), sizes, maps)
 

@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 from acclimate.core.determinism import parse_device
 from acclimate.core.multilabel import Multilabel
 from acclimate.core.outputs import at_least_float32
+from acclimate.core.placement import sent
 from acclimate.core.precision import dtype_of, parse_dtype
 from acclimate.core.segmentation import Segmentation
 from acclimate.core.spectrum import PowerSpectrum
@@ -167,11 +168,11 @@ class TransformersAdapter:
             usable, encoded = self._encoded(self.reader.read_many(part))
             if not usable:
                 continue
-            pixel_values: Tensor = encoded["pixel_values"].to(self._device, self._dtype)
+            pixel_values: Tensor = sent(encoded["pixel_values"], self._device, self._dtype)
             inputs: dict[str, Tensor] = {"pixel_values": pixel_values}
             if "pixel_mask" in encoded and not bool(encoded["pixel_mask"].all()):
-                inputs["pixel_mask"] = encoded["pixel_mask"].to(self._device)
-            sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
+                inputs["pixel_mask"] = sent(encoded["pixel_mask"], self._device)
+            sizes = self.reader.sizes(usable)
             yield ImageBatch(
                 inputs if self.kind == "detector" else inputs["pixel_values"],
                 tuple(record for record, _ in usable),

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any, Final, Literal
 from acclimate.errors import ConfigError, DataError
 from acclimate.json_values import to_jsonable
 from acclimate.output_files import check_folder_writable, check_writable, is_special
-from acclimate.registry import METHODS
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
-from acclimate.vision.data.masks import mask_names, write_label_images
-from acclimate.vision.data.predictions import to_coco, wrapped, write_json
+from acclimate.vision.data.masks import refuse_replacing, write_label_images
+from acclimate.vision.data.predictions import to_coco, wrapping, write_items, write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
-from acclimate.vision.models.adapter import Adapter, Entry, chunks, plain_forward
+from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, chunks, plain_forward
 from acclimate.vision.models.loading import AdapterOptions, make_adapter
 from acclimate.vision.run.auto import Choice
 from acclimate.vision.run.config import TTTConfig
+from acclimate.vision.run.export_meta import ttt_meta
+from acclimate.vision.run.overlap import Behind, ahead
 from acclimate.vision.run.resume import PartialResult, file_stamps
 from acclimate.vision.run.settings import settings_for
 from acclimate.vision.run.tta import Augmenter, TTAConfig
@@ -31,6 +33,7 @@ from acclimate.vision.run.ttt_report import TTTReport
 
 logger = logging.getLogger(__name__)
 
+_MOST_DECODERS: Final = 8
 Progress = Callable[[str, int, int], None]
 
 
@@ -57,6 +60,11 @@ class ExportJob:
         exif_orientation: whether to rotate images as their EXIF data says.
         batch_size: without TTT; None means the adapter's own.
         strict: whether images that cannot be used are an error.
+        draft_side: see :class:`acclimate.vision.data.images.ImageReader`.
+        decode_threads: how many images are decoded at a time; None means half as many as there are processors, and
+            eight at most.
+        read_ahead: how many batches are read and prepared by another thread while the model computes; a third one
+            writes predictions. The predictions are the same to the bit. 0 does one after the other.
         resume: whether to continue from the partial file of an interrupted run of the same job.
         config: any text, which is repeated in ``meta.config``.
     """
@@ -81,6 +89,9 @@ class ExportJob:
     exif_orientation: bool = True
     batch_size: int | None = None
     strict: bool = False
+    draft_side: int | None = None
+    decode_threads: int | None = None
+    read_ahead: int = 2
     resume: bool = False
     config: str | None = None
 
@@ -90,14 +101,14 @@ class ExportResult:
     """The results of an export.
 
     Attributes:
-        entries: the predictions.
+        entries: the predictions, which are read from disk when they are looked at.
         meta: the metadata that ``--wrap`` writes.
         report: the report of the adaptation; None without TTT.
         choice: the choice of ``auto``; None where the method was given.
         skipped: the images that could not be used, by path, and why.
     """
 
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
     meta: dict[str, Any]
     report: TTTReport | None
     skipped: Mapping[str, str]
@@ -130,8 +141,10 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         check_folder_writable(job.masks)
     dataset = load_dataset(job.source, images_root=job.images_root, max_images=job.max_images)
     if job.masks is not None:
-        _refuse_replacing(job.masks, dataset.records)
-    reader = ImageReader(job.corruption, exif_orientation=job.exif_orientation)
+        refuse_replacing(job.masks, dataset.records)
+    if job.read_ahead < 0:
+        raise ConfigError(f"--read-ahead is a number of batches, 0 or more; got {job.read_ahead}")
+    reader = image_reader(job)
     reader.check_sizes(dataset.records)
     adapter = make_adapter(job.adapter, reader=reader, categories=dataset.categories)
     if job.format == "coco" and adapter.kind not in ("detector", "segmenter"):
@@ -146,13 +159,16 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     )
     work = _Work(job, adapter, config, source_records, progress)
     made_from = _made_from(job, dataset, config)
-    images = {record.image: None for record in (*dataset.records, *source_records, *work.probe_records)}
     with PartialResult(
-        job.output, made_from, images=images, resume=job.resume, restarts=not work.can_resume
+        job.output,
+        made_from,
+        records=dataset.records,
+        others=(*source_records, *work.probe_records),
+        resume=job.resume,
+        restarts=not work.can_resume,
     ) as partial:
-        for batch in work.predict(dataset.records, done=partial.entries):
-            partial.add(batch)
-        entries = tuple(partial.entries)
+        work.run(dataset.records, partial)
+        entries = partial.entries
         _check_skipped(job, reader, entries)
         meta = _meta(job, adapter, dataset, config, work, reader)
         if choice is not None:
@@ -162,6 +178,16 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
         _write(job, entries, meta)
         partial.finished = True
     return ExportResult(entries=entries, meta=meta, report=work.report, skipped=dict(reader.skipped), choice=choice)
+
+
+def image_reader(job: ExportJob) -> ImageReader:
+    """Return the reader of a job's images."""
+    return ImageReader(
+        job.corruption,
+        exif_orientation=job.exif_orientation,
+        draft_side=job.draft_side,
+        threads=job.decode_threads or max(1, min(_MOST_DECODERS, (os.cpu_count() or 1) // 2)),
+    )
 
 
 class _Work:
@@ -193,30 +219,56 @@ class _Work:
         # these runs restart from the first image.
         self.can_resume = not job.tta.enabled and (config is None or config.reset != "online")
 
-    def predict(self, records: Sequence[Record], *, done: Sequence[Entry]) -> Iterator[list[Entry]]:
-        start = self._start(records, done)
-        remaining = records[start:]
+    def run(self, records: Sequence[Record], partial: PartialResult) -> None:
+        """Add the entries of all records that are not done to ``partial``."""
+        start = self._start(records, partial.entries)
         if self.job.resume and not self.can_resume:
             self.warnings.append("resume: online runs and tta restart from the first image")
         if start and self.config is not None:
             self.warnings.append(f"resumed: the report of the adaptation leaves out the first {start} images")
-        total = len(records)
+        adapter = self.adapter
+        if adapter.calls_model_itself:
+            count = start
+            for entries in self._entries(records, start):
+                partial.add(entries)
+                count += len(entries)
+                self._count(count, records)
+            return
+
+        def write(found: tuple[Any, ImageBatch]) -> None:
+            partial.add(adapter.entries(*found))
+
         count = start
-        for batch in self._batches(records, remaining):
-            count += len(batch)
-            if self.progress is not None:
-                self.progress("predict", count, total)
-            yield batch
+        with Behind(write, is_on=self.job.read_ahead > 0) as writing:
+            for outputs, batch in self._outputs(records, start, writing.finish):
+                count += len(batch.records)
+                self._count(count, records)
+                writing.put((outputs, batch))
+
+    def _count(self, count: int, records: Sequence[Record]) -> None:
+        if self.progress is not None:
+            self.progress("predict", min(count, len(records)), len(records))
 
     def _start(self, records: Sequence[Record], done: Sequence[Entry]) -> int:
         """Return the position of the first batch that is not done."""
         if not done:
             return 0
-        finished = {entry["image_id"] for entry in done}
-        last = max(position for position, record in enumerate(records) if record.image_id in finished)
-        start = min(len(records), -(-(last + 1) // self._batch_size()) * self._batch_size())
+        ids = (entry["image_id"] for entry in done)
+        finished: int | None = next(ids)
+        last = 0
+        skipped: list[Record] = []
+        # Entries are in the order of the records.
+        for position, record in enumerate(records):
+            if record.image_id == finished:
+                last, finished = position, next(ids, None)
+            else:
+                skipped.append(record)
+            if finished is None:
+                break
+        size = self._batch_size()
+        start = min(len(records), -(-(last + 1) // size) * size)
         # Read again, so that images skipped before the interruption are counted.
-        self.adapter.reader.read_many([record for record in records[:start] if record.image_id not in finished])
+        self.adapter.reader.read_many([*skipped, *records[last + 1 : start]])
         return start
 
     def _batch_size(self) -> int:
@@ -224,50 +276,67 @@ class _Work:
             return self.job.batch_size or self.adapter.batch_size
         return 1 if self.config.reset == "sample" else self.config.batch_size
 
-    def _batches(self, records: Sequence[Record], remaining: Sequence[Record]) -> Iterator[list[Entry]]:
+    def _outputs(
+        self, records: Sequence[Record], start: int, finish: Callable[[], None]
+    ) -> Iterator[tuple[Any, ImageBatch]]:
+        """Yield the outputs on each batch from position ``start`` on; ``finish`` waits until all are written."""
+        adapter, job = self.adapter, self.job
         if self.config is None:
-            yield from self._plain(remaining)
+            forward, augmenter = plain_forward(adapter), self.augmenter
+            loader = ahead(adapter.build_loader(records[start:], batch_size=self._batch_size()), job.read_ahead)
+            with closing(loader) as batches:
+                for batch in batches:
+                    yield forward(batch.inputs) if augmenter is None else augmenter(batch.inputs, forward), batch
             return
-        adapter = self.adapter
-        with TTTRun(
-            adapter,
-            self.config,
+        with self._ttt_run(self.config) as run:
+            yield from run.outputs(records, augment=self.augmenter, done=start, on_batch=self._adapted(len(records)))
+            # Inside the block, because the state is written on exit, and a failed run must not write one.
+            finish()
+            self._finish(run)
+
+    def _entries(self, records: Sequence[Record], start: int) -> Iterator[list[Entry]]:
+        """Yield the entries of an adapter that calls its model itself."""
+        if self.config is None:
+            for part in chunks(records[start:], self._batch_size()):
+                yield self.adapter.predict(part)
+            return
+        with self._ttt_run(self.config) as run:
+            yield from run.predictions(
+                records, augment=self.augmenter, done=start, on_batch=self._adapted(len(records))
+            )
+            self._finish(run)
+
+    def _ttt_run(self, config: TTTConfig) -> TTTRun:
+        return TTTRun(
+            self.adapter,
+            config,
             source_records=self.source_records,
             probe_records=self.probe_records,
             load_state=self.job.load_state,
             save_state=self.job.save_state,
-        ) as run:
-            adapted = 0
+            read_ahead=self.job.read_ahead,
+        )
 
-            def count_images(images: int) -> None:
-                nonlocal adapted
-                adapted += images
-                if self.progress is not None:
-                    self.progress("adapt", adapted, len(records))
+    def _finish(self, run: TTTRun) -> None:
+        self.report = run.report()
+        if self.job.strict:
+            _refuse_skipped(self.adapter.reader)
 
-            done = len(records) - len(remaining)
-            yield from run.predictions(records, augment=self.augmenter, done=done, on_batch=count_images)
-            self.report = run.report()
-            if self.job.strict:
-                # Inside the block, because the state is written on exit, and a failed run must not write one.
-                _refuse_skipped(adapter.reader)
+    def _adapted(self, total: int) -> Callable[[int], None]:
+        adapted = 0
 
-    def _plain(self, records: Sequence[Record]) -> Iterator[list[Entry]]:
-        size = self._batch_size()
-        if self.augmenter is None:
-            for part in chunks(records, size):
-                yield self.adapter.predict(part)
-            return
-        adapter = self.adapter
-        forward = plain_forward(adapter)
-        for batch in adapter.build_loader(records, batch_size=size):
-            yield adapter.entries(self.augmenter(batch.inputs, forward), batch)
+        def count_images(images: int) -> None:
+            nonlocal adapted
+            adapted += images
+            if self.progress is not None:
+                self.progress("adapt", adapted, total)
+
+        return count_images
 
 
 def _made_from(job: ExportJob, dataset: Dataset, config: TTTConfig | None) -> dict[str, Any]:
-    """Return all inputs and settings that the entries of a job depend on."""
+    """Return all inputs and settings that the entries of a job depend on, apart from the records."""
     return {
-        "records": [(record.image, record.image_id) for record in dataset.records],
         "categories": to_jsonable(dataset.categories),
         "adapter": to_jsonable(job.adapter),
         "weights": file_stamps(job.adapter.checkpoint, job.adapter.model),
@@ -278,6 +347,7 @@ def _made_from(job: ExportJob, dataset: Dataset, config: TTTConfig | None) -> di
         "tta": to_jsonable(job.tta),
         "corruption": str(job.corruption),
         "exif_orientation": job.exif_orientation,
+        "draft_side": job.draft_side,
         "batch_size": job.batch_size,
     }
 
@@ -301,29 +371,15 @@ def _refuse_skipped(reader: ImageReader) -> None:
 
 
 def _write(job: ExportJob, entries: Sequence[Entry], meta: dict[str, Any]) -> None:
-    content: Any = list(entries)
-    if job.format == "coco":
-        content = to_coco(entries)
-    elif job.wrap:
-        content = wrapped(entries, meta)
     if job.log_output is not None and (meta["ttt"]["enabled"] or "choice" in meta["ttt"]):
         write_json(job.log_output, {"timestamp": meta["timestamp"], "output": str(job.output), "ttt": meta["ttt"]})
     if job.masks is not None:
         for path in write_label_images(job.masks, entries):
             logger.debug("%s written", path)
-    write_json(job.output, content)
-
-
-def _refuse_replacing(folder: Path, records: Sequence[Record]) -> None:
-    """Check that no label image would replace an image.
-
-    Raises:
-        ConfigError: one would.
-    """
-    images = {os.path.realpath(record.image) for record in records}
-    for name in mask_names([record.image for record in records]).values():
-        if os.path.realpath(folder / name) in images:
-            raise ConfigError(f"--masks {folder} would replace the image {folder / name}; name another folder")
+    if job.format == "coco":
+        write_items(job.output, (result for entry in entries for result in to_coco([entry])))
+    else:
+        write_items(job.output, entries, wrapped_in=wrapping(meta) if job.wrap else None)
 
 
 def _meta(
@@ -350,41 +406,3 @@ def _meta(
         "tta": tta,
         "ttt": ttt_meta(config, work.report),
     }
-
-
-_MIM_SETTINGS: Final = ("mask_prob", "patch_size", "mask_value")
-
-
-def ttt_meta(config: TTTConfig | None, report: TTTReport | None) -> dict[str, Any]:
-    """Return the ``ttt`` block of meta and of the TTT log, with the keys and types of the vision integration plan.
-
-    All keys are always there. Where a setting has no meaning (the learning rate of a method without gradient, a run
-    without TTT), its key holds the plan's default, and ``max_batches`` is 0 where there is no limit; ``effective``
-    holds what is true: null for a setting that has no effect.
-    """
-    shown = TTTConfig(enabled=False) if config is None or report is None else config
-    info = METHODS.info(shown.method)
-    plan = TTTConfig()
-    unused = () if info.needs_gradient else ("steps", "lr", "update_filter")
-    values = {
-        field.name: to_jsonable(getattr(plan if field.name in unused else shown, field.name))
-        for field in dataclasses.fields(shown)
-        if field.name not in _MIM_SETTINGS
-    }
-    # The integration plan puts the settings of mim into a block of their own.
-    mim = {name: to_jsonable(getattr(shown, name)) for name in _MIM_SETTINGS}
-    block = {**values, "max_batches": shown.max_batches or 0, "mim": mim, "report": None, "effective": None}
-    if config is None or report is None:
-        return block
-    reported = to_jsonable(report)
-    # The steps are in step_metrics already.
-    reported["session"]["steps"] = None
-    effective = {
-        "steps": config.steps,
-        "lr": config.lr,
-        "update_filter": config.update_filter,
-        "batch_size": 1 if config.reset == "sample" else config.batch_size,
-        "max_batches": config.max_batches,
-        "mim": mim if set(info.own_settings.values()) & set(_MIM_SETTINGS) else None,
-    }
-    return {**block, "report": reported, "effective": {**effective, **dict.fromkeys(unused)}}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from torch import nn
 
@@ -27,6 +27,7 @@ from acclimate.vision.data.records import Record
 from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, as_adapter, require_ttt
 from acclimate.vision.run.config import TTTConfig
 from acclimate.vision.run.construct import make_guards, make_method, needs_probe
+from acclimate.vision.run.overlap import ahead
 from acclimate.vision.run.ttt_report import (
     FEW_IMAGES,
     TTTReport,
@@ -39,6 +40,8 @@ from acclimate.vision.run.ttt_report import (
 logger = logging.getLogger(__name__)
 
 Predictor = Callable[[Any], Any]
+_IMAGES_AHEAD: Final = 8
+"""How many images are read ahead where each is adapted to alone."""
 
 
 class TTTRun:
@@ -56,6 +59,8 @@ class TTTRun:
         load_state: the state file to continue from; ``save_state``: the one to write on exit. Both are safetensors
             files, see :meth:`acclimate.core.Session.save_state`.
         on_report: called with the session's report on exit.
+        read_ahead: how many batches another thread reads and prepares before they are needed; where ``config.reset``
+            is ``sample``, any number above 0 reads eight images ahead.
 
     Raises:
         TTTNotSupportedError: the adapter or the model cannot be adapted.
@@ -75,6 +80,7 @@ class TTTRun:
         load_state: Path | None = None,
         save_state: Path | None = None,
         on_report: Callable[[SessionReport], None] | None = None,
+        read_ahead: int = 0,
     ) -> None:
         adapter = as_adapter(adapter)
         require_ttt(adapter)
@@ -97,6 +103,7 @@ class TTTRun:
         self.keep_weights = keep_weights
         self._source_records = source_records
         self._on_report = on_report
+        self._read_ahead = read_ahead
         self._session: Session | None = None
         self._batches = 0
         self._changed_param_count = 0
@@ -151,6 +158,15 @@ class TTTRun:
             raise SessionError("this run is not open: use it inside 'with TTTRun(...) as run:'")
         return self._session
 
+    @property
+    def batches(self) -> int:
+        """On how many batches the model was adapted."""
+        return self._batches
+
+    def continue_after(self, batches: int) -> None:
+        """Count ``batches`` that the run of a loaded state was adapted to, towards ``max_batches``."""
+        self._batches = batches
+
     def predictions(
         self,
         records: Sequence[Record],
@@ -168,27 +184,48 @@ class TTTRun:
                 continued.
             on_batch: see :meth:`adapt`.
         """
+        if self.adapter.calls_model_itself:
+            self.adapt(records, on_batch=on_batch)
+            yield from self.predict(records[done:], augment=augment)
+            return
+        for outputs, batch in self.outputs(records, augment=augment, done=done, on_batch=on_batch):
+            yield self.adapter.entries(outputs, batch)
+
+    def outputs(
+        self,
+        records: Sequence[Record],
+        *,
+        augment: Callable[[Any, Predictor], Any] | None = None,
+        done: int = 0,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[Any, ImageBatch]]:
+        """Yield the outputs on each batch, for ``adapter.entries``; the arguments are those of :meth:`predictions`."""
         remaining = records[done:]
         if self.config.reset == "online":
-            yield from self.online(remaining, augment=augment)
+            yield from self._online(remaining, augment)
         elif self.config.reset == "sample":
-            yield from self.sample(remaining, augment=augment, done=done)
+            yield from self._sample(remaining, augment, done)
         else:
             self.adapt(records, on_batch=on_batch)
-            yield from self.predict(remaining, augment=augment)
+            yield from self._predict(remaining, augment)
 
     def adapt(self, records: Sequence[Record], *, on_batch: Callable[[int], None] | None = None) -> None:
-        """Adapt on the records in order, up to ``max_batches``; ``on_batch`` is called with each batch's size."""
-        for batch in itertools.islice(self._loader(records), self.config.max_batches):
-            inputs = batch.inputs
-            self._record_size(inputs)
-            self._open_probe(inputs)
-            report = self.session.adapt(inputs, steps=self.config.steps)
-            if report.verdict == "refused":
-                break
-            self._batches += 1
-            if on_batch is not None:
-                on_batch(len(batch.records) or report.samples)
+        """Adapt on the records in order, up to ``max_batches``; ``on_batch`` is called with each batch's size.
+
+        Several calls continue one stream, whose limit they share.
+        """
+        limit = self.config.max_batches
+        with closing(self._loader(records)) as batches:
+            for batch in itertools.islice(batches, None if limit is None else max(0, limit - self._batches)):
+                inputs = batch.inputs
+                self._record_size(inputs)
+                self._open_probe(inputs)
+                report = self.session.adapt(inputs, steps=self.config.steps)
+                if report.verdict == "refused":
+                    break
+                self._batches += 1
+                if on_batch is not None:
+                    on_batch(len(batch.records) or report.samples)
 
     def predict(
         self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
@@ -204,26 +241,39 @@ class TTTRun:
             with self.session.installed():
                 yield self.adapter.predict(records)
             return
-        for batch in self._loader(records):
-            outputs = self._outputs(batch.inputs, augment)
+        for outputs, batch in self._predict(records, augment):
             yield self.adapter.entries(outputs, batch)
+
+    def _predict(
+        self, records: Sequence[Record], augment: Callable[[Any, Predictor], Any] | None
+    ) -> Iterator[tuple[Any, ImageBatch]]:
+        with closing(self._loader(records)) as batches:
+            for batch in batches:
+                yield self._outputs(batch.inputs, augment), batch
 
     def online(
         self, records: Sequence[Record], *, augment: Callable[[Any, Predictor], Any] | None = None
     ) -> Iterator[list[Entry]]:
         """Adapt on each batch and yield its entries from the same pass; after ``max_batches`` only predict."""
+        for outputs, batch in self._online(records, augment):
+            yield self.adapter.entries(outputs, batch)
+
+    def _online(
+        self, records: Sequence[Record], augment: Callable[[Any, Predictor], Any] | None
+    ) -> Iterator[tuple[Any, ImageBatch]]:
         limit = self.config.max_batches
-        for batch in self._loader(records):
-            self._record_size(batch.inputs)
-            if limit is not None and self._batches >= limit:
-                outputs = self._outputs(batch.inputs, augment)
-            else:
+        with closing(self._loader(records)) as batches:
+            for batch in batches:
+                self._record_size(batch.inputs)
+                if limit is not None and self._batches >= limit:
+                    yield self._outputs(batch.inputs, augment), batch
+                    continue
                 self._open_probe(batch.inputs)
                 outputs, report = self.session.adapt_and_predict(batch.inputs, steps=self.config.steps)
                 self._batches += report.verdict != "refused"
                 if augment is not None:
                     outputs = augment(batch.inputs, _first_from(outputs, self.session.predict))
-            yield self.adapter.entries(outputs, batch)
+                yield outputs, batch
 
     def sample(
         self,
@@ -236,22 +286,31 @@ class TTTRun:
 
         ``done``: number of images that an interrupted run has predicted; they count towards ``max_batches``.
         """
+        for outputs, batch in self._sample(records, augment, done):
+            yield self.adapter.entries(outputs, batch)
+
+    def _sample(
+        self, records: Sequence[Record], augment: Callable[[Any, Predictor], Any] | None, done: int
+    ) -> Iterator[tuple[Any, ImageBatch]]:
         limit = self.config.max_batches
         # One loader for each record, so that images that cannot be used count towards max_batches as well.
-        for position, record in enumerate(records, start=done):
-            for batch in self.adapter.build_loader([record], batch_size=1):
-                yield self._sampled(batch, adapts=limit is None or position < limit, augment=augment)
+        numbered = (
+            (position, batch)
+            for position, record in enumerate(records, start=done)
+            for batch in self.adapter.build_loader([record], batch_size=1)
+        )
+        with closing(ahead(numbered, _IMAGES_AHEAD * min(1, self._read_ahead))) as found:
+            for position, batch in found:
+                yield self._sampled(batch, adapts=limit is None or position < limit, augment=augment), batch
 
-    def _sampled(
-        self, batch: ImageBatch, *, adapts: bool, augment: Callable[[Any, Predictor], Any] | None
-    ) -> list[Entry]:
+    def _sampled(self, batch: ImageBatch, *, adapts: bool, augment: Callable[[Any, Predictor], Any] | None) -> Any:
         self.session.reset()
         self._record_size(batch.inputs)
         if adapts:
             report = self.session.adapt(batch.inputs, steps=self.config.steps)
             self._batches += report.verdict != "refused"
             self._changed_param_count = max(self._changed_param_count, self.session.changed_param_count)
-        return self.adapter.entries(self._outputs(batch.inputs, augment), batch)
+        return self._outputs(batch.inputs, augment)
 
     def report(self) -> TTTReport:
         """Return the report of the run until now."""
@@ -287,7 +346,10 @@ class TTTRun:
     def _outputs(self, inputs: Any, augment: Callable[[Any, Predictor], Any] | None) -> Any:
         return self.session.predict(inputs) if augment is None else augment(inputs, self.session.predict)
 
-    def _loader(self, records: Sequence[Record]) -> Iterable[ImageBatch]:
+    def _loader(self, records: Sequence[Record]) -> Generator[ImageBatch, None, None]:
+        return ahead(self._batches_of(records), self._read_ahead)
+
+    def _batches_of(self, records: Sequence[Record]) -> Iterable[ImageBatch]:
         return self.adapter.build_loader(records, batch_size=self.config.batch_size)
 
     def _open_probe(self, inputs: Any) -> None:
@@ -296,7 +358,7 @@ class TTTRun:
 
     def _given_probe(self) -> Any:
         with self.adapter.reader.without_corruption():
-            for batch in self._loader(self._probe_records):
+            for batch in self._batches_of(self._probe_records):
                 return batch.inputs
         raise DataError(f"none of the {len(self._probe_records)} probe images can be used; check the files")
 

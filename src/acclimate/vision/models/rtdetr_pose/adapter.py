@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acclimate.core.determinism import parse_device
+from acclimate.core.placement import sent
 from acclimate.core.spectrum import PowerSpectrum
 from acclimate.core.task import Task
 from acclimate.errors import CheckpointError, ConfigError, first_line
@@ -109,12 +110,15 @@ class RTDETRPoseAdapter:
             usable = self.reader.read_many(part)
             if not usable:
                 continue
-            sizes = tuple((pixels.shape[1], pixels.shape[0]) for _, pixels in usable)
+            sizes = self.reader.sizes(usable)
             inputs = {
-                "pixel_values": torch.stack([self._tensor(pixels) for _, pixels in usable]).to(self._device),
-                "intrinsics": torch.stack(
-                    [self._intrinsics(record, size) for (record, _), size in zip(usable, sizes, strict=True)]
-                ).to(self._device),
+                "pixel_values": sent(torch.stack([self._tensor(pixels) for _, pixels in usable]), self._device),
+                "intrinsics": sent(
+                    torch.stack(
+                        [self._intrinsics(record, size) for (record, _), size in zip(usable, sizes, strict=True)]
+                    ),
+                    self._device,
+                ),
             }
             yield ImageBatch(inputs, tuple(record for record, _ in usable), sizes)
 

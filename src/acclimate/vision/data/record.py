@@ -1,0 +1,22 @@
+"""One image to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image to predict.
+
+    Attributes:
+        image: path of the file, as it appears in predictions.
+        image_id: the id in the COCO file, or the position in the folder or list, counted from 1.
+        intrinsics: ``(fx, fy, cx, cy)`` in pixels, where a COCO file gives them.
+        declared_size: ``(width, height)`` in pixels that a COCO file states; None where it states none.
+    """
+
+    image: str
+    image_id: int
+    intrinsics: tuple[float, float, float, float] | None = None
+    declared_size: tuple[int, int] | None = None
