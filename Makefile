@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 # On two cores four threads cost more than they bring, and numbers are the same everywhere with one.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all test-busy wheel lint types docs clean
+.PHONY: demo test test-all test-busy wheel lint types docs screenshots clean
 
 demo: $(VENV)/.installed
 	$(RUN)/acclimate demo vision
@@ -40,6 +40,10 @@ types: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(RUN)/python tools/write_command_docs.py
 	$(RUN)/sphinx-build -b html -n -W --keep-going -j 2 docs docs/_build/html
+
+# The pictures of the web page in the documentation; needs Chromium.
+screenshots: $(VENV)/.installed
+	$(RUN)/python tools/screenshots.py
 
 clean:
 	rm -rf $(VENV) dist acclimate-demo .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -128,6 +128,19 @@ def options_table(method: str) -> str:
     return "\n".join(lines)
 
 
+def page_table() -> str:
+    """Return how long the page's queries take on a million rows."""
+    found = json.loads((ROOT / "benchmarks" / "monitoring" / "results" / "page.json").read_text())
+    lines = ["| query | SQLite, s | PostgreSQL, s |", "| --- | --- | --- |"]
+    for name, query in found["sqlite"]["queries"].items():
+        what, _, stretch = name.rpartition(", ")
+        if stretch == "month":
+            lines.append(f"| {what} | {query['first_s']:.2f} | {found['postgresql']['queries'][name]['first_s']:.2f} |")
+    upgrades = [f"{found[kind]['upgrade_s']:.0f} s" for kind in ("sqlite", "postgresql")]
+    lines += ["", f"The upgrade of the store took {upgrades[0]} (SQLite) and {upgrades[1]} (PostgreSQL)."]
+    return "\n".join(lines)
+
+
 def monitoring_table() -> str:
     """Return what recording costs a request."""
     found = json.loads((ROOT / "benchmarks" / "monitoring" / "results" / "monitoring.json").read_text())
@@ -257,6 +270,7 @@ def _with_tables(text: str) -> str:
         "presets": presets_table,
         "kpis": functools.partial(kpis_table, KPIS),
         "monitoring": monitoring_table,
+        "page": page_table,
         "cifar": cifar_table,
         "bn strength": bn_strength_table,
         "cifar streams": cifar_streams_table,

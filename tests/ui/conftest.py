@@ -96,11 +96,13 @@ class Visitor:
         self.page.wait_for_selector(".page h1")
 
     def run(self) -> None:
-        """Press the button that runs something, and wait until it may be pressed again."""
+        """Press the button that runs something, and wait until it has ended."""
         button = self.page.get_by_role("button", name="Run", exact=True)
+        before = button.get_attribute("data-finished")
         button.click()
-        self.page.wait_for_function("document.querySelector('.q-btn.action').disabled")
-        self.page.wait_for_function("!document.querySelector('.q-btn.action').disabled")
+        self.page.wait_for_function(
+            "before => document.querySelector('.q-btn.action').getAttribute('data-finished') !== before", arg=before
+        )
 
     @property
     def overflow_px(self) -> int:

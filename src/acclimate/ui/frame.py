@@ -156,6 +156,12 @@ def primary(text: str, icon: str | None = None) -> ui.button:
     return ui.button(text, icon=icon, color=None).classes("action").props("unelevated")
 
 
+def mark_finished(button: ui.button) -> None:
+    """Count on a button how often what it started has ended, for programs that press it."""
+    count = int(button.props.get("data-finished", 0)) + 1
+    button.props(f"data-finished={count}")
+
+
 def secondary(text: str, icon: str | None = None) -> ui.button:
     """Draw a button for another action."""
     return ui.button(text, icon=icon, color=None).classes("other").props("flat")

@@ -27,9 +27,11 @@ from acclimate.vision.evaluation.evaluate import Interval, Scorer, difference, i
 from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, plain_forward, require_ttt
 from acclimate.vision.models.loading import AdapterOptions, make_adapter
 from acclimate.vision.run.auto import Choice
-from acclimate.vision.run.config import AUTO, safe_method
+from acclimate.vision.run.config import AUTO, TTTConfig, safe_method
+from acclimate.vision.run.export_meta import ttt_meta
 from acclimate.vision.run.settings import settings_for
 from acclimate.vision.run.ttt import TTTRun
+from acclimate.vision.run.ttt_report import TTTReport
 
 Play = Literal["damaged", "live"]
 #: Images of a run that are kept for showing.
@@ -129,6 +131,7 @@ class Result:
         choice: of ``auto``.
         notes: warnings of the run.
         counts: steps by verdict.
+        ttt: of the adaptation, as exports write it into their files.
     """
 
     kind: str
@@ -145,6 +148,7 @@ class Result:
     choice: Choice | None = None
     notes: Sequence[str] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    ttt: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Runner:
@@ -197,8 +201,7 @@ class _Run:
             given["batch_size"] = self._job.batch_size
         self._reader.corruption = self._job.corruption
         config, choice = settings_for(self._adapter, given, None, records, source_records=source_records, goes_on=False)
-        notes: tuple[str, ...] = ()
-        counts: Mapping[str, int] = {}
+        report: TTTReport | None = None
         batch_size = config.batch_size if config is not None else self._adapter.batch_size
         if config is None:
             for damaged, part in self._parts():
@@ -208,10 +211,7 @@ class _Run:
                 for damaged, part in self._parts():
                     self._adapted(run, part, damaged, batch_size)
                 report = run.report()
-                notes, counts = report.warnings, report.session.counts
-        return self._result(
-            method="none" if config is None else config.method, choice=choice, notes=notes, counts=counts
-        )
+        return self._result(config, choice, report)
 
     def _source_records(self) -> Sequence[Record]:
         """Return images of the model's training, where the method compares with them."""
@@ -331,7 +331,7 @@ class _Run:
         if time.monotonic() - self._began > self._job.max_seconds:
             raise CancelledError(f"the run took longer than {self._job.max_seconds:g} s; take fewer images")
 
-    def _result(self, *, method: str, choice: Choice | None, notes: Sequence[str], counts: Mapping[str, int]) -> Result:
+    def _result(self, config: TTTConfig | None, choice: Choice | None, report: TTTReport | None) -> Result:
         metrics: dict[str, tuple[float, float]] = {}
         gain, main = None, None
         if self._job.images.truth is not None and self._before:
@@ -343,7 +343,7 @@ class _Run:
         return Result(
             kind=self._adapter.kind,
             class_names=_class_names(self._adapter, self._dataset),
-            method=method,
+            method="none" if config is None else config.method,
             images=len(self._after),
             skipped=dict(self._reader.skipped),
             shown=tuple(self._shown),
@@ -353,8 +353,9 @@ class _Run:
             seconds_before=self._seconds[0],
             seconds_after=self._seconds[1],
             choice=choice,
-            notes=tuple(notes),
-            counts=counts,
+            notes=() if report is None else report.warnings,
+            counts={} if report is None else report.session.counts,
+            ttt=ttt_meta(config, report) | ({} if choice is None else {"choice": choice.method}),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from nicegui.events import UploadEventArguments
 from starlette.concurrency import run_in_threadpool
 
 from acclimate.errors import DataError
+from acclimate.monitoring import vision_request
 from acclimate.registry import METHODS
 from acclimate.ui.charts import Chart, Line
-from acclimate.ui.frame import card, framed, heading, paragraph, primary, secondary, set_text, table_html
+from acclimate.ui.frame import card, framed, heading, mark_finished, paragraph, primary, secondary, set_text, table_html
 from acclimate.ui.image_runs import BatchSeen, Job, Result, Runner, Shown, check_folder, decision
 from acclimate.ui.image_sets import MOST_IMAGES, SAMPLES, ImageModel, ImageSet, ImageSets, Uploads
 from acclimate.ui.image_shown import picture, words
@@ -218,6 +220,7 @@ class _View:
 
     async def _follow(self, job: Job, cancelled: threading.Event) -> None:
         loop = asyncio.get_running_loop()
+        began = time.perf_counter()
         with self._visit.client:
 
             def tell(event: BatchSeen | Shown) -> None:
@@ -229,10 +232,32 @@ class _View:
                 set_text(self._progress, "")
                 set_text(self._problem, told(error))
             else:
+                self._record(result, time.perf_counter() - began)
                 self._show_result(result)
             finally:
                 self._run.set_enabled(True)
+                mark_finished(self._run)
                 self._end.set_enabled(False)
+
+    def _record(self, result: Result, seconds: float) -> None:
+        """Write the run to the metrics store, as a command's run is."""
+        store = self._visit.parts.telemetry.store
+        if store is None:
+            return
+        gain = result.gain
+        store.record(
+            vision_request(
+                images=result.images,
+                model=str(self._model.value),
+                session_id="page",
+                ttt=result.ttt,
+                seconds=seconds,
+                actor=self._visit.caller.id or "page",
+                cost_ratio=result.seconds_after / max(result.seconds_before, 1e-9),
+                gain=None if gain is None else (gain.value, gain.low, gain.high),
+                metric=result.main_metric,
+            )
+        )
 
     def _told(self, event: BatchSeen | Shown) -> None:
         with self._visit.client:

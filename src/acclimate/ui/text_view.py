@@ -14,7 +14,7 @@ from acclimate.language import AskReport
 from acclimate.serve.schemas import AdapterName, ChatRequest
 from acclimate.ui.asking import Ended, Failed, Question, Side, Step, Text, losses_of
 from acclimate.ui.charts import Chart, Line
-from acclimate.ui.frame import card, framed, heading, paragraph, primary, secondary, set_text, table_html
+from acclimate.ui.frame import card, framed, heading, mark_finished, paragraph, primary, secondary, set_text, table_html
 from acclimate.ui.snippets import snippets
 from acclimate.ui.text_form import Form
 from acclimate.ui.visit import Visit, told
@@ -156,6 +156,7 @@ class _View:
                     self._answers[side].set_content("No answer.")
             finally:
                 self._run.set_enabled(True)
+                mark_finished(self._run)
                 self._end.set_enabled(False)
             if reports:
                 self._show_reasons(question, reports)
@@ -184,7 +185,7 @@ class _View:
         report = reports.get("adapted") or next(iter(reports.values()))
         set_text(self._why, report.explanation)
         set_text(self._gate, gate_sentence(report))
-        self._held_out.set_content(held_out_html(report) + _warnings_html(report))
+        self._held_out.set_content(held_out_html(report) + _warnings_html(report) + sent_html(report))
         self._costs.set_content(costs_html(reports))
         if report.cached:
             set_text(
@@ -296,6 +297,14 @@ def costs_html(reports: dict[Side, AskReport]) -> str:
     rows.append(["Tokens trained on", *(str(reports[side].trained_tokens) for side in sides)])
     columns = ["", *(_SIDES[side][0] for side in sides)]
     return table_html(columns, rows, numbers=range(1, len(columns)))
+
+
+def sent_html(report: AskReport) -> str:
+    """Return the text that the answer followed, folded; empty where it is not known."""
+    if not report.prompt_sent:
+        return ""
+    shown = f'<div class="prompt-text" tabindex="0">{html.escape(report.prompt_sent)}</div>'
+    return f"<details><summary>What was sent to the model</summary>{shown}</details>"
 
 
 def _warnings_html(report: AskReport) -> str:
