@@ -25,7 +25,7 @@ from acclimate.ui.image_runs import BatchSeen, Job, Result, Runner, Shown, check
 from acclimate.ui.image_sets import MOST_IMAGES, SAMPLES, ImageModel, ImageSet, ImageSets, Uploads
 from acclimate.ui.image_shown import picture, words
 from acclimate.ui.visit import Visit, told
-from acclimate.vision.data.corruptions import CORRUPTIONS
+from acclimate.vision.data.corruptions import CORRUPTIONS, Uint8Image
 from acclimate.vision.data.images import CorruptionSpec
 from acclimate.vision.models.loading import AdapterOptions
 from acclimate.vision.run.auto import Choice
@@ -33,6 +33,8 @@ from acclimate.vision.run.auto import Choice
 _UPLOADS, _FOLDER, _NO_DAMAGE = "uploads", "folder", "none"
 _MODES: Final = {"damaged": "every image damaged", "live": "live: clean, damaged, clean again"}
 _DEFAULT_IMAGES, _DEFAULT_BATCH = 96, 16
+#: Of the proportions of two pictures of one image.
+_SHAPE_TOLERANCE: Final = 0.02
 #: Methods that are offered first.
 _FIRST_METHODS: Final = {"auto": "auto: choose by trying", "default": "the default for this kind of model"}
 
@@ -330,17 +332,18 @@ class _View:
         """Draw one image large, predicted before and after, with a slider between the two."""
         self._compare_box.clear()
         before = picture(shown.pixels, shown.before, shown=shown, large=True)
-        after = picture(shown.pixels, shown.after, shown=shown, large=True)
-        names = result.class_names
+        # What the model was given, where a filter changed it and both have the same shape.
+        given = shown.pixels if shown.handed_on is None else shown.handed_on
+        given = given if _same_shape(given, shown.pixels) else shown.pixels
+        after = picture(given, shown.after, shown=shown, large=True)
+        words_before, words_after = (words(entry, result.class_names) for entry in (shown.before, shown.after))
         with self._compare_box:
             with ui.element("div").classes("before-after") as box:
-                ui.element("img").props(f'src="{after}" alt="with adapting: {html.escape(words(shown.after, names))}"')
+                ui.element("img").props(f'src="{after}" alt="with adapting: {html.escape(words_after)}"')
                 with ui.element("div").classes("over").style("clip-path: inset(0 50% 0 0)"):
-                    ui.element("img").props(
-                        f'src="{before}" alt="without adapting: {html.escape(words(shown.before, names))}"'
-                    )
-                ui.label("without adapting").classes("tag").style("left: .5rem")
-                ui.label("with adapting").classes("tag").style("right: .5rem")
+                    ui.element("img").props(f'src="{before}" alt="without adapting: {html.escape(words_before)}"')
+                ui.label(f"without adapting: {words_before}").classes("tag").style("left: .5rem")
+                ui.label(f"with adapting: {words_after}").classes("tag").style("right: .5rem")
             # The browser's own control is moved by hand, keyboard and screen reader alike. It acts in the browser: one
             # that waited for the server would lag behind the hand.
             slider = ui.element("input").classes("before-after-slider")
@@ -369,6 +372,12 @@ class _View:
         ui.clipboard.write(str(self._visit.request.base_url).rstrip("/") + path)
         ui.navigate.history.replace(path)
         ui.notify("The address of this page with its settings was copied.")
+
+
+def _same_shape(one: Uint8Image, other: Uint8Image) -> bool:
+    """Return whether two images have nearly the same proportions."""
+    (height, width), (other_height, other_width) = one.shape[:2], other.shape[:2]
+    return bool(abs(height * other_width - width * other_height) <= _SHAPE_TOLERANCE * height * other_width)
 
 
 def steps_html(seen: Sequence[BatchSeen]) -> str:
