@@ -170,7 +170,7 @@ def test_what_is_handed_over_is_done_in_order_and_an_error_stops_the_rest() -> N
 def test_entries_on_disk_are_a_sequence_that_outlives_its_file(tmp_path: Path) -> None:
     entries = [{"image_id": number, "score": 1 / (number + 1)} for number in range(10)]
     path = tmp_path / "entries"
-    stored = StoredEntries.at(path, "head\n")
+    stored = StoredEntries.at(path, ["head"])
     for batch in (entries[:3], [], entries[3:4], entries[4:]):
         stored.append(batch)
     found = StoredEntries.found(path, len("head\n"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from acclimate.cli import options, store_options
+from acclimate.cli import options, sharded_export, store_options
 from acclimate.cli.grouped_help import GroupedCommand, grouped
 from acclimate.cli.terminal import counts_in_words, progress_bar, reports_input_errors, set_up_logging
 from acclimate.errors import ConfigError
@@ -99,6 +99,7 @@ _method, _guards = grouped("Method"), grouped("Guards")
     help="Write the adapted state, to continue from later (safetensors).",
 )
 @_method("--ttt-dry-run", is_flag=True, help="List the trainable parameters and exit.")
+@sharded_export.shard_options
 @store_options.recording
 @click.option("-v", "--verbose", is_flag=True, help="Log everything to stderr.")
 @click.pass_context
@@ -161,6 +162,7 @@ def export_command(context: click.Context, /, **values: Any) -> None:
         resume=values["resume"],
         config=values["tag"],
     )
+    sharded_export.run_sharded(context, job)
     if values["ttt_dry_run"]:
         _print_dry_run(job)
         return

@@ -31,6 +31,14 @@ class NumberedRecords(Sequence[Record]):
         self._names = bytes(names_of_all)
         self._which = range(len(self._ends))
 
+    def sorted_as_paths(self) -> NumberedRecords:
+        """Return the records in the order of their paths, numbered anew, if names are sorted within each folder."""
+        if os.fsencode(os.sep) not in self._names:
+            return self
+        names = [self[position].image.removeprefix(self._root) for position in range(len(self))]
+        # Part by part: a folder's images stand before those of "folder-2".
+        return NumberedRecords(self._root, sorted(names, key=lambda name: name.replace(os.sep, "\0")))
+
     def __len__(self) -> int:
         return len(self._which)
 

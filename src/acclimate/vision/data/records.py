@@ -129,11 +129,8 @@ def _images_in(folder: Path) -> NumberedRecords:
     if is_root(folder):
         raise DataError(f"{folder} is the root of the file system; give a folder of images")
     root = str(folder / "x")[:-1]
-    names = [str(path).removeprefix(root) for path in _files_in(folder) if _is_image(path)]
-    if any(os.sep in name for name in names):
-        # As paths are sorted, part by part: a folder's images stand before those of "folder-2".
-        names.sort(key=lambda name: name.replace(os.sep, "\0"))
-    return NumberedRecords(root, names)
+    found = NumberedRecords(root, (str(path).removeprefix(root) for path in _files_in(folder) if _is_image(path)))
+    return found.sorted_as_paths()
 
 
 def _files_in(folder: Path) -> Iterator[Path]:

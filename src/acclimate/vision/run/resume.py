@@ -103,7 +103,7 @@ class PartialResult:
         if not self._writes:
             return StoredEntries.temporary()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        return StoredEntries.at(self.path, "".join(f"{line}\n" for line in self._head()))
+        return StoredEntries.at(self.path, self._head())
 
     def _head(self) -> Iterator[str]:
         yield json.dumps({"key": self._key, "images": len(self._sizes)})

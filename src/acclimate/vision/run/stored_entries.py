@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -42,11 +42,12 @@ class StoredEntries(Sequence[Entry]):
             return cls(os.dup(file.fileno()))
 
     @classmethod
-    def at(cls, path: Path, head: str) -> Self:
-        """Return an empty sequence in a new file at ``path`` that begins with ``head``."""
+    def at(cls, path: Path, head: Iterable[str]) -> Self:
+        """Return an empty sequence in a new file at ``path`` that begins with the lines ``head``."""
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         made = cls(handle)
-        made._write(head.encode())
+        for line in head:
+            made._write(f"{line}\n".encode())
         return made
 
     @classmethod
