@@ -21,6 +21,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 PARTS = {
     "vision": {"vision", "heic"},
     "language": {"language"},
+    "fetching.py": {"language", "media"},
+    "media": {"media", "vision"},
     "monitoring": {"monitoring", "parquet", "postgresql"},
     "serve": {"serve", "language", "telemetry"},
 }
@@ -82,12 +84,12 @@ def test_every_import_is_declared(path: Path) -> None:
 
 
 def test_every_declared_package_is_imported() -> None:
-    for extra in ("vision", "heic", "language", "monitoring", "parquet", "postgresql", "serve", "telemetry"):
+    for extra in ("vision", "heic", "language", "media", "monitoring", "parquet", "postgresql", "serve", "telemetry"):
         parts = [part for part, extras in PARTS.items() if extra in extras]
         used = {
             distribution(module)
             for part in (*parts, "cli")
-            for path in (SOURCE / part).rglob("*.py")
+            for path in ([SOURCE / part] if part.endswith(".py") else (SOURCE / part).rglob("*.py"))
             for module, _ in third_party(path)
         }
         assert names(EXTRAS[extra]) - {"acclimate"} <= used | NOT_IMPORTED, extra
