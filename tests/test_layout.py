@@ -45,7 +45,7 @@ ALLOWED = {
         "media",
     },
     "monitoring": {"errors", "extras", "json_values", "output_files", "monitoring"},
-    "serve": {"errors", "extras", "json_values", "output_files", "core", "language", "monitoring", "serve"},
+    "serve": {"errors", "extras", "json_values", "output_files", "core", "language", "media", "monitoring", "serve"},
     "ui": {
         "errors",
         "extras",
