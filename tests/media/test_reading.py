@@ -12,7 +12,7 @@ import soundfile
 from PIL import Image
 
 from acclimate.errors import DataError
-from acclimate.media import Limits, image_from_bytes, read_examples, read_item, sound_from_bytes
+from acclimate.media import Limits, image_from_bytes, item_from_bytes, read_examples, read_item, sound_from_bytes
 from tests.media import making
 
 
@@ -57,6 +57,23 @@ def test_bytes_are_read_like_files(tmp_path: Path) -> None:
     assert image_from_bytes(path.read_bytes(), name="a").digest == read_item("image", path).digest
     path = making.sound_file(tmp_path / "a.wav", making.tone(440, 0))
     assert sound_from_bytes(path.read_bytes(), name="a").digest == read_item("audio", path).digest
+
+
+def test_what_a_file_holds_is_found_out(tmp_path: Path) -> None:
+    image, sound = making.image_file(tmp_path / "a.bin.png"), making.sound_file(tmp_path / "a.wav", making.tone(440, 0))
+    assert item_from_bytes(image.read_bytes(), name="dropped").kind == "image"
+    assert item_from_bytes(sound.read_bytes(), name="dropped").kind == "audio"
+    for content, said in (
+        (b"", "is empty"),
+        (b"neither", "is neither an image nor a sound"),
+        (b"x" * 200, "at most 100 are read"),
+    ):
+        with pytest.raises(DataError, match=said):
+            item_from_bytes(content, name="dropped", limits=Limits(max_bytes=100))
+    with pytest.raises(DataError, match=r"at most 0\.1 s"):
+        item_from_bytes(wave(0.5), name="dropped", limits=Limits(max_seconds=0.1))
+    with pytest.raises(DataError, match="pixels"):
+        item_from_bytes(png(200, 60), name="dropped", limits=Limits(max_pixels=10_000))
 
 
 def wav_header(rate: int, frames: int) -> bytes:

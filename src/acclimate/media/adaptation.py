@@ -92,43 +92,58 @@ def adapted(
         TTTNotSupportedError: the encoder is no torch network, or a class has a single example.
     """
     training = training or NormTraining()
-    encoder = choice.encoder
-    if not isinstance(encoder, TrainableEncoder) or encoder.info.kind != "image":
-        raise TTTNotSupportedError(
-            f"the encoder {encoder.info.name!r} is no torch network for images; choose one that is, or do not adapt"
-        )
+    before, after = compared(choice, items, labels, embeddings, training)
+    tried = (
+        *choice.tried,
+        tried_of(choice.encoder, choice.head, choice.views, before),
+        tried_of(choice.encoder, choice.head, choice.views, after, adapted=True),
+    )
+    if clearly_best([before, after], scores, ADAPTATION_MARGIN) is before:
+        logger.info("the encoder is not trained: held-out examples do not gain")
+        return replace(choice, tried=tried)
+    own = with_trained_encoder(choice, items, labels, embeddings, training)
+    return replace(own, found=after, tried=tried, adapted=True, frozen=tried[-2])
+
+
+def compared(
+    choice: Choice, items: Sequence[Item], labels: Labels, embeddings: Embeddings, training: NormTraining
+) -> tuple[HeldOut, HeldOut]:
+    """Return what the frozen and the trained encoder lead to on the half of the examples that neither has seen.
+
+    Raises:
+        TTTNotSupportedError: see :func:`adapted`.
+    """
+    encoder = _trainable(choice.encoder)
     if np.bincount(labels).min() < 2:
         raise TTTNotSupportedError("adapting needs two examples of every class: half of them are held out")
-    halves = _halves(labels)
     frozen, trained = [], []
-    for number, half in enumerate(halves):
+    for number, half in enumerate(_halves(labels)):
         kept = np.setdiff1d(np.arange(len(labels)), half)
         own = _trained(encoder, [items[i] for i in kept], labels[kept], choice.views, training, f"half {number}")
         frozen.append(_asked(encoder, choice, items, labels, half, embeddings))
         trained.append(_asked(own, choice, items, labels, half, embeddings))
-    before, after = _joined(frozen), _joined(trained)
-    tried = (
-        *choice.tried,
-        tried_of(encoder, choice.head, choice.views, before),
-        tried_of(encoder, choice.head, choice.views, after, adapted=True),
-    )
-    better = clearly_best([before, after], scores, ADAPTATION_MARGIN)
-    if better is before:
-        logger.info("the encoder is not trained: held-out examples do not gain")
-        return replace(choice, tried=tried)
-    own = _trained(encoder, items, labels, choice.views, training, "all")
+    return _joined(frozen), _joined(trained)
+
+
+def with_trained_encoder(
+    choice: Choice, items: Sequence[Item], labels: Labels, embeddings: Embeddings, training: NormTraining
+) -> Choice:
+    """Return the choice with an encoder that was trained on all examples; the other fields are as they were.
+
+    Raises:
+        TTTNotSupportedError: the encoder is no torch network for images.
+    """
+    own = _trained(_trainable(choice.encoder), items, labels, choice.views, training, "all")
     vectors = embeddings.of(own, items, choice.views)
     span = Span.of(vectors)
-    return replace(
-        choice,
-        encoder=own,
-        unchanged=vectors[:, 0],
-        vectors=span.rotated(vectors),
-        span=span,
-        found=after,
-        tried=tried,
-        adapted=True,
-        frozen=tried[-2],
+    return replace(choice, encoder=own, unchanged=vectors[:, 0], vectors=span.rotated(vectors), span=span)
+
+
+def _trainable(encoder: Encoder) -> TrainableEncoder:
+    if isinstance(encoder, TrainableEncoder) and encoder.info.kind == "image":
+        return encoder
+    raise TTTNotSupportedError(
+        f"the encoder {encoder.info.name!r} is no torch network for images; choose one that is, or do not adapt"
     )
 
 

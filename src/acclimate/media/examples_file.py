@@ -12,16 +12,16 @@ from acclimate.media.items import Item, Kind, Limits, MediaExample
 from acclimate.media.sound_files import read_sound
 
 
-def read_examples(path: Path, *, limits: Limits | None = None) -> tuple[MediaExample, ...]:
+def read_examples(path: str | Path, *, limits: Limits | None = None) -> tuple[MediaExample, ...]:
     """Read JSON lines of examples; paths are relative to the file.
 
     Raises:
         DataError: the file or one that it names cannot be read, a line is not an example, or the kinds are mixed.
     """
-    limits = limits or Limits()
+    limits, file = limits or Limits(), Path(path)
     return tuple(
-        MediaExample(read_item(line.kind, path.parent / line.path, name=line.path, limits=limits), line.output)
-        for line in read_lines(path, max_examples=limits.max_examples)
+        MediaExample(read_item(line.kind, file.parent / line.path, name=line.path, limits=limits), line.output)
+        for line in read_lines(file, max_examples=limits.max_examples)
     )
 
 

@@ -71,7 +71,7 @@ RECIPES: Final[Mapping[Kind, tuple[Views, ...]]] = {
         Views("shifts", "earlier or later, faster or slower, louder or quieter", (_SHIFTS,) * 4),
         Views(
             "damaged",
-            "as shifts, with noise or in a room",
+            "as shifts, with noise or reverberation",
             (
                 (*_SHIFTS, sounds.noise),
                 (*_SHIFTS, sounds.noise),
