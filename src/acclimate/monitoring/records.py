@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from acclimate.errors import DataError
 
-Pipeline = Literal["language", "vision"]
+Pipeline = Literal["language", "vision", "media"]
 Status = Literal["adapted", "declined", "fallback", "plain"]
 STATUSES: Final = ("adapted", "declined", "fallback", "plain")
 #: Reason codes of a decision not to adapt; any other reason is a failure. The same as the language pipeline's.
@@ -27,10 +27,10 @@ def new_request_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
-    """One request to either pipeline, adapted or not.
+    """One request to a pipeline, adapted or not.
 
     Attributes:
-        pipeline: ``language`` or ``vision``.
+        pipeline: ``language``, ``vision`` or ``media`` (labelled images and sounds).
         status: what was done: ``adapted``; ``declined`` (it was decided not to adapt); ``fallback`` (adapting failed);
             ``plain`` (adapting was not asked for, or there was nothing to adapt to).
         session_id: groups requests.

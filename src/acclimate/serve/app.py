@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import anyio
@@ -30,6 +30,7 @@ from acclimate.serve.experiments import ActiveExperiment, Assigner, Assignment
 from acclimate.serve.keys import SCOPES, KeyFile, Scope
 from acclimate.serve.library import NamedAdapter, NameTakenError
 from acclimate.serve.schemas import (
+    MEDIA_MODEL,
     AdapterInfo,
     AdapterRequest,
     ChatRequest,
@@ -44,6 +45,9 @@ from acclimate.serve.service import EVERYBODY, Prepared, Service
 from acclimate.serve.settings import ServerSettings
 from acclimate.serve.telemetry import Telemetry
 from acclimate.serve.worker import Ticket
+
+if TYPE_CHECKING:
+    from acclimate.serve.media_answers import MediaAnswers
 
 _LOG = logging.getLogger(__name__)
 #: How often it is looked whether the client of an answer that is not streamed is still there.
@@ -161,6 +165,11 @@ def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
         app.exception_handler(kind)(failed)
 
 
+def _text_alone(model: str, serves_media: bool) -> str:
+    remedy = f"ask the model {MEDIA_MODEL!r}" if serves_media else "the server answers about them with media = true"
+    return f"the model {model[:100]!r} reads text, and the messages hold images or sounds; {remedy}"
+
+
 class _Routes:
     """The handlers; they hold no state of requests."""
 
@@ -168,6 +177,7 @@ class _Routes:
         self._service, self._telemetry, self._access, self._experiment = service, telemetry, access, experiment
         self._settings: ServerSettings = service.settings
         self._started = int(time.time())
+        self._media = service.media
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to the application."""
@@ -176,6 +186,10 @@ class _Routes:
         @app.post("/v1/chat/completions", tags=["ask"], response_model=None)
         async def chat_completions(body: ChatRequest, request: Request, caller: Caller = infer) -> Response:
             """Answer a conversation, adapted to the worked examples in it where that helps."""
+            if body.model == MEDIA_MODEL and self._media is not None:
+                return await self._answer_media(self._media, body, request, caller)
+            if body.has_media:
+                raise ApiError(400, _text_alone(body.model, self._media is not None), "invalid_request_error")
             return await self._generate(_Chat(), body, request, caller)
 
         @app.post("/v1/completions", tags=["ask"], response_model=None)
@@ -187,6 +201,7 @@ class _Routes:
         async def models(caller: Caller = infer) -> dict[str, Any]:
             """List base models, and adapters as models."""
             listed = [self._model(name) for name in self._service.models]
+            listed += [self._model(MEDIA_MODEL)] if self._media is not None else []
             adapters = self._service.library.of(caller.id, sees_all=caller.may("admin"))
             listed += [self._model(named.model_id, parent=named.base_model) for named in adapters]
             return {"object": "list", "data": listed}
@@ -269,6 +284,13 @@ class _Routes:
             return caller
 
         return find
+
+    async def _answer_media(self, media: MediaAnswers, body: ChatRequest, request: Request, caller: Caller) -> Response:
+        if body.stream or (body.n or 1) > 1:
+            raise ApiError(400, "the answer is one label; leave out stream and n", "invalid_request_error")
+        report = await run_in_threadpool(media.answer, body)
+        self._telemetry.answered_media(report, request_id=request.state.request_id, actor=caller.id)
+        return JSONResponse(media.completion(report, request.state.request_id))
 
     async def _generate(
         self, shape: _Chat | _Completion, body: ChatRequest | CompletionRequest, request: Request, caller: Caller

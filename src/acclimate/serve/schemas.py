@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from acclimate.language.examples import MAX_EXAMPLE_CHARACTERS
 
+#: The model that answers about images and sounds.
+MEDIA_MODEL: Final = "media"
 #: Longest text of a message or prompt; requests are limited in bytes before.
 _MAX_TEXT = 2_000_000
 Text = Annotated[str, Field(max_length=_MAX_TEXT)]
@@ -52,18 +54,53 @@ class TextPart(Strict):
     text: Text
 
 
+class ImageUrl(BaseModel):
+    """An image, as a data URL."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    url: str
+
+
+class ImagePart(Strict):
+    """An image in a message, for the model media."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(BaseModel):
+    """A sound, in base64."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    data: str
+
+
+class AudioPart(Strict):
+    """A sound in a message, for the model media."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
 class Message(BaseModel):
     """A turn of a conversation."""
 
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | list[Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]]
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart | AudioPart]:
+        """The content in parts."""
+        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
     @property
     def text(self) -> str:
         """The content as one text."""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return "\n".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
 class StreamOptions(BaseModel):
@@ -153,6 +190,11 @@ class ChatRequest(GenerationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         return self
+
+    @property
+    def has_media(self) -> bool:
+        """Whether a message holds an image or a sound."""
+        return any(not isinstance(part, TextPart) for message in self.messages for part in message.parts)
 
 
 class CompletionRequest(GenerationRequest):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from acclimate.errors import AcclimateError, CheckpointError, DataError
+from acclimate.extras import require
 from acclimate.language import (
     Adapter,
     AdapterManager,
@@ -27,6 +28,9 @@ from acclimate.serve.library import AdapterLibrary, NamedAdapter
 from acclimate.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest, TTTOptions
 from acclimate.serve.settings import ServerSettings
 from acclimate.serve.worker import Ticket, Worker
+
+if TYPE_CHECKING:
+    from acclimate.serve.media_answers import MediaAnswers
 
 _POLICIES: Final[Mapping[str, Policy]] = {"auto": "gate", "off": "never", "force": "always"}
 #: More than tokens have on average in any text that is meant to be read.
@@ -83,11 +87,15 @@ class Service:
     Args:
         settings: of the server.
         models: to serve, by the name that they are asked by.
+
+    Attributes:
+        media: answers about images and sounds; None where it does not.
     """
 
     def __init__(self, settings: ServerSettings, models: Mapping[str, LanguageModel]) -> None:
         self.settings = settings
         self.library = AdapterLibrary(settings.max_adapters_per_key)
+        self.media = _media(settings)
         self.models: dict[str, ServedModel] = {}
         for name, model in models.items():
             self.models[name] = ServedModel(
@@ -314,6 +322,16 @@ def _sampling(body: GenerationRequest) -> Sampling:
         stop=body.stop_texts,
         alternatives=alternatives,
     )
+
+
+def _media(settings: ServerSettings) -> MediaAnswers | None:
+    """Return what answers about images and sounds; None where the settings do not ask for it."""
+    if not settings.media:
+        return None
+    require("media", "media = true")
+    from acclimate.serve.media_answers import MediaAnswers
+
+    return MediaAnswers(settings)
 
 
 def load_models(settings: ServerSettings, progress: Callable[[str], None] | None = None) -> dict[str, LanguageModel]:

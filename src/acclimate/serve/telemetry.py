@@ -24,6 +24,7 @@ from acclimate.serve.service import Service
 from acclimate.serve.worker import Ticket
 
 if TYPE_CHECKING:
+    from acclimate.media import MediaReport
     from acclimate.monitoring import Store
 
 _LOG = logging.getLogger(__name__)
@@ -190,6 +191,24 @@ class Telemetry:
             self._otel.answered(operation, model, report, whole=whole, first=first)
         if self._store is not None:
             self._record(report, request_id=request_id, actor=actor, prompt=prompt, assignment=assignment)
+
+    def answered_media(self, report: MediaReport, *, request_id: str, actor: str) -> None:
+        """Count an answer about an image or a sound."""
+        self._whole.labels("media").observe(report.seconds["total"])
+        self._success.labels("media", "stop").inc()
+        if self._store is None:
+            return
+        from acclimate.monitoring import media_request
+
+        try:
+            self._store.put(
+                media_request(
+                    report.to_dict(), session_id=self._session, request_id=request_id, actor=actor or "unknown"
+                )
+            )
+        except (AcclimateError, RuntimeError) as error:
+            # An answer is given whatever comes of its record.
+            _LOG.warning("a request was not recorded: %s", first_line(error))
 
     def failed(self, operation: str, model: str, error: Exception, seconds: float) -> None:
         """Count a request that failed while it was worked on."""

