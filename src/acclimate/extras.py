@@ -48,6 +48,7 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "fsspec": OptionalPackage("fsspec", ("ray",)),
     "gguf": OptionalPackage("gguf", ("language",)),
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
+    "jinja2": OptionalPackage("jinja2", ("ui",)),
     "livekit": OptionalPackage("livekit-wakeword", ("media",)),
     "matplotlib": OptionalPackage("matplotlib", ("vision", "monitoring")),
     "nicegui": OptionalPackage("nicegui", ("ui",)),
