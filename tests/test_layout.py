@@ -57,6 +57,7 @@ ALLOWED = {
         "vision",
         "language",
         "monitoring",
+        "media",
         "serve",
         "ui",
     },

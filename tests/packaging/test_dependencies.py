@@ -26,7 +26,7 @@ PARTS = {
     "monitoring": {"monitoring", "parquet", "postgresql"},
     "serve": {"serve", "language", "telemetry"},
     "scale": {"ray", "vision", "parquet"},
-    "ui": {"ui", "serve", "vision", "monitoring"},
+    "ui": {"ui", "serve", "vision", "media", "monitoring"},
 }
 NOT_IMPORTED = {"gguf", "psycopg", "scipy"}
 """Needed by a package that we call: transformers imports gguf and scipy, SQLAlchemy imports psycopg."""

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.ui.conftest import DESKTOP, PHONE, Site, Visitor
 
-PATHS = ("/", "/images", "/watch", "/operate")
+PATHS = ("/", "/images", "/files", "/watch", "/operate")
 PROMPT = "stone -> <q>stone</q>\nlamp -> <q>lamp</q>\nriver -> <q>river</q>\ncabin -> <q>cabin</q>\ntiger ->"
 
 
@@ -157,6 +157,30 @@ def test_uploads_are_decoded_and_others_refused(visit: Visitor) -> None:
     )
     expect(page.get_by_text("1 images are here.")).to_be_visible()
     expect(page.get_by_text("This is no image in one of the formats")).to_be_visible()
+
+
+def test_files_are_named_and_an_open_one_is_answered(visit: Visitor) -> None:
+    from tests.ui.test_files import sound_file
+
+    page = visit.open("/files")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.get_by_text("There is no open file yet")).to_be_visible()
+    page.get_by_role("button", name="Take some digits").click()
+    expect(page.get_by_text("21 examples: 7 of 0, 7 of 1, 7 of 7.")).to_be_visible()
+    visit.run()
+    expect(page.get_by_role("group", name="Answer").locator(".answer")).to_have_text("7")
+    expect(page.get_by_text("each held out in turn")).to_be_visible()
+    expect(page.get_by_text("similarity").first).to_be_visible()
+    page = visit.open("/files")
+    chooser = page.locator("input[type=file]")
+    page.get_by_label("Label of the files").fill("low")
+    with page.expect_file_chooser() as chosen:
+        page.get_by_role("button", name="Choose examples with this label").click()
+    chosen.value.set_files([{"name": "low.wav", "mimeType": "audio/wav", "buffer": sound_file(200)}])
+    expect(page.get_by_text("1 examples: 1 of low.")).to_be_visible()
+    chooser.first.set_input_files([{"name": "wrong.wav", "mimeType": "audio/wav", "buffer": b"no sound"}])
+    expect(page.get_by_text("is neither an image nor a sound")).to_be_visible()
+    assert page.locator("audio").count() == 1
 
 
 def test_two_browsers_do_not_see_each_other(browser: Browser, site: Site) -> None:

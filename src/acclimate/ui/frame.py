@@ -16,14 +16,20 @@ TITLE: Final = "acclimate"
 STATIC: Final = "/_page"
 #: Keeps the choice between light and dark; no more is stored in the browser.
 THEME_COOKIE: Final = "acclimate_theme"
-_PAGES: Final = (("/", "Language"), ("/images", "Images"), ("/watch", "Watch"), ("/operate", "Operate"))
+_PAGES: Final = (
+    ("/", "Language"),
+    ("/images", "Images"),
+    ("/files", "Files"),
+    ("/watch", "Watch"),
+    ("/operate", "Operate"),
+)
 # In the browser, so that it is at once; the cookie lets the next page begin with the same theme.
 _TOGGLE_THEME: Final = f"""() => {{
     const next = !document.body.classList.contains("body--dark");
     Quasar.Dark.set(next);
     document.cookie = "{THEME_COOKIE}=" + (next ? "dark" : "light") + "; path=/; max-age=31536000; samesite=strict";
 }}"""
-Place = Literal["/", "/images", "/watch", "/operate"]
+Place = Literal["/", "/images", "/files", "/watch", "/operate"]
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from acclimate.ui.frame import card, framed, heading, mark_finished, paragraph, 
 from acclimate.ui.image_runs import BatchSeen, Job, Result, Runner, Shown, check_folder, decision
 from acclimate.ui.image_sets import MOST_IMAGES, SAMPLES, ImageModel, ImageSet, ImageSets, Uploads
 from acclimate.ui.image_shown import picture, words
+from acclimate.ui.upload_box import upload_box
 from acclimate.ui.visit import Visit, told
 from acclimate.vision.data.corruptions import CORRUPTIONS, Uint8Image
 from acclimate.vision.data.images import CorruptionSpec
@@ -108,20 +109,17 @@ class _View:
             ).props("outlined dense")
             self._batch = ui.number(label="Images in a batch", value=_DEFAULT_BATCH, min=1, max=MOST_IMAGES, step=1)
             self._batch.props("outlined dense")
-        limit = self._visit.parts.service.settings.max_upload_mib
         self._upload_box = ui.element("div").style("margin-top: .75rem")
         with self._upload_box:
             paragraph("PNG, JPEG, WebP or BMP. They are kept until you leave this page.", "note")
-            upload = ui.upload(
-                label="Choose images",
+            upload_box(
+                self._visit,
+                "Choose images",
+                self._uploaded,
                 multiple=True,
-                auto_upload=True,
-                max_file_size=int(limit * 2**20),
-                max_files=MOST_IMAGES,
-                on_upload=self._uploaded,
-                on_rejected=lambda: ui.notify(f"A file is larger than {limit:g} MiB, or there are too many."),
+                most=MOST_IMAGES,
+                accept=".png,.jpg,.jpeg,.webp,.bmp",
             )
-            upload.props('accept=".png,.jpg,.jpeg,.webp,.bmp" flat')
             self._upload_count = paragraph("", "note").props('aria-live="polite"')
         self._upload_box.set_visibility(self._source.value == _UPLOADS)
         with ui.element("div").classes("row").style("margin-top: 1rem"):

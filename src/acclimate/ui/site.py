@@ -13,10 +13,11 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from nicegui import core, ui
 
 from acclimate.errors import ConfigError
+from acclimate.extras import is_installed
 from acclimate.serve.access import ApiError, Caller
 from acclimate.serve.app import Parts
 from acclimate.ui import image_view, operate_view, request_view, text_view, watch_view
-from acclimate.ui.frame import STATIC, TITLE
+from acclimate.ui.frame import STATIC, TITLE, framed, heading, paragraph
 from acclimate.ui.gatekeeper import Gatekeeper, cookie_of
 from acclimate.ui.image_runs import Runner
 from acclimate.ui.image_sets import ImageSets, models_of
@@ -45,6 +46,11 @@ def add_page(app: FastAPI, parts: Parts) -> None:
     settings = parts.service.settings
     lab = image_view.Lab(ImageSets(), models_of(settings.image_models), Runner())
     core.app.on_shutdown(lab.sets.close)
+    files_lab = None
+    if is_installed("media"):
+        from acclimate.ui import files_view
+
+        files_lab = files_view.files_lab(settings.max_upload_mib, settings.device)
     _add_sign_in(app, sessions)
     _add_files(app)
 
@@ -59,6 +65,15 @@ def add_page(app: FastAPI, parts: Parts) -> None:
     @ui.page("/images", title=f"Images - {TITLE}")
     async def images(request: Request) -> None:
         await image_view.show(visit(request), lab)
+
+    @ui.page("/files", title=f"Files - {TITLE}")
+    async def files(request: Request) -> None:
+        if files_lab is None:
+            with framed(visit(request), "/files"):
+                heading("Files", 1)
+                paragraph("This needs acclimate[media], which is not installed on this server.", "problem")
+            return
+        await files_view.show(visit(request), files_lab)
 
     @ui.page("/watch", title=f"Watch - {TITLE}")
     async def watch(request: Request) -> None:
@@ -91,7 +106,10 @@ def add_page(app: FastAPI, parts: Parts) -> None:
     if getattr(mounted, "app", None) is not core.app:
         raise ConfigError("this version of NiceGUI does not mount its application last; install one that is supported")
     app.add_middleware(
-        Gatekeeper, page=core.app, sessions=sessions, paths=("/", "/images", "/watch", "/operate", "/favicon.ico")
+        Gatekeeper,
+        page=core.app,
+        sessions=sessions,
+        paths=("/", "/images", "/files", "/watch", "/operate", "/favicon.ico"),
     )
 
 
