@@ -101,9 +101,9 @@ def gate_table() -> str:
 
 
 def adaptation_table() -> str:
-    """Return cost and accuracy beside the plain loop."""
+    """Return cost and accuracy beside the loop with peft."""
     lines = [
-        "| model | tasks | tokens | ICL | plain PEFT loop | ours | difference | CPU s, plain | CPU s, ours | times faster | per step | peak MiB |",
+        "| model | tasks | tokens | ICL | loop with peft | ours | difference | CPU s, peft | CPU s, ours | times faster | per step | peak MiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, r in _read("adaptation").items():
@@ -117,6 +117,43 @@ def adaptation_table() -> str:
             f"{r['peak_mib']:.0f} |"
         )
     return "\n".join(lines)
+
+
+def instructions_table() -> str:
+    """Return what the user's layout and instruction are worth."""
+    ways = {
+        "format": "`Input: ... Output: ...`, no instruction",
+        "user_layout": "the user's layout, no instruction",
+        "with_instruction": "the user's layout and instruction",
+    }
+    found = json.loads((RESULTS / "fewshot" / "results" / "instructions.json").read_text())["summary"]
+    lines = [
+        "| what is sent | tokens | ICL | TTT | TTT with gate | confidence less TTT |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for way, name in ways.items():
+        r = found[way]
+        means = " | ".join(f"{r[mode]:.1f}" for mode in ("icl", "ttt", "gated"))
+        lines.append(f"| {name} | {r['tokens']:.0f} | {means} | {r['confidence_minus_right']:+.1f} |")
+    gains = [
+        f"{found[f'instruction_gain_{m}'][0]:+.1f} ± {found[f'instruction_gain_{m}'][1]:.1f}"
+        for m in ("icl", "ttt", "gated")
+    ]
+    lines.append(f"| *gain by the instruction* | | {' | '.join(gains)} | |")
+    lines.append(f"| the prompt by the chat template, not adapted | | {found['chat_exact']:.1f} | | | |")
+    return "\n".join(lines)
+
+
+def costs_table() -> str:
+    """Return what the parts of a request cost, as multiples of in-context learning."""
+    found = json.loads((RESULTS / "adaptation" / "results" / "costs.json").read_text())
+    models = {name: row for name, row in found.items() if isinstance(row, dict)}
+    lines = ["| part | " + " | ".join(models) + " |", "| --- |" + " --- |" * len(models)]
+    parts = [part for part in next(iter(models.values()))["times_icl"] if part != "ICL"]
+    for part in parts:
+        lines.append(f"| {part} | " + " | ".join(f"{row['times_icl'][part]:.2g}" for row in models.values()) + " |")
+    ours = " | ".join(f"{row['cpu_s']['ICL']:.2f} s" for row in models.values())
+    return "\n".join([*lines, f"| ICL: the examples read once, and the answer | {ours} |"])
 
 
 def patterns_table() -> str:

@@ -287,6 +287,7 @@ def _with_tables(text: str) -> str:
             f"fewshot {part}": functools.partial(language_tables.fewshot_families_table, part)
             for part in ("spark", "english", "bbh")
         },
+        "fewshot instructions": language_tables.instructions_table,
         "pose_scenes": functools.partial(pose_scenes_tables.summary_table, "online"),
         "pose_scenes conditions": functools.partial(pose_scenes_tables.conditions_table, "online"),
         "pose_scenes auto": pose_scenes_tables.auto_table,
@@ -305,6 +306,7 @@ def _with_tables(text: str) -> str:
         "gate": language_tables.gate_table,
         **{f"serve {model}": functools.partial(language_tables.serve_table, model) for model in ("spark", "smollm2")},
         "adaptation": language_tables.adaptation_table,
+        "costs": language_tables.costs_table,
         "patterns": language_tables.patterns_table,
         **{f"options {name}": functools.partial(options_table, name) for name in METHODS.shipped()},
     }

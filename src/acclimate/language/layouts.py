@@ -124,7 +124,8 @@ def layout_of_prompt(
     if encoder.format.is_only:
         return None
     layout = typed_layout(text, found, dropped=dropped, head=head)
-    return layout or format_with_head(encoder.format, head + text[: found.block[0]])
+    outside = (head, text[: found.block[0]], text[found.block[1] :])
+    return layout or format_with_head(encoder.format, "\n\n".join(part.strip() for part in outside if _has_word(part)))
 
 
 def layout_of_turns(encoder: Encoder, turns: Sequence[Message]) -> Layout | None:

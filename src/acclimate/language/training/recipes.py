@@ -103,9 +103,22 @@ RECIPES: Final[Mapping[str, Recipe]] = {
 }
 
 
+#: For models without a recipe of their own: that of smollm2 at twice its learning rate. Its rank is the highest that
+#: other programs take unless they are told otherwise.
+GENERAL: Final = Recipe(
+    rank=16,
+    steps_floor=8,
+    steps_cap=8,
+    learning_rate=1e-3,
+    share_adapted=1.0,
+    context_share=0.5,
+    gradient_start=True,
+)
+
+
 def recipe_for(name: str | None) -> Recipe:
     """Return the recipe that was tuned for the model called ``name``, or the general one."""
-    return RECIPES.get(name or "", Recipe())
+    return RECIPES.get(name or "", GENERAL)
 
 
 def pattern_complexity(examples: Sequence[Example]) -> float:
