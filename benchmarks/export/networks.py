@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor, nn
 
 from acclimate.vision.models.preprocess import Preprocess
 from acclimate.vision.models.torch_adapter import TorchModel
+
+SECONDS_ELSEWHERE = 0.05
 
 
 class Block(nn.Module):
@@ -46,3 +50,22 @@ def tiny() -> TorchModel:
         nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
     ).eval()
     return TorchModel(module=network, image_size=(32, 32))
+
+
+class Elsewhere(nn.Module):
+    """Takes its time without the processor, as a network on a GPU does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 1000)
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(SECONDS_ELSEWHERE * len(images))
+        return self.head(images.mean((2, 3)))
+
+
+def elsewhere() -> TorchModel:
+    """A classifier that needs 50 ms for each image, and no processor."""
+    torch.manual_seed(0)
+    made = resnet()
+    return TorchModel(module=Elsewhere().eval(), preprocess=made.preprocess)
