@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import threading
 import uuid
 import wave
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from acclimate.ui.frame import (
     table_html,
 )
 from acclimate.ui.image_shown import picture
+from acclimate.ui.one_at_a_time import OneAtATime
 from acclimate.ui.upload_box import upload_box
 from acclimate.ui.visit import Visit, told
 
@@ -51,18 +51,20 @@ class FilesLab:
 
     Attributes:
         engine: with the encoders.
+        turns: of visitors.
     """
 
     engine: MediaEngine
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    turns: OneAtATime = field(default_factory=OneAtATime)
 
     def ask(self, examples: list[MediaExample], query: Item) -> MediaReport:
         """Return the answer to a query.
 
         Raises:
             DataError: the examples cannot be learned from.
+            BusyError: too many wait.
         """
-        with self.lock:
+        with self.turns.turn():
             return self.engine.ask(examples, query)
 
 

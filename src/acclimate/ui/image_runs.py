@@ -20,6 +20,7 @@ from acclimate.methods.blend import Blend
 from acclimate.methods.spectrum import SpectrumFilter, in_unit_range
 from acclimate.registry import METHODS
 from acclimate.ui.image_sets import ImageSet
+from acclimate.ui.one_at_a_time import OneAtATime
 from acclimate.vision.data.corruptions import Uint8Image
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
 from acclimate.vision.data.records import Dataset, Record, load_dataset
@@ -155,7 +156,7 @@ class Runner:
     """Runs jobs one at a time: they share the machine with the language models that are served."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._turns = OneAtATime()
 
     def run(self, job: Job, *, tell: Callable[[BatchSeen | Shown], None], cancelled: threading.Event) -> Result:
         """Run a job.
@@ -168,14 +169,10 @@ class Runner:
         Raises:
             InputError: the images, the model or the method cannot be used.
             CancelledError: the run was cancelled, or took too long.
+            BusyError: too many wait.
         """
-        while not self._lock.acquire(timeout=0.2):
-            if cancelled.is_set():
-                raise CancelledError("the run was ended before it began")
-        try:
+        with self._turns.turn(cancelled):
             return _Run(job, tell, cancelled).result()
-        finally:
-            self._lock.release()
 
 
 class _Run:
