@@ -116,6 +116,8 @@ def wave(seconds: float, rate: int = 16_000) -> bytes:
         ("audio", wave(0.5, 200), "can be read"),
         ("audio", wav_header(16_000, 2**30), ""),
     ],
+    # Some headers hold the time at which they were written, and every worker must name the cases alike.
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, kind: str, content: bytes, said: str) -> None:
     path = tmp_path / "given.file"

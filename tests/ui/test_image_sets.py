@@ -50,6 +50,7 @@ def test_large_photographs_are_made_smaller(tmp_path: Path) -> None:
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"%!PS-Adobe-3.0 EPSF-3.0\n",
     ],
+    ids=["empty", "text", "half a PNG", "half a JPEG", "GIF", "TIFF", "SVG", "PostScript"],
 )
 def test_everything_else_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     uploads = Uploads(tmp_path)
