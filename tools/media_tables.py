@@ -85,6 +85,21 @@ def targets_table(half: str) -> str:
     return "\n".join(lines)
 
 
+def adapt_table() -> str:
+    """Return what training the encoder's norm parameters brings, without and with the gate."""
+    lines = [
+        "| pool | episodes | frozen: clean, noise | trained: clean, noise | trained minus frozen, clean [95 % interval] | kept by the gate | with the gate: clean, noise | CPU s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in json.loads((_RESULTS / "adapt.json").read_text())["pools"].items():
+        of = {way: f"{values['clean']:.1f}, {values['noise']:.1f}" for way, values in row["accuracy"].items()}
+        lines.append(
+            f"| {name.replace('_', ' ')} | {row['episodes']} | {of['frozen']} | {of['trained']} | {_interval(row['trained_minus_frozen']['clean'])} | "
+            f"{row['kept']} of {row['episodes']} | {of['gate']} | {row['cpu_s']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def _pools(half: str) -> list[dict[str, Any]]:
     return list(json.loads((_RESULTS / f"{half}.json").read_text())["pools"].values())
 

@@ -303,6 +303,7 @@ def _with_tables(text: str) -> str:
         "media conditions": functools.partial(media_tables.conditions_table, "report"),
         "media evidence": functools.partial(media_tables.evidence_table, "report"),
         "media targets": functools.partial(media_tables.targets_table, "report"),
+        "media adapt": media_tables.adapt_table,
         "gate": language_tables.gate_table,
         **{f"serve {model}": functools.partial(language_tables.serve_table, model) for model in ("spark", "smollm2")},
         "adaptation": language_tables.adaptation_table,

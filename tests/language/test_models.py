@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 
+from acclimate import fetching
 from acclimate.errors import CheckpointError, TTTNotSupportedError
 from acclimate.language import PromptFormat, load
 from acclimate.language.models import smollm2
@@ -166,8 +167,8 @@ print(smollm2._from_hub(None, print))
 def test_a_model_in_the_earlier_cache_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ACCLIMATE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "old"))
-    monkeypatch.setattr(smollm2.platformdirs, "user_cache_path", lambda name: tmp_path / "new" / name)
-    assert smollm2.cache_folder() == tmp_path / "new" / "acclimate"
+    monkeypatch.setattr(fetching.platformdirs, "user_cache_path", lambda name: tmp_path / "new" / name)
+    assert fetching.cache_folder() == tmp_path / "new" / "acclimate"
     old = tmp_path / "old" / "acclimate" / "smollm2-135m-instruct"
     old.mkdir(parents=True)
     (old / "config.json").write_text("{}")

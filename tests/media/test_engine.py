@@ -167,6 +167,8 @@ def test_wrong_settings_are_one_line() -> None:
         engine().ask(making.image_examples(), making.sound_examples()[0].item)
     with pytest.raises(ConfigError, match="refuse_below"):
         engine(refuse_below=2.0)
+    with pytest.raises(ConfigError, match="unknown adaptation"):
+        engine(adapt="all")
     with pytest.raises(ConfigError, match="unknown views 'upside_down'"):
         engine(views=["upside_down"]).fit(making.image_examples())
     with pytest.raises(ConfigError, match="is for audio inputs"):
@@ -178,11 +180,17 @@ def test_wrong_settings_are_one_line() -> None:
 
 
 def test_a_default_encoder_that_cannot_be_fetched_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
     def load(name: str, *_: object, **__: object) -> LogMel:
+        tried.append(name)
         if name == "speaker":
             raise CheckpointError("resemblyzer cannot be fetched")
         return LogMel()
 
     monkeypatch.setattr(engine_module, "load_encoder", load)
-    report = MediaEngine().ask(making.sound_examples(), making.sound_examples()[0].item)
-    assert any("speaker was not compared: resemblyzer cannot be fetched" in warning for warning in report.warnings)
+    engine = MediaEngine()
+    for _ in range(2):
+        report = engine.ask(making.sound_examples(), making.sound_examples()[0].item)
+        assert any("speaker was not compared: resemblyzer cannot be fetched" in each for each in report.warnings)
+    assert tried.count("speaker") == 1

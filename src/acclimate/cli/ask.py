@@ -15,7 +15,6 @@ from rich.text import Text
 from acclimate.cli import language_options, media_options, store_options
 from acclimate.cli.terminal import reports_input_errors, set_up_logging, stdout
 from acclimate.errors import ConfigError, DataError
-from acclimate.media.example_lines import has_media
 
 if TYPE_CHECKING:
     from acclimate.language import AskReport, Engine
@@ -94,7 +93,7 @@ def ask_command(context: click.Context, /, prompt: str | None, **given: Any) -> 
     classifier is made from the examples.
     """
     set_up_logging(given["verbose"])
-    if given["examples"] is not None and has_media(given["examples"]):
+    if given["examples"] is not None and media_options.has_media(given["examples"]):
         media_options.answer(context, {"prompt": prompt, **given})
         return
     media_options.refuse_for_text(given)

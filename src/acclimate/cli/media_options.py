@@ -58,6 +58,13 @@ def media(command: Command) -> Command:
     return command
 
 
+def has_media(examples: Path) -> bool:
+    """Return whether a file of examples is about images or sounds; False also where it cannot be read."""
+    from acclimate.media import example_lines
+
+    return example_lines.has_media(examples)
+
+
 def refuse_for_text(given: dict[str, Any]) -> None:
     """Refuse the options of images and sounds where the request is text.
 

@@ -16,4 +16,5 @@ from .report import MediaReport as MediaReport
 from .report import Neighbour as Neighbour
 from .report import Tried as Tried
 from .sound_files import sound_from_bytes as sound_from_bytes
+from .stream import StreamNetwork as StreamNetwork
 from .uploads import item_from_bytes as item_from_bytes

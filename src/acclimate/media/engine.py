@@ -65,6 +65,8 @@ class MediaEngine:
     ) -> None:
         if refuse_below is not None and not 0 < refuse_below < 1:
             raise ConfigError(f"refuse_below must lie between 0 and 1, got {refuse_below}")
+        if adapt not in (None, "norm"):
+            raise ConfigError(f"unknown adaptation {adapt!r}; choose norm, or leave it out")
         for name in heads or ():
             head_named(name)
         self.limits = limits or Limits()
@@ -74,6 +76,7 @@ class MediaEngine:
         self._given, self._heads, self._views = encoders, tuple(heads or HEAD_NAMES), views
         self._device, self._progress = device, progress
         self._loaded: dict[tuple[Kind, str], Encoder] = {}
+        self._missing: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def ask(self, examples: Sequence[MediaExample], query: Item) -> MediaReport:
@@ -126,10 +129,14 @@ class MediaEngine:
             return tuple(self._encoder(each, kind) for each in self._given), ()
         found, warnings = [], []
         for info in DEFAULTS[kind]:
-            try:
-                found.append(self._encoder(info.name, kind))
-            except CheckpointError as error:
-                warnings.append(f"the encoder {info.name} was not compared: {error}")
+            if info.name not in self._missing:
+                try:
+                    found.append(self._encoder(info.name, kind))
+                    continue
+                except CheckpointError as error:
+                    # Not tried again: where there is no network, that takes long.
+                    self._missing[info.name] = str(error)
+            warnings.append(f"the encoder {info.name} was not compared: {self._missing[info.name]}")
         return tuple(found), tuple(warnings)
 
     def _encoder(self, given: str | Encoder, kind: Kind) -> Encoder:
