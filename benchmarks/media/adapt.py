@@ -38,7 +38,7 @@ from acclimate.media.selection import Candidates, Choice, choose, clearly_best, 
 from acclimate.media.views.recipes import views_named
 
 CONDITIONS: Final = ("clean", "noise")
-POOLS: Final = ("cifar10", "street_parts")
+POOLS: Final = ("cifar10",)
 
 
 def wrong(choice: Choice, episode: Episode, labels: Labels, embeddings: Embeddings) -> dict[str, np.ndarray[Any, Any]]:

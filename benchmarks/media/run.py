@@ -164,6 +164,7 @@ class Measured:
             "refused": {
                 name: {f"{level:g}": round(100 * float((np.array(values) < level).mean()), 2) for level in LEVELS}
                 for name, values in self.typicality.items()
+                if values
             },
             "cpu_s_beyond_encoding": {
                 "median": round(float(np.median(self.other_cpu_s)), 3),
