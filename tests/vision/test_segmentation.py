@@ -151,7 +151,7 @@ def test_an_interrupted_run_resumes_to_the_same_predictions_and_label_images(
     given = {"method": "tent", "batch_size": 2}
     whole = job(tmp_path, ttt=given, masks=tmp_path / "whole", output=tmp_path / "whole.json")
     expected = export(whole)
-    run = TTTRun.predict
+    run = TTTRun.outputs
 
     def interrupted(self: TTTRun, *args: Any, **kwargs: Any) -> Iterator[Any]:
         batches = run(self, *args, **kwargs)
@@ -161,7 +161,7 @@ def test_an_interrupted_run_resumes_to_the_same_predictions_and_label_images(
 
     again = dataclasses.replace(whole, masks=tmp_path / "again", output=tmp_path / "again.json")
     with monkeypatch.context() as patch:
-        patch.setattr(TTTRun, "predict", interrupted)
+        patch.setattr(TTTRun, "outputs", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(again)
     assert not (tmp_path / "again").exists()

@@ -43,11 +43,19 @@ class StoredEntries(Sequence[Entry]):
 
     @classmethod
     def at(cls, path: Path, head: Iterable[str]) -> Self:
-        """Return an empty sequence in a new file at ``path`` that begins with the lines ``head``."""
+        """Return an empty sequence in a new file at ``path`` that begins with the lines ``head``.
+
+        Raises:
+            OSError: the file cannot be written; then there is none.
+        """
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         made = cls(handle)
-        for line in head:
-            made._write(f"{line}\n".encode())
+        try:
+            for line in head:
+                made._write(f"{line}\n".encode())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
         return made
 
     @classmethod
