@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -108,15 +109,21 @@ def count_in_hour(connection: Connection, record: RequestRecord, moment: str, wr
         values[f"{name}_count"] = int(value is not None)
         values[f"{name}_sum"] = value or 0.0
         values[f"{name}_squares"] = (value or 0.0) ** 2
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(request_hours).values(values)
+    connection.execute(_addition(connection.dialect.name), values)
+
+
+@cache
+def _addition(dialect_name: str) -> sa.Executable:
+    """Return the statement that adds to a row of sums; making it takes longer than running it."""
+    dialect = postgresql if dialect_name == "postgresql" else sqlite
+    statement = dialect.insert(request_hours)
     added = {
         column.name: column + statement.excluded[column.name]
         for column in request_hours.columns
         if not column.primary_key
     }
     keys = list(request_hours.primary_key.columns)
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=added))
+    return statement.on_conflict_do_update(index_elements=keys, set_=added)
 
 
 def read_hours(

@@ -243,7 +243,7 @@ def _draw_item(item: Item, text: str) -> None:
 def sound_address(item: Item) -> str:
     """Return a sound as a data address that browsers can play."""
     file = io.BytesIO()
-    with wave.open(file, "wb") as sound:
+    with wave.Wave_write(file) as sound:
         sound.setnchannels(1)
         sound.setsampwidth(2)
         sound.setframerate(SAMPLE_RATE_HZ)
