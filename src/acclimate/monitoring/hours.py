@@ -113,7 +113,7 @@ def count_in_hour(connection: Connection, record: RequestRecord, moment: str, wr
 
 
 @cache
-def _addition(dialect_name: str) -> sa.Executable:
+def _addition(dialect_name: str) -> postgresql.Insert | sqlite.Insert:
     """Return the statement that adds to a row of sums; making it takes longer than running it."""
     dialect = postgresql if dialect_name == "postgresql" else sqlite
     statement = dialect.insert(request_hours)
