@@ -113,7 +113,7 @@ def count_in_hour(connection: Connection, record: RequestRecord, moment: str, wr
 
 
 @cache
-def _addition(dialect_name: str) -> postgresql.Insert | sqlite.Insert:
+def _addition(dialect_name: str) -> sa.Executable:
     """Return the statement that adds to a row of sums; making it takes longer than running it."""
     dialect = postgresql if dialect_name == "postgresql" else sqlite
     statement = dialect.insert(request_hours)
@@ -123,7 +123,8 @@ def _addition(dialect_name: str) -> postgresql.Insert | sqlite.Insert:
         if not column.primary_key
     }
     keys = list(request_hours.primary_key.columns)
-    return statement.on_conflict_do_update(index_elements=keys, set_=added)
+    found: sa.Executable = statement.on_conflict_do_update(index_elements=keys, set_=added)
+    return found
 
 
 def read_hours(
