@@ -67,6 +67,17 @@ def postgresql(folder: Path) -> Iterator[str]:
         subprocess.run(stop, capture_output=True, cwd="/", check=False)
 
 
+def restart(folder: Path) -> None:
+    """Stop the server in ``folder`` without letting it finish anything, and start it again."""
+    binaries = postgresql_binaries()
+    assert binaries is not None
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    data = folder / "data"
+    command = [*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "-w", "-t", "600"]
+    done = subprocess.run([*command, "-l", str(data / "log"), "restart"], capture_output=True, cwd="/", text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def request(status: str = "adapted", *, days_ago: float = 0.0, **values: Any) -> RequestRecord:
     """A request to the language pipeline."""
     given: dict[str, Any] = {"session_id": "session", "method": "ttt" if status == "adapted" else "icl"}
