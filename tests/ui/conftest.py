@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,18 @@ from tests.serve.process import Server, served
 
 TIMEOUT_MS = 240_000
 expect.set_options(timeout=TIMEOUT_MS)
+_SEND = """([label, type, args]) => {
+    for (const [id, element] of Object.entries(mounted_app.elements)) {
+        const listener = (element.events || []).find(event => event.type === type);
+        if (element.props && element.props.label === label && listener) {
+            window.socket.emit("event", {
+                id: parseInt(id), client_id: window.clientId, listener_id: listener.listener_id, args
+            });
+            return true;
+        }
+    }
+    return false;
+}"""
 PHONE, DESKTOP = (390, 844), (1280, 900)
 
 
@@ -94,6 +107,11 @@ class Visitor:
         self.page.get_by_label("API key").fill(key)
         self.page.get_by_role("button", name="Sign in").click()
         self.page.wait_for_selector(".page h1")
+
+    def send(self, label: str, kind: str, *values: object) -> None:
+        """Send what a control could send, whether the control would do so or not."""
+        sent = self.page.evaluate(_SEND, [label, kind, [json.dumps(value) for value in values]])
+        assert sent, f"there is no control {label!r}"
 
     def run(self) -> None:
         """Press the button that runs something, and wait until it has ended."""

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from acclimate.errors import CancelledError, ConfigError
+from acclimate.ui.image_results import choice_html, result_html, steps_html
 from acclimate.ui.image_runs import BatchSeen, Job, Result, Runner, Shown, check_folder
 from acclimate.ui.image_sets import ImageSets
 from acclimate.ui.image_shown import picture, words
-from acclimate.ui.image_view import choice_html, result_html, steps_html
 from acclimate.vision.data.images import CorruptionSpec
 
 

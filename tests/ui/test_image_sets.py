@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,22 @@ def test_there_is_a_limit_to_their_number(tmp_path: Path, monkeypatch: pytest.Mo
         uploads.add(encoded(Image.new("RGB", (4, 4))))
     with pytest.raises(DataError, match="2 images were uploaded, and no more are taken"):
         uploads.add(encoded(Image.new("RGB", (4, 4))))
+
+
+def test_images_that_arrive_at_once_are_all_kept(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path)
+    contents = [encoded(Image.new("RGB", (200, 200), (number, 0, 0))) for number in range(24)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(uploads.add, contents))
+    assert uploads.count == len(list(uploads.path.iterdir())) == 24
+
+
+def test_nothing_is_stored_after_the_page_was_closed(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path)
+    uploads.close()
+    with pytest.raises(DataError, match="the page was closed"):
+        uploads.add(encoded(Image.new("RGB", (4, 4))))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_models_are_named_and_wrong_ones_refused() -> None:

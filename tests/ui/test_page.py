@@ -142,6 +142,26 @@ def test_images_are_shown_before_and_after(visit: Visitor) -> None:
     assert over.evaluate("box => box.style.clipPath") != before
 
 
+def test_what_controls_would_not_send_does_nothing_or_is_refused(visit: Visitor) -> None:
+    page = visit.open("/images?method=blend")
+    for _ in range(12):
+        visit.send("Run", "click")
+    expect(page.get_by_text("96 images predicted.")).to_be_visible()
+    # One run was started: further ones would wait, and too many of them would be refused.
+    assert page.get_by_text("too many visitors").count() == 0
+    expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
+    for label, value, told in (
+        ("Severity, 1 to 5", 99, "99 is no whole number from 1 to 5"),
+        ("Images in a batch", -2, "-2 is no whole number from 1 to 200"),
+        ("Model", None, "There is no such model"),
+    ):
+        visit.send(label, "update:modelValue", value)
+        visit.send("Run", "click")
+        expect(page.get_by_text(told)).to_be_visible()
+        visit.send("Severity, 1 to 5", "update:modelValue", 4)
+        visit.send("Images in a batch", "update:modelValue", 16)
+
+
 def test_uploads_are_decoded_and_others_refused(visit: Visitor) -> None:
     from PIL import Image
 

@@ -72,6 +72,7 @@ class Question:
         self._tickets: list[Ticket[AskReport]] = []
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._adapted: Prepared | None = None
+        self._is_given_up = False
         self.request_id = uuid4().hex
 
     async def events(self) -> AsyncIterator[Event]:
@@ -87,6 +88,8 @@ class Question:
             sees_all=self._caller.may("admin"),
             may_train=self._caller.may("train"),
         )
+        if self._is_given_up:
+            raise CancelledError("the request was given up before it was worked on")
         # The same examples and question, without adapting: what the model would have been sent otherwise.
         plain = replace(ready, request=replace(ready.request, policy="never", adapter=None), trains=None)
         prepared: dict[Side, Prepared] = {"base": plain}
@@ -106,6 +109,7 @@ class Question:
 
     def give_up(self) -> None:
         """End what is not finished."""
+        self._is_given_up = True
         for ticket in self._tickets:
             ticket.give_up()
 

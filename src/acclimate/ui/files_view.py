@@ -201,12 +201,15 @@ class _View:
         set_text(self._count, f"{len(self._examples)} examples: {listed}." if counts else "No example yet.")
 
     async def _ask(self) -> None:
+        # The button may be pressed again before the browser shows that it is disabled.
+        if not self._run.enabled:
+            return
+        self._run.set_enabled(False)
         set_text(self._problem, "")
         try:
             caller = await self._visit.allowed("train")
             if self._query is None:
                 raise DataError("there is no open file yet; drop the one to answer")
-            self._run.set_enabled(False)
             report = await run_in_threadpool(self._lab.ask, list(self._examples.values()), self._query)
             self._visit.parts.telemetry.answered_media(report, request_id=uuid.uuid4().hex, actor=caller.id)
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told

@@ -158,14 +158,24 @@ class Uploads:
 
     def __init__(self, folder: Path) -> None:
         self._folder = TemporaryDirectory(prefix="upload-", dir=folder)
+        # Several files arrive at once, and the page may be closed while one is decoded.
+        self._lock = threading.Lock()
+        self._is_closed = False
         self.count = 0
 
     def add(self, content: bytes) -> None:
         """Decode an image and store it again as PNG, so that nothing but its pixels is kept.
 
         Raises:
-            DataError: it is no image of a known format, has too many pixels, or there are enough already.
+            DataError: it is no image of a known format, has too many pixels, there are enough already, or the page was
+                closed.
         """
+        with self._lock:
+            self._add(content)
+
+    def _add(self, content: bytes) -> None:
+        if self._is_closed:
+            raise DataError("the page was closed before the image was stored")
         if self.count >= MOST_IMAGES:
             raise DataError(f"{self.count} images were uploaded, and no more are taken")
         try:
@@ -203,4 +213,7 @@ class Uploads:
 
     def close(self) -> None:
         """Remove the images."""
-        self._folder.cleanup()
+        # Before the lock is there: what waits for it is not decoded any more.
+        self._is_closed = True
+        with self._lock:
+            self._folder.cleanup()

@@ -6,10 +6,9 @@ import asyncio
 import html
 import threading
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlencode
 
 from nicegui import background_tasks, ui
@@ -20,7 +19,8 @@ from acclimate.errors import DataError
 from acclimate.monitoring import vision_request
 from acclimate.registry import METHODS
 from acclimate.ui.charts import Chart, Line
-from acclimate.ui.frame import card, framed, heading, mark_finished, paragraph, primary, secondary, set_text, table_html
+from acclimate.ui.frame import card, framed, heading, mark_finished, paragraph, primary, secondary, set_text
+from acclimate.ui.image_results import choice_html, result_html, steps_html
 from acclimate.ui.image_runs import BatchSeen, Job, Result, Runner, Shown, check_folder, decision
 from acclimate.ui.image_sets import MOST_IMAGES, SAMPLES, ImageModel, ImageSet, ImageSets, Uploads
 from acclimate.ui.image_shown import picture, words
@@ -29,7 +29,6 @@ from acclimate.ui.visit import Visit, told
 from acclimate.vision.data.corruptions import CORRUPTIONS, Uint8Image
 from acclimate.vision.data.images import CorruptionSpec
 from acclimate.vision.models.loading import AdapterOptions
-from acclimate.vision.run.auto import Choice
 
 _UPLOADS, _FOLDER, _NO_DAMAGE = "uploads", "folder", "none"
 _MODES: Final = {"damaged": "every image damaged", "live": "live: clean, damaged, clean again"}
@@ -74,6 +73,7 @@ class _View:
         self._visit, self._lab = visit, lab
         self._uploads = Uploads(lab.sets.folder)
         self._cancelled = threading.Event()
+        self._has_left = False
         self._seen: list[BatchSeen] = []
         visit.on_leave(self._leave)
 
@@ -168,17 +168,22 @@ class _View:
         set_text(self._upload_count, f"{self._uploads.count} images are here.")
 
     async def _start(self) -> None:
+        # The button may be pressed again before the browser shows that it is disabled.
+        if not self._run.enabled:
+            return
+        self._run.set_enabled(False)
         set_text(self._problem, "")
         try:
-            caller = await self._visit.allowed("train")
+            await self._visit.allowed("train")
             job = await run_in_threadpool(self._job)
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
             set_text(self._problem, told(error))
+            self._run.set_enabled(True)
             return
-        del caller
         self._cancelled = threading.Event()
+        if self._has_left:
+            self._cancelled.set()
         self._seen = []
-        self._run.set_enabled(False)
         self._end.set_enabled(True)
         self._result.set_content("")
         self._choice_box.set_content("")
@@ -189,19 +194,21 @@ class _View:
         background_tasks.create(self._follow(job, self._cancelled), name="images of a visitor")
 
     def _job(self) -> Job:
-        model = self._lab.models[str(self._model.value)]
+        model = self._lab.models.get(str(self._model.value))
+        if model is None:
+            raise DataError("there is no such model; choose one of the list")
         damage = str(self._damage.value)
         if model.sample is not None and self._source.value in SAMPLES and model.sample != self._source.value:
             raise DataError(f"the model {model.title!r} is for other images: choose {SAMPLES[model.sample]!r}")
-        corruption = None if damage == _NO_DAMAGE else CorruptionSpec(damage, int(self._severity.value or 4))
+        corruption = None if damage == _NO_DAMAGE else CorruptionSpec(damage, _whole(self._severity, 4))
         return Job(
             images=self._images(),
             adapter=self._options(model),
             method=str(self._method.value),
             corruption=corruption,
             play="live" if self._play.value == "live" else "damaged",
-            most=int(self._most.value or _DEFAULT_IMAGES),
-            batch_size=int(self._batch.value or _DEFAULT_BATCH),
+            most=_whole(self._most, _DEFAULT_IMAGES),
+            batch_size=_whole(self._batch, _DEFAULT_BATCH),
         )
 
     def _images(self) -> ImageSet:
@@ -358,13 +365,14 @@ class _View:
         self._cancelled.set()
 
     def _leave(self) -> None:
+        self._has_left = True
         self._cancelled.set()
         self._uploads.close()
 
     def _share(self) -> None:
         values = {
             "images": self._source.value, "model": self._model.value, "damage": self._damage.value,
-            "severity": int(self._severity.value or 4), "method": self._method.value, "play": self._play.value,
+            "severity": self._severity.value or 4, "method": self._method.value, "play": self._play.value,
         }  # fmt: skip
         path = f"/images?{urlencode(values)}"
         ui.clipboard.write(str(self._visit.request.base_url).rstrip("/") + path)
@@ -372,67 +380,19 @@ class _View:
         ui.notify("The address of this page with its settings was copied.")
 
 
+def _whole(field: ui.number, default: int) -> int:
+    """Return the number in a field; an empty one has its default.
+
+    Raises:
+        DataError: it is out of range: what the browser sends is not bound to what its control allows.
+    """
+    value = default if field.value is None else field.value
+    if not field.min <= value <= field.max or value != int(value):
+        raise DataError(f"{field.label}: {value:g} is no whole number from {field.min:g} to {field.max:g}")
+    return int(value)
+
+
 def _same_shape(one: Uint8Image, other: Uint8Image) -> bool:
     """Return whether two images have nearly the same proportions."""
     (height, width), (other_height, other_width) = one.shape[:2], other.shape[:2]
     return bool(abs(height * other_width - width * other_height) <= _SHAPE_TOLERANCE * height * other_width)
-
-
-def steps_html(seen: Sequence[BatchSeen]) -> str:
-    """Return what the adaptation did: steps by verdict, and the newest ones that a guard took back."""
-    counts = Counter(batch.verdict for batch in seen if batch.verdict != "none")
-    adapted = sum(batch.used for batch in seen if batch.verdict == "kept")
-    total = sum(batch.samples for batch in seen)
-    if not counts:
-        return "<p>The model was not adapted.</p>"
-    listed = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.most_common())
-    text = f"<p>Steps: {html.escape(listed)}. Decisions that were learned from: {adapted}, of {total} images.</p>"
-    fired = [batch for batch in seen if batch.verdict in ("rolled_back", "reset", "recovered")][-5:]
-    if fired:
-        rows = [[batch.images, batch.verdict.replace("_", " "), batch.reason or batch.code or ""] for batch in fired]
-        text += table_html(["after images", "guard", "why"], rows)
-    return text
-
-
-def result_html(result: Result) -> str:
-    """Return metrics, cost and remarks of a run."""
-    rows: list[list[Any]] = [
-        [name, f"{100 * before:.1f} %", f"{100 * after:.1f} %", f"{100 * (after - before):+.1f}"]
-        for name, (before, after) in result.metrics.items()
-    ]
-    ratio = result.seconds_after / max(result.seconds_before, 1e-9)
-    rows.append(["seconds", f"{result.seconds_before:.2f}", f"{result.seconds_after:.2f}", f"{ratio:.1f} times"])
-    text = f"<p>Method: <strong>{html.escape(result.method)}</strong>, {result.images} images.</p>"
-    text += table_html(["", "without", "with adapting", "difference"], rows, numbers=(1, 2, 3))
-    if result.gain is not None:
-        gain = result.gain
-        text += (
-            f"<p>{html.escape(result.main_metric or '')}: {100 * gain.value:+.1f} points "
-            f"(95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}).</p>"
-        )
-    elif not result.metrics:
-        text += "<p>There are no labels, so nothing says how many predictions are right.</p>"
-    notes = [*result.notes, *(f"{image.rpartition('/')[2]}: {why}" for image, why in result.skipped.items())]
-    if notes:
-        items = "".join(f"<li>{html.escape(note)}</li>" for note in notes[:12])
-        text += f'<details><summary>{len(notes)} notes</summary><ul class="note">{items}</ul></details>'
-    return text
-
-
-def choice_html(choice: Choice) -> str:
-    """Return the evidence of ``auto`` as a table, and its reasons."""
-    rows = [
-        [
-            trial.method,
-            "" if trial.lr is None else f"{trial.lr:g}",
-            trial.refused or f"{trial.entropy_nats:.3f}",
-            "" if trial.refused else f"{trial.effective_classes:.1f}",
-            "" if trial.refused else f"{trial.mean_score:.2f}",
-            "" if trial.refused else f"{trial.degradation_score:.2f}",
-        ]
-        for trial in choice.trials
-    ]
-    columns = ["method", "learning rate", "entropy, nats", "classes in use", "mean score", "degradation"]
-    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in choice.reasons)
-    table = table_html(columns, rows, numbers=(1, 2, 3, 4, 5))
-    return f"<h3>What auto tried</h3>{table}<ul>{reasons}</ul>"

@@ -96,7 +96,10 @@ class _View:
 
     async def _ask(self) -> None:
         """Ask, and show what happens until both answers are there."""
-        self._stop()
+        # The button may be pressed again before the browser shows that it is disabled.
+        if not self._run.enabled:
+            return
+        self._run.set_enabled(False)
         set_text(self._problem, "")
         try:
             body = self._form.body()
@@ -106,6 +109,7 @@ class _View:
                 set_text(self._problem, "This API key may not adapt (scope train): only the base model is asked.")
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
             set_text(self._problem, told(error))
+            self._run.set_enabled(True)
             return
         self._question = Question(self._visit.parts, caller, body)
         self._clear(body)
@@ -128,7 +132,6 @@ class _View:
         self._costs.set_content("")
         self._chart.show([], [])
         self._save_box.set_visibility(False)
-        self._run.set_enabled(False)
         self._end.set_enabled(True)
 
     async def _follow(self, question: Question) -> None:
