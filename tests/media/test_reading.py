@@ -172,3 +172,19 @@ def test_lines_that_are_no_examples_are_named(tmp_path: Path, lines: str, said: 
     with pytest.raises(DataError, match=said) as error:
         read_examples(tmp_path / "examples.jsonl")
     assert "\n" not in str(error.value)
+
+
+def test_content_from_others_is_decoded_from_few_formats() -> None:
+    # Pillow hands PostScript to a program outside, where that is installed.
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(DataError, match="is no image in one of the formats PNG, JPEG"):
+        image_from_bytes(postscript, name="a.eps")
+    with pytest.raises(DataError, match="is neither an image nor a sound"):
+        item_from_bytes(postscript, name="a.eps")
+
+
+def test_a_small_file_with_many_channels_of_silence_is_refused_before_it_fills_the_memory() -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((4_000, 8), np.int16), 192_000, format="FLAC")
+    with pytest.raises(DataError, match="has 32000 samples in all channels, at most 15360 are read"):
+        sound_from_bytes(file.getvalue(), name="a.flac", limits=Limits(max_seconds=0.04))

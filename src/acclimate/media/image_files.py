@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Final
 
 import cv2
 import numpy as np
@@ -14,6 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from acclimate.errors import DataError
 from acclimate.media.items import Item, Limits
 from acclimate.vision.data.images import decode
+
+#: That content from others is decoded from; with all that Pillow knows, PostScript would be run by a program outside.
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+_HEIF_BRANDS: Final = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
 
 
 def read_image(path: Path, *, name: str | None = None, limits: Limits | None = None) -> Item:
@@ -43,12 +49,29 @@ def image_from_bytes(content: bytes, *, name: str, limits: Limits | None = None)
     """Return the image that a file with this ``content`` holds; see :func:`read_image`.
 
     Raises:
-        DataError: see :func:`read_image`.
+        DataError: see :func:`read_image`; or it has none of the formats :data:`FORMATS`, and is no HEIF image.
     """
+    if not is_known_image(content):
+        raise DataError(f"{name}: is no image in one of the formats {', '.join(FORMATS)}, HEIF")
     with tempfile.NamedTemporaryFile(suffix=".image") as file:
         file.write(content)
         file.flush()
         return read_image(Path(file.name), name=name, limits=limits)
+
+
+def is_known_image(content: bytes) -> bool:
+    """Return whether content has one of the formats :data:`FORMATS`, or is a HEIF image."""
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+        return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS):
+                return True
+    except Image.DecompressionBombError:
+        return True
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return False
 
 
 def _check_pixels(path: Path, shown: str, limits: Limits) -> None:

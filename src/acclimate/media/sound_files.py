@@ -14,6 +14,8 @@ from acclimate.errors import DataError, first_line
 from acclimate.media.items import SAMPLE_RATE_HZ, Item, Limits
 
 RATES_HZ: Final = (1_000, 768_000)
+#: In all channels: two at the highest rate of recordings, or eight at that of films.
+_MOST_SAMPLES_PER_S: Final = 2 * 192_000
 
 
 def read_sound(path: Path, *, name: str | None = None, limits: Limits | None = None) -> Item:
@@ -48,6 +50,7 @@ def _sound(source: str | io.BytesIO, shown: str, limits: Limits) -> Item:
         with soundfile.SoundFile(source) as file:
             rate, frames = int(file.samplerate), int(file.frames)
             _check(shown, rate, frames, limits)
+            _check_size(shown, frames * int(file.channels), limits)
             samples = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise DataError(f"{shown}: is no sound that can be read ({first_line(error)})") from error
@@ -64,6 +67,13 @@ def _check(shown: str, rate: int, frames: int, limits: Limits) -> None:
         raise DataError(f"{shown}: has {rate} samples a second; {RATES_HZ[0]} to {RATES_HZ[1]} can be read")
     if frames / rate > limits.max_seconds:
         raise DataError(f"{shown}: lasts {frames / rate:.1f} s, at most {limits.max_seconds:g} s are read; cut it")
+
+
+def _check_size(shown: str, samples: int, limits: Limits) -> None:
+    """Refuse what is short but would fill the memory: a small file can hold many channels of silence."""
+    most = int(limits.max_seconds * _MOST_SAMPLES_PER_S)
+    if samples > most:
+        raise DataError(f"{shown}: has {samples} samples in all channels, at most {most} are read; reduce its rate")
 
 
 def resampled(samples: NDArray[Any], rate: int) -> NDArray[np.float32]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
-from PIL import Image, UnidentifiedImageError
-
 from acclimate.errors import DataError
-from acclimate.media.image_files import image_from_bytes
+from acclimate.media.image_files import image_from_bytes, is_known_image
 from acclimate.media.items import Item, Kind, Limits
 from acclimate.media.sound_files import sound_from_bytes
 
@@ -39,13 +35,5 @@ def item_from_bytes(content: bytes, *, name: str, limits: Limits | None = None) 
 
 
 def kind_of(content: bytes) -> Kind:
-    """Return ``image`` where Pillow knows the format, or it is HEIF; otherwise ``audio``."""
-    if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        return "image"
-    try:
-        with Image.open(io.BytesIO(content)):
-            return "image"
-    except Image.DecompressionBombError:
-        return "image"
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        return "audio"
+    """Return ``image`` where the content has one of the formats that are read, or is HEIF; otherwise ``audio``."""
+    return "image" if is_known_image(content) else "audio"
