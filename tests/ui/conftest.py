@@ -54,6 +54,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     )}  # fmt: skip
     with served(folder, "--keys-file", str(keys_file), "--set", f"image_folder={images}") as server:
         yield Site(server, keys_file, **made)
+        # Not killed: what the server has in its temporary folder goes with it.
+        server.end()
 
 
 @pytest.fixture(scope="session")

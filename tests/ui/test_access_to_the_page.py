@@ -152,6 +152,9 @@ async def test_a_session_ends_with_its_key_and_when_it_is_not_used(tmp_path: Pat
     with pytest.raises(ApiError, match="your session has ended; sign in again"):
         await sessions.allowed(one.token)
     now = IDLE_S - 1
+    # What a page asks for by itself does not keep the session of its visitor.
+    assert await sessions.caller(two.token, uses=False) is not None
+    assert two.used_at == 0.0
     assert await sessions.caller(two.token) is not None
     now += IDLE_S + 1
     assert await sessions.caller(two.token) is None

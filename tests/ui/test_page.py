@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
+from acclimate.monitoring import RequestRecord, Store
 from tests.ui.conftest import DESKTOP, PHONE, Site, Visitor
 
 PATHS = ("/", "/images", "/files", "/watch", "/operate")
@@ -302,13 +304,34 @@ def test_experiments_are_created_assigned_and_stopped(site: Site, visit: Visitor
     expect(box.get_by_text("stopped")).to_be_visible()
 
 
-def test_old_rows_are_counted_before_they_are_deleted_and_health_is_told(visit: Visitor) -> None:
+def add_old_request(site: Site, *, days: int) -> None:
+    """Write a request that is as old as this into the server's store."""
+    then = datetime.now(UTC) - timedelta(days=days)
+    with Store(str(site.keys_file.parent / "metrics.db")) as store:
+        store.put(RequestRecord(pipeline="language", status="plain", session_id="old", timestamp=then))
+        store.flush()
+
+
+def test_old_rows_are_counted_before_they_are_deleted_and_health_is_told(site: Site, visit: Visitor) -> None:
     page = visit.open("/operate")
     delete = page.get_by_role("region", name="Old rows").get_by_role("button", name="Delete")
     expect(delete).to_be_disabled()
     page.get_by_role("button", name="Count").click()
     expect(page.get_by_text("Nothing is older than 30 days.")).to_be_visible()
     expect(delete).to_be_disabled()
+    add_old_request(site, days=50)
+    page.get_by_label("Keep days").fill("40")
+    page.get_by_role("button", name="Count").click()
+    expect(delete).to_be_enabled()
+    # Other rows than those that were counted cannot be deleted.
+    page.get_by_label("Keep days").fill("20")
+    expect(delete).to_be_disabled()
+    page.get_by_role("button", name="Count").click()
+    expect(delete).to_be_enabled()
+    delete.click()
+    page.get_by_text("Delete what is older than 20 days, for good?").wait_for()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.get_by_role("columnheader", name="deleted", exact=True)).to_be_visible()
     page.get_by_role("button", name="Check").click()
     expect(page.get_by_text("ttt_activation_rate").first).to_be_visible()
 

@@ -104,7 +104,7 @@ class Chart:
         text = {"color": _GREY}
         return {
             "animation": False,
-            "grid": {"left": 8, "right": 16, "top": 34, "bottom": 8, "containLabel": True},
+            "grid": {"left": 8, "right": 16, "top": 34, "bottom": 24, "containLabel": True},
             "legend": {"top": 0, "textStyle": text, "data": [line.name for line in self._lines]},
             "tooltip": {"trigger": "axis", "confine": True},
             "xAxis": {

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from nicegui import ui
 from nicegui.events import UploadEventArguments
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from acclimate.errors import DataError
 from acclimate.media import Item, Limits, MediaEngine, MediaExample, MediaReport, item_from_bytes
 from acclimate.media.items import SAMPLE_RATE_HZ
+from acclimate.ui.allowance import Allowance
 from acclimate.ui.frame import (
     card,
     framed,
@@ -38,6 +40,8 @@ from acclimate.ui.visit import Visit, told
 
 #: Most examples of a visitor: a handful for each class is what this is for.
 MOST_EXAMPLES: Final = 128
+_MOST_HELD_BYTES: Final = 256 * 2**20
+_DECODED_AT_A_TIME: Final = 2
 _LONGEST_SOUND_S: Final = 30.0
 _MOST_PIXELS: Final = 25_000_000
 _SHOWN: Final = 12
@@ -52,10 +56,14 @@ class FilesLab:
     Attributes:
         engine: with the encoders.
         turns: of visitors.
+        allowance: of each visitor, for what their open pages hold in memory.
+        decoders: how many uploads are decoded at a time; each takes up to some hundred MiB.
     """
 
     engine: MediaEngine
     turns: OneAtATime = field(default_factory=OneAtATime)
+    allowance: Allowance = field(default_factory=lambda: Allowance(_MOST_HELD_BYTES))
+    decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_DECODED_AT_A_TIME))
 
     def ask(self, examples: list[MediaExample], query: Item) -> MediaReport:
         """Return the answer to a query.
@@ -98,6 +106,8 @@ class _View:
         self._visit, self._lab = visit, lab
         self._examples: dict[str, MediaExample] = {}
         self._query: Item | None = None
+        self._held, self._has_left = 0, False
+        visit.on_leave(self._leave)
 
     def draw(self) -> None:
         """Draw the inputs and the place for the answer."""
@@ -138,7 +148,8 @@ class _View:
         try:
             await self._visit.allowed("infer")
             content = await event.file.read()
-            return await run_in_threadpool(partial(item_from_bytes, content, name=name, limits=self._lab.engine.limits))
+            decode = partial(item_from_bytes, content, name=name, limits=self._lab.engine.limits)
+            return await to_thread.run_sync(decode, limiter=self._lab.decoders)
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
             ui.notify(told(error), type="negative", timeout=8000)
             return None
@@ -149,12 +160,8 @@ class _View:
             ui.notify("Type the label of these files first.", type="negative")
             return
         item = await self._item(event)
-        if item is None:
-            return
-        if len(self._examples) >= MOST_EXAMPLES:
-            ui.notify(f"{MOST_EXAMPLES} examples are here, and no more are taken.", type="negative")
-            return
-        self._add(MediaExample(item, label))
+        if item is not None:
+            self._add(MediaExample(item, label))
 
     async def _query_uploaded(self, event: UploadEventArguments) -> None:
         item = await self._item(event)
@@ -168,30 +175,65 @@ class _View:
         for label in _SAMPLE_DIGITS:
             for number in (digits.target == label).nonzero()[0][:_SAMPLES_EACH]:
                 name = f"digit-{number}"
-                self._add(MediaExample(Item.of("image", _digit(digits.images[number]), name), str(label)))
+                if not self._add(MediaExample(Item.of("image", _digit(digits.images[number]), name), str(label))):
+                    return
         later = (digits.target == _SAMPLE_DIGITS[-1]).nonzero()[0][_SAMPLES_EACH]
         self._take_query(Item.of("image", _digit(digits.images[later]), f"digit-{later}"))
 
     def _take_query(self, item: Item) -> None:
+        if not self._hold(_size(item)):
+            return
+        self._hold(0 if self._query is None else -_size(self._query))
         self._query = item
         self._query_box.clear()
         with self._query_box, ui.element("li"):
             _draw_item(item, item.name)
 
-    def _add(self, example: MediaExample) -> None:
+    def _hold(self, size: int) -> bool:
+        """Count bytes that this page holds from now on; tell where they are too many, and return False then."""
+        owner = self._visit.caller.id
+        if size <= 0:
+            self._lab.allowance.give_back(owner, -size)
+            self._held += size
+            return True
+        try:
+            if self._has_left:
+                raise DataError("the page was closed")
+            self._lab.allowance.take(owner, size)
+        except DataError as error:
+            ui.notify(told(error), type="negative", timeout=8000)
+            return False
+        self._held += size
+        return True
+
+    def _leave(self) -> None:
+        self._has_left = True
+        self._hold(-self._held)
+
+    def _add(self, example: MediaExample) -> bool:
+        """Take an example; tell where it is one too many, and return False then."""
+        if len(self._examples) >= MOST_EXAMPLES:
+            ui.notify(f"{MOST_EXAMPLES} examples are here, and no more are taken.", type="negative")
+            return False
+        if not self._hold(_size(example.item)):
+            return False
         key = uuid.uuid4().hex
         self._examples[key] = example
         with self._gallery, ui.element("li") as place:
             _draw_item(example.item, f"{example.output}: {example.item.name}")
-            remove = secondary("Remove").props(f'dense aria-label="Remove {html.escape(example.item.name)}"')
+            remove = secondary("Remove").props("dense")
+            # Not in the text of props, which has escapes of its own: the name is the visitor's.
+            remove.props["aria-label"] = f"Remove {example.item.name}"
 
         def removed() -> None:
-            self._examples.pop(key, None)
-            place.delete()
-            self._show_count()
+            if self._examples.pop(key, None) is not None:
+                self._hold(-_size(example.item))
+                place.delete()
+                self._show_count()
 
         remove.on_click(removed)
         self._show_count()
+        return True
 
     def _show_count(self) -> None:
         counts: dict[str, int] = {}
@@ -231,6 +273,11 @@ class _View:
                 if example is not None:
                     with ui.element("li"):
                         _draw_item(example.item, f"{near.output}: {near.name} (similarity {near.similarity:.2f})")
+
+
+def _size(item: Item) -> int:
+    """Return about how many bytes of memory an item takes: its values, and a picture or a sound for the browser."""
+    return 2 * item.values.nbytes
 
 
 def _draw_item(item: Item, text: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from acclimate.errors import ConfigError, DataError
 from acclimate.output_files import open_output
+from acclimate.ui.allowance import Allowance
 from acclimate.vision.data.records import Dataset, load_dataset
 from acclimate.vision.models.loading import AdapterOptions
 
@@ -154,9 +155,12 @@ class Uploads:
 
     Args:
         folder: below which they are stored, under names of this package's own.
+        allowance: of bytes, for all pages of one visitor together; None sets no limit.
+        owner: of the images, whose allowance it is.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, allowance: Allowance | None = None, owner: str = "") -> None:
+        self._allowance, self._owner, self._bytes = allowance, owner, 0
         self._folder = TemporaryDirectory(prefix="upload-", dir=folder)
         # Several files arrive at once, and the page may be closed while one is decoded.
         self._lock = threading.Lock()
@@ -192,9 +196,17 @@ class Uploads:
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"this is no image in one of the formats {', '.join(FORMATS)}") from error
         upright.thumbnail((_STORED_SIDE, _STORED_SIDE))
+        encoded = io.BytesIO()
+        upright.save(encoded, "PNG")
+        self._take(len(encoded.getvalue()))
         with open_output(self.path / f"{self.count:04d}.png") as file:
-            upright.save(file, "PNG")
+            file.write(encoded.getvalue())
         self.count += 1
+
+    def _take(self, size: int) -> None:
+        if self._allowance is not None:
+            self._allowance.take(self._owner, size)
+        self._bytes += size
 
     @property
     def path(self) -> Path:
@@ -217,3 +229,6 @@ class Uploads:
         self._is_closed = True
         with self._lock:
             self._folder.cleanup()
+            if self._allowance is not None:
+                self._allowance.give_back(self._owner, self._bytes)
+            self._bytes = 0

@@ -7,10 +7,11 @@ import html
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlencode
 
+from anyio import CapacityLimiter, to_thread
 from nicegui import background_tasks, ui
 from nicegui.events import UploadEventArguments
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from acclimate.errors import DataError
 from acclimate.monitoring import vision_request
 from acclimate.registry import METHODS
+from acclimate.ui.allowance import Allowance
 from acclimate.ui.charts import Chart, Line
 from acclimate.ui.frame import card, framed, heading, mark_finished, paragraph, primary, secondary, set_text
 from acclimate.ui.image_results import choice_html, result_html, steps_html
@@ -33,6 +35,8 @@ from acclimate.vision.models.loading import AdapterOptions
 _UPLOADS, _FOLDER, _NO_DAMAGE = "uploads", "folder", "none"
 _MODES: Final = {"damaged": "every image damaged", "live": "live: clean, damaged, clean again"}
 _DEFAULT_IMAGES, _DEFAULT_BATCH = 96, 16
+_MOST_UPLOADED_BYTES: Final = 512 * 2**20
+_DECODED_AT_A_TIME: Final = 2
 #: Of the proportions of two pictures of one image.
 _SHAPE_TOLERANCE: Final = 0.02
 #: Methods that are offered first.
@@ -47,11 +51,15 @@ class Lab:
         sets: of images.
         models: by name.
         runner: of one job at a time.
+        allowance: of each visitor, for uploads.
+        decoders: how many uploads are decoded at a time; each takes up to some hundred MiB.
     """
 
     sets: ImageSets
     models: Mapping[str, ImageModel]
     runner: Runner
+    allowance: Allowance = field(default_factory=lambda: Allowance(_MOST_UPLOADED_BYTES))
+    decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_DECODED_AT_A_TIME))
 
 
 async def show(visit: Visit, lab: Lab) -> None:
@@ -71,7 +79,7 @@ class _View:
 
     def __init__(self, visit: Visit, lab: Lab) -> None:
         self._visit, self._lab = visit, lab
-        self._uploads = Uploads(lab.sets.folder)
+        self._uploads = Uploads(lab.sets.folder, allowance=lab.allowance, owner=visit.caller.id)
         self._cancelled = threading.Event()
         self._has_left = False
         self._seen: list[BatchSeen] = []
@@ -162,7 +170,7 @@ class _View:
         try:
             await self._visit.allowed("infer")
             content = await event.file.read()
-            await run_in_threadpool(self._uploads.add, content)
+            await to_thread.run_sync(self._uploads.add, content, limiter=self._lab.decoders)
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
             ui.notify(f"{event.file.name[:80]}: {told(error)}", type="negative")
         set_text(self._upload_count, f"{self._uploads.count} images are here.")
@@ -344,9 +352,9 @@ class _View:
         words_before, words_after = (words(entry, result.class_names) for entry in (shown.before, shown.after))
         with self._compare_box:
             with ui.element("div").classes("before-after") as box:
-                ui.element("img").props(f'src="{after}" alt="with adapting: {html.escape(words_after)}"')
+                _picture(after, f"with adapting: {words_after}")
                 with ui.element("div").classes("over").style("clip-path: inset(0 50% 0 0)"):
-                    ui.element("img").props(f'src="{before}" alt="without adapting: {html.escape(words_before)}"')
+                    _picture(before, f"without adapting: {words_before}")
                 ui.label(f"without adapting: {words_before}").classes("tag").style("left: .5rem")
                 ui.label(f"with adapting: {words_after}").classes("tag").style("right: .5rem")
             # The browser's own control is moved by hand, keyboard and screen reader alike. It acts in the browser: one
@@ -380,15 +388,21 @@ class _View:
         ui.notify("The address of this page with its settings was copied.")
 
 
-def _whole(field: ui.number, default: int) -> int:
+def _picture(address: str, text: str) -> None:
+    """Draw a picture with its text, which may hold names of classes: the text of props has escapes of its own."""
+    image = ui.element("img")
+    image.props["src"], image.props["alt"] = address, text
+
+
+def _whole(given: ui.number, default: int) -> int:
     """Return the number in a field; an empty one has its default.
 
     Raises:
         DataError: it is out of range: what the browser sends is not bound to what its control allows.
     """
-    value = default if field.value is None else field.value
-    if not field.min <= value <= field.max or value != int(value):
-        raise DataError(f"{field.label}: {value:g} is no whole number from {field.min:g} to {field.max:g}")
+    value = default if given.value is None else given.value
+    if not given.min <= value <= given.max or value != int(value):
+        raise DataError(f"{given.label}: {value:g} is no whole number from {given.min:g} to {given.max:g}")
     return int(value)
 
 

@@ -71,6 +71,15 @@ class _Section:
             ui.notify(told(error), type="negative", timeout=8000)
             return None
 
+    async def _did(self, act: Callable[[], object], *, in_thread: bool = True, scope: Scope | None = None) -> bool:
+        """Do something as :meth:`_act` does, and return whether it was done: only then anything new is shown."""
+
+        def acted() -> bool:
+            act()
+            return True
+
+        return await self._act(acted, in_thread=in_thread, scope=scope) is True
+
 
 class _Adapters(_Section):
     scope: Scope = "train"
@@ -146,18 +155,18 @@ class _Adapters(_Section):
             self._refresh()
 
     async def _delete(self, named: NamedAdapter) -> None:
-        await self._act(lambda: self._visit.parts.service.library.remove(named), in_thread=False)
-        self._refresh()
+        if await self._did(lambda: self._visit.parts.service.library.remove(named), in_thread=False):
+            self._refresh()
 
     async def _pin(self, model: str, key: str, is_pinned: bool) -> None:
         cache = self._visit.parts.service.models[model].cache
-        await self._act(lambda: cache.pin(key, is_pinned), in_thread=False, scope="admin")
-        self._refresh()
+        if await self._did(lambda: cache.pin(key, is_pinned), in_thread=False, scope="admin"):
+            self._refresh()
 
     async def _drop(self, model: str, key: str) -> None:
         cache = self._visit.parts.service.models[model].cache
-        await self._act(lambda: cache.remove(key), in_thread=False, scope="admin")
-        self._refresh()
+        if await self._did(lambda: cache.remove(key), in_thread=False, scope="admin"):
+            self._refresh()
 
 
 class _Keys(_Section):
@@ -205,8 +214,8 @@ class _Keys(_Section):
         self._refresh(keys)
 
     async def _revoke(self, keys: KeyFile, key_id: str) -> None:
-        await self._act(lambda: keys.revoke(key_id))
-        self._refresh(keys)
+        if await self._did(lambda: keys.revoke(key_id)):
+            self._refresh(keys)
 
 
 class _Experiments(_Section):
@@ -270,22 +279,17 @@ class _Experiments(_Section):
             await self._refresh()
 
     async def _begin(self, name: str) -> None:
-        def act() -> bool:
-            self._visit.parts.experiment.begin(Assigner.of(self._store, name))
-            return True
-
-        await self._act(act)
-        await self._refresh()
+        if await self._did(lambda: self._visit.parts.experiment.begin(Assigner.of(self._store, name))):
+            await self._refresh()
 
     async def _stop(self, name: str) -> None:
-        def act() -> bool:
+        def act() -> None:
             stop(self._store, name)
             if self._visit.parts.experiment.name == name:
                 self._visit.parts.experiment.end()
-            return True
 
-        await self._act(act)
-        await self._refresh()
+        if await self._did(act):
+            await self._refresh()
 
 
 class _Maintenance(_Section):
@@ -294,14 +298,23 @@ class _Maintenance(_Section):
             paragraph("Rows older than this are deleted; what would be deleted is counted first.", "note")
             with ui.element("div").classes("row"):
                 self._days = ui.number(label="Keep days", value=30, min=1, max=3650, step=1).props("outlined dense")
-                secondary("Count").on_click(lambda: self._run(dry=True))
+                self._days.on_value_change(self._days_changed)
+                secondary("Count").on_click(lambda: self._run(float(self._days.value or 30), dry=True))
                 self._delete = ui.button("Delete", color=None).classes("danger").props("flat")
-                self._delete.on_click(lambda: _confirmed("Delete these rows for good?", lambda: self._run(dry=False)))
+                self._delete.on_click(self._ask)
                 self._delete.set_enabled(False)
             self._found = ui.html("", sanitize=False)
 
-    async def _run(self, *, dry: bool) -> None:
+    def _days_changed(self) -> None:
+        # What was counted is no longer what would be deleted.
+        self._delete.set_enabled(False)
+
+    def _ask(self) -> None:
         days = float(self._days.value or 30)
+        question = f"Delete what is older than {days:g} days, for good?"
+        _confirmed(question, lambda: self._run(days, dry=False))
+
+    async def _run(self, days: float, *, dry: bool) -> None:
         actor = self._visit.caller.id or "page"
         done = await self._act(lambda: maintain(self._store, keep_days=days, dry_run=dry, actor=actor))
         if done is None:

@@ -69,22 +69,31 @@ class Sessions:
         """End a session."""
         self._sessions.pop(token, None)
 
-    def find(self, token: str) -> Session | None:
-        """Return the session with this token, or None where it has ended."""
+    def find(self, token: str, *, uses: bool = True) -> Session | None:
+        """Return the session with this token, or None where it has ended; ``uses``: this counts as its use."""
         session = self._sessions.get(token)
         if session is None:
             return None
         if self._clock() - session.used_at > IDLE_S:
             self.sign_out(token)
             return None
-        session.used_at = self._clock()
+        if uses:
+            session.used_at = self._clock()
         return session
 
-    async def caller(self, token: str | None) -> Caller | None:
-        """Return who has this session; None where nobody is signed in, or the key was revoked since."""
+    async def caller(self, token: str | None, *, uses: bool = True) -> Caller | None:
+        """Return who has this session; None where nobody is signed in, or the key was revoked since.
+
+        Args:
+            token: of the session.
+            uses: whether this counts as use of the session.
+
+        Raises:
+            ApiError: the keys cannot be read.
+        """
         if not self.needed:
             return await self._access.by_secret("")
-        session = self.find(token) if token else None
+        session = self.find(token, uses=uses) if token else None
         if session is None:
             return None
         caller = await self._access.by_id(session.key_id)

@@ -146,6 +146,10 @@ class Form:
         )
 
     def _add_row(self, given: str, wanted: str) -> None:
+        most = self._visit.parts.service.settings.max_examples
+        if len(self._rows) >= most:
+            ui.notify(f"{most} examples are the most that are adapted to.", type="negative")
+            return
         with self._row_box, ui.element("div").classes("example-row") as box:
             number = len(self._rows) + 1
             row = _Row(
@@ -155,8 +159,9 @@ class Form:
             remove = ui.button(icon="close", color=None).props(f'flat dense round aria-label="Remove row {number}"')
 
         def removed() -> None:
-            self._rows.remove(row)
-            box.delete()
+            if row in self._rows:
+                self._rows.remove(row)
+                box.delete()
 
         remove.on_click(removed)
         self._rows.append(row)

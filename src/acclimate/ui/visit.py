@@ -44,6 +44,13 @@ class Visit:
         require_scope(caller, scope)
         return caller
 
+    async def is_open(self) -> bool:
+        """Return whether the session of this page goes on, without counting this as its use."""
+        try:
+            return await self.sessions.caller(self.token, uses=False) is not None
+        except ApiError:
+            return False
+
     def parameter(self, name: str, default: str = "") -> str:
         """Return a parameter of the page's address."""
         return self.request.query_params.get(name, default)

@@ -282,7 +282,16 @@ def _live(visit: Visit) -> None:
     """Draw what the workers do now, and draw it again every two seconds."""
     with card("Now"):
         shown = ui.html(live_html(visit), sanitize=False)
-    ui.timer(_REFRESH_S, lambda: shown.set_content(live_html(visit)))
+
+    async def again() -> None:
+        # A page that stays open shows nothing new when its session has ended.
+        if await visit.is_open():
+            shown.set_content(live_html(visit))
+        else:
+            timer.deactivate()
+            shown.set_content("<p>Your session has ended; sign in again.</p>")
+
+    timer = ui.timer(_REFRESH_S, again)
 
 
 def live_html(visit: Visit) -> str:
