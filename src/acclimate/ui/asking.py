@@ -164,9 +164,12 @@ class Question:
             if error is not None:
                 tell(Failed(side, error))
                 return
-            if is_recorded:
-                self._record(ticket, future.result())
-            tell(Ended(side, future.result()))
+            try:
+                if is_recorded:
+                    self._record(ticket, future.result())
+            finally:
+                # An answer is shown whatever comes of its record.
+                tell(Ended(side, future.result()))
 
         ticket.result.add_done_callback(ended)
         return ticket

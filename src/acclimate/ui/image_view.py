@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from nicegui import background_tasks, ui
 from nicegui.events import UploadEventArguments
 from starlette.concurrency import run_in_threadpool
 
-from acclimate.errors import DataError
+from acclimate.errors import AcclimateError, DataError, first_line
 from acclimate.monitoring import vision_request
 from acclimate.registry import METHODS
 from acclimate.ui.allowance import Allowance
@@ -32,6 +33,7 @@ from acclimate.vision.data.corruptions import CORRUPTIONS, Uint8Image
 from acclimate.vision.data.images import CorruptionSpec
 from acclimate.vision.models.loading import AdapterOptions
 
+_LOG = logging.getLogger(__name__)
 _UPLOADS, _FOLDER, _NO_DAMAGE = "uploads", "folder", "none"
 _MODES: Final = {"damaged": "every image damaged", "live": "live: clean, damaged, clean again"}
 _DEFAULT_IMAGES, _DEFAULT_BATCH = 96, 16
@@ -181,10 +183,13 @@ class _View:
             return
         self._run.set_enabled(False)
         set_text(self._problem, "")
+        # The package's images are written, and its small network is trained, when they are first wanted.
+        set_text(self._progress, "Getting images and model ready ...")
         try:
             await self._visit.allowed("train")
             job = await run_in_threadpool(self._job)
         except Exception as error:  # noqa: BLE001 - whatever it is, the visitor is told
+            set_text(self._progress, "")
             set_text(self._problem, told(error))
             self._run.set_enabled(True)
             return
@@ -247,8 +252,12 @@ class _View:
                 set_text(self._progress, "")
                 set_text(self._problem, told(error))
             else:
-                self._record(result, time.perf_counter() - began)
                 self._show_result(result)
+                try:
+                    self._record(result, time.perf_counter() - began)
+                except (AcclimateError, RuntimeError) as error:
+                    # A result is shown whatever comes of its record.
+                    _LOG.warning("a run over images was not recorded: %s", first_line(error))
             finally:
                 self._run.set_enabled(True)
                 mark_finished(self._run)
@@ -339,7 +348,12 @@ class _View:
             before, after = words(shown.before, names), words(shown.after, names)
             ui.html(f"before: {html.escape(before)}<br>after: {html.escape(after)}", tag="figcaption", sanitize=False)
             show = secondary("Compare").props("dense")
+            show.props["aria-label"] = f"Compare: before {before}, after {after}"
             show.on_click(lambda: self._compare(shown, result))
+            # The large picture is above the small ones, and may be out of sight.
+            show.on(
+                "click", js_handler=f'() => getHtmlElement({self._compare_box.id}).scrollIntoView({{block: "nearest"}})'
+            )
 
     def _compare(self, shown: Shown, result: Result) -> None:
         """Draw one image large, predicted before and after, with a slider between the two."""
