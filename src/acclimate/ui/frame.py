@@ -124,7 +124,8 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers
         "<tr>" + "".join(f"<td{k}>{_shown(value)}</td>" for value, k in zip(row, kind, strict=True)) + "</tr>"
         for row in rows
     )
-    drawn = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    head = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
+    drawn = f'<table class="plain">{head}<tbody>{body}</tbody></table>'
     # Where it is wider than a phone it can be scrolled, with the keyboard too.
     return f'<div class="scroll" tabindex="0">{drawn}</div>'
 

@@ -132,7 +132,7 @@ class _Adapters(_Section):
         if kept is None:
             return
         what = f"rank {kept.rank}, {kept.held_bytes / 2**20:.1f} MiB" if kept.rank else "adapting was declined"
-        words = f"{model} {key[:10]}: {kept.examples} examples, {what}, used {kept.usage_count} times again"
+        words = f"{model} {key[:10]}: {kept.examples} examples, {what}, uses since: {kept.usage_count}"
         with ui.element("div").classes("row spread"):
             ui.label(words)
             with ui.element("div").classes("row"):
@@ -178,8 +178,8 @@ class _Keys(_Section):
                 return
             self._list = ui.element("div").classes("stack").style("gap: .35rem")
             heading("New key", 3)
-            with ui.element("div").classes("row"):
-                self._name = ui.input(label="Name").props("outlined dense")
+            with ui.element("div").classes("stack").style("gap: 0"):
+                self._name = ui.input(label="Name").props("outlined dense").style("max-width: 20rem")
                 self._scopes = {
                     scope: ui.checkbox(f"{scope}: {words}", value=scope != "admin")
                     for scope, words in _SCOPES_IN_WORDS.items()
@@ -199,7 +199,7 @@ class _Keys(_Section):
                         revoke = ui.button("Revoke", color=None).classes("danger").props("dense flat")
                         revoke.on_click(
                             lambda key=key: _confirmed(
-                                f"Revoke the key {key.name}?", lambda: self._revoke(keys, key.id)
+                                f"Revoke the key {key.name} ({key.id})?", lambda: self._revoke(keys, key.id)
                             )
                         )
 

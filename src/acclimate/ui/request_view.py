@@ -25,6 +25,11 @@ _TITLES: Final = {
     "rank": "rank of the low-rank weights", "environment": "environment", "user_feedback": "user's rating, 1 to 5",
     "pattern_expected": "labelled as", "actor": "key", "session_id": "session",
 }  # fmt: skip
+#: In the order in which they are read.
+_TEXT_TITLES: Final = {
+    "prompt": "prompt", "examples": "examples", "query": "question", "answer": "answer",
+    "icl_answer": "answer of the base model", "ttt_answer": "answer of the adapted model",
+}  # fmt: skip
 _ATTEMPT_TITLES: Final = {
     "examples_count": "examples", "training_steps": "training steps", "adaptation_time": "seconds of gate and training",
     "convergence_score": "share by which the training loss fell", "accuracy_improvement": "gain over the base model",
@@ -124,12 +129,14 @@ def decision_sentences(request: Mapping[str, Any], attempt: Mapping[str, Any] | 
 def content_html(content: Mapping[str, Any]) -> str:
     """Return stored texts, each under its name."""
     parts = []
-    for name, value in content.items():
+    for name in sorted(content, key=lambda name: list(_TEXT_TITLES).index(name) if name in _TEXT_TITLES else 99):
+        value = content[name]
         if value in (None, "", []):
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
         parts.append(
-            f'<h3>{html.escape(name.replace("_", " "))}</h3><div class="prompt-text">{html.escape(text)}</div>'
+            f"<h3>{html.escape(_TEXT_TITLES.get(name) or name.replace('_', ' '))}</h3>"
+            f'<div class="prompt-text" tabindex="0">{html.escape(text)}</div>'
         )
     return "".join(parts)
 
