@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -35,6 +34,16 @@ def another(browser: Browser, site: Site, key: str, *, size: tuple[int, int] = D
     visitor = Visitor(context, site.server.url)
     visitor.sign_in(key)
     return visitor
+
+
+def add_requests(site: Site, *, days: int, count: int = 1) -> None:
+    """Write requests that are as old as this into the server's store."""
+    then = datetime.now(UTC) - timedelta(days=days)
+    with Store(str(site.keys_file.parent / "metrics.db")) as store:
+        for number in range(count):
+            at = then - timedelta(seconds=number)
+            store.put(RequestRecord(pipeline="language", status="plain", session_id="old", timestamp=at))
+        store.flush()
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -121,7 +130,7 @@ def test_the_same_request_can_be_copied_and_the_settings_shared(visit: Visitor) 
     page.get_by_role("button", name="Close").click()
     page.get_by_label("Prompt with worked examples").fill("a secret -> b\nanother -> c\nlast ->")
     page.get_by_role("button", name="Share").click()
-    page.wait_for_url(re.compile("mode=force"))
+    page.wait_for_url(lambda url: "example" not in url)
     assert "steps=3" in page.url
     assert "secret" not in page.url
     assert "example" not in page.url
@@ -257,6 +266,16 @@ def test_a_request_has_a_page_that_explains_it(visit: Visitor) -> None:
     expect(page.get_by_text("language adaptation")).to_be_visible()
 
 
+def test_going_back_shows_the_requests_before(site: Site, visit: Visitor) -> None:
+    add_requests(site, days=3, count=30)
+    page = visit.open("/watch?hours=168")
+    newest = page.locator("table.plain a").first.inner_text()
+    page.get_by_role("button", name="Older").click()
+    expect(page.locator("table.plain a").first).not_to_have_text(newest)
+    page.go_back()
+    expect(page.locator("table.plain a").first).to_have_text(newest)
+
+
 def test_charts_can_be_downloaded_as_csv(visit: Visitor) -> None:
     page = visit.open("/watch?hours=24")
     with page.expect_download() as started:
@@ -304,14 +323,6 @@ def test_experiments_are_created_assigned_and_stopped(site: Site, visit: Visitor
     expect(box.get_by_text("stopped")).to_be_visible()
 
 
-def add_old_request(site: Site, *, days: int) -> None:
-    """Write a request that is as old as this into the server's store."""
-    then = datetime.now(UTC) - timedelta(days=days)
-    with Store(str(site.keys_file.parent / "metrics.db")) as store:
-        store.put(RequestRecord(pipeline="language", status="plain", session_id="old", timestamp=then))
-        store.flush()
-
-
 def test_old_rows_are_counted_before_they_are_deleted_and_health_is_told(site: Site, visit: Visitor) -> None:
     page = visit.open("/operate")
     delete = page.get_by_role("region", name="Old rows").get_by_role("button", name="Delete")
@@ -319,7 +330,7 @@ def test_old_rows_are_counted_before_they_are_deleted_and_health_is_told(site: S
     page.get_by_role("button", name="Count").click()
     expect(page.get_by_text("Nothing is older than 30 days.")).to_be_visible()
     expect(delete).to_be_disabled()
-    add_old_request(site, days=50)
+    add_requests(site, days=50)
     page.get_by_label("Keep days").fill("40")
     page.get_by_role("button", name="Count").click()
     expect(delete).to_be_enabled()

@@ -93,6 +93,8 @@ class _View:
 
     def draw(self) -> None:
         """Draw the filters, and the places for what is read."""
+        # Going back changes the address alone: the page was not left in between.
+        ui.add_head_html("<script>window.addEventListener('popstate', () => window.location.reload())</script>")
         self._draw_filters()
         self._problem = paragraph("", "problem").props('role="alert"')
         with ui.element("div").classes("stack"):
