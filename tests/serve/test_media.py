@@ -131,7 +131,7 @@ def large() -> dict[str, Any]:
     ("messages", "more", "said"),
     [
         (shapes(large()), {}, "turn 7: has 200 x 200 pixels, at most 10000 are read"),
-        (shapes(data_url(b"no image")), {}, "turn 7: cannot be decoded"),
+        (shapes(data_url(b"no image")), {}, "turn 7: is no image in one of the formats"),
         (shapes({"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}), {}, "no address is fetched"),
         (shapes({"type": "image_url", "image_url": {"url": "data:image/png;base64,@@"}}), {}, "not base64"),
         (shapes(sound_part(300, 0)), {}, "turn 7: is of kind audio"),

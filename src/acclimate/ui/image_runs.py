@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,15 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
-import torch
-
 from acclimate.core.norm import batch_norms
-from acclimate.core.session import Session
 from acclimate.errors import CancelledError, ConfigError
-from acclimate.methods.blend import Blend
-from acclimate.methods.spectrum import SpectrumFilter, in_unit_range
 from acclimate.registry import METHODS
+from acclimate.ui.image_decisions import certainty, class_names, decision, handed_on
 from acclimate.ui.image_sets import ImageSet
 from acclimate.ui.one_at_a_time import OneAtATime
 from acclimate.vision.data.corruptions import Uint8Image
@@ -37,7 +31,6 @@ from acclimate.vision.run.ttt_report import TTTReport
 Play = Literal["damaged", "live"]
 #: Images of a run that are kept for showing.
 SHOWN_IMAGES: Final = 24
-_SHOWN_SCORE: Final = 0.3
 _RESAMPLES: Final = 200
 
 
@@ -282,8 +275,8 @@ class _Run:
             BatchSeen(
                 images=len(self._after),
                 damaged=damaged,
-                certainty_before=_certainty(before),
-                certainty_after=_certainty(after),
+                certainty_before=certainty(before),
+                certainty_after=certainty(after),
                 same=sum(same) / max(1, len(same)),
                 verdict=verdict,
                 code=code,
@@ -339,7 +332,7 @@ class _Run:
             gain = difference(scorer, before, after, resamples=_RESAMPLES)
         return Result(
             kind=self._adapter.kind,
-            class_names=_class_names(self._adapter, self._dataset),
+            class_names=class_names(self._adapter, self._dataset),
             method="none" if config is None else config.method,
             images=len(self._after),
             skipped=dict(self._reader.skipped),
@@ -364,52 +357,6 @@ class _Plain:
 
     def entries(self, run: TTTRun, batch: ImageBatch) -> list[Entry]:
         return self._adapter.entries(run.session.predict_as_source(batch.inputs), batch)
-
-
-@torch.no_grad()
-def handed_on(session: Session, inputs: Any) -> list[Uint8Image] | None:
-    """Return a batch as the session's method hands it on to the model, or None where it changes no images."""
-    method, state, task = session.method, session.state, session.task
-    if isinstance(method, SpectrumFilter):
-        cleaned = method.cleaned(inputs, state, task=task)
-    elif isinstance(method, Blend) and method.spectrum is not None and state.filters:
-        cleaned = method.spectrum.cleaned(inputs, state.seen, task=task)
-    else:
-        return None
-    given, filtered = (in_unit_range(task.images(batch), task) for batch in (inputs, cleaned))
-    if torch.equal(given, filtered):
-        return None
-    pixels = filtered.float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [np.ascontiguousarray(image) for image in pixels]
-
-
-def decision(entry: Entry) -> Any:
-    """Return what is decided about an image, for comparison."""
-    if "segments" in entry:
-        return [segment["segmentation"]["counts"] for segment in entry["segments"]]
-    if "classification" in entry:
-        return entry["classification"]["class_id"]
-    return sorted(detection["class_id"] for detection in entry["detections"] if detection["score"] >= _SHOWN_SCORE)
-
-
-def _certainty(entries: Sequence[Entry]) -> float | None:
-    """Return the mean score of decisions; None where there are none."""
-    scores: list[float] = []
-    for entry in entries:
-        if "classification" in entry:
-            scores.append(entry["classification"]["score"])
-        elif "segments" in entry:
-            scores += [segment["score"] for segment in entry["segments"]]
-        else:
-            scores += [d["score"] for d in entry["detections"] if d["score"] >= _SHOWN_SCORE]
-    return statistics.fmean(scores) if scores else None
-
-
-def _class_names(adapter: Adapter, dataset: Dataset) -> dict[int, str]:
-    if dataset.categories:
-        return dict(dataset.categories)
-    named = getattr(getattr(adapter.get_model(), "config", None), "id2label", None)
-    return {int(number): str(name) for number, name in named.items()} if isinstance(named, dict) else {}
 
 
 def check_folder(folder: Path) -> Path:

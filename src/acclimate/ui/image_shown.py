@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from acclimate.ui.image_decisions import SHOWN_SCORE
 from acclimate.ui.image_runs import Shown
 from acclimate.vision.data.corruptions import Uint8Image
 from acclimate.vision.data.masks import NO_CLASS, class_map_of
 from acclimate.vision.models.adapter import Entry
 
-_SHOWN_SCORE: Final = 0.3
 #: Sides of pictures on the page, in pixels.
 _SMALL, _LARGE = 160, 640
 _GOLDEN_RATIO: Final = 0.618
@@ -59,7 +59,7 @@ def words(entry: Entry, names: Mapping[int, str]) -> str:
     if "segments" in entry:
         largest = sorted(entry["segments"], key=lambda segment: -segment.get("area", 0))[:3]
         return ", ".join(_name(segment["class_id"], names) for segment in largest) or "nothing"
-    found = [d for d in entry["detections"] if d["score"] >= _SHOWN_SCORE]
+    found = [d for d in entry["detections"] if d["score"] >= SHOWN_SCORE]
     listed = ", ".join(_name(d["class_id"], names) for d in sorted(found, key=lambda d: -d["score"])[:4])
     return f"{len(found)} found: {listed}" if found else "nothing found"
 
@@ -72,7 +72,7 @@ def _draw_boxes(image: Image.Image, entry: Entry, shown: Shown | None, scale: fl
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(9, image.width // 40))
     for detection in entry["detections"]:
-        if detection["score"] < _SHOWN_SCORE:
+        if detection["score"] < SHOWN_SCORE:
             continue
         box = detection["bbox"]
         left, top = (box["cx"] - box["w"] / 2) * image.width, (box["cy"] - box["h"] / 2) * image.height

@@ -23,8 +23,9 @@ from acclimate.registry import METHODS
 from acclimate.ui.allowance import Allowance
 from acclimate.ui.charts import Chart, Line
 from acclimate.ui.frame import card, framed, heading, mark_finished, paragraph, primary, secondary, set_text
+from acclimate.ui.image_decisions import decision
 from acclimate.ui.image_results import choice_html, result_html, steps_html
-from acclimate.ui.image_runs import BatchSeen, Job, Result, Runner, Shown, check_folder, decision
+from acclimate.ui.image_runs import BatchSeen, Job, Result, Runner, Shown, check_folder
 from acclimate.ui.image_sets import MOST_IMAGES, SAMPLES, ImageModel, ImageSet, ImageSets, Uploads
 from acclimate.ui.image_shown import picture, words
 from acclimate.ui.upload_box import upload_box
