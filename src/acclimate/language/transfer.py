@@ -37,7 +37,7 @@ class TransferSettings:
 
     candidates: int = 4
     least_examples: int = 4
-    least_start_gain: float = 0.5
+    least_start_gain: float = 0.7
     start_steps: float = 0.5
 
 
