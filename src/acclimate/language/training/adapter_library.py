@@ -181,7 +181,7 @@ class AdapterLibrary:
                         f"the adapter {folder.name[:12]} in {self.folder} lacks {Path(error.filename).name}"
                     )
                     damaged.append(folder.name)
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 problems.append(f"the adapter {folder.name[:12]} in {self.folder} cannot be read: {error}")
                 damaged.append(folder.name)
         found.sort(key=lambda entry: -entry.last_used)
