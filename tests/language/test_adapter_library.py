@@ -115,12 +115,13 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path, by: str) -> None:
 def test_what_a_process_left_unfinished_is_deleted_after_a_while(tmp_path: Path) -> None:
     library = AdapterLibrary(tmp_path)
     filled(library, small(), 1)
-    old, new = tmp_path / ".1.part", tmp_path / ".2.removed"
-    for folder in (old, new):
+    old, new, other = (tmp_path / f".{name}" for name in ("1" * 32 + ".part", "2" * 32 + ".removed", "mine.part"))
+    for folder in (old, new, other):
         folder.mkdir()
-    os.utime(old, (0, 0))
+    for folder in (old, other):
+        os.utime(folder, (0, 0))
     library.clean()
-    assert (old.exists(), new.exists()) == (False, True)
+    assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
     assert len(library.read().entries) == 1
 
 

@@ -35,6 +35,7 @@ EXAMPLES_FILE: Final = "examples.jsonl"
 #: One byte for every use, appended: its size is their number and its time the last one, also among processes.
 _USES_FILE: Final = "uses"
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
 #: Temporary folders of processes that ended in the middle are deleted after so long.
 _LEFT_OVER_S: Final = 3600.0
 _DAY_S: Final = 86400.0
@@ -161,7 +162,7 @@ class AdapterLibrary:
         self._clock = clock
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file; name a folder for the library of adapters")
-        if folder.is_dir() and not self.exists and any(folder.iterdir()):
+        if folder.is_dir() and not self.exists and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise DataError(f"{folder} is not empty and no library of adapters; name another folder")
 
     @property
@@ -298,7 +299,7 @@ class AdapterLibrary:
         """Do what :meth:`clean` does with what was read; return what is left, and the deleted keys."""
         now = self._clock()
         for path in self.folder.glob(".*"):
-            if path.suffix in (".part", ".removed") and path.is_dir() and _changed(path) < now - _LEFT_OVER_S:
+            if _TEMPORARY.fullmatch(path.name) and path.is_dir() and _changed(path) < now - _LEFT_OVER_S:
                 shutil.rmtree(path, ignore_errors=True)
         days = self.retention.keep_days
         oldest = -math.inf if days is None else now - days * _DAY_S
