@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from acclimate.errors import CheckpointError, ConfigError, DataError
+from acclimate.errors import CheckpointError, ConfigError, DataError, InputError
 from acclimate.language import Adapter, AdapterLibrary, LanguageModel, Retention, as_examples
 from acclimate.language.training.adapter_library import ENTRY_FILE, MARKER, HeldOutGain, digest_of
 from acclimate.language.training.task_features import distance, task_features
@@ -160,6 +160,10 @@ def changed(name: str, value: Any) -> Callable[[Path], None]:
         (changed("gain", 5), "cannot be read"),
         (changed("created", None), "None where a number belongs"),
         (changed("created", "soon"), "'soon' where a number belongs"),
+        (changed("created", 1e300), "1e+300 where a number belongs"),
+        (changed("created", float("nan")), "nan where a number belongs"),
+        (changed("steps", 10**400), "where a number belongs"),
+        (changed("seen", 5), "cannot be read"),
     ],
 )
 def test_a_damaged_entry_is_one_line_and_the_others_are_read(
@@ -189,6 +193,14 @@ def test_damaged_weights_and_those_of_another_model_are_refused(tmp_path: Path) 
         library.load(entries[key(2)], model)
     with pytest.raises(CheckpointError, match="trained for another model"):
         library.load(entries[key(1)], small("gpt2"))
+    for damage in ({"r": "four"}, {"r": 0}, {"lora_alpha": "x"}, {"lora_alpha": float("inf")}):
+        settings = tmp_path / key(1) / "adapter_config.json"
+        whole = settings.read_text()
+        settings.write_text(json.dumps(json.loads(whole) | damage))
+        with pytest.raises(InputError):
+            library.load(entries[key(1)], model)
+        settings.write_text(whole)
+    assert library.load(entries[key(1)], model).rank == 4
     cut(tmp_path / key(1) / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read"):
         library.load(entries[key(1)], model)

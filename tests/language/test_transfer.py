@@ -141,6 +141,19 @@ def test_a_damaged_adapter_is_a_warning_and_training_goes_on(tmp_path: Path) -> 
     assert "\n" not in warning
 
 
+def test_an_adapter_that_makes_the_model_fail_is_not_used(tmp_path: Path) -> None:
+    model, library = spark(), AdapterLibrary(tmp_path)
+    good = train(model, [tagged("q")], model.recipe)
+    huge = {name: (down * 1e20, up * 1e20) for name, (down, up) in good.weights.items()}
+    bad = Adapter.of_weights(huge, rank=good.rank, fingerprint=good.fingerprint)
+    for number, adapter in enumerate((bad, good)):
+        library.add(adapter, key=key(number), examples=tagged("q"), gain=GAIN, model=model)
+    report = asked(library, tagged("z", OTHERS))
+    assert report.library is not None
+    assert (report.library.tried, report.library.use, report.library.entry) == (2, "answered", key(1))
+    assert report.answer == "<z>melon</z>"
+
+
 def test_adapters_of_another_model_are_not_tried(tmp_path: Path) -> None:
     model = small()
     library = AdapterLibrary(tmp_path)

@@ -152,7 +152,10 @@ class Transfer:
             # Nothing can be gained.
             work.evidence = Evidence(len(work.examples), base, base, 0.0, tried=False)
             return
-        order = sorted(range(len(found)), key=lambda i: (-scores[i].exact, -scores[i].log_likelihood))
+        usable = [i for i, score in enumerate(scores) if math.isfinite(score.log_likelihood)]
+        if not usable:
+            return
+        order = sorted(usable, key=lambda i: (-scores[i].exact, -scores[i].log_likelihood))
         best, (entry, adapter) = scores[order[0]], found[order[0]]
         evidence = Evidence(len(work.examples), base, best, 0.0)
         decision = self._gate.decide(evidence)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from acclimate.errors import CheckpointError, ConfigError, DataError
+from acclimate.errors import CheckpointError, ConfigError, DataError, first_line
 from acclimate.json_values import from_json, to_jsonable
 from acclimate.language.examples import Example
 from acclimate.language.models.language_model import LanguageModel
@@ -39,6 +39,8 @@ _TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
 #: Temporary folders of processes that ended in the middle are deleted after so long.
 _LEFT_OVER_S: Final = 3600.0
 _DAY_S: Final = 86400.0
+#: Of the numbers in an entry; as seconds since 1970 it is the year 8307.
+_LARGEST: Final = 2e11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,9 +204,16 @@ class AdapterLibrary:
         Raises:
             CheckpointError: files are missing or damaged, or belong to another model.
         """
-        adapter = Adapter.load(self.folder / entry.key, model)
-        if not all(bool(tensor.isfinite().all()) for pair in adapter.weights.values() for tensor in pair):
-            raise CheckpointError(f"the adapter {entry.key[:12]} in {self.folder} has weights that are not finite")
+        name = f"the adapter {entry.key[:12]} in {self.folder}"
+        try:
+            adapter = Adapter.load(self.folder / entry.key, model)
+        except (OSError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+            # The settings beside the weights are any JSON.
+            raise CheckpointError(f"{name} cannot be read: {first_line(error)}") from error
+        if not math.isfinite(adapter.alpha) or not all(
+            bool(tensor.isfinite().all()) for pair in adapter.weights.values() for tensor in pair
+        ):
+            raise CheckpointError(f"{name} has weights that are not finite")
         return adapter
 
     def add(
@@ -364,7 +373,7 @@ def digest_of(example: Example) -> str:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
         raise ValueError(f"{ENTRY_FILE} has {value!r} where a number belongs")
     return float(value)
 
