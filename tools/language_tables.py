@@ -100,6 +100,37 @@ def gate_table() -> str:
     return "\n".join(lines)
 
 
+def transfer_table() -> str:
+    """Return what a library changes, by what it has, with intervals over families."""
+    lines = [
+        "| the library has | requests | accuracy without | with | difference | steps without | with | difference | CPU s without | with | difference |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, r in _read("transfer").get("results", {}).items():
+        cells = [name, f"{r['requests']}"]
+        for measure, factor, digits in (("right", 100, 1), ("steps", 1, 1), ("cpu_s", 1, 2)):
+            none, library, *change = (factor * r[measure][k] for k in ("none", "library", "difference", "low", "high"))
+            low, high = (f"{value:+.{digits}f}" for value in change[1:])
+            cells += [f"{none:.{digits}f}", f"{library:.{digits}f}", f"{change[0]:+.{digits}f} [{low}, {high}]"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def transfer_uses_table() -> str:
+    """Return how often a library's adapters answered or training started from them, and how those were answered."""
+    lines = [
+        "| the library has | use | requests | accuracy | without a library |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    words = {"answered": "an adapter answered", "start": "training started from one", "none": "none was used"}
+    for name, r in _read("transfer").get("results", {}).items():
+        for use, said in words.items():
+            one = r[f"use: {use}"]
+            shares = ("-" if one[k] is None else f"{100 * one[k]:.1f}" for k in ("right", "right_without"))
+            lines.append(f"| {name} | {said} | {one['requests']} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
 def adaptation_table() -> str:
     """Return cost and accuracy beside the loop with peft."""
     lines = [

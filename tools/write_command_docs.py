@@ -306,6 +306,8 @@ def _with_tables(text: str) -> str:
         "media adapt": media_tables.adapt_table,
         "gate": language_tables.gate_table,
         **{f"serve {model}": functools.partial(language_tables.serve_table, model) for model in ("spark", "smollm2")},
+        "transfer": language_tables.transfer_table,
+        "transfer uses": language_tables.transfer_uses_table,
         "adaptation": language_tables.adaptation_table,
         "costs": language_tables.costs_table,
         "patterns": language_tables.patterns_table,

@@ -68,6 +68,7 @@ LEAST_CONFIDENCE: Final = 0.5
     help="See this domain's kinds of pattern more readily.",
 )
 @language_options.training
+@language_options.library
 @click.option("--max-seconds", type=click.FloatRange(0), default=20.0, show_default=True, help="For the whole answer.")
 @click.option("--max-mib", type=click.FloatRange(0), help="Memory that adapting may hold, beyond the model.")
 @click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer.")
@@ -204,6 +205,7 @@ def _without_last_break(text: str) -> str:
 def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:
     from acclimate.language import Calibration, DebugLog, Gate
 
+    library = language_options.open_library(given)
     model = language_options.load_model(given)
     recipe = language_options.recipe_from(model.recipe, given)
     gate = None
@@ -222,6 +224,7 @@ def _engine(engine: type[Engine], given: dict[str, Any]) -> Engine:
         max_seconds=given["max_seconds"],
         max_bytes=None if mib is None else int(mib * 2**20),
         max_answer_tokens=given["max_answer_tokens"],
+        library=library,
         debug=debug,
     )
 

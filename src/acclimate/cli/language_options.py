@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from acclimate.errors import DataError
+from acclimate.errors import ConfigError, DataError
 from acclimate.json_values import from_json
+from acclimate.output_files import check_folder_writable
 
 if TYPE_CHECKING:
-    from acclimate.language import Example, LanguageModel, Recipe
+    from acclimate.language import AdapterLibrary, Example, LanguageModel, Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PRIMED_EXAMPLES: Final = "examples.jsonl"
@@ -46,6 +47,48 @@ def model(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def library(command: Command) -> Command:
+    """Add the options of a library of adapters."""
+    for option in (
+        click.option("--library-content", is_flag=True, help="Keep the examples beside the adapters in --library."),
+        click.option(
+            "--keep-days",
+            type=click.FloatRange(0),
+            help="Delete adapters in --library that were not used for so long.  [default: 30]",
+        ),
+        click.option(
+            "--library",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Keep adapters that helped in this folder, and answer or train from those of similar tasks.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def open_library(given: dict[str, Any]) -> AdapterLibrary | None:
+    """Return the library of adapters that was asked for.
+
+    Raises:
+        ConfigError: an option has no effect.
+        DataError: the folder holds something else, or cannot be written to.
+    """
+    folder = given["library"]
+    if folder is None:
+        for name in ("keep_days", "library_content"):
+            if given[name] is not None and given[name] is not False:
+                raise ConfigError(f"--{name.replace('_', '-')} needs --library: the folder of adapters")
+        return None
+    if given["adapters"]:
+        raise ConfigError("--library has no effect with --adapter, which answers by itself; leave one of them out")
+    from acclimate.language import AdapterLibrary, Retention
+
+    check_folder_writable(folder)
+    days = given["keep_days"]
+    retention = Retention() if days is None else Retention(keep_days=days)
+    return AdapterLibrary(folder, retention=retention, keep_content=given["library_content"])
 
 
 def training(command: Command) -> Command:

@@ -36,6 +36,11 @@ _COMMANDS: Final = {
     "state": ("acclimate.cli.state", "state_group", "Show or compare the states that runs have saved."),
     "ask": ("acclimate.cli.ask", "ask_command", "Answer a prompt, adapted to the examples in it where that helps."),
     "prime": ("acclimate.cli.prime", "prime_command", "Train an adapter on examples once, for reuse."),
+    "library": (
+        "acclimate.cli.library",
+        "library_group",
+        "List or delete the adapters that ask --library has kept.",
+    ),
     "serve": ("acclimate.cli.serve", "serve_command", "Serve models over HTTP, as OpenAI's API."),
     "ui": ("acclimate.cli.ui", "ui_command", "Open the web page: try both pipelines, watch, operate."),
     "keys": ("acclimate.cli.serve", "keys_group", "Create, list and revoke API keys of the server."),

@@ -1,5 +1,6 @@
 from .answers import AdaptationMetadata as AdaptationMetadata
 from .answers import AskReport as AskReport
+from .answers import LibraryUse as LibraryUse
 from .debug_log import DebugLog as DebugLog
 from .decision.calibration import Calibration as Calibration
 from .decision.calibration import shipped as shipped
@@ -25,6 +26,9 @@ from .prompts import PromptFormat as PromptFormat
 from .training.adapter import Adapter as Adapter
 from .training.adapter import StopReason as StopReason
 from .training.adapter_cache import AdapterManager as AdapterManager
+from .training.adapter_library import AdapterLibrary as AdapterLibrary
+from .training.adapter_library import LibraryEntry as LibraryEntry
+from .training.adapter_library import Retention as Retention
 from .training.recipes import RANK_RECOMMENDATIONS as RANK_RECOMMENDATIONS
 from .training.recipes import Recipe as Recipe
 from .training.recipes import optimize_training_steps as optimize_training_steps

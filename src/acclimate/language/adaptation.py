@@ -15,9 +15,11 @@ from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.steps import Steps, Train
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.adapter_cache import AdapterManager, adapter_key
+from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.trainer import TrainingJob
 from acclimate.language.training.warm_start import warm_start
-from acclimate.language.work import RefusedError, Work, failure_reason
+from acclimate.language.transfer import Transfer
+from acclimate.language.work import ADAPTING_PARTS, RefusedError, Work, failure_reason
 
 #: Passes take different times; what is expected is multiplied by this.
 _SAFETY: Final = 1.25
@@ -38,6 +40,7 @@ class Adaptation:
         cache: of trained adapters; None keeps none.
         warm_start: start from a cached adapter where that answers the examples better than the base model.
         answering: generates the answers that the gate compares.
+        transfer: looks for adapters in a library, and keeps them there; None without one.
     """
 
     def __init__(
@@ -49,9 +52,10 @@ class Adaptation:
         cache: AdapterManager | None,
         warm_start: bool,
         answering: Answering,
+        transfer: Transfer | None = None,
     ) -> None:
         self._model, self._gate, self._budget, self._cache = model, gate, budget, cache
-        self._warm_start, self._answering = warm_start, answering
+        self._warm_start, self._answering, self._transfer = warm_start, answering, transfer
 
     def adapt(self, work: Work) -> Steps[None]:
         """Train on the examples, answer with the adapter, and decide which answer is given.
@@ -60,8 +64,23 @@ class Adaptation:
             RefusedError: the base model should answer.
             CancelledError: the request was cancelled.
         """
-        gated = work.request.policy == "gate"
         self._look_up(work)
+        if self._transfer is None:
+            yield from self._adapt(work)
+            return
+        if work.adapter is None and work.evidence is None:
+            with work.timed("library"):
+                left = self._remaining(work)
+                self._transfer.begin(work, seconds=left.max_seconds, max_bytes=left.max_bytes)
+        if work.library is not None and work.library.use == "answered" and work.adapter is not None:
+            yield from self._answering.by_adapted_model(work, work.adapter, is_final=True)
+        else:
+            yield from self._adapt(work)
+        with work.timed("library"):
+            self._transfer.finish(work)
+
+    def _adapt(self, work: Work) -> Steps[None]:
+        gated = work.request.policy == "gate"
         if gated:
             if work.evidence is None:
                 yield from self._evaluate_held_out(work)
@@ -123,13 +142,14 @@ class Adaptation:
     def _evaluate_held_out(self, work: Work) -> Steps[None]:
         """Measure how adapting changes the answers to held-out examples."""
         with work.timed("gate"):
-            job = self._job(work, self._remaining(work, keep_s=0.0))
+            job = self._job(work, self._remaining(work, keep_s=0.0), start=work.start)
             work.evidence, temporary = yield from cross_fit_steps(
-                self._model, work.examples, work.recipe, job, reserve_s=lambda: self._reserve_s(work)
+                self._model, work.examples, self._recipe(work), job, reserve_s=lambda: self._reserve_s(work)
             )
         work.trained_tokens += temporary.trained_tokens
         self._refuse_failure(temporary.stop)
-        self._keep(work, work.adapter or empty_adapter(self._model))
+        if work.start is None:
+            self._keep(work, work.adapter or empty_adapter(self._model))
 
     def _decide(self, work: Work) -> None:
         if work.evidence is None:
@@ -140,11 +160,12 @@ class Adaptation:
 
     def _train(self, work: Work) -> Steps[Adapter]:
         with work.timed("training"):
-            start = None
-            if self._warm_start and self._cache is not None:
+            start = work.start
+            if start is None and self._warm_start and self._cache is not None:
                 start = warm_start(self._cache, self._model, work.examples, work.recipe, work.request.layout)
             work.warm_start = start is not None
-            adapter: Adapter = yield Train(job=self._job(work, self._remaining(work), start=start), recipe=work.recipe)
+            job = self._job(work, self._remaining(work), start=start)
+            adapter: Adapter = yield Train(job=job, recipe=self._recipe(work))
         work.adapter = adapter
         work.trained_tokens += adapter.trained_tokens
         work.memory.set("adapter", adapter.held_bytes)
@@ -153,6 +174,9 @@ class Adaptation:
             # The key stands for what training on these examples alone leads to.
             self._keep(work, adapter)
         return adapter
+
+    def _recipe(self, work: Work) -> Recipe:
+        return work.recipe if self._transfer is None else self._transfer.recipe(work)
 
     def _job(self, work: Work, budget: Budget, start: Adapter | None = None) -> TrainingJob:
         return TrainingJob(
@@ -175,7 +199,7 @@ class Adaptation:
     def _remaining(self, work: Work, *, keep_s: float | None = None) -> Budget:
         """Return the budget that is left, ``keep_s`` seconds before the end of the request, or enough to answer it."""
         limit = math.inf if self._budget.max_seconds is None else self._budget.max_seconds
-        spent = work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0)
+        spent = sum(work.seconds.get(part, 0.0) for part in ADAPTING_PARTS)
         kept = self._reserve_s(work) if keep_s is None else keep_s
         left = min(limit - spent, work.deadline.left_s - kept)
         return replace(self._budget, max_seconds=None if left == math.inf else max(0.0, left))

@@ -41,6 +41,24 @@ class AdaptationMetadata:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryUse:
+    """What a library of adapters did for a request.
+
+    Attributes:
+        tried: adapters that were compared on its examples.
+        entry: the key of the one that was used; None where none was.
+        use: ``answered`` (nothing was trained), ``start`` (training started from it) or ``same_examples`` (it was
+            trained on these examples by an earlier request).
+        added: the adapter that was trained for this request was kept.
+    """
+
+    tried: int = 0
+    entry: str | None = None
+    use: Literal["answered", "start", "same_examples"] | None = None
+    added: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AskReport:
     """An answer, and how it was found.
 
@@ -61,6 +79,7 @@ class AskReport:
         votes, agreement: orders of the examples that were asked, and the share that gave this answer.
         cached: the adapter was not trained for this request.
         warm_start: training started from another adapter's weights.
+        library: what the engine's library of adapters did; None without one, or where adapting was not tried.
         complete: the model ended the answer within the limits.
         out_of_time: the limit on seconds cut it off.
         metadata: of the adaptation.
@@ -94,6 +113,7 @@ class AskReport:
     agreement: float | None = None
     cached: bool = False
     warm_start: bool = False
+    library: LibraryUse | None = None
     complete: bool = True
     out_of_time: bool = False
     metadata: AdaptationMetadata = field(default_factory=AdaptationMetadata)
@@ -123,6 +143,9 @@ class AskReport:
         confidence = "" if meta.confidence_score is None else f", confidence {meta.confidence_score:.0%}"
         if self.status == "adapted":
             how = "adapter from the cache" if self.cached else f"{meta.training_steps} steps, rank {meta.lora_rank}"
+            if self.library is not None and self.library.entry is not None:
+                known = f"adapter {self.library.entry[:12]} from the library"
+                how = f"{known}, no steps" if self.cached else f"{how}, from {known}"
             return f"TTT active: adapted to {meta.examples_used} examples ({how}){confidence}, {total:.2f} s"
         if self.status == "declined":
             plain = "" if self.icl_confidence is None else f", confidence {self.icl_confidence:.0%}"
@@ -139,6 +162,11 @@ class AskReport:
             return "Adapting was switched off, so the model answered from the prompt alone."
         if self.status == "plain":
             return "Your prompt shows no worked examples, so the base model answered."
+        if self.status == "adapted" and self.library is not None and self.library.use == "answered":
+            return (
+                f"An adapter from the library, trained for a similar task, answered all your "
+                f"{self.metadata.examples_used} examples right before it saw their answers, so nothing was trained."
+            )
         if self.status == "adapted":
             words = f"The model was fine-tuned on your {self.metadata.examples_used} examples before it answered"
             confidence = self.metadata.confidence_score

@@ -33,8 +33,10 @@ from acclimate.language.prompts import Message
 from acclimate.language.steps import Steps, run_alone
 from acclimate.language.training.adapter import Adapter
 from acclimate.language.training.adapter_cache import AdapterManager
+from acclimate.language.training.adapter_library import AdapterLibrary
 from acclimate.language.training.memory import out_of_memory
 from acclimate.language.training.recipes import Recipe, decided
+from acclimate.language.transfer import Transfer
 from acclimate.language.work import Policy, RefusedError, Request, Work, report_of
 
 _LOG = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class Engine:
             :class:`acclimate.language.training.memory.RequestMemory` counts them; None for no limit.
         max_answer_tokens: None allows twice the longest example answer and sixteen more.
         warm_start: start from a cached adapter where that answers the examples better than the base model.
+        library: of adapters that earlier requests were worth; None uses none. Where one of them answers the examples it
+            answers without training, or training starts from it.
         augment: returns further examples for each.
         on_report: called with every report, in the thread of its request.
         debug: a file that what happened is appended to.
@@ -87,6 +91,7 @@ class Engine:
         max_bytes: int | None = None,
         max_answer_tokens: int | None = None,
         warm_start: bool = False,
+        library: AdapterLibrary | None = None,
         augment: Augmentation | None = None,
         on_report: OnReport | None = None,
         debug: DebugLog | None = None,
@@ -109,6 +114,7 @@ class Engine:
             cache=cache,
             warm_start=warm_start,
             answering=self._answering,
+            transfer=Transfer(model, gate, library) if library is not None else None,
         )
         self._on_report, self._debug, self._max_seconds = on_report, debug, max_seconds
 

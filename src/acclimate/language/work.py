@@ -6,10 +6,10 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from acclimate.errors import SessionError
-from acclimate.language.answers import AdaptationMetadata, AskReport, Status
+from acclimate.language.answers import AdaptationMetadata, AskReport, LibraryUse, Status
 from acclimate.language.decision.evidence import Evidence
 from acclimate.language.decision.gate import DECLINED, Decision, Reason
 from acclimate.language.examples import Example
@@ -21,6 +21,8 @@ from acclimate.language.training.memory import RequestMemory
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.trainer import OnStep
 
+#: The parts of a request's seconds that adapting takes before anything is answered.
+ADAPTING_PARTS: Final = ("library", "gate", "training")
 Policy = Literal["gate", "always", "never"]
 
 
@@ -91,6 +93,8 @@ class Work:
         agreement: share of prompts in other orders of the examples that gave the same answer.
         cached: the adapter was not trained for this request.
         warm_start: training started from another adapter.
+        start: an adapter from a library, which training is to start from.
+        library: what the library did; None without one.
         votes: orders of the examples that each answer is a majority of.
         adapter_key: of the adapter to these examples in a cache.
         base_prompt, adapted_prompt: the tokens that those answers followed.
@@ -116,6 +120,8 @@ class Work:
     agreement: float | None = None
     cached: bool = False
     warm_start: bool = False
+    start: Adapter | None = None
+    library: LibraryUse | None = None
     votes: int = 1
     base_prompt: tuple[int, ...] = ()
     adapted_prompt: tuple[int, ...] = ()
@@ -206,13 +212,14 @@ def report_of(work: Work, model: str, prompt_sent: str) -> AskReport:
         agreement=work.agreement,
         cached=work.cached,
         warm_start=work.warm_start,
+        library=work.library,
         complete=chosen.complete,
         out_of_time=out_of_time,
         metadata=AdaptationMetadata(
             training_steps=len(adapter.losses) if adapter and not work.cached else 0,
             convergence_score=adapter.convergence if adapter else 0.0,
             confidence_score=decision.confidence if decision else None,
-            adaptation_time=work.seconds.get("gate", 0.0) + work.seconds.get("training", 0.0),
+            adaptation_time=sum(work.seconds.get(part, 0.0) for part in ADAPTING_PARTS),
             examples_used=len(work.examples),
             lora_rank=adapter.rank if adapter else rank,
             final_loss=adapter.losses[-1] if adapter and adapter.losses else None,

@@ -240,7 +240,8 @@ def cross_fit_steps(
         model: is not changed.
         examples: at least two.
         recipe: with rank and steps decided.
-        job: its sets are replaced by those of the splits; its budget is for all of it.
+        job: its sets are replaced by those of the splits; its budget is for all of it. An adapter that it starts from
+            must not have been trained on the examples.
         even_if_perfect: train although the base model answers every held-out example.
         reserve_s: called after the first pass; returns how many seconds of the budget are to be kept for answering.
     """
@@ -269,7 +270,8 @@ def cross_fit_steps(
             kept = reserve_s() if reserve_s is not None else 0.0
             spent = time.perf_counter() - began
             budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent - kept))
-        adapter: Adapter = yield Train(job=replace(job, sets=sets, budget=budget), recipe=recipe)
+        start = job.start.repeated(len(sets)) if job.start is not None else None
+        adapter: Adapter = yield Train(job=replace(job, sets=sets, budget=budget, start=start), recipe=recipe)
         after = before
         if adapter.stop not in (StopReason.NON_FINITE, StopReason.TIME_BUDGET):
             left = None if budget.max_seconds is None else budget.max_seconds - adapter.seconds

@@ -192,6 +192,42 @@ class Adapter:
             found[name] = pair[0].to(down.dtype), pair[1].to(up.dtype)
         return replace(self, weights=found, rank=rank, alpha=self.alpha * rank / self.rank, identity=uuid4().hex)
 
+    def repeated(self, copies: int) -> Adapter:
+        """Return ``copies`` of the adapter to be trained side by side, each on examples of its own."""
+        if self.copies != 1 or copies == 1:
+            return self
+        pairs = {
+            name: (down.expand(copies, *down.shape).contiguous(), up.expand(copies, *up.shape).contiguous())
+            for name, (down, up) in self.weights.items()
+        }
+        return replace(self, weights=pairs, copies=copies, identity=uuid4().hex)
+
+    @classmethod
+    def side_by_side(cls, adapters: Sequence[Adapter], *, with_base: bool = False) -> Adapter:
+        """Return one adapter with a copy of each, so that one pass answers with all of them, each its block of rows.
+
+        Args:
+            adapters: of one model, at least one; not necessarily of the same rank, or for the same layers.
+            with_base: the first copy adds nothing: the base model.
+        """
+        rank = max(adapter.rank for adapter in adapters)
+        first = int(with_base)
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for number, adapter in enumerate(adapters, first):
+            for name, (down, up) in adapter.weights.items():
+                if name not in found:
+                    copies = first + len(adapters)
+                    found[name] = down.new_zeros(copies, rank, down.shape[1]), up.new_zeros(copies, len(up), rank)
+                found[name][0][number, : len(down)] = down
+                found[name][1][number, :, : up.shape[1]] = up * (adapter.alpha / adapter.rank)
+        one = cls.of_weights(
+            found,
+            rank=rank,
+            fingerprint=adapters[0].fingerprint,
+            fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters),
+        )
+        return replace(one, copies=first + len(adapters))
+
     @classmethod
     def combined(cls, adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Adapter:
         """Return one adapter that adds to each layer what all of them add, each times its weight.
