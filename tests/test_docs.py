@@ -220,6 +220,7 @@ def test_the_vision_tutorial_runs_with_its_demo(page_folder: Path, monkeypatch: 
     assert after > before, "what the tutorial shows must be better with TTT"
 
 
+@pytest.mark.slow
 def test_the_tutorial_on_a_detector_of_ones_own_runs(page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = run_page(DOCS / "tutorials" / "your_own_detector.md", page_folder, monkeypatch)
     clean, adapted = scores(said)

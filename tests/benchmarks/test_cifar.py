@@ -39,6 +39,7 @@ def setting(benchmark: ModuleType) -> tuple[Any, Any]:
     return benchmark.Data(FOLDER), benchmark.load(FOLDER / "resnet20.safetensors")
 
 
+@pytest.mark.slow
 def test_batch_statistics_give_the_authors_errors_to_the_last_digit(
     benchmark: ModuleType, setting: tuple[Any, Any]
 ) -> None:

@@ -181,6 +181,7 @@ def test_reports_and_maintenance(folder: Path) -> None:
     assert "nothing to change" in run("analyze", "--suggest", "--days", "0.0000001").stdout
 
 
+@pytest.mark.slow
 def test_vision_runs_are_recorded_with_gain_and_cost(folder: Path) -> None:
     run("demo", "vision")
     common = ["--adapter", "torch", "--model", "acclimate.vision.demos.digits:digit_network"]

@@ -64,6 +64,7 @@ def python(code: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_command_block_of_the_guidelines_runs_as_it_is_written(host: Path) -> None:
     install, database, configuration, daily, weekly = command_blocks()
