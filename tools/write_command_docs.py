@@ -130,7 +130,7 @@ def options_table(method: str) -> str:
 
 
 def detector_table() -> str:
-    """Return what the methods win back for the detector that ships, under damage that the package does not have."""
+    """Return what the methods recover for the detector that ships, under damage that the package does not have."""
     lines = [
         "| half | method | mAP | recovered, % | clean | worst change, points |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -5,7 +5,7 @@
 
 The kinds are those of ``kinds.py``, without those that move things, for which boxes would be wrong. Scenes are of the
 split ``test``, of a seed that no other benchmark uses; each kind begins from the source weights. Methods have their
-presets and default guards, as ``--ttt`` gives them. Recovered is the share of the loss in mAP that a method wins back,
+presets and default guards, as ``--ttt`` gives them. Recovered is the share of the loss in mAP that a method recovers,
 over the mean of all kinds; where a kind costs less than one point, the difference in points is what counts.
 """
 
