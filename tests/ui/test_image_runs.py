@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from acclimate.errors import CancelledError, ConfigError
 from acclimate.ui.image_results import choice_html, result_html, steps_html
 from acclimate.ui.image_runs import BatchSeen, Job, Result, Runner, Shown, check_folder
-from acclimate.ui.image_sets import ImageSets
+from acclimate.ui.image_sets import ImageSet, ImageSets
 from acclimate.ui.image_shown import picture, words
 from acclimate.vision.data.images import CorruptionSpec
+from acclimate.vision.models.loading import AdapterOptions
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,21 @@ def test_runs_wait_for_each_other_and_can_be_given_up_meanwhile(job: Job) -> Non
 def test_a_folder_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="is no folder"):
         check_folder(Path("/nowhere/at/all"))
+
+
+def test_a_segmenter_is_run_and_its_classes_are_drawn(tmp_path: Path) -> None:
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    job = Job(
+        images=ImageSet(tmp_path),
+        adapter=AdapterOptions(adapter="torch", model="tests.vision.factories:segmenter"),
+        method="bn",
+        corruption=CorruptionSpec("contrast", 3),
+        most=6,
+        batch_size=2,
+    )
+    result, seen, shown = ran(job)
+    assert (result.kind, result.images, len(seen)) == ("segmenter", 6, 3)
+    assert picture(shown[0].pixels, shown[0].after) != picture(shown[0].pixels)
+    assert words(shown[0].after, {}) != "nothing"
