@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from acclimate.media.heads.protocol import Labels, Matrix, log_softmax
+from acclimate.media.heads.protocol import FittedLinear, Labels, Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class ShrinkageLda:
     name: ClassVar[str] = "lda"
     title: ClassVar[str] = "linear discriminant analysis, covariance shrunk by Ledoit and Wolf's rule"
 
-    def fit(self, vectors: Matrix, labels: Labels, classes: int, weights: Matrix | None = None) -> _Fitted:
+    def fit(self, vectors: Matrix, labels: Labels, classes: int, weights: Matrix | None = None) -> FittedLinear:
         """Return the discriminants; ``weights`` are not used, which made no difference on the development tasks."""
         means = np.stack([vectors[labels == c].mean(0) for c in range(classes)])
         within = vectors - means[labels]
@@ -38,7 +38,7 @@ class ShrinkageLda:
         ridge = max(shrinkage * spread, 1e-12 * max(spread, 1e-12))
         system = ridge * np.eye(n) + (1 - shrinkage) * gram
         slopes = (means - (1 - shrinkage) / n * (means @ within.T) @ np.linalg.solve(system, within)) / ridge
-        return _Fitted(slopes, -0.5 * np.einsum("cd,cd->c", slopes, means))
+        return FittedLinear(slopes, -0.5 * np.einsum("cd,cd->c", slopes, means))
 
 
 def ledoit_wolf(gram: Matrix, size: int) -> tuple[float, float]:
@@ -54,12 +54,3 @@ def ledoit_wolf(gram: Matrix, size: int) -> tuple[float, float]:
     distance = squares / size - spread**2
     error = (float((np.diag(gram) ** 2).sum()) * n - squares) / (size * n)
     return (0.0 if distance <= 0 else min(max(error, 0.0), distance) / distance), spread
-
-
-@dataclass(frozen=True, slots=True)
-class _Fitted:
-    weights: Matrix
-    bias: Matrix
-
-    def log_probabilities(self, vectors: Matrix) -> Matrix:
-        return log_softmax(vectors @ self.weights.T + self.bias)

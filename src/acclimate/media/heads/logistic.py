@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from acclimate.media.heads.protocol import Labels, Matrix, log_softmax
+from acclimate.media.heads.protocol import FittedLinear, Labels, Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Logistic:
     name: ClassVar[str] = "logistic"
     title: ClassVar[str] = "logistic regression"
 
-    def fit(self, vectors: Matrix, labels: Labels, classes: int, weights: Matrix | None = None) -> _Fitted:
+    def fit(self, vectors: Matrix, labels: Labels, classes: int, weights: Matrix | None = None) -> FittedLinear:
         """Return the regression."""
         from sklearn.linear_model import LogisticRegression
 
@@ -39,13 +39,4 @@ class Logistic:
         slopes, bias = np.asarray(model.coef_), np.asarray(model.intercept_)
         if classes == 2:  # scikit-learn keeps the second class's scores alone
             slopes, bias = np.concatenate([-slopes, slopes]) / 2, np.concatenate([-bias, bias]) / 2
-        return _Fitted(slopes * scale, bias - (slopes * scale) @ mean)
-
-
-@dataclass(frozen=True, slots=True)
-class _Fitted:
-    weights: Matrix
-    bias: Matrix
-
-    def log_probabilities(self, vectors: Matrix) -> Matrix:
-        return log_softmax(vectors @ self.weights.T + self.bias)
+        return FittedLinear(slopes * scale, bias - (slopes * scale) @ mean)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -48,3 +49,15 @@ def log_softmax(scores: Matrix) -> Matrix:
     """Return normalised logarithms of each row."""
     shifted = scores - scores.max(1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedLinear:
+    """A head that is a linear layer: ``weights`` ``(classes, size)`` and ``bias`` ``(classes,)``."""
+
+    weights: Matrix
+    bias: Matrix
+
+    def log_probabilities(self, vectors: Matrix) -> Matrix:
+        """Return ``(n, classes)``, not calibrated."""
+        return log_softmax(vectors @ self.weights.T + self.bias)
