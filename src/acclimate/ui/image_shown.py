@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import colorsys
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,11 +15,12 @@ from acclimate.ui.image_decisions import SHOWN_SCORE
 from acclimate.ui.image_runs import Shown
 from acclimate.vision.data.corruptions import Uint8Image
 from acclimate.vision.data.masks import NO_CLASS, class_map_of
+from acclimate.vision.evaluation.pictures import class_colours
+from acclimate.vision.evaluation.pose_pictures import axis_ends
 from acclimate.vision.models.adapter import Entry
 
 #: Sides of pictures on the page, in pixels.
 _SMALL, _LARGE = 160, 640
-_GOLDEN_RATIO: Final = 0.618
 _OPACITY: Final = 0.55
 _BOX: Final = (255, 209, 71)
 _AXES: Final = ((229, 72, 77), (48, 164, 108), (62, 139, 255))
@@ -89,24 +89,17 @@ def _draw_axes(draw: ImageDraw.ImageDraw, detection: Mapping[str, Any], shown: S
     if shown is None or shown.record.intrinsics is None or "pose" not in detection:
         return
     camera = np.array(shown.record.intrinsics) * (1 + np.array(detection.get("k_delta", [0.0] * 4)))
-    rotation, centre = np.array(detection["pose"]["rotation"]), np.array(detection["pose"]["translation"])
-    ends = np.vstack([centre, centre + _AXIS_LENGTH_M * rotation.T])
-    if (ends[:, 2] <= 0).any():
+    ends = axis_ends(detection["pose"], camera, _AXIS_LENGTH_M)
+    if ends is None:
         return
-    pixels: npt.NDArray[np.float64] = (ends[:, :2] / ends[:, 2:] * camera[:2] + camera[2:]) * scale
-    points: Sequence[tuple[float, float]] = [(float(x), float(y)) for x, y in pixels]
+    points: Sequence[tuple[float, float]] = [(float(x), float(y)) for x, y in ends * scale]
     for end, colour in zip(points[1:], _AXES, strict=True):
         draw.line((points[0], end), fill=colour, width=2)
 
 
 def _with_classes(image: Image.Image, classes: npt.NDArray[Any]) -> Image.Image:
     known = np.where(classes == NO_CLASS, 0, classes)
-    colours = np.array([_colour(number) for number in range(int(known.max(initial=0)) + 1)], dtype=np.float32)
+    colours = 255 * class_colours(int(known.max(initial=0)) + 1)
     pixels = np.asarray(image, dtype=np.float32)
     mixed = (1 - _OPACITY) * pixels + _OPACITY * colours[known]
     return Image.fromarray(np.where((classes == NO_CLASS)[..., None], pixels, mixed).astype(np.uint8))
-
-
-def _colour(number: int) -> tuple[float, float, float]:
-    red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1, 0.85, 1.0 if number % 2 == 0 else 0.75)
-    return 255 * red, 255 * green, 255 * blue

@@ -115,14 +115,14 @@ def _draw(axes: Axes, entry: Entry, width: int, height: int, truth: Callable[[st
 
 def _draw_classes(axes: Axes, found: ClassMap, true: ClassMap | None) -> None:
     colours = np.empty((*found.shape, 4), dtype=np.float32)
-    colours[..., :3] = _class_colours(int(found.max(initial=0)) + 1)[found]
+    colours[..., :3] = class_colours(int(found.max(initial=0)) + 1)[found]
     colours[..., 3] = np.where(found == NO_CLASS, 0.0, _OPACITY)
     axes.imshow(colours, interpolation="nearest")
     if true is not None and (labelled := true != NO_CLASS).any():
         axes.set_title(f"{(found == true)[labelled].mean():.0%} right", fontsize=10)
 
 
-def _class_colours(count: int) -> npt.NDArray[np.float32]:
+def class_colours(count: int) -> npt.NDArray[np.float32]:
     """Return an RGB colour ``(count, 3)`` in [0, 1] for each class; those of neighbouring ids are unlike."""
     from matplotlib.colors import hsv_to_rgb
 

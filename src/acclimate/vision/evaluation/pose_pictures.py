@@ -128,10 +128,28 @@ def _box(axes: Axes, box: Sequence[float], text: str, color: str) -> None:
 
 
 def _axes(axes: Axes, pose: Mapping[str, Any], camera: npt.NDArray[np.float64], length_m: float) -> None:
+    found = axis_ends(pose, camera, length_m)
+    if found is None:
+        return
+    # Pixel k is drawn from k - 0.5 to k + 0.5.
+    pixels = found - 0.5
+    for end, color in zip(pixels[1:], _AXIS_COLORS, strict=True):
+        axes.plot([pixels[0, 0], end[0]], [pixels[0, 1], end[1]], color=color, linewidth=2, solid_capstyle="round")
+
+
+def axis_ends(
+    pose: Mapping[str, Any], camera: npt.NDArray[np.float64], length_m: float
+) -> npt.NDArray[np.float64] | None:
+    """Return the pixels ``(4, 2)`` of an object's centre and its axes' ends; None where one is behind the camera.
+
+    Args:
+        pose: ``rotation`` ``(3, 3)`` and ``translation`` ``(3,)`` in metres.
+        camera: ``fx, fy, cx, cy`` in pixels.
+        length_m: of the axes.
+    """
     rotation, translation = np.array(pose["rotation"]), np.array(pose["translation"])
     ends = np.vstack([translation, translation + length_m * rotation.T])
     if (ends[:, 2] <= 0).any():
-        return
-    pixels = ends[:, :2] / ends[:, 2:] * camera[:2] + camera[2:] - 0.5
-    for end, color in zip(pixels[1:], _AXIS_COLORS, strict=True):
-        axes.plot([pixels[0, 0], end[0]], [pixels[0, 1], end[1]], color=color, linewidth=2, solid_capstyle="round")
+        return None
+    pixels: npt.NDArray[np.float64] = ends[:, :2] / ends[:, 2:] * camera[:2] + camera[2:]
+    return pixels
