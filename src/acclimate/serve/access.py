@@ -116,7 +116,7 @@ class Access:
         """
         if self.keys is None:
             return Caller(EVERYBODY, SCOPES)
-        key = await self._read(lambda keys: next((key for key in keys.all() if key.id == key_id), None))
+        key = await self._read(lambda keys: keys.by_id(key_id))
         return None if key is None or key.revoked is not None else Caller(key.id, key.scopes, key.name)
 
     def count(self, caller: Caller) -> None:

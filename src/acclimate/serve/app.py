@@ -81,7 +81,6 @@ def create_app(
     keys: KeyFile | None = None,
     telemetry: Telemetry | None = None,
     assigner: Assigner | None = None,
-    access: Access | None = None,
     extend: Callable[[FastAPI, Parts], None] | None = None,
 ) -> FastAPI:
     """Return the application.
@@ -91,11 +90,10 @@ def create_app(
         keys: of the API; None lets everybody do everything.
         telemetry: counts what is done; None counts for ``/metrics`` alone.
         assigner: of an experiment that runs.
-        access: who may ask; None makes it of ``keys``.
         extend: adds what else the application serves, such as the web page.
     """
     settings = service.settings
-    access = access or Access(keys, requests_per_minute=settings.requests_per_minute)
+    access = Access(keys, requests_per_minute=settings.requests_per_minute)
     telemetry = telemetry or Telemetry(service)
 
     @asynccontextmanager

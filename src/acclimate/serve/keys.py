@@ -86,6 +86,16 @@ class KeyFile:
             self._read()
             return sorted(self._keys.values(), key=lambda key: key.created)
 
+    def by_id(self, key_id: str) -> ApiKey | None:
+        """Return the key with this id, revoked or not, or None.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        with self._lock:
+            self._read()
+            return self._keys.get(key_id)
+
     def create(self, name: str, scopes: Iterable[str]) -> tuple[ApiKey, str]:
         """Add a key; return it and the text that its user sends, which is kept nowhere.
 

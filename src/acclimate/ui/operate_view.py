@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from acclimate.errors import DataError
+from acclimate.language.training.adapter_cache import KeptAdapter
 from acclimate.monitoring import Arm, Experiment, Store, Window, check, maintain, suggest
 from acclimate.monitoring.experiments import create, list_experiments, stop
 from acclimate.serve.experiments import Assigner
@@ -112,7 +113,7 @@ class _Adapters(_Section):
             for name, served in service.models.items():
                 for kept in served.cache.kept():
                     empty = False
-                    self._draw_kept(name, kept.key)
+                    self._draw_kept(name, kept)
             if empty:
                 paragraph("None.", "note")
 
@@ -126,20 +127,16 @@ class _Adapters(_Section):
                 remove = ui.button("Delete", color=None).classes("danger").props("dense flat")
                 remove.on_click(lambda: _confirmed(f"Delete {named.model_id}?", lambda: self._delete(named)))
 
-    def _draw_kept(self, model: str, key: str) -> None:
-        cache = self._visit.parts.service.models[model].cache
-        kept = next((entry for entry in cache.kept() if entry.key == key), None)
-        if kept is None:
-            return
+    def _draw_kept(self, model: str, kept: KeptAdapter) -> None:
         what = f"rank {kept.rank}, {kept.held_bytes / 2**20:.1f} MiB" if kept.rank else "adapting was declined"
-        words = f"{model} {key[:10]}: {kept.examples} examples, {what}, uses since: {kept.usage_count}"
+        words = f"{model} {kept.key[:10]}: {kept.examples} examples, {what}, uses since: {kept.usage_count}"
         with ui.element("div").classes("row spread"):
             ui.label(words)
             with ui.element("div").classes("row"):
                 pin = secondary("Unpin" if kept.is_pinned else "Pin").props("dense")
-                pin.on_click(lambda: self._pin(model, key, not kept.is_pinned))
+                pin.on_click(lambda: self._pin(model, kept.key, not kept.is_pinned))
                 drop = ui.button("Drop", color=None).classes("danger").props("dense flat")
-                drop.on_click(lambda: self._drop(model, key))
+                drop.on_click(lambda: self._drop(model, kept.key))
 
     async def _rename(self, named: NamedAdapter, name: str) -> None:
         def act() -> NamedAdapter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 from typing import Any, Final
 
@@ -51,7 +50,6 @@ class _View:
         self._visit = visit
         self._form = Form(visit)
         self._question: Question | None = None
-        self._task: asyncio.Task[None] | None = None
         visit.on_leave(self._stop)
 
     def draw(self) -> None:
@@ -113,7 +111,7 @@ class _View:
             return
         self._question = Question(self._visit.parts, caller, body)
         self._clear(body)
-        self._task = background_tasks.create(self._follow(self._question), name="question of a visitor")
+        background_tasks.create(self._follow(self._question), name="question of a visitor")
 
     def _stop(self) -> None:
         if self._question is not None:
@@ -173,7 +171,7 @@ class _View:
         names = ["on half of the examples (gate)", "on all examples"]
         longest = max(len(run) for run in runs)
         lines = [
-            Line(names[min(number, 1)] if number < 2 else f"run {number + 1}", [*run, *[None] * (longest - len(run))])
+            Line(names[number] if number < len(names) else f"run {number + 1}", [*run, *[None] * (longest - len(run))])
             for number, run in enumerate(runs)
         ]
         self._chart.show(range(1, longest + 1), lines)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -233,17 +234,16 @@ class _View:
         self._before = str(shown[-1]["timestamp"]) if more else None
 
     def _show_trends(self, found: Overview) -> None:
-        starts = list(dict.fromkeys(bucket.start for bucket in found.buckets))
-        at = {start: [bucket for bucket in found.buckets if bucket.start == start] for start in starts}
-        shown = [_time_of(start) for start in starts]
+        # They come in the order of time.
+        by_start = [(start, list(group)) for start, group in groupby(found.buckets, key=lambda bucket: bucket.start)]
+        shown, groups = [_time_of(start) for start, _ in by_start], [group for _, group in by_start]
         self._requests_chart.show(
             shown,
-            [Line(status, [_count(at[start], status) for start in starts], bars=True) for status in STATUSES],
+            [Line(status, [_count(group, status) for group in groups], bars=True) for status in STATUSES],
         )
-        activation = [_share(sum(b.adaptable for b in at[start]), _count(at[start])) for start in starts]
-        success = [_share(_count(at[start], "adapted"), _count(at[start], "adapted", "fallback")) for start in starts]
+        activation = [_share(sum(bucket.adaptable for bucket in group), _count(group)) for group in groups]
+        success = [_share(_count(group, "adapted"), _count(group, "adapted", "fallback")) for group in groups]
         self._rates.show(shown, [Line("activation", activation), Line("success", success)])
-        groups = [at[start] for start in starts]
         self._confidence.show(shown, [_with_interval("confidence", groups, "confidence", "adapted", most=1.0)])
         whole = _with_interval("whole request", groups, "seconds")
         self._seconds.show(shown, [whole, _with_interval("adapting", groups, "adaptation_time")])
