@@ -86,6 +86,49 @@ def fill(engine: sa.Engine, count: int) -> None:
             write(connection)
 
 
+#: The same rows as :func:`rows` makes, but made by PostgreSQL itself, which takes a tenth of the time; and for each
+#: attempt an entry of the audit log, whose hashes are those of no chain.
+FILL_POSTGRESQL = """
+CREATE TEMPORARY TABLE made AS SELECT number, lpad(to_hex(number), 32, '0') AS request_id,
+  'serve-' || number / 5000 AS session_id,
+  to_char((now() - interval '{days} days' * (1 - number / {count}.0)) AT TIME ZONE 'UTC',
+    'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"') AS timestamp,
+  CASE WHEN chance < 0.70 THEN 'plain' WHEN chance < 0.88 THEN 'adapted' WHEN chance < 0.97 THEN 'declined'
+    ELSE 'fallback' END AS status,
+  1 - 0.4 * random() ^ 2 AS confidence, -ln(1 - random()) AS seconds, random() AS rated, random() AS rating
+FROM (SELECT number, random() AS chance FROM generate_series({first}, {last}) AS number) AS numbers;
+INSERT INTO requests (request_id, session_id, timestamp, pipeline, model, method, status, reason, confidence,
+  icl_confidence, seconds, memory_bytes, rank, writer_id, sequence, user_feedback, adaptable, content)
+SELECT request_id, session_id, timestamp, 'language', CASE WHEN random() < 0.5 THEN 'smollm2' ELSE 'spark' END, 'ttt',
+  status, CASE status WHEN 'declined' THEN 'no_held_out_gain' WHEN 'fallback' THEN 'timeout' END,
+  CASE status WHEN 'adapted' THEN confidence END, 0.4, seconds, 16777216, 8, 'w' || mod(number, 16), number,
+  CASE WHEN rated < 0.02 THEN 1 + floor(5 * rating) END, status <> 'plain',
+  CASE WHEN mod(number, 3) = 0 THEN repeat('x', 300) END FROM made;
+INSERT INTO ttt_metrics (session_id, timestamp, recorded_at, adaptation_time, confidence_score, success,
+  fallback_reason, request_id)
+SELECT session_id, timestamp, timestamp, seconds, CASE status WHEN 'adapted' THEN confidence END, status = 'adapted',
+  CASE status WHEN 'declined' THEN 'no_held_out_gain' WHEN 'fallback' THEN 'timeout' END, request_id
+FROM made WHERE status <> 'plain';
+INSERT INTO audit_log (timestamp, actor, action, subject, settings, outcome, previous_hash, entry_hash)
+SELECT timestamp, 'server', 'language adaptation', request_id, '{{"model": "spark", "method": "ttt"}}', status,
+  lpad(request_id, 64, '0'), lpad(request_id, 64, '1') FROM made WHERE status <> 'plain';
+DROP TABLE made;
+"""
+FILL_CHUNK = 1_000_000
+
+
+def fill_postgresql(engine: sa.Engine, count: int) -> None:
+    """Let PostgreSQL make the rows, and gather its statistics as its autovacuum does after a while."""
+    for first in range(0, count, FILL_CHUNK):
+        last = min(first + FILL_CHUNK, count) - 1
+        with database.writing(engine) as connection:
+            made = FILL_POSTGRESQL.format(days=DAYS, count=count, first=first, last=last)
+            for statement in made.split(";\n")[:-1]:
+                connection.exec_driver_sql(statement)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE")
+
+
 def queries() -> dict[str, Callable[[Connection, Window], Any]]:
     """Return what each view of the page asks."""
     spark = Filters(model="spark")
@@ -110,7 +153,7 @@ def measured(url: str, count: int) -> dict[str, Any]:
     engine = database.make_engine(database.database_url(url))
     database.upgrade(engine, BEFORE)
     start = time.perf_counter()
-    fill(engine, count)
+    (fill_postgresql if engine.dialect.name == "postgresql" else fill)(engine, count)
     filled = time.perf_counter() - start
     engine.dispose()
     start = time.perf_counter()

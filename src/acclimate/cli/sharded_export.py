@@ -45,8 +45,8 @@ def shard_options(command: Any) -> Any:
             default="folder",
             show_default=True,
             metavar="folder|COLUMN",
-            help="What is one stream: the images of a folder, or those with the same value in a column of a Parquet "
-            "file or a field of a COCO json's images.",
+            help="What is one stream: the images of a folder or of a tar file, or those with the same value in a "
+            "column of a Parquet file, or a field of a COCO json's images or of the json member of an archive's samples.",
         ),
         _shards(
             "--commit-every",
@@ -127,9 +127,10 @@ def _shown() -> Iterator[Callable[[ShardProgress], None]]:
         def show(progress: ShardProgress) -> None:
             name = progress.shard
             if name not in tasks:
-                tasks[name] = bars.add_task(name, total=progress.images)
+                tasks[name] = bars.add_task(name, total=progress.images or None)
             note = f" (attempt {progress.attempt})" if progress.attempt > 1 else ""
-            bars.update(tasks[name], completed=progress.predicted, description=f"{name}{note}")
+            total = progress.images or None
+            bars.update(tasks[name], total=total, completed=progress.predicted, description=f"{name}{note}")
             if progress.finished or progress.error is not None:
                 # Data sets have more shards than a terminal has lines.
                 bars.remove_task(tasks.pop(name))

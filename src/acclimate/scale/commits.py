@@ -33,6 +33,7 @@ class Commit:
 
     Attributes:
         key: of the settings and images that it is of.
+        images: how many the shard has; 0 until its archive was listed.
         adapted: images that the model was adapted to before any was predicted, with ``reset`` ``stream``.
         predicted: images whose rows are there, unusable ones included.
         batches: adaptation steps' batches so far.
@@ -44,6 +45,7 @@ class Commit:
     """
 
     key: str
+    images: int = 0
     adapted: int = 0
     predicted: int = 0
     batches: int = 0

@@ -101,7 +101,7 @@ def _run_here(
             on_progress(
                 ShardProgress(
                     shard=shard.name,
-                    images=len(shard.records),
+                    images=len(shard.records) or commit.images,
                     adapted=commit.adapted,
                     predicted=commit.predicted,
                     finished=commit.finished,
@@ -148,6 +148,7 @@ class _Manifest:
         if result.error is not None:
             entry["error"] = result.error
         if commit is not None:
+            entry["images"] = entry["images"] or commit.images
             entry["rows"] = to_jsonable(commit.rows)
             entry["state"] = commit.state
             entry["skipped"] = dict(commit.skipped)

@@ -99,7 +99,9 @@ class ShardedJob:
             "batches_per_commit": self.batches_per_commit,
             "shard": shard.name,
         }
+        if shard.archive is not None:
+            made_from["archive"] = [shard.archive, shard.stamp]
         digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode())
-        for record in shard.records:
+        for record in shard.records if shard.archive is None else ():
             digest.update(json.dumps([record.image, record.image_id]).encode())
         return digest.hexdigest()

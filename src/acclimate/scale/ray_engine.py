@@ -35,7 +35,7 @@ class ShardProgress:
     """How far a shard is.
 
     Attributes:
-        shard: its name; ``images``: of it.
+        shard: its name; ``images``: of it; 0 while those of an archive are not listed.
         adapted, predicted: images that were committed.
         attempt: how many workers have had it.
         worker: process id of the worker that has it; None before and after.
@@ -102,10 +102,11 @@ class Worker:
         with self._lock:
             self._commit = commit
 
-    def progress(self) -> tuple[int, int] | None:
-        """Return how many images of the present shard are adapted to and predicted."""
+    def progress(self) -> tuple[int, int, int] | None:
+        """Return how many images of the present shard are adapted to and predicted, and how many it has."""
         with self._lock:
-            return None if self._commit is None else (self._commit.adapted, self._commit.predicted)
+            commit = self._commit
+        return None if commit is None else (commit.adapted, commit.predicted, commit.images)
 
 
 @dataclass(slots=True)
@@ -114,7 +115,7 @@ class _Busy:
     pid: int
     shard: Shard
     attempt: int
-    seen: tuple[int, int] = (-1, -1)
+    seen: tuple[int, int, int] = (-1, -1, 0)
 
 
 def run_on_ray(
@@ -205,14 +206,14 @@ class _Driver:
 
         ``losses``: by shard, how far it was when its worker was lost, and how often it was lost there.
         """
-        place = sum(max(0, count) for count in work.seen)
+        place = sum(max(0, count) for count in work.seen[:2])
         before = losses.get(work.shard.name, (-1, 0))
         count = before[1] + 1 if before[0] == place else 1
         losses[work.shard.name] = (place, count)
         if count >= self._job.attempts:
             reason = (
                 f"{count} workers ended one after the other without a commit after image {max(0, work.seen[1])} of "
-                f"{len(work.shard.records)}"
+                f"{len(work.shard.records) or work.seen[2]}"
             )
             self._end(work.shard, None, reason, work.attempt)
             return
@@ -227,15 +228,19 @@ class _Driver:
             return
         if found is not None and found != work.seen:
             work.seen = found
-            self._tell(work.shard, adapted=found[0], predicted=found[1], attempt=work.attempt, worker=work.pid)
+            adapted, predicted, images = found
+            self._tell(
+                work.shard, images, adapted=adapted, predicted=predicted, attempt=work.attempt, worker=work.pid
+            )
 
     def _end(self, shard: Shard, commit: Commit | None, error: str | None, attempt: int) -> None:
         done = {} if commit is None else {"adapted": commit.adapted, "predicted": commit.predicted}
-        self._tell(shard, **done, attempt=attempt, error=error, finished=error is None)
+        images = 0 if commit is None else commit.images
+        self._tell(shard, images, **done, attempt=attempt, error=error, finished=error is None)
         self._on_result(ShardResult(shard, commit, error, attempt))
 
-    def _tell(self, shard: Shard, **what: Any) -> None:
-        self._on_progress(ShardProgress(shard=shard.name, images=len(shard.records), **what))
+    def _tell(self, shard: Shard, images: int = 0, **what: Any) -> None:
+        self._on_progress(ShardProgress(shard=shard.name, images=len(shard.records) or images, **what))
 
 
 @contextmanager

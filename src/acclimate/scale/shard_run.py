@@ -14,8 +14,8 @@ from typing import Any, Final
 from acclimate.errors import DataError, first_line
 from acclimate.scale.commits import Commit, ShardStore
 from acclimate.scale.job import ShardedJob
-from acclimate.scale.shards import Shard
-from acclimate.scale.storage import Folder, file_system, is_remote
+from acclimate.scale.shards import Shard, listed
+from acclimate.scale.storage import Folder, file_system, is_remote, naming_problems
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.record import Record
 from acclimate.vision.data.records import load_dataset
@@ -76,25 +76,43 @@ class ShardWorker:
             return commit
         self._reader.skipped.clear()
         self._reader.scaled.clear()
-        with _Progress(self, shard, store, commit) as run:
-            for commit in run.steps():
-                on_commit(commit)
+        with tempfile.TemporaryDirectory() as scratch:
+            local: Path | None = None
+            if shard.archive is not None:
+                local = self._archive(shard.archive, Path(scratch))
+                shard = listed(shard, local)
+            with _Progress(self, shard, store, commit, Path(scratch), local) as run:
+                for commit in run.steps():
+                    on_commit(commit)
         return commit
+
+    def _archive(self, archive: str, scratch: Path) -> Path:
+        """Return an archive on this machine: one request brings all of it, in the order in which it is read."""
+        found, path = file_system(archive, dict(self._job.storage_options))
+        with naming_problems(archive, "cannot be read"):
+            if not is_remote(archive):
+                Path(path).stat()
+                return Path(path)
+            target = scratch / "shard.tar"
+            found.get_file(path, str(target))
+        return target
 
 
 class _Progress:
     """One shard while it runs."""
 
-    def __init__(self, worker: ShardWorker, shard: Shard, store: ShardStore, commit: Commit) -> None:
+    def __init__(
+        self, worker: ShardWorker, shard: Shard, store: ShardStore, commit: Commit, scratch: Path, local: Path | None
+    ) -> None:
         self._job, self._adapter, self._reader = worker._job, worker._adapter, worker._reader
         self._config, self._source, self._probe = worker._config, worker._source, worker._probe
         self._shard, self._store, self._commit = shard, store, commit
+        self._scratch, self._local_archive = scratch, local
         self._stack = ExitStack()
         self._run: TTTRun | None = None
         self._fetched_from: dict[str, str] = {}
 
     def __enter__(self) -> _Progress:
-        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         if self._config is None:
             return self
         state: Path | None = self._job.load_state
@@ -194,8 +212,9 @@ class _Progress:
                 state = path.read_bytes()
         if changes.get("finished") and run is not None:
             changes["report"] = {"warnings": list(run.report().warnings), "batches": run.batches}
-        skipped = {**self._commit.skipped, **self._skipped()}
-        self._commit = self._store.commit(self._commit, rows=rows, state=state, skipped=skipped, **changes)
+        changes["skipped"] = {**self._commit.skipped, **self._skipped()}
+        changes["images"] = len(self._shard.records)
+        self._commit = self._store.commit(self._commit, rows=rows, state=state, **changes)
         return self._commit
 
     def _skipped(self) -> dict[str, str]:
@@ -216,6 +235,12 @@ class _Progress:
         if not any(is_remote(record.image) for record in records):
             yield records
             return
+        if self._local_archive is not None:
+            here = [self._in_local_archive(record, self._local_archive) for record in records]
+            self._fetched_from = {there.image: record.image for there, record in zip(here, records, strict=True)}
+            yield here
+            self._reader.skipped.clear()
+            return
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             with ThreadPoolExecutor(_DOWNLOADS) as pool:
                 local = list(pool.map(lambda record: self._local(record, Path(folder)), records))
@@ -224,18 +249,31 @@ class _Progress:
             # Their names are of files that are gone now.
             self._reader.skipped.clear()
 
+    def _in_local_archive(self, record: Record, local: Path) -> Record:
+        span = record.archived
+        if span is None:
+            return record
+        image = f"{local}{record.image.removeprefix(span.archive)}"
+        return dataclasses.replace(record, image=image, archived=dataclasses.replace(span, archive=str(local)))
+
     def _local(self, record: Record, folder: Path) -> Record:
         # Its own name: the random numbers of a corruption depend on it.
         target = folder / str(record.image_id) / PurePosixPath(record.image).name
         target.parent.mkdir()
-        found, path = file_system(record.image, dict(self._job.storage_options))
-        try:
-            found.get_file(path, str(target))
-        except (OSError, ValueError, RuntimeError) as error:
-            # Left out, and counted as an image that cannot be used when it is read.
-            logger.warning("%s cannot be fetched: %s", record.image, first_line(error))
-            target.unlink(missing_ok=True)
-        return dataclasses.replace(record, image=str(target))
+        span = record.archived
+        found, path = file_system(record.image if span is None else span.archive, dict(self._job.storage_options))
+        # Another error than a missing file is one of the connection, and not of the image: the shard ends.
+        with naming_problems(record.image, "cannot be fetched"):
+            try:
+                if span is None:
+                    found.get_file(path, str(target))
+                else:
+                    target.write_bytes(found.cat_file(path, start=span.offset, end=span.offset + span.size))
+            except FileNotFoundError as error:
+                # Left out, and counted as an image that cannot be used when it is read.
+                logger.warning("%s cannot be fetched: %s", record.image, first_line(error))
+                target.unlink(missing_ok=True)
+        return dataclasses.replace(record, image=str(target), archived=None)
 
 
 def _write_scratch(path: Path, content: bytes) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import logging
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from acclimate.errors import ConfigError, DataError
-from acclimate.scale.storage import file_system, is_remote
-from acclimate.vision.data.record import Record
-from acclimate.vision.data.records import IMAGE_SUFFIXES, load_dataset, read_json
+from acclimate.scale.storage import file_system, is_remote, naming_problems
+from acclimate.vision.data.archives import expanded, images_in, is_archive
+from acclimate.vision.data.record import Record, Span
+from acclimate.vision.data.records import IMAGE_SUFFIXES, archives_in, has_images, load_dataset, read_json
 
+logger = logging.getLogger(__name__)
 FOLDER: Final = "folder"
 
 
@@ -25,11 +29,16 @@ class Shard:
 
     Attributes:
         name: the folder or the value that they share.
-        records: in the order of the stream; their ids are those in the whole data set.
+        records: in the order of the stream; their ids are those in the whole data set. Empty for an archive, which the
+            worker that has the shard lists: their ids are then the positions in the archive, from 1.
+        archive: path of the tar file that is the shard; None where it is no archive.
+        stamp: of the archive's content, as its file system tells it.
     """
 
     name: str
     records: tuple[Record, ...] = field(repr=False)
+    archive: str | None = None
+    stamp: str = ""
 
     @property
     def file_name(self) -> str:
@@ -65,10 +74,12 @@ def divided(
     """Return the shards of a source of images.
 
     Args:
-        source: a folder, a list file, a COCO json or a Parquet file with the column ``image``; a local path, or an
-            fsspec path such as ``s3://bucket/images``.
-        shard_by: ``folder``: images in one folder are one stream; or the name of a column of the Parquet file, or of a
-            field of each image of the COCO file, whose values name the streams.
+        source: a folder, a list file, a COCO json, a Parquet file with the column ``image``, or WebDataset archives (a
+            tar file, several by braces, or a folder of them); a local path, or an fsspec path such as
+            ``s3://bucket/images``.
+        shard_by: ``folder``: images in one folder, or in one archive, are one stream; or the name of a column of the
+            Parquet file, or of a field of each image of the COCO file or of the json member of each sample of archives,
+            whose values name the streams.
         images_root: see :func:`acclimate.vision.data.records.load_dataset`.
         max_images: the limit; the first so many are used.
         options: for the file system.
@@ -78,7 +89,13 @@ def divided(
         ConfigError: it has no such column.
     """
     suffix = PurePosixPath(source).suffix.lower()
-    if suffix == ".parquet":
+    archives = _archives(source, options)
+    if archives and shard_by == FOLDER and max_images is None:
+        return Divided(_archive_shards(archives, options), {})
+    if archives:
+        records, values = _from_archives(archives, None if shard_by == FOLDER else shard_by, max_images, options)
+        categories: Mapping[int, str] = {}
+    elif suffix == ".parquet":
         records, values, categories = _from_parquet(source, shard_by, options)
     elif is_remote(source):
         records, values, categories = _from_remote(source, shard_by, options)
@@ -100,6 +117,84 @@ def divided(
     for record, name in zip(records, values, strict=True):
         by_name.setdefault(name, []).append(record)
     return Divided(tuple(Shard(name, tuple(found)) for name, found in by_name.items()), categories)
+
+
+def _archives(source: str, options: Mapping[str, Any] | None) -> list[str]:
+    """Return the paths of a source's tar files; empty where it is no source of them."""
+    if is_archive(source):
+        return expanded(source)
+    if not is_remote(source):
+        folder = Path(source)
+        if not folder.is_dir() or has_images(folder):
+            return []
+        return archives_in(folder)
+    if PurePosixPath(source).suffix.lower() in (".json", ".parquet"):
+        return []
+    names = _listed(source, options)
+    if any(PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return []
+    return sorted((name for name in names if is_archive(name)), key=lambda name: name.replace("/", "\0"))
+
+
+def _archive_shards(archives: Sequence[str], options: Mapping[str, Any] | None) -> tuple[Shard, ...]:
+    """Return a shard for each archive; the bytes of none are read."""
+    folders = _folders(archives)
+    is_one_folder = len(set(folders)) == 1
+    shards = []
+    for archive, folder in zip(archives, folders, strict=True):
+        found, path = file_system(archive, dict(options or {}))
+        try:
+            with naming_problems(archive, "cannot be read"):
+                told = found.info(path)
+                stamp = json.dumps([told.get("size"), str(told.get("ETag") or told.get("mtime") or "")])
+        except DataError as error:
+            # The worker that gets the shard finds the same.
+            logger.warning("%s", error)
+            stamp = "missing"
+        name = PurePosixPath(archive).stem
+        shards.append(Shard(name if is_one_folder else f"{folder}/{name}", (), archive, stamp))
+    return tuple(shards)
+
+
+def _from_archives(
+    archives: Sequence[str], field_name: str | None, max_images: int | None, options: Mapping[str, Any] | None
+) -> tuple[list[Record], list[str] | None]:
+    """List archives one after the other, and return their images and the values of a field, or their archives."""
+    records: list[Record] = []
+    values: list[str | None] = []
+    for archive in archives:
+        found, path = file_system(archive, dict(options or {}))
+        with naming_problems(archive, "cannot be read"), found.open(path, "rb") as file:
+            for image in images_in(file, archive, IMAGE_SUFFIXES, field_name):
+                span = Span(archive, image.offset, image.size)
+                records.append(Record(f"{archive}/{image.name}", len(records) + 1, archived=span))
+                values.append(PurePosixPath(archive).stem if field_name is None else image.value)
+                if len(records) == max_images:
+                    break
+        if len(records) == max_images:
+            break
+    return records, _values(values, field_name or FOLDER, "the archives")
+
+
+def listed(shard: Shard, local: Path) -> Shard:
+    """Return the shard of an archive with its images.
+
+    Args:
+        shard: without them.
+        local: the archive on this machine.
+
+    Raises:
+        DataError: it is damaged or contains no images.
+    """
+    archive = shard.archive or ""
+    with local.open("rb") as file:
+        records = tuple(
+            Record(f"{archive}/{image.name}", number, archived=Span(archive, image.offset, image.size))
+            for number, image in enumerate(images_in(file, archive, IMAGE_SUFFIXES), start=1)
+        )
+    if not records:
+        raise DataError(f"{archive} contains no images; name other archives")
+    return replace(shard, records=records)
 
 
 def _folders(images: Sequence[str]) -> list[str]:
@@ -135,11 +230,8 @@ def _from_parquet(
     import pyarrow.parquet
 
     found, path = file_system(source, dict(options or {}))
-    try:
-        with found.open(path, "rb") as file:
-            columns = pyarrow.parquet.read_table(file).to_pydict()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source} cannot be read as Parquet: {error}") from error
+    with naming_problems(source, "cannot be read as Parquet"), found.open(path, "rb") as file:
+        columns = pyarrow.parquet.read_table(file).to_pydict()
     if "image" not in columns:
         raise ConfigError(f"{source} has no column 'image' with paths; its columns are {', '.join(columns)}")
     images = [str(image) for image in columns["image"]]
@@ -158,14 +250,11 @@ def _from_remote(
     source: str, shard_by: str, options: Mapping[str, Any] | None
 ) -> tuple[list[Record], list[str] | None, Mapping[int, str]]:
     found, root = file_system(source, dict(options or {}))
-    protocol = source.partition("://")[0]
     if PurePosixPath(source).suffix.lower() == ".json":
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "annotations.json"
-            try:
+            with naming_problems(source, "cannot be read"):
                 found.get_file(root, str(local))
-            except (OSError, ValueError) as error:
-                raise DataError(f"{source} cannot be read: {error}") from error
             # The root only marks where the names begin: they are put behind the folder of the file.
             dataset = load_dataset(local, images_root=Path("/"))
             values = _coco_values(local, shard_by) if shard_by != FOLDER else None
@@ -175,9 +264,14 @@ def _from_remote(
             for record in dataset.records
         ]
         return records, values, dataset.categories
-    try:
-        names = [name for name in found.find(root) if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source} cannot be listed: {error}") from error
+    names = [name for name in _listed(source, options) if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     names.sort(key=lambda name: name.replace("/", "\0"))
-    return [Record(f"{protocol}://{name.lstrip('/')}", n) for n, name in enumerate(names, start=1)], None, {}
+    return [Record(name, number) for number, name in enumerate(names, start=1)], None, {}
+
+
+def _listed(source: str, options: Mapping[str, Any] | None) -> list[str]:
+    """Return the fsspec paths of all files below a folder that is not on this machine."""
+    found, root = file_system(source, dict(options or {}))
+    protocol = source.partition("://")[0]
+    with naming_problems(source, "cannot be listed"):
+        return [f"{protocol}://{name.lstrip('/')}" for name in found.find(root)]

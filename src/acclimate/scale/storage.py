@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fsspec.core import url_to_fs
 
-from acclimate.errors import DataError, first_line
+from acclimate.errors import DataError, InputError, first_line
 from acclimate.output_files import write_output
 
-#: What file systems raise: those of object stores have errors of their own libraries, below OSError or not.
-_PROBLEMS = (OSError, ValueError, RuntimeError)
+#: Where the credentials of object stores come from, and the variable for the address of a server of one's own.
+_CREDENTIALS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
+_ADDRESSES: Final = {"s3": "AWS_ENDPOINT_URL"}
+_EXTRAS: Final = {"s3": "s3"}
+#: Parts of the names of error classes: object stores raise those of their own libraries.
+_ABOUT_CREDENTIALS: Final = ("Credential", "Permission", "Auth", "Forbidden", "ProfileNotFound", "Token")
+_ABOUT_CONNECTIONS: Final = ("Connect", "Timeout")
 
 
 class Folder:
     """A folder for results. Every file is written whole or not at all.
+
+    A local file is written beside its place and moved there. In an object store one request makes a file visible when
+    all of it has arrived: an object is replaced in one step, and there is no other way to do so. Files are read
+    without looking at lists of names, of which file systems keep copies that may be old.
 
     Args:
         url: of the folder, such as ``/data/out``, ``memory://out`` or ``s3://bucket/out``.
@@ -37,12 +52,11 @@ class Folder:
         Raises:
             DataError: it cannot be read.
         """
-        try:
-            content: bytes = self._fs.cat_file(self._path(name))
-        except FileNotFoundError:
-            return None
-        except _PROBLEMS as error:
-            raise DataError(f"{self.url}/{name} cannot be read: {first_line(error)}") from error
+        with naming_problems(f"{self.url}/{name}", "cannot be read"):
+            try:
+                content: bytes = self._fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
         return content
 
     def write(self, name: str, content: bytes) -> str:
@@ -54,18 +68,16 @@ class Folder:
         if self._is_local:
             write_output(Path(self._path(name)), content)
         else:
-            try:
-                # One request of an object store, which makes a file visible when all of it has arrived.
+            with naming_problems(f"{self.url}/{name}", "cannot be written"):
                 self._fs.pipe_file(self._path(name), content)
-            except _PROBLEMS as error:
-                raise DataError(f"cannot write {self.url}/{name}: {first_line(error)}") from error
         return hashlib.sha256(content).hexdigest()
 
     def remove(self, name: str) -> None:
         """Remove a file that nothing refers to; where that fails it stays."""
         try:
-            self._fs.rm_file(self._path(name))
-        except _PROBLEMS:
+            with naming_problems(f"{self.url}/{name}", "cannot be removed"):
+                self._fs.rm_file(self._path(name))
+        except DataError:
             return
 
     @property
@@ -78,16 +90,64 @@ class Folder:
 
 
 def file_system(url: str, options: dict[str, Any] | None = None) -> tuple[Any, str]:
-    """Return the file system of an fsspec path, and the path in it.
+    """Return the file system of an fsspec path, and the path in it; lists of names that it has kept are dropped.
 
     Raises:
         DataError: there is no such kind of file system, or its package is missing.
     """
     try:
         found, path = url_to_fs(url, **(options or {}))
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        extra = _EXTRAS.get(_protocol(url))
+        remedy = "" if extra is None else f'; run: pip install "acclimate[{extra}]"'
+        raise DataError(f"{url} cannot be opened: {first_line(error)}{remedy}") from error
+    except ValueError as error:
         raise DataError(f"{url} cannot be opened: {first_line(error)}") from error
+    found.invalidate_cache()
     return found, str(path).rstrip("/")
+
+
+@contextmanager
+def naming_problems(url: str, what: str) -> Iterator[None]:
+    """Turn what a file system raises inside the block into one line with a remedy.
+
+    Args:
+        url: the path that is worked on.
+        what: the problem, as the predicate of the message, such as ``cannot be read``.
+
+    Raises:
+        DataError: the file system failed. Errors of programming pass unchanged.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # Object stores have errors of their own libraries, below OSError or not; Python's own others are mistakes.
+        if type(error).__module__ == "builtins" and not isinstance(error, OSError | ValueError | RuntimeError):
+            raise
+        raise DataError(f"{url} {what}: {first_line(error).rstrip('.')}{_remedy(url, error)}") from error
+
+
+def _remedy(url: str, error: Exception) -> str:
+    kind, protocol = type(error).__name__, _protocol(url)
+    if protocol == "file":
+        return ""
+    if any(part in kind for part in _ABOUT_CREDENTIALS):
+        given = _CREDENTIALS.get(protocol, "the credentials of this file system")
+        return f"; set {given} to those of somebody who may do this"
+    if any(part in kind for part in _ABOUT_CONNECTIONS):
+        address = _ADDRESSES.get(protocol)
+        return "; check the network" + ("" if address is None else f", and the address in {address}")
+    if isinstance(error, FileNotFoundError):
+        bucket = url.partition("://")[2].partition("/")[0]
+        return f"; make {bucket}, or correct the path" if "bucket" in str(error) else "; correct the path"
+    return ""
+
+
+def _protocol(url: str) -> str:
+    before, mark, _ = url.partition("://")
+    return before if mark else "file"
 
 
 def protocols(file_system: Any) -> tuple[str, ...]:

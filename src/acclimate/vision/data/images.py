@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from acclimate.errors import ConfigError, DataError, first_line
 from acclimate.output_files import is_special
 from acclimate.vision.data.corruptions import CORRUPTIONS, Uint8Image, corrupt
-from acclimate.vision.data.records import Record
+from acclimate.vision.data.record import Record, Span
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,12 @@ class ImageReader:
 
     def _decoded(self, record: Record) -> _Decoded:
         """Return an image as it is read, with the corruption; may be called by several threads at a time."""
-        found = _decode(Path(record.image), exif_orientation=self.exif_orientation, draft_side=self.draft_side)
+        found = _decode(
+            Path(record.image),
+            archived=record.archived,
+            exif_orientation=self.exif_orientation,
+            draft_side=self.draft_side,
+        )
         if self.corruption is None:
             return found
         # Seeded by name, not by position, so that an image is corrupted in the same way in every run.
@@ -221,7 +227,7 @@ def _stored_size(path: Path) -> tuple[tuple[int, int], bool] | None:
         if path.suffix.lower() == ".npy":
             values = _mapped(path)
             return (int(values.shape[1]), int(values.shape[0])), False
-        with _opened(path) as image:
+        with _opened(path, path) as image:
             # Pillow itself applies the orientation of TIFF files. Of a PNG file without EXIF data before its pixels,
             # getexif decodes the pixels.
             unread = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
@@ -287,20 +293,23 @@ class _Decoded:
     full_size: tuple[int, int] | None = None
 
 
-def _decode(path: Path, *, exif_orientation: bool, draft_side: int | None = None) -> _Decoded:
+def _decode(
+    path: Path, *, exif_orientation: bool, draft_side: int | None = None, archived: Span | None = None
+) -> _Decoded:
     """Return what :func:`decode` returns, and what is unusual about it."""
     try:
-        if is_special(path):
+        if archived is None and is_special(path):
             raise DataError(f"{path}: cannot be decoded (it is a device, FIFO or socket; give a file)")
+        file = path if archived is None else io.BytesIO(_bytes_of(archived))
         if path.suffix.lower() == ".npy":
-            mapped = _mapped(path)
+            mapped = _mapped(file)
             return _Decoded(*_from_array(mapped, path, declared_top=None))
-        with _opened(path) as image:
+        with _opened(path, file) as image:
             full_size = image.size
             if draft_side is not None and image.format == "JPEG":
                 image.draft("RGB", (draft_side, draft_side))
             is_draft = image.size != full_size
-            pixels, top = _from_image(image, path)
+            pixels, top = _from_image(image, path, file)
             # After the pixels: only then Pillow has read all of the EXIF data.
             orientation = _orientation(image) if exif_orientation else 1
             shown = full_size[::-1] if orientation in _TURNED else full_size
@@ -329,23 +338,39 @@ _TOPS: Final = (255, 4095, _LARGEST)
 """Largest values of 8, 12 and 16 bits."""
 
 
-def _mapped(path: Path) -> np.ndarray:
+def _bytes_of(span: Span) -> bytes:
+    """Return bytes of an archive.
+
+    Raises:
+        DataError: the archive ends before them.
+    """
+    with Path(span.archive).open("rb") as file:
+        file.seek(span.offset)
+        found = file.read(span.size)
+    if len(found) < span.size:
+        raise DataError(f"{span.archive}: was cut off after it was listed; write or copy it again")
+    return found
+
+
+def _mapped(file: Path | io.BytesIO) -> np.ndarray:
     """Return the array in a ``.npy`` file without reading it: the size in a damaged header can be beyond any memory."""
     try:
         with np.errstate(over="ignore"):
-            found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+            mode: Any = None if isinstance(file, io.BytesIO) else "r"
+            found: np.ndarray = np.load(file, mmap_mode=mode, allow_pickle=False)
     except TypeError as error:
         # The header's size, as an integer of 64 bits, happens to fit into the file.
         raise ValueError(first_line(error)) from error
     return found
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path, file: Path | io.BytesIO) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(file)
     except UnidentifiedImageError:
-        with path.open("rb") as file:
-            start = file.read(12)
+        with nullcontext(file) if isinstance(file, io.BytesIO) else file.open("rb") as reopened:
+            reopened.seek(0)
+            start = reopened.read(12)
         if start[4:8] != b"ftyp" or start[8:] not in _HEIF_BRANDS:
             raise
     try:
@@ -355,11 +380,15 @@ def _opened(path: Path) -> Image.Image:
         raise DataError(
             f'{path}: is a HEIF image, which needs pillow-heif; run: pip install "acclimate[heic]"'
         ) from error
-    image: Image.Image = open_heif(path).to_pillow()
+    image: Image.Image = open_heif(file).to_pillow()
     return image
 
 
-def _from_image(image: Image.Image, path: Path) -> tuple[Uint8Image, int | None]:
+def _content(file: Path | io.BytesIO) -> bytes:
+    return file.getvalue() if isinstance(file, io.BytesIO) else file.read_bytes()
+
+
+def _from_image(image: Image.Image, path: Path, file: Path | io.BytesIO) -> tuple[Uint8Image, int | None]:
     if image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
         bright = np.isfinite(values).all() and values.max() > 1
@@ -376,7 +405,7 @@ def _from_image(image: Image.Image, path: Path) -> tuple[Uint8Image, int | None]
     if image.mode in ("RGB", "RGBA", "LA") and _has_16_bits(image):
         declared = _declared_top(image)
         # Pillow would keep only the upper 8 bits of colours.
-        colours = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        colours = cv2.imdecode(np.frombuffer(_content(file), np.uint8), cv2.IMREAD_UNCHANGED)
         if colours is not None and colours.dtype == np.uint16:
             colours = colours[..., 2::-1] if colours.ndim == 3 and colours.shape[2] >= 3 else colours
             return _from_array(np.ascontiguousarray(colours), path, declared_top=declared)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from acclimate.errors import DataError, first_line
 from acclimate.output_files import is_root, is_special
+from acclimate.vision.data.archives import expanded, is_archive, local_archives
 from acclimate.vision.data.record import Record as Record
 from acclimate.vision.data.record_table import NumberedRecords
 
@@ -48,7 +49,8 @@ def load_dataset(source: Path | str, *, images_root: Path | None = None, max_ima
 
     Args:
         source: a folder (searched recursively, linked folders included), a text file with one path per line, a COCO
-            json, or a single image.
+            json, a single image, or WebDataset archives: a tar file, several by braces (``{000..099}.tar``), or a
+            folder of tar files that holds no images.
         images_root: the folder that the paths in a list or a COCO file are relative to. Default: the file's folder; for
             a COCO file also its parent, or the folder ``images`` in either.
         max_images: the limit; the first so many are returned.
@@ -57,6 +59,9 @@ def load_dataset(source: Path | str, *, images_root: Path | None = None, max_ima
         DataError: the source is missing, cannot be read, or contains no images.
     """
     source = Path(source)
+    if is_archive(str(source)) and not source.is_dir():
+        archives = expanded(str(source))
+        return _limited(Dataset(local_archives(archives, IMAGE_SUFFIXES), {}), source, max_images)
     try:
         exists = source.exists()
     except (OSError, ValueError) as error:
@@ -65,6 +70,8 @@ def load_dataset(source: Path | str, *, images_root: Path | None = None, max_ima
         raise DataError(f"{source} does not exist; give a folder of images, a list file or a COCO json")
     if source.is_dir():
         dataset = Dataset(_images_in(source), {})
+        if not dataset.records and (archives := archives_in(source)):
+            dataset = Dataset(local_archives(archives, IMAGE_SUFFIXES), {})
     elif is_special(source):
         raise DataError(f"{source} is a device, FIFO or socket; give a folder of images, a list file or a COCO json")
     elif source.suffix.lower() == ".json":
@@ -73,6 +80,30 @@ def load_dataset(source: Path | str, *, images_root: Path | None = None, max_ima
         dataset = Dataset(NumberedRecords("", [str(source)]), {})
     else:
         dataset = _from_list(source, images_root)
+    return _limited(dataset, source, max_images)
+
+
+def has_images(folder: Path) -> bool:
+    """Say whether there are images in a folder or below it."""
+    return not is_root(folder) and any(_is_image(path) for path in _files_in(folder))
+
+
+def archives_in(folder: Path) -> list[str]:
+    """Return the tar files in a folder and those below it, in the order of their paths.
+
+    Raises:
+        DataError: there is a compressed one.
+    """
+    found = [str(path) for path in _files_in(folder) if is_archive(str(path)) and not is_special(path)]
+    return sorted(found, key=lambda name: name.replace(os.sep, "\0"))
+
+
+def _limited(dataset: Dataset, source: Path, max_images: int | None) -> Dataset:
+    """Return the first ``max_images`` of a data set.
+
+    Raises:
+        DataError: it has no images.
+    """
     if max_images is not None:
         dataset = Dataset(dataset.records[:max_images], dataset.categories)
     if not dataset.records:

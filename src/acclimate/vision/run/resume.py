@@ -70,7 +70,9 @@ class PartialResult:
         self._sizes, self._times = array("q"), array("q")
         for record in itertools.chain(records, others):
             digest.update(json.dumps([record.image, record.image_id]).encode())
-            size, changed_ns = _stamp(record.image) or (_MISSING, _MISSING)
+            # Of the archive, where images are in one.
+            file = record.image if record.archived is None else record.archived.archive
+            size, changed_ns = _stamp(file) or (_MISSING, _MISSING)
             self._sizes.append(size)
             self._times.append(changed_ns)
         self._key = digest.hexdigest()
