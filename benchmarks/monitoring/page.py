@@ -5,12 +5,20 @@
 A store of the version before is filled with requests of the last 30 days, upgraded (timed too), and read: the whole
 month and the last day, with and without filters. Wall seconds, the median of five calls; the first call is given by
 itself, because nothing is in the database's memory then.
+
+    python benchmarks/monitoring/page.py --rows 10000000 --only postgresql --retention \
+        --out benchmarks/monitoring/results/page_10_million.json
+
+``--retention`` then writes to the full store and to an empty one on the same server, in turns, and at last deletes the
+older half while another process writes a row at a time and measures how long each takes. The server runs without
+``fsync``, as in the tests.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import statistics
 import sys
@@ -29,7 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.monitoring.databases import postgresql
 
-from acclimate.monitoring import Filters, Store, Window, database, overview
+import run
+from acclimate.monitoring import Filters, Store, Window, database, maintain, overview
 from acclimate.monitoring.hours import models_and_actors
 from acclimate.monitoring.schema import timestamp_of
 
@@ -176,11 +185,84 @@ def measured(url: str, count: int) -> dict[str, Any]:
     return found
 
 
+def writer_rates(url: str, rounds: int = 5, count: int = 1_000) -> dict[str, Any]:
+    """Return the rows a second that a store writes beside many rows, and into an empty database of the same server."""
+    empty = url.rpartition("/")[0] + "/empty"
+    engine = sa.create_engine(database.database_url(url), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE empty")
+    engine.dispose()
+    rates: dict[str, list[float]] = {"full": [], "empty": []}
+    with Store(url, queue_size=2 * count) as full, Store(empty, queue_size=2 * count) as other:
+        for store in (full, other):
+            store.record(run.record())
+            store.flush()
+        for _ in range(rounds):
+            for name, store in (("full", full), ("empty", other)):
+                start = time.perf_counter()
+                for _ in range(count):
+                    store.record(run.record())
+                store.flush()
+                rates[name].append(count / (time.perf_counter() - start))
+    ratios = [full / empty for full, empty in zip(*rates.values(), strict=True)]
+    return {
+        "full_rows_per_s": statistics.median(rates["full"]),
+        "empty_rows_per_s": statistics.median(rates["empty"]),
+        "full_over_empty": statistics.median(ratios),
+    }
+
+
+def write_rows(url: str, stop: Any, waits: Any) -> None:
+    """Write a row at a time until it is stopped, and hand over the seconds that each took."""
+    found = []
+    with Store(url) as store:
+        store.record(run.record())
+        store.flush()
+        while not stop.is_set():
+            start = time.perf_counter()
+            store.record(run.record())
+            store.flush()
+            found.append(time.perf_counter() - start)
+            time.sleep(0.005)
+    waits.put(found)
+
+
+def waits_during(url: str, work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    """Return how long another process waits for its rows to be written while ``work`` runs, and what that returns."""
+    context = multiprocessing.get_context("spawn")
+    stop, waits = context.Event(), context.Queue()
+    process = context.Process(target=write_rows, args=(url, stop, waits))
+    process.start()
+    time.sleep(5)
+    start = time.perf_counter()
+    result = work()
+    taken = time.perf_counter() - start
+    stop.set()
+    found = waits.get()
+    process.join()
+    return {
+        "s": taken,
+        "rows": len(found),
+        "wait_s_median": statistics.median(found),
+        "wait_s_p99": statistics.quantiles(found, n=100)[98],
+        "wait_s_longest": max(found),
+    }, result
+
+
+def retention(url: str) -> dict[str, Any]:
+    """Return how long a writer waits with nothing else to do, and while half of the rows are deleted."""
+    quiet, _ = waits_during(url, lambda: time.sleep(30))
+    with Store(url) as store:
+        during, done = waits_during(url, lambda: maintain(store, keep_days=DAYS / 2, keep_audit_days=DAYS / 2))
+    return {"nothing else": quiet, "retention": during, "removed": dict(done.removed)}
+
+
 def main() -> None:
     """Measure both databases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--only", choices=("sqlite", "postgresql"))
+    parser.add_argument("--retention", action="store_true", help="write and delete too, in PostgreSQL")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     results: dict[str, Any] = {"rows": given.rows}
@@ -190,6 +272,9 @@ def main() -> None:
     if given.only != "sqlite":
         with tempfile.TemporaryDirectory() as folder, postgresql(Path(folder)) as url:
             results["postgresql"] = measured(url, given.rows)
+            if given.retention:
+                results["postgresql"] |= {"writer": writer_rates(url), "waits": retention(url)}
+                print(json.dumps({name: results["postgresql"][name] for name in ("writer", "waits")}, indent=1))
     for kind in ("sqlite", "postgresql"):
         if kind in results:
             slowest = max(query["first_s"] for query in results[kind]["queries"].values())

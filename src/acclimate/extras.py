@@ -18,7 +18,7 @@ import lazy_loader
 from acclimate.errors import MissingExtraError
 
 Extra = Literal[
-    "vision", "heic", "language", "media", "monitoring", "parquet", "postgresql", "ray", "serve", "telemetry", "ui",
+    "vision", "heic", "language", "media", "monitoring", "parquet", "postgresql", "ray", "s3", "serve", "telemetry", "ui",
 ]  # fmt: skip
 
 
@@ -62,6 +62,7 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "pycocotools": OptionalPackage("pycocotools", ("vision",)),
     "pydantic": OptionalPackage("pydantic", ("serve",)),
     "ray": OptionalPackage("ray", ("ray",)),
+    "s3fs": OptionalPackage("s3fs", ("s3",)),
     "scipy": OptionalPackage("scipy", ("vision", "media", "monitoring")),
     "sklearn": OptionalPackage("scikit-learn", ("vision", "language", "media")),
     "soundfile": OptionalPackage("soundfile", ("media",)),

@@ -25,11 +25,11 @@ PARTS = {
     "media": {"media", "vision"},
     "monitoring": {"monitoring", "parquet", "postgresql"},
     "serve": {"serve", "language", "telemetry"},
-    "scale": {"ray", "vision", "parquet"},
+    "scale": {"ray", "s3", "vision", "parquet"},
     "ui": {"ui", "serve", "vision", "media", "monitoring"},
 }
-NOT_IMPORTED = {"gguf", "psycopg", "scipy"}
-"""Needed by a package that we call: transformers imports gguf and scipy, SQLAlchemy imports psycopg."""
+NOT_IMPORTED = {"gguf", "psycopg", "s3fs", "scipy"}
+"""Needed by a package that we call: transformers imports gguf and scipy, SQLAlchemy imports psycopg, fsspec s3fs."""
 
 
 def name_of(requirement: str) -> str:
@@ -95,6 +95,7 @@ def test_every_declared_package_is_imported() -> None:
         "parquet",
         "postgresql",
         "ray",
+        "s3",
         "serve",
         "telemetry",
         "ui",

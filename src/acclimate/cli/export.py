@@ -105,7 +105,7 @@ _method, _guards = grouped("Method"), grouped("Guards")
 @click.pass_context
 @reports_input_errors
 def export_command(context: click.Context, /, **values: Any) -> None:
-    """Predict IMAGES (a folder, a list file or a COCO json) and write the predictions.
+    """Predict IMAGES (a folder, a list file, a COCO json or tar files) and write the predictions.
 
     With --ttt the model is adapted to the images before or while predicting them (--ttt-reset). Settings of TTT that
     are not given come from a preset; the output lists them.

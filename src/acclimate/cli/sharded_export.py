@@ -77,6 +77,8 @@ def run_sharded(context: click.Context, job: ExportJob) -> None:
             where = "with --engine ray" if is_sharded else "without --engine ray"
             raise ConfigError(f"--{name.replace('_', '-')} has no effect {where}; leave it out")
     if not is_sharded:
+        if "://" in _as_given(job.source):
+            raise ConfigError(f"{_as_given(job.source)} is not on this machine; add --engine ray, or copy it first")
         return
     require("ray", "--engine ray")
     from acclimate.scale.export import export_shards

@@ -179,23 +179,27 @@ def entries(connection: Connection, *, limit: int = 50) -> list[dict[str, Any]]:
 
 
 def remove_before(connection: Connection, cutoff: str, *, actor: str) -> int:
-    """Remove the entries older than ``cutoff``, append one that records it, and return how many were removed."""
-    _lock_log(connection)
+    """Remove the entries older than ``cutoff``, append one that records it, and return how many were removed.
+
+    In PostgreSQL others append to the log while entries are removed, and wait only for the last step.
+    """
     oldest_kept = sa.select(sa.func.min(audit_log.c.id)).where(audit_log.c.timestamp >= cutoff)
     boundary = connection.execute(oldest_kept).scalar()
     # Only a run of entries from the beginning is removed: the rest must stay a chain.
     old = sa.true() if boundary is None else audit_log.c.id < boundary
-    last = connection.execute(
-        sa.select(audit_log.c.entry_hash).where(old).order_by(audit_log.c.id.desc()).limit(1)
-    ).scalar()
-    if last is None:
+    newest_old = sa.select(audit_log.c.id, audit_log.c.entry_hash).where(old).order_by(audit_log.c.id.desc()).limit(1)
+    found = connection.execute(newest_old).first()
+    if found is None:
         return 0
-    append(connection, actor=actor, action=RETENTION, settings={"before": cutoff, "last_hash": last}, outcome="removed")
-    if boundary is None:
-        boundary = connection.execute(sa.select(sa.func.max(audit_log.c.id))).scalar_one()
     connection.execute(sa.insert(audit_retention).values(allowed=1))
-    removed = connection.execute(sa.delete(audit_log).where(audit_log.c.id < boundary)).rowcount
-    connection.execute(sa.update(audit_anchor).values(entries=audit_anchor.c.entries - removed))
+    removed = connection.execute(sa.delete(audit_log).where(audit_log.c.id < found.id)).rowcount
+    _lock_log(connection)
+    # The newest of the old entries goes last: the entry that records this follows the one that stands before it.
+    if connection.execute(sa.select(audit_log.c.id).where(audit_log.c.id == found.id)).first() is not None:
+        settings = {"before": cutoff, "last_hash": found.entry_hash}
+        append(connection, actor=actor, action=RETENTION, settings=settings, outcome="removed")
+        removed += connection.execute(sa.delete(audit_log).where(audit_log.c.id == found.id)).rowcount
+        connection.execute(sa.update(audit_anchor).values(entries=audit_anchor.c.entries - removed))
     connection.execute(sa.delete(audit_retention))
     return removed
 

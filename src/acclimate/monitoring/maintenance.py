@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy import ColumnElement
 from sqlalchemy.exc import DBAPIError
 
 from acclimate.errors import ConfigError, StoreError, first_line
@@ -29,6 +31,18 @@ from acclimate.monitoring.schema import (
 )
 from acclimate.monitoring.store import Store
 from acclimate.monitoring.window import LONGEST_DAYS
+
+#: Rows that one transaction deletes: a writer of SQLite waits for as long as that takes.
+_BATCH: Final = 2_000
+#: The column by which rows of a table are deleted in order, where an index has it first.
+_ORDERS: Final = {
+    "ttt_metrics": "recorded_at",
+    "ttt_ab_tests": "recorded_at",
+    "vision_runs": "request_id",
+    "requests": "timestamp",
+    "request_hours": "hour",
+    "writers": "writer_id",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +72,10 @@ def maintain(
     actor: str = "maintenance",
 ) -> Maintained:
     """Delete rows older than ``keep_days``, compact the database, and return what was deleted.
+
+    Rows are deleted in many short transactions, so that no writer waits for long; where one fails, those before it
+    stay. In PostgreSQL the space becomes free for new rows, and writers do not wait for that either. SQLite copies its
+    file, for which writers wait.
 
     Args:
         store: to maintain.
@@ -100,12 +118,29 @@ def maintain(
             old = sa.select(sa.func.count()).select_from(audit_log).where(audit_log.c.timestamp < audit_cutoff)
             removed[audit_log.name] = connection.execute(old).scalar_one()
         return Maintained(cutoff=cutoff, removed=removed, bytes_before=before, bytes_after=before, dry_run=True)
+    for table, condition in conditions.items():
+        removed[table.name] = _removed(store, table, condition)
     with store.writing() as connection:
-        for table, condition in conditions.items():
-            removed[table.name] = connection.execute(sa.delete(table).where(condition)).rowcount
         removed[audit_log.name] = audit.remove_before(connection, audit_cutoff, actor=actor)
     _compact(store)
     return Maintained(cutoff=cutoff, removed=removed, bytes_before=before, bytes_after=_bytes(store), dry_run=False)
+
+
+def _removed(store: Store, table: sa.Table, condition: ColumnElement[bool]) -> int:
+    """Delete the rows of a table in batches, the oldest first, and return how many there were."""
+    keys: Sequence[ColumnElement[Any]] = list(table.primary_key.columns)
+    key = sa.tuple_(*keys) if len(keys) > 1 else keys[0]
+    order = table.c[_ORDERS[table.name]]
+    count, oldest = 0, ""
+    while True:
+        with store.writing() as connection:
+            # From where the batch before ended: PostgreSQL's indexes still have the rows that were deleted.
+            wanted = sa.select(*keys).where(condition, order >= oldest).order_by(order).limit(_BATCH)
+            delete = sa.delete(table).where(key.in_(wanted)).returning(order)
+            found = connection.execute(delete).scalars().all()
+        if not found:
+            return count
+        count, oldest = count + len(found), max(found)
 
 
 def _compact(store: Store) -> None:

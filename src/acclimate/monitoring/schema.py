@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 
 #: The newest migration.
-HEAD: Final = "0005"
+HEAD: Final = "0006"
 
 metadata: Final = MetaData()
 _BIG: Final = BigInteger().with_variant(Integer, "sqlite")
@@ -123,10 +123,15 @@ requests: Final = Table(
     Column("actor", Text),
     Index("idx_requests_timestamp", "timestamp"),
     Index("idx_requests_session", "session_id"),
-    # Few requests are rated or labelled, and they are read together.
+    # The newest of a key, of a model and of a status: without these, those that are rare are searched among all.
+    Index("idx_requests_actor", "actor", "timestamp"),
+    Index("idx_requests_model", "model", "timestamp"),
+    Index("idx_requests_status", "status", "timestamp"),
+    # Few requests are rated or labelled, and they are read together. What calibration reads of those that are rated
+    # is in the index: they lie far from each other in the table.
     Index(
         "idx_requests_rated",
-        "timestamp",
+        *("timestamp", "status", "user_feedback", "confidence", "pipeline", "model", "actor"),
         sqlite_where=text("user_feedback IS NOT NULL"),
         postgresql_where=text("user_feedback IS NOT NULL"),
     ),

@@ -103,6 +103,8 @@ def divided(
         dataset = load_dataset(source, images_root=images_root)
         records, categories = list(dataset.records), dataset.categories
         values = _coco_values(Path(source), shard_by) if suffix == ".json" and shard_by != FOLDER else None
+    if not records:
+        raise DataError(f"{source} contains no images")
     if values is None:
         if shard_by != FOLDER:
             raise ConfigError(
@@ -111,8 +113,6 @@ def divided(
             )
         values = _folders([record.image for record in records])
     records, values = records[:max_images], values[:max_images]
-    if not records:
-        raise DataError(f"{source} contains no images")
     by_name: dict[str, list[Record]] = {}
     for record, name in zip(records, values, strict=True):
         by_name.setdefault(name, []).append(record)

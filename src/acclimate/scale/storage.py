@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fsspec.core import url_to_fs
 
-from acclimate.errors import DataError, InputError, first_line
+from acclimate.errors import DataError, InputError, MissingExtraError, first_line
 from acclimate.output_files import write_output
 
 #: Where the credentials of object stores come from, and the variable for the address of a server of one's own.
@@ -20,7 +20,6 @@ _CREDENTIALS: Final = {
     "gcs": "GOOGLE_APPLICATION_CREDENTIALS",
 }
 _ADDRESSES: Final = {"s3": "AWS_ENDPOINT_URL"}
-_EXTRAS: Final = {"s3": "s3"}
 #: Parts of the names of error classes: object stores raise those of their own libraries.
 _ABOUT_CREDENTIALS: Final = ("Credential", "Permission", "Auth", "Forbidden", "ProfileNotFound", "Token")
 _ABOUT_CONNECTIONS: Final = ("Connect", "Timeout")
@@ -98,9 +97,9 @@ def file_system(url: str, options: dict[str, Any] | None = None) -> tuple[Any, s
     try:
         found, path = url_to_fs(url, **(options or {}))
     except ImportError as error:
-        extra = _EXTRAS.get(_protocol(url))
-        remedy = "" if extra is None else f'; run: pip install "acclimate[{extra}]"'
-        raise DataError(f"{url} cannot be opened: {first_line(error)}{remedy}") from error
+        if _protocol(url) == "s3":
+            raise MissingExtraError(purpose=url, distribution="s3fs", extra="s3") from error
+        raise DataError(f"{url} cannot be opened: {first_line(error)}") from error
     except ValueError as error:
         raise DataError(f"{url} cannot be opened: {first_line(error)}") from error
     found.invalidate_cache()
