@@ -30,3 +30,9 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
+
+
+def without_end(content: bytes) -> bytes:
+    """Return an archive as it is when it was cut off after its last member."""
+    length = len(content.rstrip(b"\0"))
+    return content[: -(-length // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE]

@@ -98,7 +98,6 @@ def test_the_command_goes_on_with_an_interrupted_export_although_a_worker_is_kil
     arguments = [
         "--adapter", "torch", "--model", "tests.scale.factories:slow_classifier", "--ttt", "--ttt-method", "tent",
         "--ttt-reset", "online", "--ttt-batch-size", "2", "--commit-every", "1", "--engine", "ray", "--workers", "2",
-        "--no-record",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     in_store = ["export", f"{bucket}/cameras", "-o", f"{bucket}/out", *arguments]

@@ -1,0 +1,145 @@
+"""WebDataset archives in sharded exports: each is a stream, and a damaged one ends by itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acclimate.errors import ConfigError, DataError
+from acclimate.scale.export import export_shards, read_rows
+from acclimate.scale.shards import divided
+from acclimate.vision.run.export import ExportJob, export
+from tests.networks import write_images
+from tests.scale.archives import without_end, write_archive
+from tests.scale.test_shards import MODEL, POLICIES, KilledError, job
+
+COUNTS = (11, 7, 5)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three archives, and beside them the images that they contain in folders of the same names."""
+    folder = tmp_path_factory.mktemp("archives")
+    for number, count in enumerate(COUNTS):
+        write_images(folder / "images" / f"{number:03d}", count, side=24, seed=number)
+        found = sorted((folder / "images" / f"{number:03d}").iterdir())
+        fields = [{"light": ("dim", "bright")[place % 2]} for place in range(count)]
+        write_archive(folder / "tars" / f"{number:03d}.tar", found, fields=fields)
+    return folder
+
+
+def predictions(rows: Any) -> list[Any]:
+    return [row["classification"] for row in rows]
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_each_archive_is_predicted_to_the_bit_as_by_one_machine_alone(
+    archives: Path, policy: str, tmp_path: Path
+) -> None:
+    result = export_shards(job(archives / "tars", tmp_path / "out", policy), engine="here")
+    assert (result.images, result.rows, result.shards, result.failed) == (23, 23, 3, {})
+    rows = list(read_rows(str(tmp_path / "out")))
+    assert [(row["shard"], row["position"]) for row in rows] == [
+        (f"{number:03d}", place) for number, count in enumerate(COUNTS) for place in range(count)
+    ]
+    assert rows[0]["image"] == str(archives / "tars" / "000.tar" / "000000.png")
+    for number in range(3):
+        alone = [
+            export(
+                ExportJob(source=source, output=tmp_path / "a.json", adapter=MODEL, ttt=POLICIES[policy], batch_size=2)
+            )
+            for source in (archives / "tars" / f"{number:03d}.tar", archives / "images" / f"{number:03d}")
+        ]
+        mine = predictions(row for row in rows if row["shard"] == f"{number:03d}")
+        assert mine == predictions(alone[0].entries) == predictions(alone[1].entries)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [shard["images"] for shard in manifest["shards"]] == list(COUNTS)
+
+
+def test_an_archive_goes_on_to_the_bit_wherever_it_was_interrupted(archives: Path, tmp_path: Path) -> None:
+    source = str(archives / "tars" / "{000..002}.tar")
+    reference = job(source, tmp_path / "reference")
+    export_shards(reference, engine="here")
+    work, commits = job(source, tmp_path / "out", resume=True), set[tuple[str, int]]()
+
+    def kill(progress: Any) -> None:
+        commit = (progress.shard, progress.predicted)
+        is_new = commit not in commits
+        commits.add(commit)
+        if is_new and len(commits) % 2 == 0:
+            raise KilledError
+
+    for _ in range(40):
+        try:
+            export_shards(work, engine="here", on_progress=kill)
+        except KilledError:
+            continue
+        break
+    else:
+        pytest.fail("the export never ended")
+    assert len(commits) > 6
+    assert list(read_rows(work.output)) == list(read_rows(reference.output))
+
+
+def test_a_damaged_archive_ends_by_itself_and_goes_on_when_it_was_copied_again(archives: Path, tmp_path: Path) -> None:
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    contents = {path.name: path.read_bytes() for path in (archives / "tars").iterdir()}
+    for name, content in contents.items():
+        (tars / name).write_bytes(content if name != "001.tar" else content[: len(content) // 2])
+    result = export_shards(job(tars, tmp_path / "out"), engine="here")
+    assert list(result.failed) == ["001"]
+    assert result.failed["001"].startswith(f"{tars}/001.tar is damaged or cut off after 3 images")
+    assert {row["shard"] for row in read_rows(str(tmp_path / "out"))} == {"000", "002"}
+    (tars / "001.tar").write_bytes(contents["001.tar"])
+    assert export_shards(job(tars, tmp_path / "out", resume=True), engine="here").failed == {}
+    assert len(list(read_rows(str(tmp_path / "out")))) == 23
+
+
+def test_an_archive_that_was_replaced_is_not_continued(archives: Path, tmp_path: Path) -> None:
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    (tars / "a.tar").write_bytes((archives / "tars" / "000.tar").read_bytes())
+    export_shards(job(tars, tmp_path / "out"), engine="here")
+    (tars / "a.tar").write_bytes((archives / "tars" / "001.tar").read_bytes())
+    failed = export_shards(job(tars, tmp_path / "out", resume=True), engine="here").failed
+    assert "of other images or settings" in failed["a"]
+
+
+def test_an_archive_that_is_missing_is_named(
+    archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = job(archives / "tars" / "{002..003}.tar", tmp_path / "out")
+    with caplog.at_level(logging.WARNING):
+        result = export_shards(work, engine="here")
+    assert "003.tar cannot be read" in caplog.text
+    assert list(result.failed) == ["003"]
+    assert "003.tar cannot be read" in result.failed["003"]
+    assert result.rows == 5
+
+
+def test_streams_are_named_by_a_field_of_the_samples(archives: Path, tmp_path: Path) -> None:
+    found = divided(str(archives / "tars"), "light")
+    assert [(shard.name, len(shard.records)) for shard in found.shards] == [("dim", 13), ("bright", 10)]
+    export_shards(job(archives / "tars", tmp_path / "out", shard_by="light"), engine="here")
+    rows = list(read_rows(str(tmp_path / "out")))
+    assert [row["image_id"] for row in rows if row["shard"] == "bright"][:6] == [2, 4, 6, 8, 10, 13]
+    first = divided(str(archives / "tars"), max_images=13)
+    assert [(shard.name, len(shard.records)) for shard in first.shards] == [("000", 11), ("001", 2)]
+    with pytest.raises(ConfigError, match="23 of 23 images in the archives have no 'camera'"):
+        divided(str(archives / "tars"), "camera")
+    bad = tmp_path / "bad.tar"
+    bad.write_bytes(without_end((archives / "tars" / "000.tar").read_bytes()))
+    with pytest.raises(DataError, match=r"bad\.tar is damaged or cut off after 11 images"):
+        divided(str(bad), "light")
+
+
+def test_archives_in_several_folders_have_names_of_their_own(archives: Path, tmp_path: Path) -> None:
+    for part in ("day", "night"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "0.tar").write_bytes((archives / "tars" / "000.tar").read_bytes())
+    assert [shard.name for shard in divided(str(tmp_path)).shards] == ["day/0", "night/0"]
