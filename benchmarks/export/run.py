@@ -4,8 +4,12 @@
 
 ``memory`` exports generated images in processes of their own and records the most memory that each held. ``speed``
 takes turns on the same JPEG files of 640 x 480 pixels: the model on tensors that are ready, the export with and
-without overlap, and a loop over a DataLoader of torch with two workers that writes the same predictions. The shortest
-time of each counts, because other programs may use the machine.
+without overlap, and a loop over a DataLoader of torch with two workers that writes the same predictions. Other programs
+may use the machine: shares are medians over rounds, of times within one round, and the CPU seconds of every way say
+what it costs however busy the machine is. "Steady" is from the second batch to the last, without loading the model;
+"undisturbed" leaves out for how long the thread of the model was ready and waited for a processor that other programs
+had (from /proc/thread-self/schedstat), so that what remains is its own work and what it waits for by itself: batches
+and Python's lock.
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +94,19 @@ def memory(work: Path, ttt: list[str], sizes: tuple[int, ...]) -> list[dict[str,
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point in time, and for how long this thread was ready and waited for a processor until then."""
+
+    wall_s: float
+    waited_s: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        waited_ns = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+        return cls(time.perf_counter(), waited_ns / 1e9)
+
+
 class Files(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """What a careful user writes: each image decoded and prepared by a worker."""
 
@@ -102,7 +121,7 @@ class Files(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return self.prepare(pixels).tensor, pixels.shape[1], pixels.shape[0]
 
 
-def with_data_loader(folder: Path, output: Path, model: str) -> None:
+def with_data_loader(folder: Path, output: Path, model: str, times: list[Moment]) -> None:
     made = getattr(networks, model)()
     records = load_dataset(folder).records
     loader = torch.utils.data.DataLoader(Files(records, made.preprocess), batch_size=BATCH, num_workers=2)
@@ -114,6 +133,7 @@ def with_data_loader(folder: Path, output: Path, model: str) -> None:
             outputs = made.module(images.contiguous(memory_format=torch.channels_last))
             sizes = tuple(zip(widths.tolist(), heights.tolist(), strict=True))
             entries += classification_entries(outputs, ImageBatch(images, part, sizes), labels=adapter.labels)
+            times.append(Moment.now())
     write_json(output, entries)
 
 
@@ -122,11 +142,6 @@ def speed(work: Path, count: int, rounds: int, network: str) -> dict[str, Any]:
     folder = generated(work / "photos", count, (640, 480))
     batch = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     model = getattr(networks, network)().module
-
-    def model_alone() -> None:
-        with torch.no_grad():
-            for _ in range(count // BATCH):
-                model(batch)
 
     def job(name: str, **changes: Any) -> ExportJob:
         values: dict[str, Any] = {"batch_size": BATCH, "decode_threads": 1}
@@ -141,31 +156,59 @@ def speed(work: Path, count: int, rounds: int, network: str) -> dict[str, Any]:
         for start in range(0, count, BATCH):
             torch.stack([prepare(pixels).tensor for _, pixels in reader.read_many(records[start : start + BATCH])])
 
-    steady: dict[str, float] = {}
+    steady: dict[str, list[float]] = {}
+    undisturbed: dict[str, list[float]] = {}
+
+    def add(name: str, times: list[Moment]) -> None:
+        images = (len(times) - 2) * BATCH
+        wall = times[-1].wall_s - times[1].wall_s
+        waited = times[-1].waited_s - times[1].waited_s
+        steady.setdefault(name, []).append(images / wall)
+        undisturbed.setdefault(name, []).append(images / (wall - waited))
 
     def exported(name: str, **changes: Any) -> None:
-        times: list[float] = []
-        export(job(name, **changes), progress=lambda *_: times.append(time.perf_counter()))
-        # From the second batch to the last: without loading the model and writing the file.
-        rate = (len(times) - 2) * BATCH / (times[-1] - times[1])
-        steady[name] = max(steady.get(name, 0.0), round(rate, 2))
+        times: list[Moment] = []
+        export(job(name, **changes), progress=lambda *_: times.append(Moment.now()))
+        add(name, times)
+
+    def model_alone() -> None:
+        times: list[Moment] = []
+        with torch.no_grad():
+            for _ in range(count // BATCH):
+                model(batch)
+                times.append(Moment.now())
+        add("model", times)
+
+    def loaded() -> None:
+        times: list[Moment] = []
+        with_data_loader(folder, work / "out" / "loader.json", network, times)
+        add("loader", times)
 
     ways: dict[str, Callable[[], Any]] = {
         "model alone": model_alone,
         "reading alone": reading_alone,
         "export": lambda: exported("overlap"),
         "export without overlap": lambda: exported("serial", read_ahead=0),
-        "DataLoader, 2 workers": lambda: with_data_loader(folder, work / "out" / "loader.json", network),
+        "DataLoader, 2 workers": loaded,
         "export with draft decoding": lambda: exported("draft", draft_side=224),
+        "export, 2 threads decode": lambda: exported("overlap, 2 threads", decode_threads=2),
     }
-    best: dict[str, float] = {}
+    walls: dict[str, list[float]] = {name: [] for name in ways}
+    cpus: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, run in ways.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), sum(os.times()[:4])
             run()
-            best[name] = min(best.get(name, float("inf")), time.perf_counter() - start)
-        print({name: round(count / taken, 1) for name, taken in best.items()}, flush=True)
-    rate = {name: round(count / taken, 2) for name, taken in best.items()}
+            walls[name].append(time.perf_counter() - start)
+            # With that of workers, which have ended by then.
+            cpus[name].append(sum(os.times()[:4]) - cpu)
+        print({name: round(count / found[-1], 1) for name, found in walls.items()}, flush=True)
+    used = count // BATCH * BATCH
+    rate = {name: round(statistics.median(used / taken for taken in found), 2) for name, found in walls.items()}
+
+    def median_ratio(over: list[float], under: list[float]) -> float:
+        return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 3)
+
     contents = {name: (work / "out" / f"{name}.json").read_bytes() for name in ("overlap", "serial", "draft")}
     whole, draft = (json.loads(contents[name]) for name in ("overlap", "draft"))
     pairs = [(a["classification"], b["classification"]) for a, b in zip(whole, draft, strict=True)]
@@ -173,10 +216,19 @@ def speed(work: Path, count: int, rounds: int, network: str) -> dict[str, Any]:
         "images": count,
         "batch": BATCH,
         "images_per_s": rate,
-        "steady_images_per_s": steady,
-        "export_share_of_model": round(rate["export"] / rate["model alone"], 3),
-        "steady_share_of_model": round(steady["overlap"] / rate["model alone"], 3),
-        "export_times_data_loader": round(rate["export"] / rate["DataLoader, 2 workers"], 3),
+        "rounds": rounds,
+        "steady_images_per_s": {name: round(statistics.median(found), 2) for name, found in steady.items()},
+        "undisturbed_images_per_s": {
+            name: round(statistics.median(found), 2) for name, found in undisturbed.items()
+        },
+        "cpu_ms_per_image": {name: round(1e3 * statistics.median(found) / used, 2) for name, found in cpus.items()},
+        "export_share_of_model": median_ratio(walls["model alone"], walls["export"]),
+        "steady_share_of_model": median_ratio(steady["overlap"], steady["model"]),
+        "undisturbed_share_of_model": median_ratio(undisturbed["overlap"], undisturbed["model"]),
+        "export_times_data_loader": median_ratio(walls["DataLoader, 2 workers"], walls["export"]),
+        "steady_times_data_loader": median_ratio(steady["overlap"], steady["loader"]),
+        "steady_times_data_loader_2_threads": median_ratio(steady["overlap, 2 threads"], steady["loader"]),
+        "undisturbed_times_data_loader": median_ratio(undisturbed["overlap"], undisturbed["loader"]),
         "identical_without_overlap": contents["overlap"] == contents["serial"],
         "draft": {
             "same_class": sum(a["class_id"] == b["class_id"] for a, b in pairs) / len(pairs),
