@@ -218,9 +218,7 @@ def speed(work: Path, count: int, rounds: int, network: str) -> dict[str, Any]:
         "images_per_s": rate,
         "rounds": rounds,
         "steady_images_per_s": {name: round(statistics.median(found), 2) for name, found in steady.items()},
-        "undisturbed_images_per_s": {
-            name: round(statistics.median(found), 2) for name, found in undisturbed.items()
-        },
+        "undisturbed_images_per_s": {name: round(statistics.median(found), 2) for name, found in undisturbed.items()},
         "cpu_ms_per_image": {name: round(1e3 * statistics.median(found) / used, 2) for name, found in cpus.items()},
         "export_share_of_model": median_ratio(walls["model alone"], walls["export"]),
         "steady_share_of_model": median_ratio(steady["overlap"], steady["model"]),

@@ -35,9 +35,9 @@ from sqlalchemy import Connection
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+import run
 from tests.monitoring.databases import postgresql
 
-import run
 from acclimate.monitoring import Filters, Store, Window, database, maintain, overview
 from acclimate.monitoring.hours import models_and_actors
 from acclimate.monitoring.schema import timestamp_of

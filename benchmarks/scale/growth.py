@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-
 from acclimate.core import Classification, Session
 from acclimate.core.losses import softmax_entropy
 from acclimate.language import LanguageModel, load

@@ -18,7 +18,8 @@ import lazy_loader
 from acclimate.errors import MissingExtraError
 
 Extra = Literal[
-    "vision", "heic", "language", "media", "monitoring", "parquet", "postgresql", "ray", "s3", "serve", "telemetry", "ui",
+    "vision", "heic", "language", "media", "monitoring", "parquet", "postgresql", "ray", "s3", "serve", "telemetry",
+    "ui",
 ]  # fmt: skip
 
 

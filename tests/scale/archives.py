@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 
-def write_archive(path: Path, images: list[Path], *, fields: list[dict[str, Any]] | None = None, root: str = "") -> Path:
+def write_archive(
+    path: Path, images: list[Path], *, fields: list[dict[str, Any]] | None = None, root: str = ""
+) -> Path:
     """Write an archive with a sample of a class, a json member and the image for each file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:

@@ -110,9 +110,7 @@ def test_an_archive_that_was_replaced_is_not_continued(archives: Path, tmp_path:
     assert "of other images or settings" in failed["a"]
 
 
-def test_an_archive_that_is_missing_is_named(
-    archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_archive_that_is_missing_is_named(archives: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     work = job(archives / "tars" / "{002..003}.tar", tmp_path / "out")
     with caplog.at_level(logging.WARNING):
         result = export_shards(work, engine="here")

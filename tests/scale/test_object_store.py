@@ -196,8 +196,8 @@ def test_what_is_wrong_is_said_in_one_line_with_a_remedy(
     missing = invoked("s3://no-such-bucket/cameras", "-o", f"{bucket}/out")
     assert missing.exit_code == 2
     assert missing.output == (
-        "Error: s3://no-such-bucket/cameras cannot be listed: The specified bucket does not exist; make no-such-bucket, "
-        "or correct the path\n"
+        "Error: s3://no-such-bucket/cameras cannot be listed: The specified bucket does not exist; make "
+        "no-such-bucket, or correct the path\n"
     )
     assert "contains no images" in invoked(f"{bucket}/nothing", "-o", f"{bucket}/out").output
     table = invoked(f"{bucket}/nothing.parquet", "-o", f"{bucket}/out").output

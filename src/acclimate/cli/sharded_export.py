@@ -46,7 +46,7 @@ def shard_options(command: Any) -> Any:
             show_default=True,
             metavar="folder|COLUMN",
             help="What is one stream: the images of a folder or of a tar file, or those with the same value in a "
-            "column of a Parquet file, or a field of a COCO json's images or of the json member of an archive's samples.",
+            "column of a Parquet file, or in a field of a COCO json's images or of the json of an archive's samples.",
         ),
         _shards(
             "--commit-every",

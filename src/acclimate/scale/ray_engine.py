@@ -229,9 +229,7 @@ class _Driver:
         if found is not None and found != work.seen:
             work.seen = found
             adapted, predicted, images = found
-            self._tell(
-                work.shard, images, adapted=adapted, predicted=predicted, attempt=work.attempt, worker=work.pid
-            )
+            self._tell(work.shard, images, adapted=adapted, predicted=predicted, attempt=work.attempt, worker=work.pid)
 
     def _end(self, shard: Shard, commit: Commit | None, error: str | None, attempt: int) -> None:
         done = {} if commit is None else {"adapted": commit.adapted, "predicted": commit.predicted}

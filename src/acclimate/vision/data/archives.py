@@ -89,7 +89,9 @@ def expanded(path: str) -> list[str]:
     return [path[: found.start()] + part + rest for part, rest in itertools.product(parts, rests)]
 
 
-def images_in(file: BinaryIO, archive: str, suffixes: frozenset[str], field: str | None = None) -> Iterator[ArchivedImage]:
+def images_in(
+    file: BinaryIO, archive: str, suffixes: frozenset[str], field: str | None = None
+) -> Iterator[ArchivedImage]:
     """Yield the images of an archive in their order; memory does not depend on how many there are.
 
     A sample is a run of members with the same key: folder and base name up to the first dot. What follows the dot is

@@ -28,7 +28,7 @@ class Record:
         image_id: the id in the COCO file, or the position in the folder or list, counted from 1.
         intrinsics: ``(fx, fy, cx, cy)`` in pixels, where a COCO file gives them.
         declared_size: ``(width, height)`` in pixels that a COCO file states; None where it states none.
-        archived: where the file's bytes are, if it is in an archive; ``image`` is the archive's path and the name in it.
+        archived: where the bytes are of a file in an archive; ``image`` is the archive's path and the name in it.
     """
 
     image: str
