@@ -69,12 +69,12 @@ class Small(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, classes)
+        self.first, self.head = nn.BatchNorm2d(8), nn.Linear(8, classes)
         nn.init.normal_(self.head.weight, std=2.0)
 
     def forward(self, images: Tensor) -> Tensor:
         spread = nn.functional.interpolate(images[:, :1], size=(2, 4)).flatten(1)[:, :, None, None]
-        return self.head(self.norm(spread).flatten(1))
+        return self.head(self.first(spread).flatten(1))
 
 
 def classes(least_s: float) -> dict[str, Any]:

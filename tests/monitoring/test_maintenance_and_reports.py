@@ -26,6 +26,7 @@ from acclimate.monitoring import (
     as_text,
     audit,
     maintain,
+    maintenance,
     make_report,
     schema,
 )
@@ -64,6 +65,53 @@ def test_what_is_old_is_deleted_and_what_is_not_is_kept(store: Store) -> None:
     assert counts(store) == {"requests": 3, "ttt_metrics": 3, "ttt_ab_tests": 1, "vision_runs": 0, "audit_log": 9}
     fill(store, 1)
     assert counts(store)["requests"] == 4, "a store that was maintained still records"
+
+
+def test_rows_are_deleted_in_many_short_transactions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_BATCH", 2)
+    some(store)
+    seen: list[str] = []
+
+    @sa.event.listens_for(store.engine, "after_cursor_execute")
+    def delete(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("DELETE FROM requests"):
+            seen.append("delete")
+
+    @sa.event.listens_for(store.engine, "commit")
+    def commit(_connection: Any) -> None:
+        seen.append("commit")
+
+    done = maintain(store, keep_days=30)
+    assert done.removed["requests"] == done.removed["ttt_metrics"] == 6
+    assert counts(store)["requests"] == 3
+    deletes = [place for place, what in enumerate(seen) if what == "delete"]
+    # Three batches, and one that finds nothing.
+    assert len(deletes) == 4
+    assert all(seen[place + 1] == "commit" for place in deletes)
+
+
+def test_others_record_while_the_audit_log_is_shortened(database: str) -> None:
+    with Store(database) as store, Store(database) as other:
+        if store.url.get_backend_name() == "sqlite":
+            pytest.skip("SQLite has one transaction that writes at a time")
+        fill(store, 7, days_ago=400)
+        fill(store, 3)
+        store.flush()
+        written: list[bool] = []
+
+        @sa.event.listens_for(store.engine, "after_cursor_execute")
+        def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement.startswith("DELETE FROM audit_log") and not written:
+                fill(other, 1)
+                written.append(other.flush(20))
+
+        done = maintain(store)
+        assert written == [True]
+        assert done.removed["audit_log"] == 7
+        with store.reading() as connection:
+            assert list(audit.verify(connection)) == []
+        # The three that are kept, the one that was recorded meanwhile, and the entry of the retention.
+        assert counts(store)["audit_log"] == 5
 
 
 def test_what_was_deleted_is_gone_from_the_files(tmp_path: Path) -> None:
