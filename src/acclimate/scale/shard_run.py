@@ -268,7 +268,7 @@ class _Progress:
                 if span is None:
                     found.get_file(path, str(target))
                 else:
-                    target.write_bytes(found.cat_file(path, start=span.offset, end=span.offset + span.size))
+                    _write_scratch(target, found.cat_file(path, start=span.offset, end=span.offset + span.size))
             except FileNotFoundError as error:
                 # Left out, and counted as an image that cannot be used when it is read.
                 logger.warning("%s cannot be fetched: %s", record.image, first_line(error))

@@ -137,7 +137,7 @@ def _damaged(archive: str, count: int, why: str) -> DataError:
 def _members(tar: tarfile.TarFile, archive: str) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         # tarfile keeps every member that it has seen.
-        tar.members = []  # type: ignore[assignment]
+        tar.members = []  # type: ignore[attr-defined]
         base = PurePosixPath(member.name).name
         if not member.isreg() or (base.startswith("__") and base.endswith("__")):
             continue
