@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -158,6 +158,75 @@ def page_table() -> str:
     return "\n".join(lines)
 
 
+def ten_million_table() -> str:
+    """Return how long the page's queries take on ten million rows, and for how long a writer waits for retention."""
+    found = json.loads((ROOT / "benchmarks" / "monitoring" / "results" / "page_10_million.json").read_text())
+    found = found["postgresql"]
+    lines = ["| query | first, s | then, s |", "| --- | --- | --- |"]
+    for name, query in found["queries"].items():
+        what, _, stretch = name.rpartition(", ")
+        if stretch == "month":
+            lines.append(f"| {what} | {query['first_s']:.2f} | {query['s']:.2f} |")
+    lines += ["", "| a writer's wait for one row, ms | median | 99 % | longest |", "| --- | --- | --- | --- |"]
+    for name, title in (("nothing else", "nothing else to do"), ("retention", "while the oldest day is deleted")):
+        waits = found["waits"][name]
+        times = " | ".join(f"{1e3 * waits[f'wait_s_{part}']:.0f}" for part in ("median", "p99", "longest"))
+        lines.append(f"| {title} | {times} |")
+    removed, taken = found["waits"]["removed"], found["waits"]["retention"]["s"]
+    lines += [
+        "",
+        f"Retention deleted {removed['requests']:,} requests, {removed['ttt_metrics']:,} attempts and "
+        f"{removed['audit_log']:,} entries of the audit log in {taken:.0f} s.",
+        f"The upgrade of the store took {found['upgrade_s']:.0f} s. Beside ten million rows a writer writes "
+        f"{found['writer']['full_over_empty']:.2f} times as many rows a second as into an empty store.",
+    ]
+    return "\n".join(lines)
+
+
+def growth_table() -> str:
+    """Return how costs grow with classes, rank, examples and adapters."""
+    found = json.loads((ROOT / "benchmarks" / "scale" / "results" / "growth.json").read_text())
+    lines = ["| cost | sizes | measured | exponent |", "| --- | --- | --- | --- |"]
+
+    def add(what: str, costs: dict[str, float], unit: str, exponent: str) -> None:
+        sizes = ", ".join(f"{int(size):,}" for size in costs).replace(", ", " / ")
+        lines.append(
+            f"| {what} | {sizes} | {' / '.join(f'{cost:.3g}' for cost in costs.values())} {unit} | {exponent} |"
+        )
+
+    for name in ("prediction alone", "entropy and its gradient alone", *_GROWING):
+        row = found["classes"][name]
+        title = name if name.endswith("alone") else f"a step of `{name.partition(',')[0]}`{name.partition(',')[2]}"
+        exponents = f"{row['exponent']:.2f}; {row['exponent_from_1000']:.2f} from 1,000"
+        add(f"classes: {title}", row["ms"], "ms", exponents)
+    add("rank: an adaptation", found["rank"]["s"], "s", f"{found['rank']['exponent']:.2f}")
+    add("examples: an adaptation", found["examples"]["s"], "s", f"{found['examples']['exponent']:.2f}")
+    for name, title in (
+        ("in use", "adapters in one pass"),
+        ("kept beside one in use", "adapters kept beside one in use"),
+    ):
+        row = found["slots"][name]
+        add(f"{title}: a token of an answer", row["token_ms"], "ms", f"{row['exponent']:.2f}")
+    return "\n".join(lines)
+
+
+_GROWING: Final = (
+    *(
+        "bn, no guards",
+        "bn",
+        "tent, no guards",
+        "tent",
+        "eata",
+        "sar",
+        "deyo",
+        "roid",
+        "lame, no guards",
+        "lame",
+        "neo",
+    ),
+)
+
+
 def monitoring_table() -> str:
     """Return what recording costs a request."""
     found = json.loads((ROOT / "benchmarks" / "monitoring" / "results" / "monitoring.json").read_text())
@@ -288,6 +357,8 @@ def _with_tables(text: str) -> str:
         "kpis": functools.partial(kpis_table, KPIS),
         "monitoring": monitoring_table,
         "page": page_table,
+        "page 10 million": ten_million_table,
+        "growth": growth_table,
         "detector": detector_table,
         "cifar": cifar_table,
         "bn strength": bn_strength_table,

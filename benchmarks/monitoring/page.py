@@ -10,7 +10,7 @@ itself, because nothing is in the database's memory then.
         --out benchmarks/monitoring/results/page_10_million.json
 
 ``--retention`` then writes to the full store and to an empty one on the same server, in turns, and at last deletes the
-older half while another process writes a row at a time and measures how long each takes. The server runs without
+oldest day while another process writes a row at a time and measures how long each takes. The server runs without
 ``fsync``, as in the tests.
 """
 
@@ -250,10 +250,10 @@ def waits_during(url: str, work: Callable[[], Any]) -> tuple[dict[str, float], A
 
 
 def retention(url: str) -> dict[str, Any]:
-    """Return how long a writer waits with nothing else to do, and while half of the rows are deleted."""
+    """Return how long a writer waits with nothing else to do, and while the rows of the oldest day are deleted."""
     quiet, _ = waits_during(url, lambda: time.sleep(30))
     with Store(url) as store:
-        during, done = waits_during(url, lambda: maintain(store, keep_days=DAYS / 2, keep_audit_days=DAYS / 2))
+        during, done = waits_during(url, lambda: maintain(store, keep_days=DAYS - 1, keep_audit_days=DAYS - 1))
     return {"nothing else": quiet, "retention": during, "removed": dict(done.removed)}
 
 

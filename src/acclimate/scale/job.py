@@ -103,5 +103,8 @@ class ShardedJob:
             made_from["archive"] = [shard.archive, shard.stamp]
         digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode())
         for record in shard.records if shard.archive is None else ():
-            digest.update(json.dumps([record.image, record.image_id]).encode())
+            what: list[Any] = [record.image, record.image_id]
+            if record.archived is not None:
+                what += [record.archived.offset, record.archived.size]
+            digest.update(json.dumps(what).encode())
         return digest.hexdigest()

@@ -42,7 +42,7 @@ class ExportJob:
     """The images to predict, the model, the settings, and the files to write.
 
     Attributes:
-        source: a folder, a list file or a COCO json.
+        source: a folder, a list file, a COCO json, or WebDataset archives; see :func:`load_dataset`.
         output: the predictions file.
         adapter: the options of the adapter and its model.
         ttt: the settings that were given, by field name of :class:`TTTConfig`; None does not adapt.
