@@ -25,7 +25,8 @@ PARTS = {
     "media": {"media", "vision"},
     "monitoring": {"monitoring", "parquet", "postgresql"},
     "serve": {"serve", "language", "telemetry"},
-    "scale": {"ray", "vision", "parquet"},
+    "storage.py": {"serve", "ray"},
+    "scale": {"ray", "vision", "parquet", "serve", "language"},
     "ui": {"ui", "serve", "vision", "media", "monitoring"},
 }
 NOT_IMPORTED = {"gguf", "psycopg", "scipy"}

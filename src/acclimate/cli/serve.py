@@ -28,6 +28,11 @@ def _flags(command: Command) -> Command:
         click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other setting."),
         click.option("--record/--no-record", default=None, help="Write a row to the metrics store for every answer."),
         click.option("--db", metavar="PATH_OR_URL", help="The metrics store."),
+        click.option(
+            "--adapter-store",
+            metavar="PATH_OR_URL",
+            help="Folder, or fsspec path, where trained adapters are kept and shared with other servers.",
+        ),
         click.option("--threads", type=int, help="Threads of torch."),
         click.option("--device", help="torch's name of the device."),
         click.option("--insecure", is_flag=True, default=None, help="Listen on any address without API keys."),

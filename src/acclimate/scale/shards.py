@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from acclimate.errors import ConfigError, DataError
-from acclimate.scale.storage import file_system, is_remote
+from acclimate.storage import file_system, is_remote
 from acclimate.vision.data.record import Record
 from acclimate.vision.data.records import IMAGE_SUFFIXES, load_dataset, read_json
 

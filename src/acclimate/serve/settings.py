@@ -70,6 +70,10 @@ class ServerSettings(BaseModel):
     lora_folder: Path | None = Field(None, description="Adapters may be loaded from below this folder alone.")
     cached_adapters: int = Field(64, ge=0, description="Most trained adapters that are kept.")
     cached_adapters_mib: float = Field(1024.0, ge=0, description="Most memory of trained adapters that are kept.")
+    adapter_store: str | None = Field(
+        None, description="Folder, or fsspec path, where trained adapters are kept and shared with other servers."
+    )
+    adapter_store_mib: float = Field(4096.0, gt=0, description="Most of it; what was used longest ago is removed.")
     prefix_cache_mib: float = Field(512.0, ge=0, description="Most memory of prompts' beginnings that are kept.")
     key_value_mib: float = Field(2048.0, ge=0, description="Most memory of the answers that are generated.")
     max_rows: int = Field(64, ge=1, description="Answers that are generated side by side.")
@@ -126,6 +130,8 @@ class ServerSettings(BaseModel):
             )
         if self.allow_lora_loading and self.lora_folder is None:
             raise ConfigError("allow_lora_loading needs lora_folder: the folder that adapters may be loaded from")
+        if self.adapter_store is not None and not (self.cached_adapters and self.cached_adapters_mib):
+            raise ConfigError("adapter_store needs cached_adapters and cached_adapters_mib above 0")
         if self.experiment is not None and not self.record:
             raise ConfigError("an experiment without records shows nothing; leave out record = false")
         if self.default_answer_tokens > self.max_answer_tokens:

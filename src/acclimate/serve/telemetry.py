@@ -85,6 +85,20 @@ class _Collector:
             alive.add_metric([model], float(served.worker.is_alive))
         yield cached
         yield alive
+        if self._service.store is not None:
+            counts = self._service.store.counts
+            fetched = CounterMetricFamily(
+                "acclimate_adapter_store_fetches", "Adapters looked for in the store.", labels=["result"]
+            )
+            for result, value in (("hit", counts.hits), ("miss", counts.misses), ("unreadable", counts.unreadable)):
+                fetched.add_metric([result], value)
+            written = CounterMetricFamily(
+                "acclimate_adapter_store_writes", "Adapters written to the store.", labels=["result"]
+            )
+            for result, value in (("written", counts.written), ("failed", counts.failed)):
+                written.add_metric([result], value)
+            yield fetched
+            yield written
 
 
 class Telemetry:
