@@ -119,7 +119,7 @@ def test_an_entry_that_cannot_be_trusted_is_an_error_and_never_a_wrong_adapter(k
         assert store.flush(timeout_s=10)
         (file,) = (tmp_path / "store").rglob("*.adapter")
         file.write_bytes(damaged(file.read_bytes())[kind])
-        with pytest.raises(CheckpointError, match="aaaaaaaaaaaa in .* cannot be read"):
+        with pytest.raises(CheckpointError, match=r"aaaaaaaaaaaa in .* cannot be read"):
             store.fetch("model", KEY)
         assert store.counts.unreadable == 1
         # It is replaced by the next one that is trained.

@@ -264,7 +264,7 @@ def packed(adapter: Adapter, evidence: Evidence | None, key: str) -> bytes:
     tensors = {}
     for layer, (down, up) in adapter.weights.items():
         tensors[f"{layer}.lora_A"], tensors[f"{layer}.lora_B"] = down.detach().cpu(), up.detach().cpu()
-    content = safetensors.torch.save(
+    content: bytes = safetensors.torch.save(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {_METADATA: json.dumps(numbers)}
     )
     header = {"format": FORMAT, "key": key, "sha256": hashlib.sha256(content).hexdigest()}

@@ -125,7 +125,8 @@ def assemble(
         routes: who answers.
         settings: of the server.
         on_refused: called with the status of a request that gets an error.
-        begin, end: called when the application starts and when it has ended.
+        begin: called when the application starts.
+        end: called when it has ended.
     """
 
     @asynccontextmanager

@@ -94,7 +94,8 @@ def serve_until_told(
         listening: the socket.
         settings: of the server.
         names: of the models.
-        announce, ready: see :func:`run`.
+        announce: see :func:`run`.
+        ready: see :func:`run`.
         drain: called as soon as the signal comes; connections that are open may not ask for more then.
     """
     config = uvicorn.Config(

@@ -37,6 +37,9 @@ class ServerSettings(BaseModel):
     models: tuple[str, ...] = Field(
         ("smollm2",), min_length=1, description="Models to serve, separated by commas: names, folders, or hub names."
     )
+    engine: Literal["here", "ray"] = Field("here", description="Serve from this process, or from replicas on Ray.")
+    replicas: int = Field(2, ge=1, le=1024, description="Replicas of engine ray, each with its own copy of the models.")
+    ray_address: str | None = Field(None, description="Cluster of engine ray; unset: one on this machine alone.")
     device: str = Field("cpu", description="torch's name of the device.")
     threads: int | None = Field(None, ge=1, description="Threads of torch; unset leaves it to torch.")
     keys_file: Path | None = Field(None, description="API keys, as acclimate keys writes them; unset asks for none.")
@@ -128,6 +131,9 @@ class ServerSettings(BaseModel):
                 f"host {self.host!r} can be reached from other machines: give --keys-file (acclimate keys create makes "
                 f"one), or --insecure if everybody may use this server"
             )
+        for name in ("replicas", "ray_address"):
+            if self.engine != "ray" and name in self.model_fields_set:
+                raise ConfigError(f"{name} needs engine ray")
         if self.allow_lora_loading and self.lora_folder is None:
             raise ConfigError("allow_lora_loading needs lora_folder: the folder that adapters may be loaded from")
         if self.adapter_store is not None and not (self.cached_adapters and self.cached_adapters_mib):
