@@ -203,14 +203,14 @@ def test_keys_scopes_and_rates_are_those_of_the_one_address(tmp_path: Path) -> N
 
 def test_a_request_of_a_replica_that_ended_is_begun_again_and_finds_the_adapter(short_lived: Front) -> None:
     client, replicas = short_lived
-    first = ask(client, tag="again", query="tiger")
+    first = ask(client, tag="r", query="tiger")
     where = int(first.headers[REPLICA_HEADER])
     assert not first.json()["ttt"]["cached"]
     before = counted(client, "acclimate_front_retries_total"), counted(client, "acclimate_front_lost_total")
     replicas.ends_before = lambda message: is_last(message) and replicas.asked[-1] == where
-    found = ask(client, tag="again", query="tiger")
+    found = ask(client, tag="r", query="tiger")
     assert found.headers[REPLICA_HEADER] == str(1 - where)
-    assert text_of(found) == text_of(first) == "<again>tiger</again>"
+    assert text_of(found) == text_of(first) == "<r>tiger</r>"
     # Not trained again: fetched from the store.
     assert found.json()["ttt"]["cached"]
     assert counted(client, "acclimate_front_retries_total") == before[0] + 1

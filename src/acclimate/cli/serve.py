@@ -34,6 +34,16 @@ def _flags(command: Command) -> Command:
             "--engine", type=click.Choice(["here", "ray"]), help="Serve from this process, or from replicas on Ray."
         ),
         click.option(
+            "--vllm-adapter-folder",
+            type=click.Path(path_type=Path),
+            help="Folder that this server and vLLM see at the same path.",
+        ),
+        click.option("--vllm-api-key-env", metavar="NAME", help="Environment variable with vLLM's API key."),
+        click.option("--vllm-url", help="Address of vLLM's server, such as http://127.0.0.1:8000."),
+        click.option(
+            "--generate-with", type=click.Choice(["here", "vllm"]), help="Where answers to text are generated."
+        ),
+        click.option(
             "--adapter-store",
             metavar="PATH_OR_URL",
             help="Folder, or fsspec path, where trained adapters are kept and shared with other servers.",

@@ -29,6 +29,7 @@ from acclimate.serve.adapter_store import AdapterStore, StoredAdapterManager
 from acclimate.serve.library import AdapterLibrary, NamedAdapter
 from acclimate.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest, TTTOptions
 from acclimate.serve.settings import ServerSettings
+from acclimate.serve.vllm import VllmGenerator, VllmSettings, api_key_from
 from acclimate.serve.worker import Ticket, Worker
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Service(Catalogue[ServedModel]):
     Attributes:
         media: answers about images and sounds; None where it does not.
         store: of adapters, shared with other servers; None where it is not used.
+        generator: generates answers elsewhere; None generates them here.
     """
 
     def __init__(self, settings: ServerSettings, models: Mapping[str, LanguageModel]) -> None:
@@ -139,11 +141,12 @@ class Service(Catalogue[ServedModel]):
         self.store: AdapterStore | None = None
         if settings.adapter_store is not None:
             self.store = AdapterStore(settings.adapter_store, max_bytes=int(settings.adapter_store_mib * 2**20))
+        self.generator = _generator(settings, models)
         for name, model in models.items():
             self.models[name] = ServedModel(
                 name,
                 model,
-                Worker(model, settings.limits),
+                Worker(model, settings.limits, generator=self.generator),
                 self._cache(model.fingerprint),
                 Gate(calibration=shipped(model.name), environment=settings.environment),
             )
@@ -161,6 +164,8 @@ class Service(Catalogue[ServedModel]):
         workers = [served.worker for served in self.models.values()]
         with ThreadPoolExecutor(len(workers)) as pool:
             ended = all(list(pool.map(lambda worker: worker.close(timeout_s=self.settings.drain_timeout_s), workers)))
+        if self.generator is not None:
+            self.generator.close()
         return (self.store is None or self.store.close()) and ended
 
     @property
@@ -356,6 +361,8 @@ class Service(Catalogue[ServedModel]):
 
     def _engine(self, served: ServedModel, options: TTTOptions) -> Engine:
         recipe, gate = None, served.gate
+        if self.generator is not None and (options.rank or 0) > (most := self.generator.settings.max_rank):
+            raise DataError(f"rank is {options.rank}; at most {most} may be asked for (vllm_max_lora_rank)")
         if options.rank is not None or options.steps is not None:
             changed = {name: value for name in ("rank", "steps") if (value := getattr(options, name)) is not None}
             recipe = replace(served.model.recipe, **changed)
@@ -416,6 +423,26 @@ def _sampling(body: GenerationRequest) -> Sampling:
         seed=abs(body.seed or 0),
         stop=body.stop_texts,
         alternatives=alternatives,
+    )
+
+
+def _generator(settings: ServerSettings, models: Mapping[str, LanguageModel]) -> VllmGenerator | None:
+    """Return what generates answers elsewhere; None where they are generated here."""
+    if settings.generate_with == "here":
+        return None
+    assert settings.vllm_url is not None  # noqa: S101 - for the type checker: the settings were checked
+    assert settings.vllm_adapter_folder is not None  # noqa: S101 - as above
+    return VllmGenerator(
+        VllmSettings(
+            url=settings.vllm_url,
+            model=settings.vllm_model or next(iter(models)),
+            folder=settings.vllm_adapter_folder,
+            api_key=api_key_from(settings.vllm_api_key_env),
+            max_adapters=settings.vllm_adapters,
+            max_rank=settings.vllm_max_lora_rank,
+            timeout_s=settings.vllm_timeout_s,
+            max_requests=settings.max_rows,
+        )
     )
 
 

@@ -77,6 +77,18 @@ class ServerSettings(BaseModel):
         None, description="Folder, or fsspec path, where trained adapters are kept and shared with other servers."
     )
     adapter_store_mib: float = Field(4096.0, gt=0, description="Most of it; what was used longest ago is removed.")
+    generate_with: Literal["here", "vllm"] = Field(
+        "here", description="Generate answers in this server, or in one of vLLM that serves the same model."
+    )
+    vllm_url: str | None = Field(None, description="Address of vLLM's server, without /v1.")
+    vllm_model: str | None = Field(None, description="The model's name there; unset: as here.")
+    vllm_api_key_env: str | None = Field(None, description="Environment variable that holds vLLM's API key.")
+    vllm_adapter_folder: Path | None = Field(
+        None, description="Folder that both servers see at this path; adapters are written to it."
+    )
+    vllm_adapters: int = Field(16, ge=1, description="Most adapters that vLLM is asked to hold at a time.")
+    vllm_max_lora_rank: int = Field(16, ge=1, description="Highest rank that vLLM takes (its max_lora_rank).")
+    vllm_timeout_s: float = Field(60.0, gt=0, description="For a connection to vLLM, and between two tokens.")
     prefix_cache_mib: float = Field(512.0, ge=0, description="Most memory of prompts' beginnings that are kept.")
     key_value_mib: float = Field(2048.0, ge=0, description="Most memory of the answers that are generated.")
     max_rows: int = Field(64, ge=1, description="Answers that are generated side by side.")
@@ -131,6 +143,7 @@ class ServerSettings(BaseModel):
                 f"host {self.host!r} can be reached from other machines: give --keys-file (acclimate keys create makes "
                 f"one), or --insecure if everybody may use this server"
             )
+        self._check_vllm()
         for name in ("replicas", "ray_address"):
             if self.engine != "ray" and name in self.model_fields_set:
                 raise ConfigError(f"{name} needs engine ray")
@@ -145,6 +158,20 @@ class ServerSettings(BaseModel):
                 f"default_answer_tokens ({self.default_answer_tokens}) must not be above max_answer_tokens "
                 f"({self.max_answer_tokens})"
             )
+
+    def _check_vllm(self) -> None:
+        if self.generate_with != "vllm":
+            given = sorted(name for name in self.model_fields_set if name.startswith("vllm_"))
+            if given:
+                raise ConfigError(f"{given[0]} needs generate_with vllm")
+            return
+        for name in ("vllm_url", "vllm_adapter_folder"):
+            if getattr(self, name) is None:
+                raise ConfigError(f"generate_with vllm needs {name}")
+        if len(self.models) != 1:
+            raise ConfigError(f"generate_with vllm serves one model, got {len(self.models)}")
+        if self.engine != "here":
+            raise ConfigError("generate_with vllm and engine ray were not tried together; give one of them")
 
 
 def read_settings(

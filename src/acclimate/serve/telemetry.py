@@ -85,6 +85,13 @@ class _Collector:
             alive.add_metric([model], float(served.worker.is_alive))
         yield cached
         yield alive
+        if self._service.generator is not None:
+            asked = self._service.generator.counts
+            yield GaugeMetricFamily("acclimate_vllm_adapters", "Adapters that vLLM holds.", value=asked.loaded)
+            events = CounterMetricFamily("acclimate_vllm_events", "What was asked of vLLM.", labels=["event"])
+            for event in ("answers", "failures", "loads", "unloads"):
+                events.add_metric([event], getattr(asked, event))
+            yield events
         if self._service.store is not None:
             counts = self._service.store.counts
             fetched = CounterMetricFamily(
