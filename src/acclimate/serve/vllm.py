@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from acclimate.errors import AcclimateError, CancelledError, ConfigError, first_line
+from acclimate.errors import AcclimateError, CancelledError, ConfigError, InputError, first_line
 from acclimate.json_values import from_json
 from acclimate.language import Adapter
 from acclimate.language.models.decoding import Answer, Continuation
@@ -34,7 +34,7 @@ from acclimate.serve.batch import Generation, Row
 
 _LOG = logging.getLogger(__name__)
 #: As vLLM writes tokens where ``return_tokens_as_token_ids`` asks for their numbers.
-_TOKEN: Final = "token_id:"
+_NUMBERED: Final = "token_id:"
 #: Longest line of a stream, and longest answer that is no stream.
 _MOST_BYTES: Final = 2**20
 #: Requests for which it is worth to wait that an adapter is no longer in use.
@@ -206,18 +206,22 @@ class VllmGenerator:
     def _with_adapter(self, generation: Generation, row: Row, adapter: Adapter) -> None:
         for is_last in (False, True):
             try:
-                with self._used(adapter) as name:
-                    self._complete(generation, row, name)
-                    return
+                with self._used(adapter) as entry:
+                    try:
+                        self._complete(generation, row, entry.name)
+                        return
+                    except _UnknownModelError:
+                        # It was started again, or has dropped the adapter.
+                        self._forget(adapter, entry)
+                        raise
             except _UnknownModelError:
-                # It was started again, or has dropped the adapter.
-                self._forget(adapter)
-                if is_last or row.continuation.token_count:
+                if is_last:
+                    shutil.rmtree(self.settings.folder / entry.name, ignore_errors=True)
                     raise
 
     @contextlib.contextmanager
-    def _used(self, adapter: Adapter) -> Iterator[str]:
-        """Yield the name of an adapter that vLLM has loaded, and keep it loaded inside the block.
+    def _used(self, adapter: Adapter) -> Iterator[_Loaded]:
+        """Have vLLM load an adapter, and keep it loaded inside the block.
 
         Raises:
             GenerationError: it cannot be loaded.
@@ -229,7 +233,7 @@ class VllmGenerator:
             if is_new:
                 self._load(entry, adapter)
             entry.ready.result()
-            yield entry.name
+            yield entry
         finally:
             with self._condition:
                 entry.uses -= 1
@@ -259,36 +263,40 @@ class VllmGenerator:
         """Write an adapter and let vLLM load it; whoever waits for it is told the error, too."""
         folder = self.settings.folder / entry.name
         try:
-            fitting = (
-                adapter if adapter.rank <= self.settings.max_rank else adapter.of_lower_rank(self.settings.max_rank)
-            )
-            if fitting is None:
-                raise GenerationError(
-                    f"the adapter has rank {adapter.rank}, and vLLM takes {self.settings.max_rank} "
-                    f"(vllm_max_lora_rank)",
-                    502,
-                )
-            fitting.save(folder, base_model=self.settings.model)
+            self._write(folder, adapter)
             status, text = self._post(
                 "/v1/load_lora_adapter", {"lora_name": entry.name, "lora_path": str(folder.resolve())}
             )
             # Where an answer was lost the adapter may be there already: no other one ever had the name.
             if status != 200 and not (status == 400 and "already been loaded" in text):
                 raise self._refused(status, text, "refused the adapter")
-            self._count("loads")
-            entry.ready.set_result(None)
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - handed on to everybody who waits for the adapter
             with self._condition:
                 if self._loaded.get(adapter.identity) is entry:
                     del self._loaded[adapter.identity]
             shutil.rmtree(folder, ignore_errors=True)
             entry.ready.set_exception(error)
+        else:
+            self._count("loads")
+            entry.ready.set_result(None)
 
-    def _forget(self, adapter: Adapter) -> None:
+    def _write(self, folder: Path, adapter: Adapter) -> None:
+        most = self.settings.max_rank
+        fitting = adapter if adapter.rank <= most else adapter.of_lower_rank(most)
+        if fitting is None:
+            _LOG.warning("an adapter has rank %d, and vLLM takes %d (vllm_max_lora_rank)", adapter.rank, most)
+            raise GenerationError("the adapter has a higher rank than the server that generates takes", 502)
+        try:
+            fitting.save(folder, base_model=self.settings.model)
+        except (OSError, InputError) as error:
+            _LOG.warning("an adapter was not written for vLLM: %s", first_line(error))
+            raise GenerationError("the adapter could not be handed to the server that generates", 502) from error
+
+    def _forget(self, adapter: Adapter, entry: _Loaded) -> None:
+        """Take note that vLLM has an adapter no longer."""
         with self._condition:
-            entry = self._loaded.pop(adapter.identity, None)
-        if entry is not None and not entry.uses:
-            shutil.rmtree(self.settings.folder / entry.name, ignore_errors=True)
+            if self._loaded.get(adapter.identity) is entry:
+                del self._loaded[adapter.identity]
 
     def _unload(self, entry: _Loaded) -> None:
         try:
@@ -454,9 +462,9 @@ def _take(continuation: Continuation, event: Mapping[str, Any], *, alternatives:
 
 
 def _number(token: str) -> int:
-    if not token.startswith(_TOKEN):
+    if not token.startswith(_NUMBERED):
         raise ValueError(f"a token is {token[:40]!r}")
-    return int(token.removeprefix(_TOKEN))
+    return int(token.removeprefix(_NUMBERED))
 
 
 def _unlike(what: str) -> GenerationError:
