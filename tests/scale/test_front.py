@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ import httpx
 import pytest
 import torch
 
+from acclimate.language import Engine, as_examples
 from acclimate.scale.front import REPLICA_HEADER, routing_key
 from acclimate.serve.keys import KeyFile
 from acclimate.serve.schemas import ChatRequest, CompletionRequest
+from tests.language.models import spark
 from tests.scale.local_replicas import LocalReplicas, Message, fronted
 
 WORDS = ("apple", "river", "stone", "cloud", "green", "house")
@@ -27,8 +30,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    with fronted(tmp_path_factory.mktemp("shared") / "store") as found:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared") / "store"
+
+
+@pytest.fixture(scope="module")
+def front(shared: Path) -> Iterator[Front]:
+    with fronted(shared) as found:
         yield found
 
 
@@ -279,6 +287,45 @@ def test_a_named_adapter_outlives_its_replica(short_lived: Front) -> None:
     assert client.delete("/v1/adapters/spark:lasting").status_code == 200
 
 
+def test_a_named_adapter_that_the_store_has_lost_is_made_again(
+    short_lived: Front, shared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, replicas = short_lived
+    assert client.post("/v1/adapters", json={"name": "fleeting", "examples": examples("f")}).status_code == 201
+    asked = {"model": "spark:fleeting", "messages": [{"role": "user", "content": "tiger"}]}
+    first = client.post("/v1/chat/completions", json=asked)
+    for file in shared.rglob("*.adapter"):
+        file.unlink()
+    replicas.replicas[int(first.headers[REPLICA_HEADER])] = None
+    found = client.post("/v1/chat/completions", json=asked)
+    assert found.status_code == 200, found.text
+    assert text_of(found) == text_of(first)
+    assert "is not in the store; it is made again" in caplog.text
+    assert client.delete("/v1/adapters/spark:fleeting").status_code == 200
+
+
+def test_an_adapter_from_a_folder_is_shared_by_the_store(tmp_path: Path) -> None:
+    folder = tmp_path / "loras"
+    pairs = as_examples([(e["input"], e["output"]) for e in examples("q")])
+    Engine(spark()).prime(pairs).save(folder / "quotes")
+    asked = {"model": "spark:quotes", "messages": [{"role": "user", "content": "tiger"}], "ttt": {"mode": "off"}}
+    body = {"lora_name": "quotes", "lora_path": "quotes"}
+    with fronted(tmp_path / "store", allow_lora_loading=True, lora_folder=folder) as (client, replicas):
+        refused = client.post("/v1/load_lora_adapter", json=body | {"lora_path": "../store"})
+        assert (refused.status_code, "there is no adapter" in refused.text) == (400, True)
+        assert client.post("/v1/load_lora_adapter", json=body).text.startswith("Success")
+        assert client.post("/v1/load_lora_adapter", json=body).status_code == 400
+        assert client.get("/v1/adapters/spark:quotes").json()["source"] == "folder"
+        first = client.post("/v1/chat/completions", json=asked)
+        shutil.rmtree(folder / "quotes")
+        replicas.replicas[int(first.headers[REPLICA_HEADER])] = None
+        found = client.post("/v1/chat/completions", json=asked)
+        assert (found.status_code, text_of(found)) == (200, text_of(first)), found.text
+        assert found.headers[REPLICA_HEADER] != first.headers[REPLICA_HEADER]
+        assert client.post("/v1/unload_lora_adapter", json={"lora_name": "quotes"}).status_code == 200
+        assert client.post("/v1/chat/completions", json=asked).status_code == 404
+
+
 def test_a_client_that_leaves_ends_its_request(short_lived: Front) -> None:
     client, replicas = short_lived
     workers = [one._service.models["spark"].worker for one in replicas.started]
@@ -318,7 +365,8 @@ def test_metrics_of_all_replicas_are_on_one_page(short_lived: Front) -> None:
 def test_a_front_that_ends_takes_no_further_requests(tmp_path: Path) -> None:
     from fastapi.testclient import TestClient
 
-    from acclimate.scale.front import create_front
+    from acclimate.language import Engine, as_examples
+from acclimate.scale.front import create_front
     from acclimate.serve.settings import ServerSettings
 
     settings = ServerSettings(models=("spark",), engine="ray", record=False)

@@ -83,6 +83,8 @@ def test_what_one_server_keeps_another_finds(url: str, tmp_path: Path) -> None:
         assert found is not None
         assert torch.equal(found[0].weights["layers.1.up"][0], adapter().weights["layers.1.up"][0])
         assert other.fetch("another model", KEY) is None
+        assert other.recent("model", 3) == [KEY]
+        assert other.recent("another model", 3) == []
         assert (one.counts.written, other.counts) == (1, StoreCounts(hits=1, misses=2))
 
 

@@ -228,13 +228,13 @@ def test_text_is_streamed_and_a_client_that_leaves_ends_the_answer_there(
     url, one = vllm
     with serving(url, tmp_path) as service:
         pieces: list[str] = []
-        long = chat(ttt={"mode": "off"}, max_tokens=60)
-        ticket = service.submit(service.prepare(off, ""), "", on_text=pieces.append)
+        long = chat(query="watermelonwatermelonwatermelon", ttt={"mode": "force"}, max_tokens=60)
+        ticket = service.submit(service.prepare(long, ""), "", on_text=pieces.append)
         report = ticket.result.result(timeout=60)
         assert len(pieces) > 3
         assert "".join(pieces) == report.answer
         one.pause_s = 0.1
-        slow = service.submit(service.prepare(off, ""), "")
+        slow = service.submit(service.prepare(long, ""), "")
         until = time.monotonic() + 20
         while slow.started is None or service.models["spark"].worker.load().running != 1:
             assert time.monotonic() < until

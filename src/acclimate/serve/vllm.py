@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -141,6 +142,7 @@ class VllmGenerator:
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="acclimate-vllm")
         self._condition = threading.Condition()
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._connections: set[http.client.HTTPConnection] = set()
         self._counts = {"answers": 0, "failures": 0, "loads": 0, "unloads": 0}
 
     @property
@@ -175,7 +177,13 @@ class VllmGenerator:
             future.add_done_callback(lambda future, row=row: ended(row, future))  # type: ignore[misc]
 
     def close(self) -> None:
-        """Let vLLM drop the adapters, and remove their files."""
+        """End what is generated, let vLLM drop the adapters, and remove their files."""
+        with self._condition:
+            open_now = list(self._connections)
+        for connection in open_now:
+            # Wakes the thread that reads from it.
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
         self._pool.shutdown(cancel_futures=True)
         with self._condition:
             entries = list(self._loaded.values())
@@ -370,6 +378,8 @@ class VllmGenerator:
         headers = {"content-type": "application/json"}
         if self.settings.api_key is not None:
             headers["authorization"] = f"Bearer {self.settings.api_key}"
+        with self._condition:
+            self._connections.add(connection)
         try:
             connection.request("POST", f"{self._path}{path}", json.dumps(body).encode(), headers)
             yield connection.getresponse()
@@ -379,6 +389,8 @@ class VllmGenerator:
             _LOG.warning("vLLM at %s: %s", self.settings.url, first_line(error))
             raise GenerationError("the server that generates cannot be reached", 503, 5.0) from error
         finally:
+            with self._condition:
+                self._connections.discard(connection)
             connection.close()
 
     def _refused(self, status: int, text: str, what: str) -> GenerationError:
