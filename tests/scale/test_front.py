@@ -365,8 +365,7 @@ def test_metrics_of_all_replicas_are_on_one_page(short_lived: Front) -> None:
 def test_a_front_that_ends_takes_no_further_requests(tmp_path: Path) -> None:
     from fastapi.testclient import TestClient
 
-    from acclimate.language import Engine, as_examples
-from acclimate.scale.front import create_front
+    from acclimate.scale.front import create_front
     from acclimate.serve.settings import ServerSettings
 
     settings = ServerSettings(models=("spark",), engine="ray", record=False)

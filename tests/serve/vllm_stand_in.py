@@ -44,7 +44,7 @@ class StandIn:
         refusals: that were not wanted: a test that does nothing wrong leaves none.
         requests: paths with bodies, in order.
         fails: what goes wrong: ``500``, ``hang``, ``cut``, ``error``, ``malformed``, ``refuse``, ``busy``; or nothing.
-        pause_s: before each token.
+        pause_s: before each token of the answers that begin.
         left: how many clients left in the middle of an answer.
     """
 
@@ -191,9 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.end_headers()
         self.close_connection = True
+        pause_s = one.pause_s
         try:
             for number, chunk in enumerate(one.chunks(body)):
-                time.sleep(one.pause_s)
+                time.sleep(pause_s)
                 if number == 2 and one.fails == "cut":
                     return
                 if number == 2 and one.fails == "error":
