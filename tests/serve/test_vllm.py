@@ -233,7 +233,7 @@ def test_text_is_streamed_and_a_client_that_leaves_ends_the_answer_there(
         report = ticket.result.result(timeout=60)
         assert len(pieces) > 3
         assert "".join(pieces) == report.answer
-        one.pause_s = 0.1
+        one.pause_s = 1.0
         slow = service.submit(service.prepare(long, ""), "")
         until = time.monotonic() + 20
         while slow.started is None or service.models["spark"].worker.load().running != 1:
