@@ -50,7 +50,7 @@ def family(root: int) -> dict[int, tuple[str, float]]:
 class Server:
     def __init__(self, url: str, pid: int, with_ray: bool) -> None:
         self.pid, self.with_ray = pid, with_ray
-        self.client = httpx.Client(base_url=url, timeout=300)
+        self.client = httpx.Client(base_url=url, timeout=900)
 
     def cpu(self) -> dict[str, float]:
         """Return processor seconds by part."""
@@ -79,7 +79,15 @@ class Server:
 def server(folder: Path, replicas: int, store: Path | None) -> Iterator[Server]:
     """Yield a server; 0 replicas are one process without Ray."""
     command = [sys.executable, "-m", "acclimate", "serve", "--model", "spark", "--port", "0", "--threads", "1"]
-    command += ["--no-record", "--set", "page=false"]
+    command += [
+        "--no-record",
+        "--set",
+        "page=false",
+        "--set",
+        "request_timeout_s=900",
+        "--set",
+        "adaptation_budget_s=900",
+    ]
     command += ["--engine", "ray", "--replicas", str(replicas)] if replicas else []
     command += ["--adapter-store", str(store)] if store is not None else []
     log = folder / "log"
@@ -88,7 +96,7 @@ def server(folder: Path, replicas: int, store: Path | None) -> Iterator[Server]:
             command, stderr=file, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
     try:
-        until = time.monotonic() + 240
+        until = time.monotonic() + 900
         while (found := re.search(r"serving .* at (http://\S+)/v1", log.read_text(errors="replace"))) is None:
             if process.poll() is not None or time.monotonic() > until:
                 raise SystemExit(log.read_text())
@@ -99,7 +107,7 @@ def server(folder: Path, replicas: int, store: Path | None) -> Iterator[Server]:
         yield one
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(120)
+        process.wait(300)
 
 
 def cost(one: Server, requests: list[tuple[str, str, dict[str, Any]]]) -> dict[str, Any]:
@@ -178,7 +186,7 @@ def failure(folder: Path, sets: int) -> dict[str, Any]:
             "store_hits": one.metric("acclimate_adapter_store_fetches_total", result="hit") - hits,
             "retries": one.metric("acclimate_front_retries_total"),
         }
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while one.client.get("/health").json()["replicas"]["live"] < 2 and time.monotonic() < until:
             time.sleep(0.2)
         found["two_replicas_again_after_s"] = time.perf_counter() - began

@@ -44,7 +44,7 @@ class StandIn:
         refusals: that were not wanted: a test that does nothing wrong leaves none.
         requests: paths with bodies, in order.
         fails: what goes wrong: ``500``, ``hang``, ``cut``, ``error``, ``malformed``, ``refuse``, ``busy``; or nothing.
-        pause_s: before each token of the answers that begin.
+        holds: answers that begin stop after two tokens, and the connection stays open.
         left: how many clients left in the middle of an answer.
     """
 
@@ -54,7 +54,7 @@ class StandIn:
         self.adapters: dict[str, Adapter] = {}
         self.refusals: list[str] = []
         self.requests: list[tuple[str, dict[str, Any]]] = []
-        self.fails, self.pause_s, self.left = "", 0.0, 0
+        self.fails, self.holds, self.left = "", False, 0
         self.most_adapters = 0
         self.released = threading.Event()
 
@@ -191,10 +191,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.end_headers()
         self.close_connection = True
-        pause_s = one.pause_s
+        holds = one.holds
         try:
             for number, chunk in enumerate(one.chunks(body)):
-                time.sleep(pause_s)
+                while number == 2 and holds and not one.released.is_set():
+                    time.sleep(0.05)
+                    self.wfile.write(b": nothing yet\n\n")
+                    self.wfile.flush()
                 if number == 2 and one.fails == "cut":
                     return
                 if number == 2 and one.fails == "error":

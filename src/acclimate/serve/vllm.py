@@ -355,7 +355,7 @@ class VllmGenerator:
                     # The answer ends here, incomplete, as one that is generated here would.
                     continuation.done = True
                     break
-                if _take(continuation, event, alternatives=sampling.alternatives):
+                if event is not None and _take(continuation, event, alternatives=sampling.alternatives):
                     break
             else:
                 raise GenerationError("the server that generates ended its answer in the middle", 502)
@@ -421,14 +421,15 @@ def api_key_from(variable: str | None) -> str | None:
     return key
 
 
-def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """Yield the events of a stream, until it says that it is done.
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any] | None]:
+    """Yield the events of a stream, until it says that it is done, and None for every other line.
 
     Raises:
         GenerationError: one is an error, or is not as it is documented.
     """
     while line := response.readline(_MOST_BYTES):
         if not line.startswith(b"data:"):
+            yield None
             continue
         data = line.removeprefix(b"data:").strip().decode("utf-8", "replace")
         if data == "[DONE]":
