@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final, Protocol
 
-from acclimate.errors import AcclimateError, first_line
+from acclimate.errors import AcclimateError, ConfigError, first_line
 from acclimate.scale.replica import AdapterRecord, Call, Made, Refused, Replica, ReplicaReport
 from acclimate.serve.settings import ServerSettings
 from acclimate.serve.worker import BusyError, DeadlineError
@@ -75,6 +75,9 @@ class ServeReplicas:
 
         Args:
             settings: of the server.
+
+        Raises:
+            ConfigError: they do not start.
         """
         from ray import serve
         from ray.serve.config import RequestRouterConfig
@@ -102,7 +105,10 @@ class ServeReplicas:
             request_router_config=router,
             logging_config=_quiet(),
         )(Replica)
-        handle = serve.run(deployment.bind(settings), name=APPLICATION, route_prefix=None)
+        try:
+            handle = serve.run(deployment.bind(settings), name=APPLICATION, route_prefix=None)
+        except RuntimeError as error:
+            raise ConfigError(f"the replicas did not start: {first_line(error)}") from error
         return cls(handle, timeout_s=settings.request_timeout_s + _MARGIN_S)
 
     def close(self) -> None:

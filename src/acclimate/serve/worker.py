@@ -710,6 +710,8 @@ class Worker:
 
     def _end(self, running: _Running, *, result: Any = None, error: Exception | None = None) -> None:
         self._running.pop(id(running), None)
+        # What is still generated elsewhere is of no use to anybody, and must not be handed to a request that has ended.
+        self._give_up_generations(running)
         running.steps.close()
         if isinstance(error, CancelledError):
             error = self._over(running.ticket)
