@@ -151,46 +151,48 @@ def measured(folder: Path, replicas: int, sets: int, repeats: int) -> dict[str, 
         result["new"] = cost(one, new)
         result["known"] = cost(one, known)
         result["plain"] = cost(one, plain)
-    with server(folder, replicas, store) as one:
-        one.ask("warm", "tiger", ttt={"mode": "off"})
-        result["known to the store, after a restart"] = cost(one, new)
+        if replicas > 1:
+            result["killed_replica"] = failure(one, tags)
+    if not replicas:
+        with server(folder, replicas, store) as one:
+            one.ask("warm", "tiger", ttt={"mode": "off"})
+            result["known to the store, after a restart"] = cost(one, new)
     return result
 
 
-def failure(folder: Path, sets: int) -> dict[str, Any]:
+def failure(one: Server, tags: str) -> dict[str, Any]:
     """Return what a killed replica costs: requests again, and adapters that the other one has to train."""
-    tags = TAGS[:sets]
     force = {"ttt": {"mode": "force"}}
-    store = folder / "store-failure"
-    with server(folder, 2, store) as one:
-        first = {tag: one.ask(tag, "tiger", **force) for tag in tags}
-        pids = {
-            match[2]: int(match[1])
-            for match in re.finditer(
-                r'acclimate_replica_process\{pid="(\d+)",replica="(\d+)"\}', one.client.get("/metrics").text
-            )
-        }
-        victim = max(pids, key=lambda number: sum(answer["replica"] == number for answer in first.values()))
-        held = [tag for tag in tags if first[tag]["replica"] == victim]
-        hits = one.metric("acclimate_adapter_store_fetches_total", result="hit")
-        time.sleep(1)
-        os.kill(pids[victim], signal.SIGKILL)
-        began = time.perf_counter()
-        again = {tag: one.ask(tag, "lamp", **force) for tag in held}
-        took = time.perf_counter() - began
-        found = {
-            "sets_of_the_killed_replica": len(held),
-            "answered_again_from_the_store": sum(bool(answer["ttt"]["cached"]) for answer in again.values()),
-            "trained_again": sum(answer["usage"]["trained_tokens"] > 0 for answer in again.values()),
-            "wall_s": took,
-            "store_hits": one.metric("acclimate_adapter_store_fetches_total", result="hit") - hits,
-            "retries": one.metric("acclimate_front_retries_total"),
-        }
-        until = time.monotonic() + 600
-        while one.client.get("/health").json()["replicas"]["live"] < 2 and time.monotonic() < until:
-            time.sleep(0.2)
-        found["two_replicas_again_after_s"] = time.perf_counter() - began
-        found["kept_by_the_new_one_at_its_start"] = one.metric("acclimate_cached_adapters", replica=victim)
+    first = {tag: one.ask(tag, "tiger", **force) for tag in tags}
+    pids = {
+        match[2]: int(match[1])
+        for match in re.finditer(
+            r'acclimate_replica_process\{pid="(\d+)",replica="(\d+)"\}', one.client.get("/metrics").text
+        )
+    }
+    victim = max(pids, key=lambda number: sum(answer["replica"] == number for answer in first.values()))
+    held = [tag for tag in tags if first[tag]["replica"] == victim]
+    # The counters of the killed one end with it.
+    other = next(number for number in pids if number != victim)
+    hits = one.metric("acclimate_adapter_store_fetches_total", result="hit", replica=other)
+    time.sleep(1)
+    os.kill(pids[victim], signal.SIGKILL)
+    began = time.perf_counter()
+    again = {tag: one.ask(tag, "lamp", **force) for tag in held}
+    took = time.perf_counter() - began
+    found = {
+        "sets_of_the_killed_replica": len(held),
+        "answered_again_from_the_store": sum(bool(answer["ttt"]["cached"]) for answer in again.values()),
+        "trained_again": sum(answer["usage"]["trained_tokens"] > 0 for answer in again.values()),
+        "wall_s": took,
+        "store_hits": one.metric("acclimate_adapter_store_fetches_total", result="hit", replica=other) - hits,
+        "retries": one.metric("acclimate_front_retries_total"),
+    }
+    until = time.monotonic() + 600
+    while one.client.get("/health").json()["replicas"]["live"] < 2 and time.monotonic() < until:
+        time.sleep(0.2)
+    found["two_replicas_again_after_s"] = time.perf_counter() - began
+    found["kept_by_the_new_one_at_its_start"] = one.metric("acclimate_cached_adapters", replica=victim)
     return found
 
 
@@ -209,7 +211,7 @@ def main() -> None:
                 (place := Path(folder) / f"{number}-{replicas}").mkdir()
                 rounds.append(measured(place, replicas, given.sets, given.repeats))
                 print(json.dumps(rounds[-1]), flush=True)
-        lost = failure(Path(folder), given.sets)
+    lost = rounds[-1]["killed_replica"]
     summary = {}
     for replicas in (0, 1, 2):
         same = [one for one in rounds if one["replicas"] == replicas]
@@ -220,6 +222,7 @@ def main() -> None:
                 for key in ("cpu_ms", "front_ms", "replicas_ms", "ray_ms")
             }
             for kind in ("new", "known", "plain", "known to the store, after a restart")
+            if kind in same[0]
         }
         summary[name]["idle, ms of processor a second"] = round(
             statistics.median(sum(one["idle_ms_per_s"].values()) for one in same), 1
