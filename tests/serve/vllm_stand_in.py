@@ -45,6 +45,7 @@ class StandIn:
         requests: paths with bodies, in order.
         fails: what goes wrong: ``500``, ``hang``, ``cut``, ``error``, ``malformed``, ``refuse``, ``busy``; or nothing.
         holds: answers that begin stop after two tokens, and the connection stays open.
+        held: how many answers have stopped so.
         left: how many clients left in the middle of an answer.
     """
 
@@ -54,7 +55,7 @@ class StandIn:
         self.adapters: dict[str, Adapter] = {}
         self.refusals: list[str] = []
         self.requests: list[tuple[str, dict[str, Any]]] = []
-        self.fails, self.holds, self.left = "", False, 0
+        self.fails, self.holds, self.held, self.left = "", False, 0, 0
         self.most_adapters = 0
         self.released = threading.Event()
 
@@ -194,6 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         holds = one.holds
         try:
             for number, chunk in enumerate(one.chunks(body)):
+                one.held += number == 2 and holds
                 while number == 2 and holds and not one.released.is_set():
                     time.sleep(0.05)
                     self.wfile.write(b": nothing yet\n\n")
