@@ -196,51 +196,52 @@ def failure(one: Server, tags: str) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sets", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--processor", required=True, help="What the machine is, for the record.")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    rounds: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(given.rounds):
-            for replicas in (0, 1, 2):
-                (place := Path(folder) / f"{number}-{replicas}").mkdir()
-                rounds.append(measured(place, replicas, given.sets, given.repeats))
-                print(json.dumps(rounds[-1]), flush=True)
-    lost = rounds[-1]["killed_replica"]
-    summary = {}
-    for replicas in (0, 1, 2):
+def summary_of(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return medians by number of replicas."""
+    found: dict[str, Any] = {}
+    for replicas in sorted({one["replicas"] for one in rounds}):
         same = [one for one in rounds if one["replicas"] == replicas]
-        name = "one process" if not replicas else f"{replicas} on Ray"
-        summary[name] = {
+        name = f"{replicas} on Ray" if replicas else "one process"
+        found[name] = {
             kind: {
-                key: round(statistics.median(one[kind][key] for one in same), 2)
+                key: round(statistics.median(one[kind][key] for one in same), 1)
                 for key in ("cpu_ms", "front_ms", "replicas_ms", "ray_ms")
             }
             for kind in ("new", "known", "plain", "known to the store, after a restart")
             if kind in same[0]
         }
-        summary[name]["idle, ms of processor a second"] = round(
-            statistics.median(sum(one["idle_ms_per_s"].values()) for one in same), 1
-        )
-        summary[name]["start, s of processor"] = round(
-            statistics.median(sum(one["start_cpu_s"].values()) for one in same), 1
-        )
+        for key, title in (
+            ("idle_ms_per_s", "idle, ms of processor a second"),
+            ("start_cpu_s", "start, s of processor"),
+        ):
+            found[name][title] = round(statistics.median(sum(one[key].values()) for one in same), 1)
+        if "killed_replica" in same[-1]:
+            found[name]["killed replica"] = same[-1]["killed_replica"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--replicas", type=int, nargs="*", default=[0, 1, 2], help="0 is one process without Ray.")
+    parser.add_argument("--sets", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--processor", required=True, help="What the machine is, for the record.")
+    parser.add_argument("--add", type=Path, nargs="*", default=[], help="Records whose rounds are added.")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    rounds = [one for path in given.add for one in json.loads(path.read_text())["rounds"]]
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "processor": given.processor,
-        "settings": {"model": "spark", "sets": given.sets, "repeats": given.repeats, "rounds": given.rounds},
-        "summary": summary,
-        "killed_replica": lost,
-        "rounds": rounds,
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(given.rounds):
+            for replicas in given.replicas:
+                (place := Path(folder) / f"{number}-{replicas}").mkdir()
+                one = {"sets": given.sets, "repeats": given.repeats}
+                rounds.append(one | measured(place, replicas, given.sets, given.repeats))
+                print(json.dumps(rounds[-1]), flush=True)
+    record = {"processor": given.processor, "model": "spark", "summary": summary_of(rounds), "rounds": rounds}
     given.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
-    print(json.dumps(lost, indent=1))
+    print(json.dumps(record["summary"], indent=1))
 
 
 if __name__ == "__main__":
