@@ -48,7 +48,8 @@ def cluster(processors: int, address: str | None, *, shows_logs: bool = False) -
         }
     try:
         ray.init(log_to_driver=shows_logs, logging_level=logging.ERROR, configure_logging=True, **settings)
-    except (OSError, RuntimeError, ValueError, ConnectionError, TimeoutError) as error:
+    except Exception as error:
+        # Ray raises plain exceptions too, such as where a busy machine does not start it in time.
         where = "on this machine" if address is None else f"at {address}"
         raise ConfigError(f"no Ray cluster {where}: {first_line(error)}") from error
     finally:
