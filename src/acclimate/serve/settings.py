@@ -145,7 +145,7 @@ class ServerSettings(BaseModel):
             )
         self._check_vllm()
         for name in ("replicas", "ray_address"):
-            if self.engine != "ray" and name in self.model_fields_set:
+            if self.engine != "ray" and self._is_changed(name):
                 raise ConfigError(f"{name} needs engine ray")
         if self.allow_lora_loading and self.lora_folder is None:
             raise ConfigError("allow_lora_loading needs lora_folder: the folder that adapters may be loaded from")
@@ -159,9 +159,13 @@ class ServerSettings(BaseModel):
                 f"({self.max_answer_tokens})"
             )
 
+    def _is_changed(self, name: str) -> bool:
+        # Not whether it was given: a file may hold every setting, as acclimate config show prints them.
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
     def _check_vllm(self) -> None:
         if self.generate_with != "vllm":
-            given = sorted(name for name in self.model_fields_set if name.startswith("vllm_"))
+            given = [name for name in type(self).model_fields if name.startswith("vllm_") and self._is_changed(name)]
             if given:
                 raise ConfigError(f"{given[0]} needs generate_with vllm")
             return
