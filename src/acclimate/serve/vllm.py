@@ -142,7 +142,7 @@ class VllmGenerator:
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="acclimate-vllm")
         self._condition = threading.Condition()
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
-        self._connections: set[http.client.HTTPConnection] = set()
+        self._sockets: set[socket.socket] = set()
         self._counts = {"answers": 0, "failures": 0, "loads": 0, "unloads": 0}
 
     @property
@@ -179,11 +179,11 @@ class VllmGenerator:
     def close(self) -> None:
         """End what is generated, let vLLM drop the adapters, and remove their files."""
         with self._condition:
-            open_now = list(self._connections)
-        for connection in open_now:
+            open_now = list(self._sockets)
+        for opened in open_now:
             # Wakes the thread that reads from it.
-            with contextlib.suppress(OSError, AttributeError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
         self._pool.shutdown(cancel_futures=True)
         with self._condition:
             entries = list(self._loaded.values())
@@ -378,19 +378,28 @@ class VllmGenerator:
         headers = {"content-type": "application/json"}
         if self.settings.api_key is not None:
             headers["authorization"] = f"Bearer {self.settings.api_key}"
-        with self._condition:
-            self._connections.add(connection)
+        opened: socket.socket | None = None
+        response: http.client.HTTPResponse | None = None
         try:
+            connection.connect()
+            opened = connection.sock
+            with self._condition:
+                self._sockets.add(opened)
             connection.request("POST", f"{self._path}{path}", json.dumps(body).encode(), headers)
-            yield connection.getresponse()
+            response = connection.getresponse()
+            yield response
         except TimeoutError as error:
             raise GenerationError("the server that generates did not answer in time", 504) from error
         except (OSError, http.client.HTTPException) as error:
             _LOG.warning("vLLM at %s: %s", self.settings.url, first_line(error))
             raise GenerationError("the server that generates cannot be reached", 503, 5.0) from error
         finally:
-            with self._condition:
-                self._connections.discard(connection)
+            if opened is not None:
+                with self._condition:
+                    self._sockets.discard(opened)
+            if response is not None:
+                # The answer has the socket, and keeps it open when the connection is closed.
+                response.close()
             connection.close()
 
     def _refused(self, status: int, text: str, what: str) -> GenerationError:
