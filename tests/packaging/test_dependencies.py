@@ -25,7 +25,8 @@ PARTS = {
     "media": {"media", "vision"},
     "monitoring": {"monitoring", "parquet", "postgresql"},
     "serve": {"serve", "language", "telemetry"},
-    "scale": {"ray", "s3", "vision", "parquet"},
+    "storage.py": {"serve", "ray", "s3"},
+    "scale": {"ray", "s3", "vision", "parquet", "serve", "language"},
     "ui": {"ui", "serve", "vision", "media", "monitoring"},
 }
 NOT_IMPORTED = {"gguf", "psycopg", "s3fs", "scipy"}

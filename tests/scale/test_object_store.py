@@ -26,7 +26,7 @@ from acclimate.scale import shard_run, storage
 from acclimate.scale.export import export_shards, read_rows
 from acclimate.scale.ray_engine import ShardProgress
 from acclimate.scale.shards import divided
-from acclimate.scale.storage import Folder
+from acclimate.storage import Folder
 from tests.networks import write_images
 from tests.scale.archives import write_archive
 from tests.scale.object_store import checking_keys, s3_server

@@ -18,7 +18,7 @@ from acclimate.scale import shard_run
 from acclimate.scale.export import ShardedResult, export_shards, read_rows
 from acclimate.scale.job import ShardedJob
 from acclimate.scale.shards import Shard, divided
-from acclimate.scale.storage import Folder
+from acclimate.storage import Folder
 from acclimate.vision.models.loading import AdapterOptions
 from acclimate.vision.run.export import ExportJob, export
 from tests.networks import write_images

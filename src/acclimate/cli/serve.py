@@ -28,6 +28,26 @@ def _flags(command: Command) -> Command:
         click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other setting."),
         click.option("--record/--no-record", default=None, help="Write a row to the metrics store for every answer."),
         click.option("--db", metavar="PATH_OR_URL", help="The metrics store."),
+        click.option("--ray-address", help="Cluster of --engine ray.  [default: one on this machine alone]"),
+        click.option("--replicas", type=int, help="Replicas of --engine ray.  [default: 2]"),
+        click.option(
+            "--engine", type=click.Choice(["here", "ray"]), help="Serve from this process, or from replicas on Ray."
+        ),
+        click.option(
+            "--vllm-adapter-folder",
+            type=click.Path(path_type=Path),
+            help="Folder that this server and vLLM see at the same path.",
+        ),
+        click.option("--vllm-api-key-env", metavar="NAME", help="Environment variable with vLLM's API key."),
+        click.option("--vllm-url", help="Address of vLLM's server, such as http://127.0.0.1:8000."),
+        click.option(
+            "--generate-with", type=click.Choice(["here", "vllm"]), help="Where answers to text are generated."
+        ),
+        click.option(
+            "--adapter-store",
+            metavar="PATH_OR_URL",
+            help="Folder, or fsspec path, where trained adapters are kept and shared with other servers.",
+        ),
         click.option("--threads", type=int, help="Threads of torch."),
         click.option("--device", help="torch's name of the device."),
         click.option("--insecure", is_flag=True, default=None, help="Listen on any address without API keys."),
@@ -78,6 +98,12 @@ def start(given: dict[str, Any], *, ready: Callable[[str], None] | None = None) 
     settings, _ = _settings(given)
     set_up_logging(False)
     logging.getLogger("acclimate").setLevel(settings.log_level.upper())
+    if settings.engine == "ray":
+        require("ray", "--engine ray")
+        from acclimate.scale.serving import run as run_replicas
+
+        run_replicas(settings, announce=lambda line: click.echo(line, err=True), ready=ready)
+        return
     from acclimate.serve.server import run
 
     extend = None

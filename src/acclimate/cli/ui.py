@@ -42,6 +42,8 @@ def ui_command(
     require("ui", "acclimate ui")
     given: dict[str, Any] = {"models": models or ("spark",), "image_folder": image_folder, "port": port, "db": db}
     given["image_models"] = image_models or None
+    # Replicas have no page.
+    given["engine"] = "here"
 
     def ready(address: str) -> None:
         click.echo(f"the page is at {address}/ (Ctrl-C ends it)", err=True)

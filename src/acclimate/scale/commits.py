@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from acclimate.errors import CheckpointError, ConfigError
-from acclimate.scale.storage import Folder
+from acclimate.storage import Folder
 
 FORMAT: Final = "acclimate shard 1"
 

@@ -15,7 +15,7 @@ from acclimate.scale.job import ShardedJob
 from acclimate.scale.ray_engine import OnProgress, ShardProgress, ShardResult, run_on_ray
 from acclimate.scale.shard_run import ShardWorker
 from acclimate.scale.shards import Divided, Shard, divided
-from acclimate.scale.storage import Folder
+from acclimate.storage import Folder
 
 MANIFEST: Final = "manifest.json"
 _FORMAT: Final = "acclimate export manifest 1"

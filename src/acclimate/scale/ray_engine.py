@@ -10,12 +10,12 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from acclimate.errors import ConfigError, InputError, SessionError, first_line
+from acclimate.scale.cluster import cluster
 from acclimate.scale.commits import Commit
 from acclimate.scale.job import ShardedJob
 from acclimate.scale.shard_run import ShardWorker
@@ -24,10 +24,6 @@ from acclimate.scale.shards import Shard
 logger = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.25
-_OBJECT_STORE_BYTES: Final = 80 * 2**20
-#: Ray's own settings for a cluster of this machine alone. The first makes it listen at 127.0.0.1 instead of the address
-#: that other machines reach; the second reports nothing to anybody.
-_LOCAL_SETTINGS: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +139,7 @@ def run_on_ray(
         InputError: the model cannot be loaded, or the settings do not fit it.
         ConfigError: the cluster cannot be reached or started.
     """
-    with _cluster(workers, address) as ray:
+    with cluster(workers, address) as ray:
         _Driver(ray, job, categories, on_progress, on_result).run(shards, workers)
 
 
@@ -239,45 +235,3 @@ class _Driver:
 
     def _tell(self, shard: Shard, images: int = 0, **what: Any) -> None:
         self._on_progress(ShardProgress(shard=shard.name, images=len(shard.records) or images, **what))
-
-
-@contextmanager
-def _cluster(workers: int, address: str | None) -> Iterator[Any]:
-    """Yield the module ``ray``, connected to a cluster.
-
-    Raises:
-        ConfigError: it cannot be reached or started.
-    """
-    before = {name: os.environ.get(name) for name in _LOCAL_SETTINGS}
-    if address is None:
-        # Read when ray is imported, so that it is imported here.
-        os.environ.update(_LOCAL_SETTINGS)
-    import ray
-
-    if ray.is_initialized():
-        yield ray
-        return
-    settings: dict[str, Any] = {"address": address}
-    if address is None:
-        settings = {
-            "address": "local",
-            "num_cpus": workers,
-            "_node_ip_address": "127.0.0.1",
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-        }
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **settings)
-    except (OSError, RuntimeError, ValueError, ConnectionError, TimeoutError) as error:
-        where = "on this machine" if address is None else f"at {address}"
-        raise ConfigError(f"no Ray cluster {where}: {first_line(error)}") from error
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-    try:
-        yield ray
-    finally:
-        ray.shutdown()

@@ -15,7 +15,7 @@ from acclimate.errors import DataError, first_line
 from acclimate.scale.commits import Commit, ShardStore
 from acclimate.scale.job import ShardedJob
 from acclimate.scale.shards import Shard, listed
-from acclimate.scale.storage import Folder, file_system, is_remote, naming_problems
+from acclimate.storage import Folder, file_system, is_remote, naming_problems
 from acclimate.vision.data.images import ImageReader
 from acclimate.vision.data.record import Record
 from acclimate.vision.data.records import load_dataset

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from acclimate.errors import ConfigError, DataError
-from acclimate.scale.storage import file_system, is_remote, naming_problems
+from acclimate.storage import file_system, is_remote, naming_problems
 from acclimate.vision.data.archives import expanded, images_in, is_archive
 from acclimate.vision.data.record import Record, Span
 from acclimate.vision.data.records import IMAGE_SUFFIXES, archives_in, has_images, load_dataset, read_json

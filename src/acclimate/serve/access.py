@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from acclimate.errors import CancelledError, ConfigError, InputError
 from acclimate.serve.keys import SCOPES, ApiKey, KeyFile, Scope
 from acclimate.serve.service import EVERYBODY, NoSuchModelError
+from acclimate.serve.vllm import GenerationError
 from acclimate.serve.worker import BusyError, DeadlineError, WorkerDiedError
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +54,10 @@ def api_error(error: Exception) -> ApiError:
         return ApiError(status, str(error), kind, headers={"retry-after": str(round(max(1.0, error.retry_after_s)))})
     if isinstance(error, DeadlineError):
         return ApiError(504, str(error), "timeout_error", code="timeout")
+    if isinstance(error, GenerationError):
+        wait = {} if error.retry_after_s is None else {"retry-after": str(round(max(1.0, error.retry_after_s)))}
+        kind = "timeout_error" if error.status == 504 else "server_error"
+        return ApiError(error.status, str(error), kind, code="generation_failed", headers=wait)
     if isinstance(error, CancelledError):
         return ApiError(499, "the client closed the connection", "cancelled")
     if isinstance(error, InputError):

@@ -6,10 +6,11 @@ import asyncio
 import json
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import uuid4
 
 import anyio
@@ -41,19 +42,20 @@ from acclimate.serve.schemas import (
     UnloadRequest,
     Usage,
 )
-from acclimate.serve.service import EVERYBODY, Prepared, Service
+from acclimate.serve.service import EVERYBODY, Catalogue, Prepared, Service
 from acclimate.serve.settings import ServerSettings
 from acclimate.serve.telemetry import Telemetry
 from acclimate.serve.worker import Ticket
-
-if TYPE_CHECKING:
-    from acclimate.serve.media_answers import MediaAnswers
 
 _LOG = logging.getLogger(__name__)
 #: How often it is looked whether the client of an answer that is not streamed is still there.
 _LOOK_S: Final = 0.2
 #: Silence after which a stream carries a comment, so that nothing between here and the client gives it up.
 _PING_S: Final = 10
+#: Where the state of a request has who sent it, and id and time of its answer, if another process has looked already.
+#: What a client sends never gets there.
+CALLER: Final = "caller"
+ANSWER: Final = "answer"
 #: What the server waits in addition to ``drain_timeout_s``, so that those that were given up are told so.
 DRAIN_MARGIN_S: Final = 10.0
 
@@ -96,13 +98,42 @@ def create_app(
     access = Access(keys, requests_per_minute=settings.requests_per_minute)
     telemetry = telemetry or Telemetry(service)
 
+    def close() -> None:
+        if not service.close():
+            _LOG.warning("some requests were not finished in time")
+        telemetry.close()
+
+    experiment = ActiveExperiment(assigner)
+    routes = _LocalRoutes(service, telemetry, access, experiment)
+    app = assemble(routes, settings=settings, on_refused=telemetry.refused, begin=service.start, end=close)
+    if extend is not None:
+        extend(app, Parts(service, telemetry, access, experiment))
+    return app
+
+
+def assemble(
+    routes: Routes,
+    *,
+    settings: ServerSettings,
+    on_refused: Callable[[int], None],
+    begin: Callable[[], None],
+    end: Callable[[], None],
+) -> FastAPI:
+    """Return an application with these routes, behind the checks that every request passes.
+
+    Args:
+        routes: who answers.
+        settings: of the server.
+        on_refused: called with the status of a request that gets an error.
+        begin: called when the application starts.
+        end: called when it has ended.
+    """
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        begin()
         yield
-        if not await run_in_threadpool(service.close):
-            _LOG.warning("some requests were not finished in time")
-        await run_in_threadpool(telemetry.close)
+        await run_in_threadpool(end)
 
     app = FastAPI(
         title="acclimate",
@@ -113,11 +144,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    experiment = ActiveExperiment(assigner)
-    _Routes(service, telemetry, access, experiment).add_to(app)
-    _add_errors(app, telemetry)
-    if extend is not None:
-        extend(app, Parts(service, telemetry, access, experiment))
+    routes.add_to(app)
+    _add_errors(app, on_refused)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -129,17 +157,17 @@ def create_app(
     app.add_middleware(
         Admission,
         settings=settings,
-        checks_host=access.keys is None or bool(settings.allowed_hosts),
-        on_refused=telemetry.refused,
+        checks_host=routes.access.keys is None or bool(settings.allowed_hosts),
+        on_refused=on_refused,
     )
     return app
 
 
-def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
+def _add_errors(app: FastAPI, on_refused: Callable[[int], None]) -> None:
     """Let every error have OpenAI's shape."""
 
     def answer(error: ApiError) -> JSONResponse:
-        telemetry.refused(error.status)
+        on_refused(error.status)
         body = error_body(str(error), error.kind, code=error.code)
         return JSONResponse(body, error.status, headers=error.headers)
 
@@ -148,7 +176,7 @@ def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or None
         message = f"{where or 'the request'}: {first['msg'].removeprefix('Value error, ')}"
-        telemetry.refused(400)
+        on_refused(400)
         return JSONResponse(error_body(message, "invalid_request_error", param=where), 400)
 
     @app.exception_handler(StarletteHTTPException)
@@ -168,14 +196,56 @@ def _text_alone(model: str, serves_media: bool) -> str:
     return f"the model {model[:100]!r} reads text, and the messages hold images or sounds; {remedy}"
 
 
-class _Routes:
-    """The handlers; they hold no state of requests."""
+class Routes(ABC):
+    """The handlers of the API; who answers is left to subclasses.
 
-    def __init__(self, service: Service, telemetry: Telemetry, access: Access, experiment: ActiveExperiment) -> None:
-        self._service, self._telemetry, self._access, self._experiment = service, telemetry, access, experiment
-        self._settings: ServerSettings = service.settings
+    Args:
+        catalogue: what can be asked.
+        access: who may ask.
+        serves_media: whether images and sounds are answered about.
+
+    Attributes:
+        access: who may ask.
+    """
+
+    def __init__(self, catalogue: Catalogue[Any], access: Access, *, serves_media: bool) -> None:
+        self._catalogue, self.access, self._serves_media = catalogue, access, serves_media
+        self._settings: ServerSettings = catalogue.settings
         self._started = int(time.time())
-        self._media = service.media
+
+    @abstractmethod
+    async def generate(
+        self, shape: Shape, body: ChatRequest | CompletionRequest, request: Request, caller: Caller
+    ) -> Response:
+        """Answer a conversation or continue a prompt."""
+
+    @abstractmethod
+    async def answer_media(self, body: ChatRequest, request: Request, caller: Caller) -> Response:
+        """Answer about an image or a sound."""
+
+    @abstractmethod
+    async def create_adapter(self, body: AdapterRequest, request: Request, caller: Caller) -> AdapterInfo:
+        """Train an adapter on examples."""
+
+    @abstractmethod
+    async def load(self, body: LoadRequest, caller: Caller) -> PlainTextResponse:
+        """Load an adapter from below the configured folder."""
+
+    @abstractmethod
+    async def health(self) -> Response:
+        """Say whether requests can be answered."""
+
+    @abstractmethod
+    async def metrics(self) -> bytes:
+        """Return Prometheus' text."""
+
+    def info(self, named: NamedAdapter) -> AdapterInfo:
+        """Return what is shown of an adapter."""
+        return _info(named)
+
+    async def remove(self, named: NamedAdapter) -> None:
+        """Serve an adapter no longer."""
+        self._catalogue.library.remove(named)
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to the application."""
@@ -184,53 +254,52 @@ class _Routes:
         @app.post("/v1/chat/completions", tags=["ask"], response_model=None)
         async def chat_completions(body: ChatRequest, request: Request, caller: Caller = infer) -> Response:
             """Answer a conversation, adapted to the worked examples in it where that helps."""
-            if body.model == MEDIA_MODEL and self._media is not None:
-                return await self._answer_media(self._media, body, request, caller)
+            if body.model == MEDIA_MODEL and self._serves_media:
+                return await self.answer_media(body, request, caller)
             if body.has_media:
-                raise ApiError(400, _text_alone(body.model, self._media is not None), "invalid_request_error")
-            return await self._generate(_Chat(), body, request, caller)
+                raise ApiError(400, _text_alone(body.model, self._serves_media), "invalid_request_error")
+            return await self.generate(CHAT, body, request, caller)
 
         @app.post("/v1/completions", tags=["ask"], response_model=None)
         async def completions(body: CompletionRequest, request: Request, caller: Caller = infer) -> Response:
             """Continue a prompt, adapted to the worked examples in it where that helps."""
-            return await self._generate(_Completion(), body, request, caller)
+            return await self.generate(COMPLETION, body, request, caller)
 
         @app.get("/v1/models", tags=["models"])
         async def models(caller: Caller = infer) -> dict[str, Any]:
             """List base models, and adapters as models."""
-            listed = [self._model(name) for name in self._service.models]
-            listed += [self._model(MEDIA_MODEL)] if self._media is not None else []
-            adapters = self._service.library.of(caller.id, sees_all=caller.may("admin"))
+            listed = [self._model(name) for name in self._catalogue.models]
+            listed += [self._model(MEDIA_MODEL)] if self._serves_media else []
+            adapters = self._catalogue.library.of(caller.id, sees_all=caller.may("admin"))
             listed += [self._model(named.model_id, parent=named.base_model) for named in adapters]
             return {"object": "list", "data": listed}
 
         @app.get("/v1/models/{model:path}", tags=["models"])
         async def one_model(model: str, caller: Caller = infer) -> dict[str, Any]:
             """Show one model."""
-            served, named = self._service.find(model, caller.id, sees_all=caller.may("admin"))
-            return self._model(model, parent=served.name if named is not None else None)
+            _, named = self._catalogue.find(model, caller.id, sees_all=caller.may("admin"))
+            return self._model(model, parent=named.base_model if named is not None else None)
 
         @app.post("/v1/adapters", tags=["adapters"], status_code=201)
         async def create_adapter(body: AdapterRequest, request: Request, caller: Caller = train) -> AdapterInfo:
             """Train an adapter on examples, to be asked as a model."""
-            return await self._create_adapter(body, request, caller)
+            return await self.create_adapter(body, request, caller)
 
         @app.get("/v1/adapters", tags=["adapters"])
         async def adapters(caller: Caller = infer) -> dict[str, Any]:
             """List adapters."""
-            found = self._service.library.of(caller.id, sees_all=caller.may("admin"))
-            return {"object": "list", "data": [_info(named).model_dump() for named in found]}
+            found = self._catalogue.library.of(caller.id, sees_all=caller.may("admin"))
+            return {"object": "list", "data": [self.info(named).model_dump() for named in found]}
 
         @app.get("/v1/adapters/{adapter:path}", tags=["adapters"])
         async def one_adapter(adapter: str, caller: Caller = infer) -> AdapterInfo:
             """Show one adapter, by its id ``base:name``."""
-            return _info(self._adapter(adapter, caller))
+            return self.info(self._adapter(adapter, caller))
 
         @app.delete("/v1/adapters/{adapter:path}", tags=["adapters"])
         async def delete_adapter(adapter: str, caller: Caller = train) -> dict[str, Any]:
             """Delete an adapter; requests that use it now are finished with it."""
-            named = self._adapter(adapter, caller)
-            self._service.library.remove(named)
+            await self.remove(self._adapter(adapter, caller))
             return {"id": adapter, "object": "adapter", "deleted": True}
 
         if self._settings.allow_lora_loading:
@@ -238,37 +307,42 @@ class _Routes:
             @app.post("/v1/load_lora_adapter", tags=["adapters"], response_class=PlainTextResponse)
             async def load_adapter(body: LoadRequest, caller: Caller = admin) -> PlainTextResponse:
                 """Load an adapter that peft wrote, from below the configured folder."""
-                return await self._load(body, caller)
+                return await self.load(body, caller)
 
             @app.post("/v1/unload_lora_adapter", tags=["adapters"], response_class=PlainTextResponse)
             async def unload_adapter(body: UnloadRequest, caller: Caller = admin) -> PlainTextResponse:
                 """Serve a loaded adapter no longer."""
-                found = [n for n in self._service.library.of(EVERYBODY, sees_all=True) if n.name == body.lora_name]
+                library = self._catalogue.library
+                found = [n for n in library.of(EVERYBODY, sees_all=True) if n.name == body.lora_name]
                 if not found:
                     raise ApiError(404, f"the adapter {body.lora_name!r} is not loaded", "NotFoundError")
                 for named in found:
-                    self._service.library.remove(named)
+                    await self.remove(named)
                 return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
         @app.get("/health", tags=["operation"])
         async def health() -> Response:
             """Say whether the workers run: 200, or 503."""
-            return Response(status_code=200 if self._service.is_alive else 503)
+            return await self.health()
 
         @app.get("/readyz", tags=["operation"])
         async def ready() -> Response:
             """Say whether requests are taken: 200, or 503."""
-            return Response(status_code=200 if self._service.is_alive else 503)
+            return await self.health()
 
         @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
         async def metrics(caller: Caller = infer) -> Response:
             """Show Prometheus metrics."""
-            return Response(self._telemetry.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+            return Response(await self.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def _caller(self, scope: Scope) -> Callable[[Request], Any]:
         async def find(request: Request) -> Caller:
+            known: Caller | None = getattr(request.state, CALLER, None)
+            if known is not None:
+                require_scope(known, scope)
+                return known
             kind, _, sent = request.headers.get("authorization", "").partition(" ")
-            if self._access.keys is not None and (kind.lower() != "bearer" or not sent):
+            if self.access.keys is not None and (kind.lower() != "bearer" or not sent):
                 raise ApiError(
                     401,
                     "send an API key as 'Authorization: Bearer <key>'",
@@ -276,83 +350,15 @@ class _Routes:
                     code="missing_api_key",
                     headers={"www-authenticate": "Bearer"},
                 )
-            caller = await self._access.by_secret(sent)
-            self._access.count(caller)
+            caller = await self.access.by_secret(sent)
+            self.access.count(caller)
             require_scope(caller, scope)
             return caller
 
         return find
 
-    async def _answer_media(self, media: MediaAnswers, body: ChatRequest, request: Request, caller: Caller) -> Response:
-        if body.stream or (body.n or 1) > 1:
-            raise ApiError(400, "the answer is one label; leave out stream and n", "invalid_request_error")
-        report = await run_in_threadpool(media.answer, body)
-        self._telemetry.answered_media(report, request_id=request.state.request_id, actor=caller.id)
-        return JSONResponse(media.completion(report, request.state.request_id))
-
-    async def _generate(
-        self, shape: _Chat | _Completion, body: ChatRequest | CompletionRequest, request: Request, caller: Caller
-    ) -> Response:
-        request_id = request.state.request_id
-        assignment = None
-        if caller.may("train"):
-            assignment = self._experiment.assigned(body.ttt, user=body.user or caller.id, request_id=request_id)
-        prepared = await run_in_threadpool(
-            self._service.prepare,
-            body,
-            caller.id,
-            sees_all=caller.may("admin"),
-            may_train=caller.may("train"),
-            assigned=assignment.options if assignment is not None else None,
-        )
-        answer = _Answer(self._service, self._telemetry, shape, body, prepared, caller, request_id, assignment)
-        if body.stream:
-            return await answer.stream()
-        return await answer.whole(request)
-
-    async def _create_adapter(self, body: AdapterRequest, request: Request, caller: Caller) -> AdapterInfo:
-        base = body.model or next(iter(self._service.models))
-        served, named = self._service.find(base, caller.id)
-        if named is not None:
-            raise ApiError(400, f"{base!r} is an adapter; give a base model", "invalid_request_error")
-        library = self._service.library
-        await _or_conflict(lambda: library.reserve(served.name, body.name, caller.id))
-        try:
-            examples = as_examples([(e.input, e.output) for e in body.examples])
-            options = TTTOptions(rank=body.rank, steps=body.steps)
-            ticket = self._service.prime(served, examples, caller.id, options)
-            try:
-                (adapter,) = await _results([ticket], request)
-            finally:
-                ticket.give_up()
-        except BaseException:
-            library.release(served.name, body.name, caller.id)
-            raise
-        named = NamedAdapter(
-            name=body.name, base_model=served.name, adapter=adapter, owner=caller.id, examples=examples
-        )
-        library.put(named)
-        return _info(named)
-
-    async def _load(self, body: LoadRequest, caller: Caller) -> PlainTextResponse:
-        base = body.base_model_name or next(iter(self._service.models))
-        served, _ = self._service.find(base, caller.id)
-        library = self._service.library
-        await _or_conflict(
-            lambda: library.reserve(served.name, body.lora_name, caller.id, replace=body.load_inplace), status=400
-        )
-        try:
-            adapter = await run_in_threadpool(self._service.load, served, body.lora_path)
-        except BaseException:
-            library.release(served.name, body.lora_name, caller.id)
-            raise
-        library.put(
-            NamedAdapter(name=body.lora_name, base_model=served.name, adapter=adapter, owner=caller.id, source="folder")
-        )
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
-
     def _adapter(self, model_id: str, caller: Caller) -> NamedAdapter:
-        _, named = self._service.find(model_id, caller.id, sees_all=caller.may("admin"))
+        _, named = self._catalogue.find(model_id, caller.id, sees_all=caller.may("admin"))
         if named is None:
             raise ApiError(404, f"{model_id!r} is a base model, not an adapter", "invalid_request_error")
         return named
@@ -368,14 +374,110 @@ class _Routes:
         }
 
 
-async def _or_conflict(reserve: Callable[[], None], *, status: int = 409) -> None:
+class _LocalRoutes(Routes):
+    """Answers with the models of this process; it holds no state of requests."""
+
+    def __init__(self, service: Service, telemetry: Telemetry, access: Access, experiment: ActiveExperiment) -> None:
+        super().__init__(service, access, serves_media=service.media is not None)
+        self._service, self._telemetry, self._experiment = service, telemetry, experiment
+
+    async def health(self) -> Response:
+        """Say whether the workers run."""
+        return Response(status_code=200 if self._service.is_alive else 503)
+
+    async def metrics(self) -> bytes:
+        """Return Prometheus' text."""
+        return self._telemetry.page()
+
+    async def answer_media(self, body: ChatRequest, request: Request, caller: Caller) -> Response:
+        """Answer about an image or a sound."""
+        media = self._service.media
+        assert media is not None  # noqa: S101 - for the type checker: the route has looked
+        if body.stream or (body.n or 1) > 1:
+            raise ApiError(400, "the answer is one label; leave out stream and n", "invalid_request_error")
+        report = await run_in_threadpool(media.answer, body)
+        self._telemetry.answered_media(report, request_id=request.state.request_id, actor=caller.id)
+        return JSONResponse(media.completion(report, request.state.request_id))
+
+    async def generate(
+        self, shape: Shape, body: ChatRequest | CompletionRequest, request: Request, caller: Caller
+    ) -> Response:
+        """Answer a conversation or continue a prompt."""
+        request_id = request.state.request_id
+        assignment = None
+        if caller.may("train"):
+            assignment = self._experiment.assigned(body.ttt, user=body.user or caller.id, request_id=request_id)
+        prepared = await run_in_threadpool(
+            self._service.prepare,
+            body,
+            caller.id,
+            sees_all=caller.may("admin"),
+            may_train=caller.may("train"),
+            assigned=assignment.options if assignment is not None else None,
+        )
+        answer = _Answer(self._service, self._telemetry, shape, body, prepared, caller, request_id, assignment)
+        answer.identify(getattr(request.state, ANSWER, None))
+        if body.stream:
+            return await answer.stream()
+        return await answer.whole(request)
+
+    async def create_adapter(self, body: AdapterRequest, request: Request, caller: Caller) -> AdapterInfo:
+        """Train an adapter on examples."""
+        base = body.model or next(iter(self._service.models))
+        served, named = self._service.find(base, caller.id)
+        if named is not None:
+            raise ApiError(400, f"{base!r} is an adapter; give a base model", "invalid_request_error")
+        library = self._service.library
+        await or_conflict(lambda: library.reserve(served.name, body.name, caller.id))
+        try:
+            examples = as_examples([(e.input, e.output) for e in body.examples])
+            options = TTTOptions(rank=body.rank, steps=body.steps)
+            ticket = self._service.prime(served, examples, caller.id, options)
+            try:
+                (adapter,) = await results_of([ticket], request)
+            finally:
+                ticket.give_up()
+        except BaseException:
+            library.release(served.name, body.name, caller.id)
+            raise
+        named = NamedAdapter(
+            name=body.name, base_model=served.name, adapter=adapter, owner=caller.id, examples=examples
+        )
+        library.put(named)
+        return _info(named)
+
+    async def load(self, body: LoadRequest, caller: Caller) -> PlainTextResponse:
+        """Load an adapter from below the configured folder."""
+        base = body.base_model_name or next(iter(self._service.models))
+        served, _ = self._service.find(base, caller.id)
+        library = self._service.library
+        await or_conflict(
+            lambda: library.reserve(served.name, body.lora_name, caller.id, replace=body.load_inplace), status=400
+        )
+        try:
+            adapter = await run_in_threadpool(self._service.load, served, body.lora_path)
+        except BaseException:
+            library.release(served.name, body.lora_name, caller.id)
+            raise
+        library.put(
+            NamedAdapter(name=body.lora_name, base_model=served.name, adapter=adapter, owner=caller.id, source="folder")
+        )
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+async def or_conflict(reserve: Callable[[], None], *, status: int = 409) -> None:
+    """Reserve a name, or tell the client that it is taken.
+
+    Raises:
+        ApiError: it is taken.
+    """
     try:
         reserve()
     except NameTakenError as error:
         raise ApiError(status, str(error), "invalid_request_error", code="name_taken") from error
 
 
-async def _results(tickets: Sequence[Ticket[Any]], request: Request) -> list[Any]:
+async def results_of(tickets: Sequence[Ticket[Any]], request: Request) -> list[Any]:
     """Return the results of tickets, or raise the first error; who calls gives up the tickets.
 
     Raises:
@@ -473,6 +575,11 @@ class _Completion:
         return {"index": index, "text": "", "finish_reason": _finish(report), "logprobs": logprobs}
 
 
+Shape = _Chat | _Completion
+CHAT: Final = _Chat()
+COMPLETION: Final = _Completion()
+
+
 class _Answer:
     """One request on its way to its answer."""
 
@@ -480,7 +587,7 @@ class _Answer:
         self,
         service: Service,
         telemetry: Telemetry,
-        shape: _Chat | _Completion,
+        shape: Shape,
         body: ChatRequest | CompletionRequest,
         prepared: Prepared,
         caller: Caller,
@@ -494,17 +601,22 @@ class _Answer:
         self._began = time.perf_counter()
         self._decode = prepared.served.model.encoder.token_text
 
+    def identify(self, known: tuple[str, int] | None) -> None:
+        """Take the id and the time of an answer that another process has begun; None keeps those made here."""
+        if known is not None:
+            self._id, self._created = known
+
     async def whole(self, request: Request) -> JSONResponse:
         """Return the answer when it is complete."""
         tickets: list[Ticket[AskReport]] = []
         try:
             tickets.append(self._service.submit(self._prepared, self._caller.id))
-            reports = await _results(tickets, request)
+            reports = await results_of(tickets, request)
             if self._prepared.choices > 1:
                 # The first choice trained what the others need.
                 for number in range(1, self._prepared.choices):
                     tickets.append(self._service.submit(self._prepared, self._caller.id, choice=number))
-                reports += await _results(tickets[1:], request)
+                reports += await results_of(tickets[1:], request)
         except Exception as error:
             self._failed(error)
             raise

@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -52,58 +52,80 @@ def run(
         StoreError: the metrics store cannot be opened.
     """
     settings.check()
-    keys = None
-    if settings.keys_file is not None:
-        keys = KeyFile(settings.keys_file)
-        if not any(key.revoked is None for key in keys.all()):
-            raise ConfigError(f"{settings.keys_file} holds no valid API key; acclimate keys create makes one")
+    keys = api_keys(settings)
     # Before models are loaded, which takes a while.
-    listening = _listen(settings)
+    listening = listen(settings)
     try:
         if settings.threads is not None:
             import torch
 
             torch.set_num_threads(settings.threads)
-        store = _store(settings)
+        store = metrics_store(settings)
         service = Service(settings, load_models(settings, announce))
         telemetry = Telemetry(service, store=store, traces=settings.telemetry)
-        assigner = None
-        if settings.experiment is not None:
-            if store is None:
-                require("monitoring", "experiment")
-            assert store is not None  # noqa: S101 - for the type checker: without the extra the line above raises
-            assigner = Assigner.of(store, settings.experiment)
-        app = create_app(service, keys=keys, telemetry=telemetry, assigner=assigner, extend=extend)
-        config = uvicorn.Config(
+        app = create_app(service, keys=keys, telemetry=telemetry, assigner=assigner_of(settings, store), extend=extend)
+        serve_until_told(
             app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            timeout_graceful_shutdown=round(settings.drain_timeout_s + DRAIN_MARGIN_S),
-            timeout_keep_alive=30,
+            listening,
+            settings,
+            names=list(service.models),
+            announce=announce,
+            ready=ready,
+            drain=lambda: threading.Thread(target=service.close, name="acclimate-drain", daemon=True).start(),
         )
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{port}"
-        announce(f"serving {', '.join(service.models)} at {address}/v1")
-        # uvicorn ends its work at these signals and raises them once more when it is done; that is no error here.
-        before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            _Server(config, service, None if ready is None else partial(ready, address)).run(sockets=[listening])
-        finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
     finally:
         listening.close()
 
 
-class _Server(uvicorn.Server):
-    """Begins to drain the service as soon as a signal comes: connections that are open may not ask for more."""
+def serve_until_told(
+    app: FastAPI,
+    listening: socket.socket,
+    settings: ServerSettings,
+    *,
+    names: Sequence[str],
+    announce: Callable[[str], None],
+    ready: Callable[[str], None] | None,
+    drain: Callable[[], None],
+) -> None:
+    """Serve an application until the process is told to end (SIGTERM or SIGINT).
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None] | None) -> None:
+    Args:
+        app: to serve.
+        listening: the socket.
+        settings: of the server.
+        names: of the models.
+        announce: see :func:`run`.
+        ready: see :func:`run`.
+        drain: called as soon as the signal comes; connections that are open may not ask for more then.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=round(settings.drain_timeout_s + DRAIN_MARGIN_S),
+        timeout_keep_alive=30,
+    )
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{port}"
+    announce(f"serving {', '.join(names)} at {address}/v1")
+    # uvicorn ends its work at these signals and raises them once more when it is done; that is no error here.
+    before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _Server(config, drain, None if ready is None else partial(ready, address)).run(sockets=[listening])
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+class _Server(uvicorn.Server):
+    """Begins to drain as soon as a signal comes: connections that are open may not ask for more."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None], ready: Callable[[], None] | None) -> None:
         super().__init__(config)
-        self._service, self._ready = service, ready
+        self._drain, self._ready = drain, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and tell who waits for it."""
@@ -114,10 +136,44 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal to end."""
         super().handle_exit(sig, frame)
-        threading.Thread(target=self._service.close, name="acclimate-drain", daemon=True).start()
+        self._drain()
 
 
-def _listen(settings: ServerSettings) -> socket.socket:
+def api_keys(settings: ServerSettings) -> KeyFile | None:
+    """Return the API keys of a server; None where it asks for none.
+
+    Raises:
+        ConfigError: the file holds no valid key, or cannot be read.
+    """
+    if settings.keys_file is None:
+        return None
+    keys = KeyFile(settings.keys_file)
+    if not any(key.revoked is None for key in keys.all()):
+        raise ConfigError(f"{settings.keys_file} holds no valid API key; acclimate keys create makes one")
+    return keys
+
+
+def assigner_of(settings: ServerSettings, store: Store | None) -> Assigner | None:
+    """Return what assigns requests to the arms of the experiment that the settings name; None where there is none.
+
+    Raises:
+        StoreError: there is no such experiment.
+        ConfigError: it was stopped, or an arm sets what the server cannot.
+    """
+    if settings.experiment is None:
+        return None
+    if store is None:
+        require("monitoring", "experiment")
+    assert store is not None  # noqa: S101 - for the type checker: without the extra the line above raises
+    return Assigner.of(store, settings.experiment)
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """Return a socket that listens where the settings say.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -132,7 +188,13 @@ def _listen(settings: ServerSettings) -> socket.socket:
     return listening
 
 
-def _store(settings: ServerSettings) -> Store | None:
+def metrics_store(settings: ServerSettings) -> Store | None:
+    """Return the metrics store; None where nothing is recorded.
+
+    Raises:
+        StoreError: it cannot be opened.
+        MissingExtraError: it was asked for, and acclimate[monitoring] is not installed.
+    """
     if not settings.record:
         return None
     if "record" in settings.model_fields_set or settings.db is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from acclimate.errors import AcclimateError, CheckpointError, DataError
+from acclimate.errors import AcclimateError, CheckpointError, DataError, first_line
 from acclimate.extras import require
 from acclimate.language import (
     Adapter,
@@ -24,19 +25,25 @@ from acclimate.language import (
 from acclimate.language.models.decoding import OnText, Sampling
 from acclimate.language.training.trainer import OnStep
 from acclimate.language.work import Policy, Request
+from acclimate.serve.adapter_store import AdapterStore, StoredAdapterManager
 from acclimate.serve.library import AdapterLibrary, NamedAdapter
 from acclimate.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest, TTTOptions
 from acclimate.serve.settings import ServerSettings
+from acclimate.serve.vllm import VllmGenerator, VllmSettings, api_key_from
 from acclimate.serve.worker import Ticket, Worker
 
 if TYPE_CHECKING:
     from acclimate.serve.media_answers import MediaAnswers
 
+_LOG = logging.getLogger(__name__)
 _POLICIES: Final[Mapping[str, Policy]] = {"auto": "gate", "off": "never", "force": "always"}
 #: More than tokens have on average in any text that is meant to be read.
 _CHARACTERS_PER_TOKEN: Final = 32
 #: Who asks where no API keys are used.
 EVERYBODY: Final = ""
+#: What a user is told; the log has the rest.
+_TRAINED_AGAIN: Final = "the adapter that is kept for these examples could not be read; it is trained again"
+Model = TypeVar("Model")
 
 
 class NoSuchModelError(AcclimateError):
@@ -81,48 +88,23 @@ class Prepared:
     trains: str | None
 
 
-class Service:
-    """The models in service.
+class Catalogue(Generic[Model]):
+    """What can be asked: base models, and the adapters that have a name.
 
     Args:
         settings: of the server.
-        models: to serve, by the name that they are asked by.
+        models: by the name that they are asked by.
 
     Attributes:
-        media: answers about images and sounds; None where it does not.
+        library: of the named adapters.
     """
 
-    def __init__(self, settings: ServerSettings, models: Mapping[str, LanguageModel]) -> None:
+    def __init__(self, settings: ServerSettings, models: Mapping[str, Model]) -> None:
         self.settings = settings
+        self.models = dict(models)
         self.library = AdapterLibrary(settings.max_adapters_per_key)
-        self.media = _media(settings)
-        self.models: dict[str, ServedModel] = {}
-        for name, model in models.items():
-            self.models[name] = ServedModel(
-                name,
-                model,
-                Worker(model, settings.limits),
-                AdapterManager(settings.cached_adapters, max_bytes=int(settings.cached_adapters_mib * 2**20)),
-                Gate(calibration=shipped(model.name), environment=settings.environment),
-            )
 
-    def start(self) -> None:
-        """Start the workers."""
-        for served in self.models.values():
-            served.worker.start()
-
-    def close(self) -> bool:
-        """Finish the requests that are there and end the workers; return whether all were finished in time."""
-        workers = [served.worker for served in self.models.values()]
-        with ThreadPoolExecutor(len(workers)) as pool:
-            return all(list(pool.map(lambda worker: worker.close(timeout_s=self.settings.drain_timeout_s), workers)))
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether every model can answer."""
-        return all(served.worker.is_alive for served in self.models.values())
-
-    def find(self, name: str, owner: str, *, sees_all: bool = False) -> tuple[ServedModel, NamedAdapter | None]:
+    def find(self, name: str, owner: str, *, sees_all: bool = False) -> tuple[Model, NamedAdapter | None]:
         """Return the model, and the adapter, that ``name`` means: a model's name, or ``model:adapter``.
 
         Raises:
@@ -138,6 +120,58 @@ class Service:
             known = ", ".join(self.models)
             raise NoSuchModelError(f"the model {name[:100]!r} does not exist; give one of GET /v1/models: {known}")
         return served, named
+
+
+class Service(Catalogue[ServedModel]):
+    """The models in service.
+
+    Args:
+        settings: of the server.
+        models: to serve, by the name that they are asked by.
+
+    Attributes:
+        media: answers about images and sounds; None where it does not.
+        store: of adapters, shared with other servers; None where it is not used.
+        generator: generates answers elsewhere; None generates them here.
+    """
+
+    def __init__(self, settings: ServerSettings, models: Mapping[str, LanguageModel]) -> None:
+        super().__init__(settings, {})
+        self.media = _media(settings)
+        self.store: AdapterStore | None = None
+        if settings.adapter_store is not None:
+            self.store = AdapterStore(settings.adapter_store, max_bytes=int(settings.adapter_store_mib * 2**20))
+        self.generator = _generator(settings, models)
+        for name, model in models.items():
+            self.models[name] = ServedModel(
+                name,
+                model,
+                Worker(model, settings.limits, generator=self.generator),
+                self._cache(model.fingerprint),
+                Gate(calibration=shipped(model.name), environment=settings.environment),
+            )
+
+    def start(self) -> None:
+        """Fetch the adapters that were used last from the store, and start the workers."""
+        for served in self.models.values():
+            count = self._warm(served)
+            if count:
+                _LOG.info("%d adapters of %s were fetched from the store", count, served.name)
+            served.worker.start()
+
+    def close(self) -> bool:
+        """Finish the requests that are there and end the workers; return whether all were finished in time."""
+        workers = [served.worker for served in self.models.values()]
+        with ThreadPoolExecutor(len(workers)) as pool:
+            ended = all(list(pool.map(lambda worker: worker.close(timeout_s=self.settings.drain_timeout_s), workers)))
+        if self.generator is not None:
+            self.generator.close()
+        return (self.store is None or self.store.close()) and ended
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether every model can answer."""
+        return all(served.worker.is_alive for served in self.models.values())
 
     def prepare(
         self,
@@ -182,7 +216,46 @@ class Service:
         if wanted is None and request.open_ended:
             wanted = self.settings.default_answer_tokens
         request = replace(request, max_tokens=wanted, sampling=_sampling(body))
-        return Prepared(served, engine, request, choices, engine.adapter_key(request))
+        key = engine.adapter_key(request)
+        if key is not None and not self.fetch(served, key, request.examples):
+            request = replace(request, warnings=(*request.warnings, _TRAINED_AGAIN))
+        return Prepared(served, engine, request, choices, key)
+
+    def fetch(self, served: ServedModel, key: str, examples: Sequence[Example] = ()) -> bool:
+        """Have an adapter in memory if it is in the store; return False where its entry cannot be used.
+
+        Args:
+            served: the model.
+            key: of the adapter.
+            examples: that it was trained on.
+        """
+        store, cache = self.store, served.cache
+        if store is None or not isinstance(cache, StoredAdapterManager):
+            return True
+        if key in cache:
+            store.note_use(cache.fingerprint, key)
+            return True
+        try:
+            found = store.fetch(cache.fingerprint, key)
+        except CheckpointError as error:
+            _LOG.warning("%s; it is trained again", first_line(error))
+            return False
+        if found is None:
+            return True
+        try:
+            served.worker.slots.check(found[0])
+        except CheckpointError as error:
+            _LOG.warning("%s", first_line(error))
+            store.discard(cache.fingerprint, key)
+            return False
+        cache.remember(key, *found, examples)
+        return True
+
+    def key_of(self, served: ServedModel, examples: Sequence[Example], options: TTTOptions) -> str:
+        """Return the key of the adapter that :meth:`prime` trains."""
+        key = self._engine(served, options).adapter_key(Request(query="", examples=tuple(examples), policy="always"))
+        assert key is not None  # noqa: S101 - for the type checker: adapting is asked for
+        return key
 
     def submit(
         self,
@@ -259,8 +332,37 @@ class Service:
         served.worker.slots.check(adapter)
         return adapter
 
+    def _cache(self, fingerprint: str) -> AdapterManager:
+        count, most = self.settings.cached_adapters, int(self.settings.cached_adapters_mib * 2**20)
+        if self.store is None:
+            return AdapterManager(count, max_bytes=most)
+        return StoredAdapterManager(self.store, fingerprint, count, max_bytes=most)
+
+    def _warm(self, served: ServedModel) -> int:
+        """Fetch as many adapters as there are slots, those that were used last; return how many there were.
+
+        The worker does not run yet, so that its slots are free to be written.
+        """
+        if self.store is None:
+            return 0
+        try:
+            keys = self.store.recent(served.model.fingerprint, served.worker.slots.count)
+        except DataError as error:
+            _LOG.warning("%s; the server starts without kept adapters", first_line(error))
+            return 0
+        # The one that was used last comes last, so that it is dropped last.
+        for key in reversed(keys):
+            self.fetch(served, key)
+            known = served.cache.get(key)
+            if known is not None and known[0].weights and served.worker.runs_alone is None:
+                served.worker.slots.acquire(known[0].identity, known[0])
+                served.worker.slots.release(known[0].identity)
+        return len(served.cache)
+
     def _engine(self, served: ServedModel, options: TTTOptions) -> Engine:
         recipe, gate = None, served.gate
+        if self.generator is not None and (options.rank or 0) > (most := self.generator.settings.max_rank):
+            raise DataError(f"rank is {options.rank}; at most {most} may be asked for (vllm_max_lora_rank)")
         if options.rank is not None or options.steps is not None:
             changed = {name: value for name in ("rank", "steps") if (value := getattr(options, name)) is not None}
             recipe = replace(served.model.recipe, **changed)
@@ -321,6 +423,26 @@ def _sampling(body: GenerationRequest) -> Sampling:
         seed=abs(body.seed or 0),
         stop=body.stop_texts,
         alternatives=alternatives,
+    )
+
+
+def _generator(settings: ServerSettings, models: Mapping[str, LanguageModel]) -> VllmGenerator | None:
+    """Return what generates answers elsewhere; None where they are generated here."""
+    if settings.generate_with == "here":
+        return None
+    assert settings.vllm_url is not None  # noqa: S101 - for the type checker: the settings were checked
+    assert settings.vllm_adapter_folder is not None  # noqa: S101 - as above
+    return VllmGenerator(
+        VllmSettings(
+            url=settings.vllm_url,
+            model=settings.vllm_model or next(iter(models)),
+            folder=settings.vllm_adapter_folder,
+            api_key=api_key_from(settings.vllm_api_key_env),
+            max_adapters=settings.vllm_adapters,
+            max_rank=settings.vllm_max_lora_rank,
+            timeout_s=settings.vllm_timeout_s,
+            max_requests=settings.max_rows,
+        )
     )
 
 

@@ -37,6 +37,9 @@ class ServerSettings(BaseModel):
     models: tuple[str, ...] = Field(
         ("smollm2",), min_length=1, description="Models to serve, separated by commas: names, folders, or hub names."
     )
+    engine: Literal["here", "ray"] = Field("here", description="Serve from this process, or from replicas on Ray.")
+    replicas: int = Field(2, ge=1, le=1024, description="Replicas of engine ray, each with its own copy of the models.")
+    ray_address: str | None = Field(None, description="Cluster of engine ray; unset: one on this machine alone.")
     device: str = Field("cpu", description="torch's name of the device.")
     threads: int | None = Field(None, ge=1, description="Threads of torch; unset leaves it to torch.")
     keys_file: Path | None = Field(None, description="API keys, as acclimate keys writes them; unset asks for none.")
@@ -70,6 +73,22 @@ class ServerSettings(BaseModel):
     lora_folder: Path | None = Field(None, description="Adapters may be loaded from below this folder alone.")
     cached_adapters: int = Field(64, ge=0, description="Most trained adapters that are kept.")
     cached_adapters_mib: float = Field(1024.0, ge=0, description="Most memory of trained adapters that are kept.")
+    adapter_store: str | None = Field(
+        None, description="Folder, or fsspec path, where trained adapters are kept and shared with other servers."
+    )
+    adapter_store_mib: float = Field(4096.0, gt=0, description="Most of it; what was used longest ago is removed.")
+    generate_with: Literal["here", "vllm"] = Field(
+        "here", description="Generate answers in this server, or in one of vLLM that serves the same model."
+    )
+    vllm_url: str | None = Field(None, description="Address of vLLM's server, without /v1.")
+    vllm_model: str | None = Field(None, description="The model's name there; unset: as here.")
+    vllm_api_key_env: str | None = Field(None, description="Environment variable that holds vLLM's API key.")
+    vllm_adapter_folder: Path | None = Field(
+        None, description="Folder that both servers see at this path; adapters are written to it."
+    )
+    vllm_adapters: int = Field(16, ge=1, description="Most adapters that vLLM is asked to hold at a time.")
+    vllm_max_lora_rank: int = Field(16, ge=1, description="Highest rank that vLLM takes (its max_lora_rank).")
+    vllm_timeout_s: float = Field(60.0, gt=0, description="For a connection to vLLM, and between two tokens.")
     prefix_cache_mib: float = Field(512.0, ge=0, description="Most memory of prompts' beginnings that are kept.")
     key_value_mib: float = Field(2048.0, ge=0, description="Most memory of the answers that are generated.")
     max_rows: int = Field(64, ge=1, description="Answers that are generated side by side.")
@@ -124,8 +143,14 @@ class ServerSettings(BaseModel):
                 f"host {self.host!r} can be reached from other machines: give --keys-file (acclimate keys create makes "
                 f"one), or --insecure if everybody may use this server"
             )
+        self._check_vllm()
+        for name in ("replicas", "ray_address"):
+            if self.engine != "ray" and self._is_changed(name):
+                raise ConfigError(f"{name} needs engine ray")
         if self.allow_lora_loading and self.lora_folder is None:
             raise ConfigError("allow_lora_loading needs lora_folder: the folder that adapters may be loaded from")
+        if self.adapter_store is not None and not (self.cached_adapters and self.cached_adapters_mib):
+            raise ConfigError("adapter_store needs cached_adapters and cached_adapters_mib above 0")
         if self.experiment is not None and not self.record:
             raise ConfigError("an experiment without records shows nothing; leave out record = false")
         if self.default_answer_tokens > self.max_answer_tokens:
@@ -133,6 +158,24 @@ class ServerSettings(BaseModel):
                 f"default_answer_tokens ({self.default_answer_tokens}) must not be above max_answer_tokens "
                 f"({self.max_answer_tokens})"
             )
+
+    def _is_changed(self, name: str) -> bool:
+        # Not whether it was given: a file may hold every setting, as acclimate config show prints them.
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    def _check_vllm(self) -> None:
+        if self.generate_with != "vllm":
+            given = [name for name in type(self).model_fields if name.startswith("vllm_") and self._is_changed(name)]
+            if given:
+                raise ConfigError(f"{given[0]} needs generate_with vllm")
+            return
+        for name in ("vllm_url", "vllm_adapter_folder"):
+            if getattr(self, name) is None:
+                raise ConfigError(f"generate_with vllm needs {name}")
+        if len(self.models) != 1:
+            raise ConfigError(f"generate_with vllm serves one model, got {len(self.models)}")
+        if self.engine != "here":
+            raise ConfigError("generate_with vllm and engine ray were not tried together; give one of them")
 
 
 def read_settings(

@@ -85,6 +85,27 @@ class _Collector:
             alive.add_metric([model], float(served.worker.is_alive))
         yield cached
         yield alive
+        if self._service.generator is not None:
+            asked = self._service.generator.counts
+            yield GaugeMetricFamily("acclimate_vllm_adapters", "Adapters that vLLM holds.", value=asked.loaded)
+            events = CounterMetricFamily("acclimate_vllm_events", "What was asked of vLLM.", labels=["event"])
+            for event in ("answers", "failures", "loads", "unloads"):
+                events.add_metric([event], getattr(asked, event))
+            yield events
+        if self._service.store is not None:
+            counts = self._service.store.counts
+            fetched = CounterMetricFamily(
+                "acclimate_adapter_store_fetches", "Adapters looked for in the store.", labels=["result"]
+            )
+            for result, value in (("hit", counts.hits), ("miss", counts.misses), ("unreadable", counts.unreadable)):
+                fetched.add_metric([result], value)
+            written = CounterMetricFamily(
+                "acclimate_adapter_store_writes", "Adapters written to the store.", labels=["result"]
+            )
+            for result, value in (("written", counts.written), ("failed", counts.failed)):
+                written.add_metric([result], value)
+            yield fetched
+            yield written
 
 
 class Telemetry:

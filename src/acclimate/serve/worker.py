@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from acclimate.errors import AcclimateError, CancelledError, ConfigError, first_line
 from acclimate.language import LanguageModel
@@ -33,6 +33,8 @@ T = TypeVar("T")
 _MOST_RESTARTS: Final = 3
 #: Throughput is estimated from requests that ended in the last minute.
 _WINDOW_S: Final = 60.0
+#: How often it is looked whether a request is over while it is worked on elsewhere.
+_LOOK_S: Final = 0.05
 #: Jobs whose longest rows differ by more than this factor would pad each other too much.
 _MOST_LENGTH_RATIO: Final = 1.5
 
@@ -245,19 +247,31 @@ class Load:
     restarts: int
 
 
+class Generator(Protocol):
+    """Generates answers in place of the worker."""
+
+    def submit(self, generation: Generation, done: Callable[[Generation, Callable[[], list[Answer]]], None]) -> None:
+        """Generate the answers of a step; see :meth:`acclimate.serve.vllm.VllmGenerator.submit`."""
+
+
 class Worker:
     """Serves requests with one model, from a thread of its own.
 
     Args:
         model: nobody else should run it meanwhile; who does waits between passes.
         limits: on what is done at a time.
+        generator: generates answers elsewhere; None generates them here.
 
     Attributes:
         runs_alone: why requests to this model share no passes; None where they do.
     """
 
-    def __init__(self, model: LanguageModel, limits: Limits | None = None) -> None:
+    def __init__(
+        self, model: LanguageModel, limits: Limits | None = None, *, generator: Generator | None = None
+    ) -> None:
         self.model, self.limits = model, limits or Limits()
+        self._generator = generator
+        self._elsewhere: deque[tuple[Generation, Callable[[], list[Answer]]]] = deque()
         self.runs_alone = why_not(model)
         if self.runs_alone is not None:
             _LOG.warning("requests are answered one after the other: %s", self.runs_alone)
@@ -411,6 +425,9 @@ class Worker:
                     if self._closing:
                         return
                     self._condition.wait()
+                if self._only_waits():
+                    # Deadlines, and clients who leave, are noticed meanwhile.
+                    self._condition.wait(_LOOK_S)
                 self._take_inbox()
             with self.model.lock:
                 self._drop_ended()
@@ -419,6 +436,17 @@ class Worker:
 
     def _has_work(self) -> bool:
         return bool(self._running) or any(self._waiting.values())
+
+    def _only_waits(self) -> bool:
+        """Return whether all that is left to do is done elsewhere."""
+        here = self._resumed or self._to_train or self._to_generate or self._training
+        return self._generator is not None and bool(self._running) and not (here or self._inbox or self._elsewhere)
+
+    def _note_elsewhere(self, generation: Generation, make: Callable[[], list[Answer]]) -> None:
+        """Take the answers of a step that were generated elsewhere; called in another thread."""
+        with self._condition:
+            self._elsewhere.append((generation, make))
+            self._condition.notify()
 
     def _take_inbox(self) -> None:
         while self._inbox:
@@ -483,6 +511,8 @@ class Worker:
 
     def _work(self) -> None:
         """Make one pass of the kind of work that has had less than its share."""
+        while self._elsewhere:
+            self._generated(*self._elsewhere.popleft())
         can_generate = bool(self._to_generate) or (self.batch is not None and len(self.batch) > 0)
         can_adapt = bool(self._resumed) or bool(self._to_train) or self._training is not None
         share = self.limits.adapting_share
@@ -669,13 +699,19 @@ class Worker:
                 running.generations = [generation_of(self.model, part, running) for part in parts]
                 running.answers = {}
                 running.is_together = isinstance(step, Together)
-                self._to_generate.extend(running.generations)
+                if self._generator is None:
+                    self._to_generate.extend(running.generations)
+                else:
+                    for generation in running.generations:
+                        self._generator.submit(generation, self._note_elsewhere)
             else:
                 longest = max(sum(len(e.input) + len(e.output) for e in examples) for examples in step.job.sets)
                 self._to_train.append(_WaitingTraining(running, step, longest))
 
     def _end(self, running: _Running, *, result: Any = None, error: Exception | None = None) -> None:
         self._running.pop(id(running), None)
+        # What is still generated elsewhere is of no use to anybody, and must not be handed to a request that has ended.
+        self._give_up_generations(running)
         running.steps.close()
         if isinstance(error, CancelledError):
             error = self._over(running.ticket)

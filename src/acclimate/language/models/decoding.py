@@ -134,8 +134,18 @@ class Continuation:
         """Whether the likeliest token is taken, and nothing else about the scores matters."""
         return self._rng is None and self._sampling.alternatives is None
 
-    def take(self, token: int, log_probability: float) -> None:
-        """Go on with ``token``."""
+    def take(
+        self, token: int, log_probability: float, alternatives: tuple[tuple[int, float], ...] | None = None
+    ) -> None:
+        """Go on with ``token``.
+
+        Args:
+            token: that follows.
+            log_probability: of it, in nats.
+            alternatives: the likeliest tokens at its place, for the report; None reports nothing about it.
+        """
+        if alternatives is not None:
+            self._chosen.append(ChosenToken(token, log_probability, alternatives))
         self._tokens.append(token)
         self._log_likelihood += log_probability
         ended = token in self._ends or (
@@ -161,14 +171,24 @@ class Continuation:
             token = int(log_probabilities.argmax())
         else:
             token = self._drawn(log_probabilities.cpu(), self._rng)
-        value = float(log_probabilities[token])
+        value, pairs = float(log_probabilities[token]), None
         if self._sampling.alternatives is not None:
             count = min(self._sampling.alternatives, len(log_probabilities))
             best = log_probabilities.topk(count)
             pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            self._chosen.append(ChosenToken(token, value, pairs))
-        self.take(token, value)
+        self.take(token, value, pairs)
         return token
+
+    def end(self, *, complete: bool) -> None:
+        """End the answer after the tokens that were taken.
+
+        Args:
+            complete: whether the model ended it.
+        """
+        self._complete = self._complete or complete
+        self.done = True
+        if self._on_text is not None:
+            self._tell(self._on_text)
 
     def answer(self) -> Answer:
         """Return the answer as far as it is generated."""

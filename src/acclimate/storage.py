@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +27,21 @@ _ABOUT_CREDENTIALS: Final = ("Credential", "Permission", "Auth", "Forbidden", "P
 _ABOUT_CONNECTIONS: Final = ("Connect", "Timeout")
 
 
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file in a folder.
+
+    Attributes:
+        name: below the folder.
+        size: in bytes.
+        modified: seconds since 1970; 0 where the file system does not say.
+    """
+
+    name: str
+    size: int
+    modified: float
+
+
 class Folder:
     """A folder for results. Every file is written whole or not at all.
 
@@ -35,13 +52,14 @@ class Folder:
     Args:
         url: of the folder, such as ``/data/out``, ``memory://out`` or ``s3://bucket/out``.
         options: for the file system, such as an ``endpoint_url``.
+        private: only the user may read the files, where the file system is a local one.
 
     Raises:
         DataError: there is no such kind of file system.
     """
 
-    def __init__(self, url: str, options: dict[str, Any] | None = None) -> None:
-        self.url = url
+    def __init__(self, url: str, options: dict[str, Any] | None = None, *, private: bool = False) -> None:
+        self.url, self._private = url, private
         self._fs, self._root = file_system(url, options)
         self._is_local = "file" in protocols(self._fs)
 
@@ -65,11 +83,34 @@ class Folder:
             DataError: it cannot be written.
         """
         if self._is_local:
-            write_output(Path(self._path(name)), content)
+            write_output(Path(self._path(name)), content, private=self._private)
         else:
             with naming_problems(f"{self.url}/{name}", "cannot be written"):
                 self._fs.pipe_file(self._path(name), content)
         return hashlib.sha256(content).hexdigest()
+
+    def files(self, below: str) -> list[StoredFile]:
+        """Return the files directly in a folder of this folder; none where it does not exist.
+
+        Args:
+            below: the folder.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        path = self._path(below)
+        with naming_problems(f"{self.url}/{below}", "cannot be read"):
+            try:
+                # What another process has written since is wanted, not what was listed before.
+                self._fs.invalidate_cache(path)
+                found = self._fs.ls(path, detail=True)
+            except FileNotFoundError:
+                return []
+        return [
+            StoredFile(f"{below}/{str(entry['name']).rpartition('/')[2]}", int(entry["size"] or 0), _modified(entry))
+            for entry in found
+            if entry["type"] == "file"
+        ]
 
     def remove(self, name: str) -> None:
         """Remove a file that nothing refers to; where that fails it stays."""
@@ -86,6 +127,22 @@ class Folder:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def _modified(entry: dict[str, Any]) -> float:
+    """Return when a file was written; every file system has a name of its own for that."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = entry.get(name)
+        if isinstance(value, int | float):
+            return float(value)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, str):
+            try:
+                return datetime.fromisoformat(value).timestamp()
+            except ValueError:
+                continue
+    return 0.0
 
 
 def file_system(url: str, options: dict[str, Any] | None = None) -> tuple[Any, str]:
