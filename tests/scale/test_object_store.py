@@ -18,11 +18,12 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
 
+from acclimate import storage
 from acclimate.cli import sharded_export
 from acclimate.cli.main import main
 from acclimate.errors import DataError, MissingExtraError
 from acclimate.scale import export as scale_export
-from acclimate.scale import shard_run, storage
+from acclimate.scale import shard_run
 from acclimate.scale.export import export_shards, read_rows
 from acclimate.scale.ray_engine import ShardProgress
 from acclimate.scale.shards import divided
