@@ -25,7 +25,7 @@ from acclimate.core.programs import Program, no_gradient
 from acclimate.core.report import StepReport, Verdict
 from acclimate.core.segmentation import Segmentation
 from acclimate.core.snapshot import Snapshot
-from acclimate.core.source_model import SourceComparison, source_outputs
+from acclimate.core.source_model import SourceComparison, partly_adapted_outputs, source_outputs
 from acclimate.core.task import ChecksOutputs, Task
 from acclimate.errors import TTTNotSupportedError
 
@@ -261,6 +261,7 @@ class Stepper:
             certainty_allowance=self.method.info.certainty_allowance,
             compares_itself=self.method.info.compares_itself,
             mirrored_outputs=partial(self._mirrored_outputs, batch, step.state),
+            partly_adapted_outputs=partial(self._partly_adapted_outputs, batch),
         )
 
     @torch.no_grad()
@@ -277,6 +278,15 @@ class Stepper:
         unadapted = view.undo(source_outputs(self.model, mirrored, self.source_weights, task=task))
         self.comparison.seconds += time.perf_counter() - started
         return adapted, unadapted
+
+    def _partly_adapted_outputs(self, batch: Any, share: float) -> Any | None:
+        """Return the unadapted model's outputs with the batch's statistics in its first layers; None without these."""
+        if not self.task.exclusive:
+            return None
+        started = time.perf_counter()
+        outputs = partly_adapted_outputs(self.model, batch, self.source_weights, share=share, task=self.task)
+        self.comparison.seconds += time.perf_counter() - started
+        return outputs
 
     def _restore_source(self) -> None:
         self.source.restore()

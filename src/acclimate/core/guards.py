@@ -21,7 +21,7 @@ from acclimate.core.report import StepReport, Verdict
 from acclimate.core.signals import Certainty, SignalPair, Signals
 from acclimate.core.source_model import SourceComparison
 from acclimate.core.task import Task
-from acclimate.core.view_agreement import AgreementTest, ViewDecisions
+from acclimate.core.view_agreement import AgreementTest, ClassMixTest, ThreeDecisions, ViewDecisions, effective_classes
 from acclimate.errors import ConfigError
 from acclimate.registry import GuardInfo
 
@@ -67,6 +67,8 @@ class Evidence:
         compares_itself: whether the method compares itself with the unadapted model; then fewer images are compared.
         mirrored_outputs: runs both models on the mirror images and returns their outputs, adapted and unadapted; None
             where classes of mirror images cannot be compared.
+        partly_adapted_outputs: runs the unadapted model with the batch's statistics in the given share of its BatchNorm
+            layers, the first ones, and returns its outputs; None where there are no such layers.
     """
 
     step: Step
@@ -83,6 +85,7 @@ class Evidence:
     certainty_allowance: float = 1.0
     compares_itself: bool = False
     mirrored_outputs: Callable[[], tuple[Any, Any] | None] = lambda: None
+    partly_adapted_outputs: Callable[[float], Any | None] = lambda _: None
 
     @cached_property
     def signals(self) -> Signals:
@@ -320,10 +323,17 @@ class WorseThanSource:
     while it is credible by that, and it is rejected where the unadapted model gives about as many classes and is
     clearly more consistent.
 
+    Where the unadapted model gives fewer classes, neither says why: it may fail on damaged images, or the stream may
+    really be of few classes, from which no statistics should be taken. Then the unadapted model is asked with adapted
+    statistics in its first layers alone.
+
     Attributes:
         certainty: computes the degradation score, whose limit is 1.
         agreement: finds the more consistent model; ``agreement_images``: mirror images of the first so many images are
             looked at. After them they are looked at with every regular comparison, and before a step is rejected.
+        class_mix: finds why the adapted model gives more classes; ``first_layers``: the share of the BatchNorm layers
+            that have adapted statistics then. Methods that compare themselves with the unadapted model, and models
+            without BatchNorm, are not examined.
         repeated_factor: multiplies the limit after three failed comparisons among the last eight.
         sticky_factor: multiplies the limit during a sticky fallback, which begins after two failed comparisons in a row
             with high degradation scores and ends after three passed comparisons in a row.
@@ -347,6 +357,7 @@ class WorseThanSource:
         codes=(
             "less_certain_than_source",
             "less_consistent_than_source",
+            "statistics_of_few_classes",
             "fewer_classes_than_source",
             "lower_scores_than_source",
         ),
@@ -355,6 +366,8 @@ class WorseThanSource:
     certainty: Certainty = Certainty()
     agreement: AgreementTest = AgreementTest(standard_errors=2.0, disagreement_ratio=0.9)
     agreement_images: int = 128
+    class_mix: ClassMixTest = ClassMixTest()
+    first_layers: float = 0.5
     repeated_factor: float = 0.7
     sticky_factor: float = 0.1
     min_variety: float = 0.4
@@ -396,7 +409,17 @@ class WorseThanSource:
         comparison.record_score(score)
         looks = regular or score > limit or len(comparison.adapted_views) < self.agreement_images
         views = self._views(evidence, comparison) if looks or comparison.recent_failures else None
-        if score > limit and not (views is not None and self.agreement.is_credible(*views)):
+        damage = self._is_damage(evidence, comparison) if looks or comparison.recent_failures else None
+        if damage is False:
+            found = comparison.with_between
+            return Rejection(
+                "statistics_of_few_classes",
+                f"decisions are spread over {effective_classes(found.adapted):.1f} classes, and with adapted statistics "
+                f"in the first layers alone over {effective_classes(found.between):.1f}, as on a stream of few classes; "
+                "the unadapted model predicts instead",
+                "source",
+            )
+        if score > limit and not (damage or (views is not None and self.agreement.is_credible(*views))):
             return Rejection(
                 "less_certain_than_source",
                 f"less certain than the unadapted model (mean entropy {adapted.entropy_nats:.2f} nats per decision, "
@@ -441,6 +464,22 @@ class WorseThanSource:
             *(ViewDecisions.of(*(task.decisions(found).class_probabilities() for found in pair)) for pair in both)
         )
         return comparison.adapted_views, comparison.unadapted_views
+
+    def _is_damage(self, evidence: Evidence, comparison: SourceComparison) -> bool | None:
+        """Say whether the adapted model gives more classes because images are damaged; None where it does not."""
+        both = comparison.recent(self.variety_window)
+        if evidence.compares_itself or not evidence.task.exclusive or not both.source.decisions:
+            return None
+        if not self.class_mix.is_due(*(torch.tensor(model.decided) for model in (both.adapted, both.source))):
+            return None
+        between = evidence.partly_adapted_outputs(self.first_layers)
+        if between is None:
+            return None
+        outputs = (evidence.step.outputs, comparison.outputs(evidence.batch), between)
+        comparison.add_between(
+            ThreeDecisions(*(evidence.task.decisions(found).class_probabilities().argmax(-1) for found in outputs))
+        )
+        return self.class_mix.is_damage(comparison.with_between)
 
     def _is_due(self, now: Signals, comparison: SourceComparison) -> bool:
         verified, last = comparison.verified, comparison.last

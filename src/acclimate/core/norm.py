@@ -20,6 +20,7 @@ Moments = tuple[Tensor, Tensor]
 
 _AFFINE: Final = ("weight", "bias")
 _SOURCE_STATISTICS: Final[ContextVar[bool]] = ContextVar("source_statistics", default=False)
+_SOURCE_LAYERS: Final[ContextVar[frozenset[int]]] = ContextVar("source_layers", default=frozenset())
 
 
 @contextmanager
@@ -30,6 +31,42 @@ def source_statistics() -> Iterator[None]:
         yield
     finally:
         _SOURCE_STATISTICS.reset(token)
+
+
+def _uses_source(layer: nn.Module) -> bool:
+    return _SOURCE_STATISTICS.get() or id(layer) in _SOURCE_LAYERS.get()
+
+
+@contextmanager
+def early_batch_statistics(model: nn.Module, *, share: float) -> Iterator[int]:
+    """Inside the block, the first BatchNorm layers use the batch's statistics and the others the source's.
+
+    This also holds inside :func:`statistics`. Damage to images shows in the statistics of the first layers, where the
+    mix of classes hardly matters.
+
+    Args:
+        model: any module; the order of its layers is that in which they were defined.
+        share: of the BatchNorm layers that are the first ones.
+
+    Yields:
+        The number of layers that use the batch's statistics.
+    """
+    layers = list(batch_norms(model).values())
+    first = layers[: round(share * len(layers))]
+    token = _SOURCE_LAYERS.set(frozenset(id(layer) for layer in layers[len(first) :]))
+    try:
+        with ExitStack() as stack:
+            for layer in first:
+                stack.enter_context(
+                    _batch_mode(layer) if isinstance(layer, _BatchNorm) else _substituted(layer, _of_batch)
+                )
+            yield len(first)
+    finally:
+        _SOURCE_LAYERS.reset(token)
+
+
+def _of_batch(inputs: Tensor, mean: Tensor, var: Tensor) -> Moments:
+    return (mean, var) if _values_per_channel(inputs) <= 1 else moments(inputs)
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
@@ -139,7 +176,7 @@ def _batch_mode(module: _BatchNorm) -> Iterator[None]:
 
     def only_where_defined(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         # One value per channel has no variance, and torch raises in training mode: use the source's statistics.
-        batch = _values_per_channel(inputs[0]) > 1 and not _SOURCE_STATISTICS.get()
+        batch = _values_per_channel(inputs[0]) > 1 and not _uses_source(layer)
         layer.training = batch or layer.running_mean is None
 
     handle = module.register_forward_pre_hook(only_where_defined)
@@ -159,7 +196,7 @@ def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tenso
 
     def substitute(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         source_mean, source_var = layer._buffers["running_mean"], layer._buffers["running_var"]
-        if source_mean is None or source_var is None or _SOURCE_STATISTICS.get():
+        if source_mean is None or source_var is None or _uses_source(layer):
             return
         saved.append((source_mean, source_var))
         mean, var = replacement(inputs[0], source_mean, source_var)

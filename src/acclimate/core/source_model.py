@@ -15,7 +15,7 @@ from acclimate.core import layout, norm
 from acclimate.core.outputs import map_tensors, sample_count
 from acclimate.core.signals import SignalPair, Signals
 from acclimate.core.task import Task
-from acclimate.core.view_agreement import ViewDecisions
+from acclimate.core.view_agreement import ThreeDecisions, ViewDecisions
 
 REMEMBERED_PAIRS: Final = 256
 """Of how many of the newest compared batches the signals are kept."""
@@ -83,6 +83,20 @@ def source_outputs(model: nn.Module, inputs: Any, weights: Mapping[str, Tensor],
         return task.forward(FunctionalModel(model, weights), layout.for_prediction(inputs))
 
 
+@torch.no_grad()
+def partly_adapted_outputs(
+    model: nn.Module, inputs: Any, weights: Mapping[str, Tensor], *, share: float, task: Task
+) -> Any | None:
+    """Return the unadapted model's outputs with the batch's statistics in its first BatchNorm layers.
+
+    ``share`` is how many of them those are; None is returned where that makes no layer, or all of them.
+    """
+    with norm.early_batch_statistics(model, share=share) as layers:
+        if not 0 < layers < len(norm.batch_norms(model)):
+            return None
+        return task.forward(FunctionalModel(model, weights), layout.for_prediction(inputs))
+
+
 class SourceComparison:
     """Compares the adapted model with the unadapted one over a session, and keeps the results.
 
@@ -97,6 +111,7 @@ class SourceComparison:
             even where a single comparison passes.
         falling_back: whether the newest comparison failed, so that the unadapted model predicts.
         adapted_views, unadapted_views: decisions of both models on images and on their mirror images.
+        with_between: decisions of both models, and of the one with adapted statistics in its first layers alone.
         seconds: wall-clock seconds spent on running the unadapted model, and both models on mirror images.
     """
 
@@ -127,6 +142,7 @@ class SourceComparison:
 
     def _clear_views(self) -> None:
         self.adapted_views = self.unadapted_views = ViewDecisions.none()
+        self.with_between = ThreeDecisions.none()
 
     def source_tensors(self) -> dict[str, Tensor]:
         """Return every weight and buffer of the unadapted model by name."""
@@ -154,6 +170,10 @@ class SourceComparison:
         """Record the decisions of both models on the same images and mirror images."""
         self.adapted_views = self.adapted_views.plus(adapted).newest(REMEMBERED_VIEWS)
         self.unadapted_views = self.unadapted_views.plus(unadapted).newest(REMEMBERED_VIEWS)
+
+    def add_between(self, found: ThreeDecisions) -> None:
+        """Record the decisions of both models and of the one between them on the same images."""
+        self.with_between = self.with_between.plus(found).newest(REMEMBERED_VIEWS)
 
     def record_score(self, score: float) -> None:
         """Record the degradation score of the compared batch; the limit is 1."""
@@ -222,6 +242,7 @@ class SourceComparison:
             "views": tuple(
                 tensor for views in (self.adapted_views, self.unadapted_views) for tensor in (views.first, views.second)
             ),
+            "with_between": self.with_between.tensors,
         }
 
     def restore_history(self, history: Mapping[str, Any]) -> None:
@@ -233,6 +254,8 @@ class SourceComparison:
         self.last, self.verified = history["last"], history["verified"]
         views = history["views"]
         self.adapted_views, self.unadapted_views = ViewDecisions(*views[:2]), ViewDecisions(*views[2:])
+        # Files of earlier versions do not have it.
+        self.with_between = ThreeDecisions(*history.get("with_between", ThreeDecisions.none().tensors))
 
     def record(self, adapted: Signals, *, falling_back: bool) -> None:
         """Record the result for a batch, whether or not the models were compared on it."""
