@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acclimate.core.view_agreement import AgreementTest, ViewDecisions
+from acclimate.core.view_agreement import AgreementTest, ClassMixTest, ThreeDecisions, ViewDecisions
 from acclimate.errors import ConfigError
 
 
@@ -97,3 +97,24 @@ def test_effective_classes_and_concatenation() -> None:
 def test_bad_fields_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=field):
         AgreementTest(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_model_between_two_tells_damage_from_few_classes() -> None:
+    test = ClassMixTest()
+    many, one = torch.tensor(EVEN), torch.zeros(128, dtype=torch.int64)
+    assert test.is_due(many, one)
+    assert not test.is_due(many, many)
+    assert test.is_damage(ThreeDecisions(adapted=many, unadapted=one, between=many)) is True
+    assert test.is_damage(ThreeDecisions(adapted=many, unadapted=one, between=one)) is False
+    # Between them on half of the images: four and a half classes of eight, and on no side.
+    between = torch.where(torch.arange(128) % 2 == 0, many, one)
+    assert test.is_damage(ThreeDecisions(adapted=many, unadapted=one, between=between)) is False
+    few = ThreeDecisions(adapted=many, unadapted=one, between=many).newest(32)
+    assert test.is_damage(few) is None
+    assert len(few.plus(few)) == 64
+
+
+@pytest.mark.parametrize("field", [{"least_images": 0}, {"more_classes": 0.5}])
+def test_impossible_settings_of_the_class_mix_are_refused(field: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(field))):
+        ClassMixTest(**field)  # type: ignore[arg-type]

@@ -26,7 +26,8 @@ from acclimate.core.report import StepReport, Verdict
 from acclimate.core.segmentation import Segmentation
 from acclimate.core.snapshot import Snapshot
 from acclimate.core.source_model import SourceComparison, partly_adapted_outputs, source_outputs
-from acclimate.core.task import ChecksOutputs, Task
+from acclimate.core.task import ChecksOutputs, Task, View
+from acclimate.core.views import moved
 from acclimate.errors import TTTNotSupportedError
 
 # Undoing one step is enough where a single batch did the harm. If the batches after it fail too, the restored weights
@@ -266,11 +267,14 @@ class Stepper:
 
     @torch.no_grad()
     def _mirrored_outputs(self, batch: Any, state: Any) -> tuple[Any, Any] | None:
-        """Return both models' outputs on mirror images, adapted and unadapted; None where they say nothing."""
+        """Return both models' outputs on mirror images, adapted and unadapted; None where they say nothing.
+
+        Where mirroring changes what images show, they are moved a little instead.
+        """
         task = self.task
-        view = task.mirrored(batch) if task.aligned and task.exclusive else None
-        if view is None or self.method.info.averages_views:
+        if not (task.aligned and task.exclusive) or self.method.info.averages_views:
             return None
+        view = task.mirrored(batch) or View(task.with_images(batch, moved(task.images(batch))))
         started = time.perf_counter()
         mirrored = layout.for_prediction(view.batch)
         with self.draws.isolated():

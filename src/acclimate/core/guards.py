@@ -364,7 +364,7 @@ class WorseThanSource:
     )
 
     certainty: Certainty = Certainty()
-    agreement: AgreementTest = AgreementTest(standard_errors=2.0, disagreement_ratio=0.9)
+    agreement: AgreementTest = AgreementTest(standard_errors=0.5, disagreement_ratio=0.95)
     agreement_images: int = 128
     class_mix: ClassMixTest = ClassMixTest()
     first_layers: float = 0.5
@@ -409,8 +409,9 @@ class WorseThanSource:
         comparison.record_score(score)
         looks = regular or score > limit or len(comparison.adapted_views) < self.agreement_images
         views = self._views(evidence, comparison) if looks or comparison.recent_failures else None
+        credible = views is not None and self.agreement.is_credible(*views)
         damage = self._is_damage(evidence, comparison) if looks or comparison.recent_failures else None
-        if damage is False:
+        if damage is False and not credible:
             found = comparison.with_between
             return Rejection(
                 "statistics_of_few_classes",
@@ -419,7 +420,7 @@ class WorseThanSource:
                 "the unadapted model predicts instead",
                 "source",
             )
-        if score > limit and not (damage or (views is not None and self.agreement.is_credible(*views))):
+        if score > limit and not (damage or credible):
             return Rejection(
                 "less_certain_than_source",
                 f"less certain than the unadapted model (mean entropy {adapted.entropy_nats:.2f} nats per decision, "
@@ -429,7 +430,7 @@ class WorseThanSource:
         if views is not None and self.agreement.favours(views[1], views[0]):
             return Rejection(
                 "less_consistent_than_source",
-                f"{_disagreements(views[0])} of {len(views[0])} images get another class when mirrored, "
+                f"{_disagreements(views[0])} of {len(views[0])} images get another class when mirrored or moved, "
                 f"{_disagreements(views[1])} with the unadapted model, which predicts instead",
                 "source",
             )
@@ -466,7 +467,7 @@ class WorseThanSource:
         return comparison.adapted_views, comparison.unadapted_views
 
     def _is_damage(self, evidence: Evidence, comparison: SourceComparison) -> bool | None:
-        """Say whether the adapted model gives more classes because images are damaged; None where it does not."""
+        """Say whether the adapted model gives more classes because images are damaged; None where that is open."""
         both = comparison.recent(self.variety_window)
         if evidence.compares_itself or not evidence.task.exclusive or not both.source.decisions:
             return None
@@ -479,7 +480,11 @@ class WorseThanSource:
         comparison.add_between(
             ThreeDecisions(*(evidence.task.decisions(found).class_probabilities().argmax(-1) for found in outputs))
         )
-        return self.class_mix.is_damage(comparison.with_between)
+        found = self.class_mix.is_damage(comparison.with_between)
+        if found is not None:
+            comparison.few_classes = not found
+        # A stream that is of few classes usually stays so.
+        return False if comparison.few_classes else found
 
     def _is_due(self, now: Signals, comparison: SourceComparison) -> bool:
         verified, last = comparison.verified, comparison.last

@@ -112,6 +112,7 @@ class SourceComparison:
         falling_back: whether the newest comparison failed, so that the unadapted model predicts.
         adapted_views, unadapted_views: decisions of both models on images and on their mirror images.
         with_between: decisions of both models, and of the one with adapted statistics in its first layers alone.
+        few_classes: whether these showed a stream of few classes, and have not shown damage since.
         seconds: wall-clock seconds spent on running the unadapted model, and both models on mirror images.
     """
 
@@ -138,6 +139,7 @@ class SourceComparison:
         self.consecutive_failures = self._consecutive_passes = 0
         self.sticky_fallback = False
         self._scores: deque[float] = deque(maxlen=2)
+        self.few_classes = False
         self._clear_views()
 
     def _clear_views(self) -> None:
@@ -243,6 +245,7 @@ class SourceComparison:
                 tensor for views in (self.adapted_views, self.unadapted_views) for tensor in (views.first, views.second)
             ),
             "with_between": self.with_between.tensors,
+            "few_classes": self.few_classes,
         }
 
     def restore_history(self, history: Mapping[str, Any]) -> None:
@@ -256,6 +259,7 @@ class SourceComparison:
         self.adapted_views, self.unadapted_views = ViewDecisions(*views[:2]), ViewDecisions(*views[2:])
         # Files of earlier versions do not have it.
         self.with_between = ThreeDecisions(*history.get("with_between", ThreeDecisions.none().tensors))
+        self.few_classes = history.get("few_classes", False)
 
     def record(self, adapted: Signals, *, falling_back: bool) -> None:
         """Record the result for a batch, whether or not the models were compared on it."""

@@ -236,6 +236,12 @@ def affine(images: Tensor, *, degrees: float, shift: tuple[float, float], scale:
     )
 
 
+def moved(images: Tensor, *, fraction: float = 1 / 16) -> Tensor:
+    """Return ``images`` ``(B, C, H, W)`` moved upwards by a fraction of their height, the last row repeated."""
+    rows = torch.arange(images.shape[-2], device=images.device) + max(1, round(fraction * images.shape[-2]))
+    return images[..., rows.clamp(max=images.shape[-2] - 1), :]
+
+
 def blurred(images: Tensor, *, sigma_pixels: float) -> Tensor:
     """Return ``images`` ``(B, C, H, W)`` with a Gaussian blur; edges repeated."""
     radius = max(1, math.ceil(3 * sigma_pixels))
