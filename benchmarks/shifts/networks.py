@@ -1,6 +1,6 @@
-"""Networks without BatchNorm for ``benchmarks/shifts``: a ResNet-20 with GroupNorm, and a small hybrid transformer.
+"""Networks without BatchNorm for ``benchmarks/shifts``: a ResNet-20 with GroupNorm.
 
-``train.py`` trains both; their weights are in ``weights/``.
+``train.py`` trains it; its weights are in ``weights/``.
 """
 
 from __future__ import annotations
@@ -76,53 +76,7 @@ class GroupNormResNet20(nn.Module):
         return self.linear(self.layer3(self.beginning(images)).mean((2, 3)))
 
 
-class _TransformerBlock(nn.Module):
-    """Attention and a two-layer perceptron, each after a LayerNorm and added to its input."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.heads = heads
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.grow, self.shrink = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens ``(B, T, width)``."""
-        batch, count, width = tokens.shape
-        parts = self.qkv(self.norm1(tokens)).view(batch, count, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, count, width)
-        tokens = tokens + self.out(found)
-        return tokens + self.shrink(F.gelu(self.grow(self.norm2(tokens))))
-
-
-class HybridTransformer(nn.Module):
-    """A transformer whose tokens are activations of the first stages of a ResNet; see Dosovitskiy et al., ICLR 2021.
-
-    Takes images ``(B, 3, H, W)`` in [0, 1], at 32 x 32 as 64 tokens, and returns logits ``(B, 10)``. Positions are
-    interpolated for images of another size.
-    """
-
-    def __init__(self, width: int = 96, blocks: int = 3, heads: int = 3) -> None:
-        super().__init__()
-        self.beginning = _Beginning()
-        self.tokens = nn.Conv2d(32, width, 2, stride=2)
-        self.positions = nn.Parameter(torch.zeros(1, width, 8, 8))
-        self.blocks = nn.Sequential(*(_TransformerBlock(width, heads) for _ in range(blocks)))
-        self.norm = nn.LayerNorm(width)
-        self.linear = nn.Linear(width, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``(B, 10)``."""
-        hidden = self.tokens(self.beginning(images))
-        positions = self.positions
-        if hidden.shape[2:] != positions.shape[2:]:
-            positions = F.interpolate(positions, hidden.shape[2:], mode="bilinear", align_corners=False)
-        tokens = (hidden + positions).flatten(2).transpose(1, 2)
-        return self.linear(self.norm(self.blocks(tokens)).mean(1))
-
-
-NETWORKS: Final = {"group_norm": GroupNormResNet20, "transformer": HybridTransformer}
+NETWORKS: Final = {"group_norm": GroupNormResNet20}
 
 
 def load_without_batch_norm(name: str) -> nn.Module:

@@ -3,7 +3,7 @@
     python benchmarks/shifts/run.py --data DATA --half tune --out tune.json      # to choose settings
     python benchmarks/shifts/run.py --data DATA --half report --out report.json  # to write a result down
 
-The network is the ResNet-20 of ``benchmarks/cifar``. The half ``tune`` damages images of ``tune_jpeg.npz``, the half
+The network is the ResNet-20 of ``benchmarks/cifar``, or with ``--network group_norm`` the one of ``networks.py``. The half ``tune`` damages images of ``tune_jpeg.npz``, the half
 ``report`` the clean images of ``report_corrupted.npz``, 512 each, in batches of 64. Differences to the unadapted model
 are paired over images, with 95 % intervals from 2,000 resamples of batches. The calibration error has 15 bins.
 """
@@ -27,17 +27,19 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "guards"))
 sys.path.insert(0, str(Path(__file__).parent))
 import kinds
 from network import load
+from networks import NETWORKS, load_without_batch_norm
 from paired import difference, percent
 
-from acclimate.core import Session, default_guards
+from acclimate.core import Classification, Session, default_guards
+from acclimate.core.source_images import SourceImages
 from acclimate.core.spectrum import measure
-from acclimate.methods import BatchNormStats, Blend, Eata, Sar, SpectrumFilter, Tent
+from acclimate.methods import BatchNormStats, Blend, Eata, FoaShift, Neo, Sar, SpectrumFilter, Tent
 from acclimate.methods.eata import fisher_information
 
 BATCH = 64
 IMAGES = 512
 CALIBRATION_BINS = 15
-GUARDED = ("bn", "blend")
+GUARDED = ("bn", "blend", "neo")
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
@@ -56,6 +58,18 @@ def methods(model: nn.Module, source: Tensor) -> dict[str, Any]:
         "spectrum": spectrum,
         "blend": Blend(spectrum=spectrum),
         "blend, no source images": Blend(),
+    }
+
+
+def methods_without_batch_norm(model: nn.Module, source: Tensor) -> dict[str, Any]:
+    """Return what is measured on networks without BatchNorm."""
+    images, task = SourceImages(batches=source.split), Classification()
+    return {
+        "tent": Tent(lr=1e-3),
+        "spectrum": SpectrumFilter(source=measure(source.split(250))),
+        "neo": Neo(),
+        "foa_shift": FoaShift().with_source(model, images, task=task),
+        "blend": Blend().with_source(model, images, task=task),
     }
 
 
@@ -97,13 +111,14 @@ def measured(outputs: list[Tensor], labels: Tensor, plain: list[np.ndarray[Any, 
     }
 
 
-def rows(model: nn.Module, data: Path, half: str, only: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def rows(model: nn.Module, data: Path, half: str, network: str, only: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     chosen: Mapping[str, kinds.Damage] = kinds.TUNE if half == "tune" else kinds.REPORT
     archive = np.load(data / ("tune_jpeg.npz" if half == "tune" else "report_corrupted.npz"))
     images = archive["images" if half == "tune" else "clean"]
     order = np.random.default_rng(0).permutation(len(images))[:IMAGES]
     images, labels = images[order], torch.tensor(archive["labels"][order])
-    known = methods(model, to_tensor(np.load(data / "source_train.npz")["images"]))
+    source = to_tensor(np.load(data / "source_train.npz")["images"])
+    known = methods(model, source) if network == "resnet20" else methods_without_batch_norm(model, source)
     for kind in ("clean", *chosen):
         damaged = images if kind == "clean" else chosen[kind](images, np.random.default_rng(1))
         tensor = to_tensor(damaged)
@@ -114,9 +129,9 @@ def rows(model: nn.Module, data: Path, half: str, only: Sequence[str] | None) ->
         yield {**common, **measured(outputs, labels, plain), "times_plain": 1.0}
         for name, method in known.items():
             for guarded in (False, True) if name in GUARDED else (False,):
-                if only is None or name in only:
+                common["method"] = f"{name}, guarded" if guarded else name
+                if only is None or common["method"] in only:
                     outputs, seconds = predicted(model, method, tensor, guarded=guarded)
-                    common["method"] = f"{name}, guarded" if guarded else name
                     found = measured(outputs, labels, plain)
                     yield {**common, **found, "times_plain": round(seconds / plain_seconds, 2)}
 
@@ -125,17 +140,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
     parser.add_argument("--half", choices=("tune", "report"), required=True)
+    parser.add_argument("--network", choices=("resnet20", *NETWORKS), default="resnet20")
     parser.add_argument("--out", type=Path, required=True, help="write the results as JSON")
-    parser.add_argument("--methods", nargs="+", help="run these only")
+    parser.add_argument("--methods", nargs="+", help="run these only, and keep the others' rows that the file has")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     data = given.data / "cifar10"
-    model = load(data / "resnet20.safetensors").eval()
+    resnet = given.network == "resnet20"
+    model = load(data / "resnet20.safetensors") if resnet else load_without_batch_norm(given.network)
     found = []
-    for row in rows(model, data, given.half, given.methods):
+    if given.methods is not None and given.out.exists():
+        found = json.loads(given.out.read_text())["rows"]
+    for row in rows(model, data, given.half, given.network, given.methods):
         print(f"{row['kind']:18s} {row['method']:24s} {row['error']:6.2f} %  {row['times_plain']:.2f}", flush=True)
-        found.append(row)
-        given.out.write_text(json.dumps({"half": given.half, "images": IMAGES, "rows": found}, indent=1) + "\n")
+        places = [n for n, old in enumerate(found) if (old["kind"], old["method"]) == (row["kind"], row["method"])]
+        if places:
+            found[places[0]] = row
+        else:
+            found.append(row)
+        content = {"half": given.half, "network": given.network, "images": IMAGES, "rows": found}
+        given.out.write_text(json.dumps(content, indent=1) + "\n")
     damaged = [row for row in found if row["kind"] != "clean"]
     for name in dict.fromkeys(row["method"] for row in found):
         means = {

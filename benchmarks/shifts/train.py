@@ -1,11 +1,9 @@
-"""Trains the networks without BatchNorm of ``networks.py``, by distillation from the ResNet-20 of ``benchmarks/cifar``.
+"""Trains the network without BatchNorm of ``networks.py``, by distillation from the ResNet-20 of ``benchmarks/cifar``.
 
     python benchmarks/shifts/train.py --data DATA --network group_norm --minutes 8
-    python benchmarks/shifts/train.py --data DATA --network transformer --minutes 12
 
 The images are those of ``source_train.npz``, and those of ``tune_jpeg.npz`` that ``run.py`` does not damage; no label
-is used. Convolutions of the GroupNorm network begin as the teacher's, and the transformer's first stages as the
-GroupNorm network's. Each image is cropped, mirrored and mixed with another (mixup) anew, for student and teacher alike.
+is used. The convolutions begin as the teacher's. Each image is cropped, mirrored and mixed with another (mixup) anew, for student and teacher alike.
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "cifar"))
 sys.path.insert(0, str(Path(__file__).parent))
 from network import load
-from networks import NETWORKS, WEIGHTS, load_without_batch_norm
+from networks import NETWORKS, WEIGHTS
 
 BATCH = 64
 HELD_OUT = 512
 """So many images of ``tune_jpeg.npz`` are damaged by ``run.py``; they are not trained on."""
 TEMPERATURE = 2.0
-LEARNING_RATES = {"group_norm": 1e-3, "transformer": 1.5e-3}
+LEARNING_RATE = 1e-3
 
 
 def training_images(data: Path) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +52,10 @@ def changed(images: Tensor, rng: torch.Generator) -> Tensor:
     rows, columns = torch.randint(0, 9, (2, len(images)), generator=rng).tolist()
     flips = torch.rand(len(images), generator=rng) < 0.5
     crops = torch.stack(
-        [image[:, row : row + 32, column : column + 32] for image, row, column in zip(padded, rows, columns, strict=True)]
+        [
+            image[:, row : row + 32, column : column + 32]
+            for image, row, column in zip(padded, rows, columns, strict=True)
+        ]
     )
     crops[flips] = crops[flips].flip(-1)
     share = torch.rand(len(images), 1, 1, 1, generator=rng) * 0.5
@@ -65,9 +66,6 @@ def changed(images: Tensor, rng: torch.Generator) -> Tensor:
 def begun(name: str, data: Path) -> nn.Module:
     """Return the network before training."""
     model = NETWORKS[name]()
-    if name == "transformer":
-        model.beginning.load_state_dict(load_without_batch_norm("group_norm").beginning.state_dict())
-        return model
     for key, value in load_file(str(data / "resnet20.safetensors")).items():
         if "running" in key or "num_batches" in key:
             continue
@@ -83,11 +81,11 @@ def train(name: str, data: Path, *, minutes: float) -> nn.Module:
     rng = torch.Generator().manual_seed(0)
     images, held_out, labels = training_images(data)
     teacher, student = load(data / "resnet20.safetensors").eval(), begun(name, data).train()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATES[name], weight_decay=0.02)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.02)
     began, stored, done = time.process_time(), 0.0, 0
     while (share := (time.process_time() - began) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATES[name] * min(1.0, share / 0.03) * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = LEARNING_RATE * min(1.0, share / 0.03) * 0.5 * (1 + math.cos(math.pi * share))
         batch = changed(images[torch.randint(0, len(images), (BATCH,), generator=rng)], rng)
         with torch.no_grad():
             target = (teacher(batch) / TEMPERATURE).softmax(1)

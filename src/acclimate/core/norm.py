@@ -227,20 +227,29 @@ def _substituted(module: nn.Module, replacement: Callable[[Tensor, Tensor, Tenso
 
 @contextmanager
 def running_statistics(
-    model: nn.Module, memory: Mapping[str, Moments], *, memory_weight: float, rate: float, between: bool = True
+    model: nn.Module,
+    memory: Mapping[str, Moments],
+    *,
+    memory_weight: float,
+    rate: float,
+    between: bool = True,
+    outputs_of: Mapping[str, Moments] | None = None,
 ) -> Iterator[dict[str, Moments]]:
     """Inside the block, BatchNorm uses running statistics of the stream, mixed with the source's.
 
     The layers' own buffers (``running_mean``, ``running_var``) are not changed.
 
     Args:
-        model: any module; layers other than BatchNorm are not affected.
+        model: any module; layers other than BatchNorm and those of ``outputs_of`` are not affected.
         memory: running mean and variance by layer name; layers that are not in it start from the source's.
         memory_weight: weight of the running statistics in the mixture; that of the source's is one minus it.
         rate: rate of the exponential moving average, which is updated with each batch before it is used; 0 never
             updates it.
         between: whether the running variance includes the variance between the means of old and new statistics, as
             that of a mixture does; otherwise it is the average of the two variances.
+        outputs_of: the source's moments of the outputs of layers, by name, from :func:`output_moments`. The outputs of
+            these layers are scaled and shifted by channel as a BatchNorm with these moments would do: from the mixed
+            statistics to the source's.
 
     Yields:
         The running statistics by layer name, updated as batches pass.
@@ -263,7 +272,72 @@ def running_statistics(
     with ExitStack() as stack:
         for name, layer in batch_norms(model).items():
             stack.enter_context(_substituted(layer, partial(mixed_with_source, name)))
+        for name, source in (outputs_of or {}).items():
+            stack.enter_context(_realigned(model.get_submodule(name), partial(mixed_with_source, name), source))
         yield updated
+
+
+_SMALLEST_VARIANCE: Final = 1e-5
+
+
+@contextmanager
+def _realigned(
+    module: nn.Module, mixture: Callable[[Tensor, Tensor, Tensor], Moments], source: Moments
+) -> Iterator[None]:
+    def realign(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if _uses_source(layer):
+            return None
+        wide = _channels_second(layer, output)
+        mean, var = mixture(wide, *source)
+        factor = ((source[1] + _SMALLEST_VARIANCE) / (var + _SMALLEST_VARIANCE)).sqrt()
+        shape = (1, -1, *(1,) * (wide.dim() - 2))
+        moved = wide * factor.view(shape).to(wide) + (source[0] - factor * mean).view(shape).to(wide)
+        return moved if wide is output else moved.movedim(1, -1)
+
+    handle = module.register_forward_hook(realign)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _channels_second(layer: nn.Module, output: Tensor) -> Tensor:
+    """Return the output of a normalisation layer as ``(B, C, ...)``: LayerNorm has channels last."""
+    if isinstance(layer, nn.GroupNorm | nn.modules.instancenorm._InstanceNorm):
+        return output
+    channels = next(layer.parameters(recurse=False)).numel()
+    if output.dim() == 4 and output.shape[1] == channels != output.shape[-1]:
+        return output
+    return output.movedim(-1, 1)
+
+
+@torch.no_grad()
+def output_moments(model: nn.Module, run: Callable[[], None]) -> dict[str, Moments]:
+    """Return mean and variance of each channel of the outputs of the normalisation layers other than BatchNorm, by name.
+
+    Layers without channels of their own, and such whose outputs differ in the number of channels, are left out.
+
+    Args:
+        model: any module.
+        run: calls the model, as often as wanted.
+    """
+    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def add(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        wide = at_least_float32(_channels_second(layer, output))
+        dims, count = [0, *range(2, wide.dim())], _values_per_channel(wide)
+        total, squares, before = sums.get(name, (0.0, 0.0, 0))
+        sums[name] = (total + wide.sum(dims), squares + wide.square().sum(dims), before + count)
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if is_norm(module) and not isinstance(module, _BatchNorm) and list(module.parameters(recurse=False)):
+                stack.callback(module.register_forward_hook(partial(add, name)).remove)
+        run()
+    return {
+        name: (total / count, (squares / count - (total / count).square()).clamp(min=0))
+        for name, (total, squares, count) in sums.items()
+    }
 
 
 def moments(inputs: Tensor) -> Moments:

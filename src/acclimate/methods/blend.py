@@ -7,6 +7,7 @@ A method of this project, without gradients. It builds on mixed statistics (Schn
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,7 +21,7 @@ from acclimate.core import layout, norm
 from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
 from acclimate.core.outputs import detach, map_tensors, sample_count
-from acclimate.core.programs import refuse_programs
+from acclimate.core.programs import Program, refuse_programs
 from acclimate.core.segmentation import Segmentation
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, SignalPair
@@ -33,6 +34,9 @@ from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods.spectrum import SpectrumFilter, SpectrumState
 from acclimate.registry import MethodInfo, Preset
 
+_SOURCE_BATCH: Final = 32
+_SOURCE_IMAGES: Final = 512
+"""So many source images are enough for means and variances by channel."""
 _LEAST_TRIAL: Final = 32
 """Fewer images than this say nothing about the filter, which is used until then."""
 
@@ -47,6 +51,7 @@ class FilterTrial:
             and lessened by ``filter_gain``, minus the same with the filter.
         changes: sum of the squares of these differences.
         memory, flipped_memory: running statistics of the images without the filter, and of their mirror images.
+        classes, plain_classes: sums of class probabilities with and without the filter ``(K,)``; None before the first.
     """
 
     images: int = 0
@@ -54,6 +59,16 @@ class FilterTrial:
     changes: float = 0.0
     memory: Mapping[str, Moments] = field(default_factory=dict)
     flipped_memory: Mapping[str, Moments] = field(default_factory=dict)
+    classes: Tensor | None = None
+    plain_classes: Tensor | None = None
+
+    @property
+    def class_ratio(self) -> float:
+        """How many times as many classes are given without the filter as with it; 1 before the first image."""
+        if self.classes is None or self.plain_classes is None:
+            return 1.0
+        entropies = [torch.special.entr(found / found.sum()).sum() for found in (self.plain_classes, self.classes)]
+        return math.exp(float(entropies[0] - entropies[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +193,8 @@ class Blend:
         confidence_change: without source images, that is tried again when the mean probability of the decided class has
             changed by more than this.
         spectrum: filters images first; None leaves them unfiltered.
+        source_outputs: of a classifier without BatchNorm, the source's mean and variance of the outputs of each
+            normalisation layer by name. Running statistics of these outputs take the place of BatchNorm's.
 
     The defaults were tuned on ``tune_jpeg.npz`` of ``benchmarks/cifar``, with corruptions and severities that are not
     part of the reported benchmark.
@@ -241,6 +258,9 @@ class Blend:
     confidence_change: float = 0.1
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
     spectrum: SpectrumFilter | None = field(default=None, metadata=FROM_SOURCE_IMAGES)
+    source_outputs: Mapping[str, Moments] = field(
+        default_factory=dict, repr=False, compare=False, metadata=FROM_SOURCE_IMAGES
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.memory_weight <= 1:
@@ -261,7 +281,16 @@ class Blend:
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
         """Return the method with a filter towards the source images' spectrum; itself where that is unknown."""
         spectrum = (self.spectrum or SpectrumFilter()).with_source(model, source, task=task)
-        return self if spectrum.source is None else replace(self, spectrum=spectrum)
+        method = self if spectrum.source is None else replace(self, spectrum=spectrum)
+        if source.batches is None or not task.exclusive or norm.batch_norms(model) or isinstance(model, Program):
+            return method
+        batches = itertools.islice(source.batches(_SOURCE_BATCH), _SOURCE_IMAGES // _SOURCE_BATCH)
+
+        def run() -> None:
+            for inputs in batches:
+                task.forward(model, layout.for_prediction(inputs))
+
+        return replace(method, source_outputs=norm.output_moments(model, run))
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
         """Select no parameter; only statistics adapt.
@@ -428,7 +457,9 @@ class Blend:
     def _mixing(
         self, model: nn.Module, memory: Mapping[str, Moments], *, rate: float
     ) -> AbstractContextManager[dict[str, Moments]]:
-        return norm.running_statistics(model, memory, memory_weight=self.memory_weight, rate=rate)
+        return norm.running_statistics(
+            model, memory, memory_weight=self.memory_weight, rate=rate, outputs_of=self.source_outputs
+        )
 
     def _observed(self, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, Any]:
         """Return the state with the batch added to the stream's spectrum, and the batch filtered where that is on.
@@ -546,6 +577,8 @@ class Blend:
             changes=trial.changes + float(gains.square().sum()),
             memory=plain.memory,
             flipped_memory=plain.flipped_memory,
+            classes=_added(trial.classes, task.decisions(run.unmerged).class_probabilities()),
+            plain_classes=_added(trial.plain_classes, task.decisions(plain.unmerged).class_probabilities()),
         )
         state = replace(state, trial=trial)
         used = run if self._in_use(state).filters else plain
@@ -568,6 +601,9 @@ class Blend:
         """Return the state with the filter off, and the statistics without it, where the evidence speaks against it."""
         trial = state.trial if trial is None else trial
         if trial is None or trial.images < _LEAST_TRIAL or trial.gain > 0:
+            return state
+        # A model that gives few classes to everything agrees with itself.
+        if trial.class_ratio < self.agreement.class_ratio:
             return state
         return replace(state, filters=False, memory=trial.memory, flipped_memory=trial.flipped_memory)
 
@@ -597,3 +633,7 @@ class Blend:
         if reference is None and count >= self.diversity_window:
             reference = recent
         return Confidence(recent, count, reference)
+
+
+def _added(total: Tensor | None, probabilities: Tensor) -> Tensor:
+    return probabilities.sum(0) if total is None else total + probabilities.sum(0)
