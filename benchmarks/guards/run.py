@@ -42,6 +42,7 @@ GUARD_OF = {
 } | {
     "less_certain_than_source": "WorseThanSource (certainty)",
     "less_consistent_than_source": "WorseThanSource (agreement)",
+    "statistics_of_few_classes": "WorseThanSource (few classes)",
     "fewer_classes_than_source": "WorseThanSource (variety)",
     "lower_scores_than_source": "WorseThanSource (detection)",
 }

@@ -3,9 +3,10 @@
     python benchmarks/shifts/run.py --data DATA --half tune --out tune.json      # to choose settings
     python benchmarks/shifts/run.py --data DATA --half report --out report.json  # to write a result down
 
-The network is the ResNet-20 of ``benchmarks/cifar``, or with ``--network group_norm`` the one of ``networks.py``. The half ``tune`` damages images of ``tune_jpeg.npz``, the half
-``report`` the clean images of ``report_corrupted.npz``, 512 each, in batches of 64. Differences to the unadapted model
-are paired over images, with 95 % intervals from 2,000 resamples of batches. The calibration error has 15 bins.
+The network is the ResNet-20 of ``benchmarks/cifar``, or with ``--network group_norm`` that of ``networks.py``. The half
+``tune`` damages images of ``tune_jpeg.npz``, the half ``report`` the clean images of ``report_corrupted.npz``, 512
+each, in batches of 64. Differences to the unadapted model are paired over images, with 95 % intervals from 2,000
+resamples of batches. The calibration error has 15 bins.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "guards"))
 sys.path.insert(0, str(Path(__file__).parent))
 import kinds
 from network import load
-from networks import NETWORKS, load_without_batch_norm
 from paired import difference, percent
 
 from acclimate.core import Classification, Session, default_guards
@@ -35,6 +35,7 @@ from acclimate.core.source_images import SourceImages
 from acclimate.core.spectrum import measure
 from acclimate.methods import BatchNormStats, Blend, Eata, FoaShift, Neo, Sar, SpectrumFilter, Tent
 from acclimate.methods.eata import fisher_information
+from networks import NETWORKS, load_without_batch_norm
 
 BATCH = 64
 IMAGES = 512

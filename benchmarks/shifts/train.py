@@ -3,7 +3,8 @@
     python benchmarks/shifts/train.py --data DATA --network group_norm --minutes 8
 
 The images are those of ``source_train.npz``, and those of ``tune_jpeg.npz`` that ``run.py`` does not damage; no label
-is used. The convolutions begin as the teacher's. Each image is cropped, mirrored and mixed with another (mixup) anew, for student and teacher alike.
+is used. The convolutions begin as the teacher's. Each image is cropped, mirrored and mixed with another (mixup) anew,
+for student and teacher alike.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "cifar"))
 sys.path.insert(0, str(Path(__file__).parent))
 from network import load
+
 from networks import NETWORKS, WEIGHTS
 
 BATCH = 64

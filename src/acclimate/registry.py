@@ -106,7 +106,8 @@ class MethodInfo:
         presets: the first one is the default.
         safe_rank: by kind of model, the rank in the order in which ``--ttt`` without a method chooses.
         auto: by kind of model, the settings that ``--ttt-method auto`` tries; ``auto_last_resort``: whether only where
-            no other method can be tried; ``auto_reason``: the reason that is reported when it is chosen.
+            no other method can be tried; ``auto_without_batch_norm``: whether only on models without BatchNorm;
+            ``auto_reason``: the reason that is reported when it is chosen.
         compared: whether ``acclimate compare`` runs it by default.
         own_settings: fields of the method, besides ``lr`` and ``update``, with the fields of ``TTTConfig`` that set
             them.
@@ -132,6 +133,7 @@ class MethodInfo:
     safe_rank: Mapping[str, int] = field(default_factory=dict)
     auto: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     auto_last_resort: bool = False
+    auto_without_batch_norm: bool = False
     auto_reason: str | None = None
     compared: bool = True
     own_settings: Mapping[str, str] = field(default_factory=dict)

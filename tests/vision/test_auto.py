@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ def batch_norm() -> TorchModel:
 
 def group_norm() -> TorchModel:
     return TorchModel(module=classifier("gn"), image_size=(16, 16))
+
+
+class Negated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = classifier("gn")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(images)
+        return torch.nn.functional.pad(logits, (0, 1))
+
+
+def without_linear_layer() -> TorchModel:
+    return TorchModel(module=Negated(), image_size=(16, 16))
 
 
 class Doubled(nn.Module):
@@ -84,13 +99,31 @@ def test_source_images_make_blend_work_without_batch_norm(folder: Path) -> None:
     assert "no BatchNorm" in choice.reasons[0]
 
 
-def test_without_batch_norm_and_source_a_learning_rate_is_chosen(folder: Path) -> None:
+def test_without_batch_norm_and_source_neo_is_tried_and_then_learning_rates(folder: Path) -> None:
     choice = chosen("group_norm", folder)
-    assert [(trial.method, trial.lr) for trial in choice.trials] == [("none", None), ("eata", 5e-4), ("eata", 5e-3)]
+    tried = [(trial.method, trial.lr) for trial in choice.trials]
+    assert tried == [("none", None), ("eata", 5e-4), ("eata", 5e-3), ("neo", None)]
+    assert choice.method == "neo"
+    assert choice.trials[-1].disagreements is not None
+    # Its logits are not those of a last linear layer.
+    choice = chosen("without_linear_layer", folder)
+    assert choice.trials[-1].refused is not None
     assert choice.method == "eata"
     assert choice.config is not None
     assert choice.config.lr == 5e-3
     assert "--ttt-lr 0.005" in as_flags(choice)
+
+
+def test_the_more_consistent_model_is_taken() -> None:
+    trials = [trial("none", 1.0), dataclasses.replace(trial("neo", 0.5), disagreements=30, unadapted_disagreements=9)]
+    assert auto._best(trials, "classifier")[0] == 1
+    inconsistent = dataclasses.replace(trials[1], less_consistent=True)
+    position, reasons = auto._best([trials[0], inconsistent], "classifier")
+    assert position is None
+    assert "gives 30 images another class when they are mirrored or moved, the unadapted model 9" in reasons[0]
+    uncertain = dataclasses.replace(trials[1], degradation_score=2.0)
+    assert auto._best([trials[0], uncertain], "classifier")[0] is None
+    assert auto._best([trials[0], dataclasses.replace(uncertain, credible=True)], "classifier")[0] == 1
 
 
 def test_a_method_that_makes_the_model_less_certain_is_not_chosen(folder: Path) -> None:

@@ -26,8 +26,7 @@ from acclimate.core.report import StepReport, Verdict
 from acclimate.core.segmentation import Segmentation
 from acclimate.core.snapshot import Snapshot
 from acclimate.core.source_model import SourceComparison, partly_adapted_outputs, source_outputs
-from acclimate.core.task import ChecksOutputs, Task, View
-from acclimate.core.views import moved
+from acclimate.core.task import ChecksOutputs, Task, second_view
 from acclimate.errors import TTTNotSupportedError
 
 # Undoing one step is enough where a single batch did the harm. If the batches after it fail too, the restored weights
@@ -274,7 +273,7 @@ class Stepper:
         task = self.task
         if not (task.aligned and task.exclusive) or self.method.info.averages_views:
             return None
-        view = task.mirrored(batch) or View(task.with_images(batch, moved(task.images(batch))))
+        view = second_view(task, batch)
         started = time.perf_counter()
         mirrored = layout.for_prediction(view.batch)
         with self.draws.isolated():

@@ -413,11 +413,11 @@ class WorseThanSource:
         damage = self._is_damage(evidence, comparison) if looks or comparison.recent_failures else None
         if damage is False and not credible:
             found = comparison.with_between
+            many, few = effective_classes(found.adapted), effective_classes(found.between)
             return Rejection(
                 "statistics_of_few_classes",
-                f"decisions are spread over {effective_classes(found.adapted):.1f} classes, and with adapted statistics "
-                f"in the first layers alone over {effective_classes(found.between):.1f}, as on a stream of few classes; "
-                "the unadapted model predicts instead",
+                f"decisions are spread over {many:.1f} classes, and over {few:.1f} with adapted statistics in the "
+                "first layers alone, as on a stream of few classes; the unadapted model predicts instead",
                 "source",
             )
         if score > limit and not (damage or credible):

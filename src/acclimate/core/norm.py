@@ -313,9 +313,9 @@ def _channels_second(layer: nn.Module, output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def output_moments(model: nn.Module, run: Callable[[], None]) -> dict[str, Moments]:
-    """Return mean and variance of each channel of the outputs of the normalisation layers other than BatchNorm, by name.
+    """Return mean and variance by channel of the outputs of normalisation layers other than BatchNorm, by layer name.
 
-    Layers without channels of their own, and such whose outputs differ in the number of channels, are left out.
+    Layers without weights by channel are left out.
 
     Args:
         model: any module.

@@ -121,6 +121,15 @@ class Task(Protocol):
         ...
 
 
+def second_view(task: Task, batch: Any) -> View:
+    """Return the batch mirrored; where that changes what images show, moved a little instead.
+
+    Decisions about images are to be the same: not for tasks with boxes or pixels.
+    """
+    mirrored = task.mirrored(batch)
+    return View(task.with_images(batch, views.moved(task.images(batch)))) if mirrored is None else mirrored
+
+
 @runtime_checkable
 class ChecksOutputs(Protocol):
     """A task that can tell from a model's outputs that they are not what it interprets them as."""

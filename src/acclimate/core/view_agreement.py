@@ -216,7 +216,7 @@ class ClassMixTest:
 
 
 def effective_classes(classes: Tensor) -> float:
-    """Return the effective number of classes in decided ``classes`` ``(N,)``: the exponential of the shares' entropy."""
+    """Return the effective number of ``classes`` ``(N,)``: the exponential of the entropy of their shares."""
     if len(classes) == 0:
         return 0.0
     shares = torch.bincount(classes).double() / len(classes)

@@ -53,6 +53,9 @@ class Neo:
         needs_gradient=False,
         also_predicts_with="the stream's mean embedding",
         presets=(Preset(name="neo_safe", settings={"update_filter": "norm_only"}),),
+        auto={"classifier": ({},)},
+        auto_without_batch_norm=True,
+        auto_reason="the most accurate method without BatchNorm and source images, and all checks passed",
     )
     state_types: ClassVar[tuple[type, ...]] = (NeoState,)
 

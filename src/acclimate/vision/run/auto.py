@@ -1,8 +1,10 @@
 """``--ttt-method auto``: chooses a method for a model and a stream without labels, and gives the reasons.
 
 The candidates are the methods that the model's layers allow; each is tried on the stream's first images. The rules come
-from measurements on ``benchmarks/cifar`` and ``benchmarks/pose_scenes``. On classifiers, `blend` is the most accurate
-method on every kind of stream, so it is taken unless it makes the model less certain. On detectors, the best method
+from measurements on ``benchmarks/cifar``, ``benchmarks/shifts`` and ``benchmarks/pose_scenes``. On classifiers, `blend`
+is the most accurate method on every kind of stream; without BatchNorm and source images `neo` is. The first one in this
+order is taken that passes the checks: it does not make the model less certain, unless images and their mirror images
+show that it recognises them, and the unadapted model is not the more consistent one. On detectors, the best method
 depends on the camera. Among the methods that do not minimise entropy themselves, the one with the lowest mean entropy
 of detections is the most accurate, or close to it.
 """
@@ -21,6 +23,8 @@ from typing import Any, Final
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import all_finite
 from acclimate.core.signals import Certainty, SignalPair, Signals
+from acclimate.core.task import second_view
+from acclimate.core.view_agreement import AgreementTest, ViewDecisions
 from acclimate.errors import ConfigError, DataError, EmptySelectionError, TTTNotSupportedError
 from acclimate.registry import METHODS, Kind
 from acclimate.vision.data.records import Record
@@ -50,6 +54,8 @@ _NOUNS: Final[Mapping[Kind, str]] = {
 _SAME_ENTROPY: Final = 0.02
 _LEAST_VARIETY: Final = 0.5
 _LEAST_FOUND: Final = 0.5
+_AGREEMENT: Final = AgreementTest(standard_errors=0.5, disagreement_ratio=0.95)
+"""As in :class:`acclimate.core.WorseThanSource`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,9 @@ class Trial:
             :class:`acclimate.core.Signals`.
         degradation_score: compares it with the unadapted model, see :class:`acclimate.core.Certainty`; divided by the
             method's ``certainty_allowance``.
+        disagreements, unadapted_disagreements: on how many of the images it, and the unadapted model, gave the mirror
+            image another class; None where that was not compared. ``credible``: whether these say that it recognises
+            images whatever its certainty; ``less_consistent``: that the unadapted model is better.
         refused: why it cannot be used on this model or stream; None where it can.
     """
 
@@ -72,6 +81,10 @@ class Trial:
     detections_per_image: float = 0.0
     mean_score: float = 0.0
     degradation_score: float = 0.0
+    disagreements: int | None = None
+    unadapted_disagreements: int | None = None
+    credible: bool = False
+    less_consistent: bool = False
     refused: str | None = None
 
 
@@ -135,7 +148,7 @@ def choose(
         # Settings of the user replace those of the candidate, such as its learning rate.
         config = TTTConfig.resolve({**candidate, **rest}, kind=kind)
         try:
-            both = _try(adapter, config, first, source_records)
+            both, views = _try(adapter, config, first, source_records)
         except (TTTNotSupportedError, EmptySelectionError) as error:
             if rest.get("include") or rest.get("exclude"):
                 # The cause may be the user's patterns and not the method.
@@ -147,7 +160,7 @@ def choose(
             trials.append(_trial(UNADAPTED, None, SignalPair(both.source, both.source)))
             configs.append(None)
         lr = config.lr if METHODS.info(config.method).needs_gradient else None
-        trials.append(_trial(config.method, lr, both))
+        trials.append(_trial(config.method, lr, both, views))
         configs.append(config)
     position, why = _best(trials, kind)
     reasons += why
@@ -171,19 +184,29 @@ def _candidates(adapter: Adapter, *, knows_source: bool) -> tuple[list[dict[str,
     fitting = [
         (name, info)
         for name, info in METHODS.infos().items()
-        if info.trials(kind) and info.applies_to(kind, batch_norm=layers > 0, source_images=source)
+        if info.trials(kind)
+        and info.applies_to(kind, batch_norm=layers > 0, source_images=source)
+        and not (info.auto_without_batch_norm and layers)
     ]
     chosen = [pair for pair in fitting if not pair[1].auto_last_resort]
-    if not chosen:
-        chosen = fitting
-        reasons.append("without BatchNorm and source images, only methods with gradient steps can be used")
+    if all(info.auto_without_batch_norm for _, info in chosen):
+        # Among classifiers, the last one that passes the checks is taken.
+        chosen = sorted(fitting, key=lambda pair: not pair[1].auto_last_resort)
+        reasons.append("without BatchNorm and source images, statistics and filters cannot be used")
+    elif kind == "classifier":
+        chosen.sort(key=lambda pair: not pair[1].auto_without_batch_norm)
     return [{"method": name, **settings} for name, info in chosen for settings in info.trials(kind)], reasons
 
 
 def _try(
     adapter: Adapter, config: TTTConfig, records: Sequence[Record], source_records: Sequence[Record]
-) -> SignalPair:
-    """Return the signals of the adapted and the unadapted model on the first images, online and without guards."""
+) -> tuple[SignalPair, tuple[ViewDecisions, ViewDecisions] | None]:
+    """Return the signals of the adapted and the unadapted model on the first images, online and without guards.
+
+    Also return the decisions of both on images and mirror images, where these can be compared.
+    """
+    compares = not METHODS.info(config.method).averages_views
+    adapted, unadapted = ViewDecisions.none(), ViewDecisions.none()
     free = dataclasses.replace(config, guards=False, collapse_share=None, probe=False, reset="stream")
     pairs = []
     with TTTRun(adapter, free, source_records=source_records) as run:
@@ -195,13 +218,30 @@ def _try(
                 continue
             outputs, report = run.session.adapt_and_predict(inputs)
             pairs.append(SignalPair.of(run.task, outputs, source, samples=report.samples))
+            if compares and run.task.aligned and run.task.exclusive:
+                view = second_view(run.task, inputs)
+                others = (run.session.predict(view.batch), run.session.predict_as_source(view.batch))
+                logits = [run.task.decisions(found).logits for found in (outputs, source, *others)]
+                adapted = adapted.plus(ViewDecisions.of(logits[0], logits[2]))
+                unadapted = unadapted.plus(ViewDecisions.of(logits[1], logits[3]))
     if not pairs:
         raise DataError(f"none of the stream's first {len(records)} images can be used; check the files")
-    return SignalPair(Signals.total(pair.adapted for pair in pairs), Signals.total(pair.source for pair in pairs))
+    both = SignalPair(Signals.total(pair.adapted for pair in pairs), Signals.total(pair.source for pair in pairs))
+    return both, (adapted, unadapted) if len(adapted) else None
 
 
-def _trial(method: str, lr: float | None, both: SignalPair) -> Trial:
+def _trial(
+    method: str, lr: float | None, both: SignalPair, views: tuple[ViewDecisions, ViewDecisions] | None = None
+) -> Trial:
     adapted = both.adapted
+    compared: dict[str, Any] = {}
+    if views is not None:
+        compared = {
+            "disagreements": int((~views[0].agreements).sum()),
+            "unadapted_disagreements": int((~views[1].agreements).sum()),
+            "credible": _AGREEMENT.is_credible(*views),
+            "less_consistent": _AGREEMENT.favours(views[1], views[0]),
+        }
     allowed = 1.0 if method == UNADAPTED else METHODS.info(method).certainty_allowance
     return Trial(
         method=method,
@@ -211,6 +251,7 @@ def _trial(method: str, lr: float | None, both: SignalPair) -> Trial:
         detections_per_image=adapted.detections_per_image,
         mean_score=adapted.mean_score,
         degradation_score=Certainty().degradation_score(both) / allowed,
+        **compared,
     )
 
 
@@ -225,7 +266,8 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
             continue
         collapsed = trial.effective_classes < _LEAST_VARIETY * unadapted.effective_classes
         finite = math.isfinite(trial.entropy_nats)
-        if collapsed or not finite or not trial.degradation_score <= 1:
+        uncertain = not trial.degradation_score <= 1 and not trial.credible
+        if collapsed or not finite or trial.less_consistent or uncertain:
             rate = "" if trial.lr is None else f" at lr {trial.lr:g}"
             what = (
                 "gives outputs that are not finite"
@@ -233,6 +275,9 @@ def _best(trials: Sequence[Trial], kind: Kind) -> tuple[int | None, list[str]]:
                 else f"spreads its decisions over {trial.effective_classes:.1f} classes, the unadapted model over "
                 f"{unadapted.effective_classes:.1f}"
                 if collapsed
+                else f"gives {trial.disagreements} images another class when they are mirrored or moved, the unadapted "
+                f"model {trial.unadapted_disagreements}"
+                if trial.less_consistent
                 else f"makes the model less certain: mean entropy {trial.entropy_nats:.2f} nats per decision, "
                 f"unadapted {unadapted.entropy_nats:.2f}"
             )
