@@ -112,7 +112,14 @@ def measured(outputs: list[Tensor], labels: Tensor, plain: list[np.ndarray[Any, 
     }
 
 
-def rows(model: nn.Module, data: Path, half: str, network: str, only: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def rows(
+    model: nn.Module,
+    data: Path,
+    half: str,
+    network: str,
+    only: Sequence[str] | None,
+    only_kinds: Sequence[str] | None,
+) -> Iterator[dict[str, Any]]:
     chosen: Mapping[str, kinds.Damage] = kinds.TUNE if half == "tune" else kinds.REPORT
     archive = np.load(data / ("tune_jpeg.npz" if half == "tune" else "report_corrupted.npz"))
     images = archive["images" if half == "tune" else "clean"]
@@ -120,7 +127,7 @@ def rows(model: nn.Module, data: Path, half: str, network: str, only: Sequence[s
     images, labels = images[order], torch.tensor(archive["labels"][order])
     source = to_tensor(np.load(data / "source_train.npz")["images"])
     known = methods(model, source) if network == "resnet20" else methods_without_batch_norm(model, source)
-    for kind in ("clean", *chosen):
+    for kind in ("clean", *chosen) if only_kinds is None else only_kinds:
         damaged = images if kind == "clean" else chosen[kind](images, np.random.default_rng(1))
         tensor = to_tensor(damaged)
         outputs, plain_seconds = predicted(model, None, tensor)
@@ -144,15 +151,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", choices=("resnet20", *NETWORKS), default="resnet20")
     parser.add_argument("--out", type=Path, required=True, help="write the results as JSON")
     parser.add_argument("--methods", nargs="+", help="run these only, and keep the others' rows that the file has")
+    parser.add_argument("--kinds", nargs="+", help="run these only, clean among them, and keep the others' rows")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     data = given.data / "cifar10"
     resnet = given.network == "resnet20"
     model = load(data / "resnet20.safetensors") if resnet else load_without_batch_norm(given.network)
     found = []
-    if given.methods is not None and given.out.exists():
+    if (given.methods is not None or given.kinds is not None) and given.out.exists():
         found = json.loads(given.out.read_text())["rows"]
-    for row in rows(model, data, given.half, given.network, given.methods):
+    for row in rows(model, data, given.half, given.network, given.methods, given.kinds):
         print(f"{row['kind']:18s} {row['method']:24s} {row['error']:6.2f} %  {row['times_plain']:.2f}", flush=True)
         places = [n for n, old in enumerate(found) if (old["kind"], old["method"]) == (row["kind"], row["method"])]
         if places:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from acclimate.core import Classification, Session
+from acclimate.core import Classification, Session, norm
+from acclimate.core.source_images import SourceImages
 from acclimate.core.spectrum import measure
 from acclimate.core.view_agreement import ViewDecisions
 from acclimate.core.views import with_content
@@ -179,6 +182,78 @@ def test_without_evidence_images_are_filtered() -> None:
     assert not torch.allclose(predicted[0], predicted[2], atol=1e-3)
     expected = Blend().predict(model, batch, BlendState(), task=Classification())
     torch.testing.assert_close(predicted[2], expected)
+
+
+def test_a_model_that_gives_few_classes_without_the_filter_is_no_evidence_against_it() -> None:
+    method, task, model, batch = (
+        Blend(spectrum=filter_towards_smooth_images()),
+        Classification(),
+        classifier(),
+        images(),
+    )
+    assert method.spectrum is not None
+    seen, _ = method.spectrum.observe(batch, SpectrumState(), task=task)
+    many, one = torch.full((5,), 12.8), torch.tensor([60.0, 1.0, 1.0, 1.0, 1.0])
+    predicted = []
+    for plain in (many, one):
+        evidence = FilterTrial(images=64, gain=-8.0, changes=4.0, classes=many, plain_classes=plain)
+        predicted.append(method.predict(model, batch, BlendState(seen=seen, trial=evidence), task=task))
+    filtered = method.predict(model, batch, BlendState(seen=seen), task=task)
+    assert not torch.allclose(predicted[0], filtered, atol=1e-3)
+    assert torch.equal(predicted[1], filtered)
+
+
+class Tokens(nn.Module):
+    """Four tokens of an image, normalised by a LayerNorm, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.norm, self.head = nn.Conv2d(3, 8, 8, stride=8), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(self.tokens(batch).flatten(2).transpose(1, 2)).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["gn", "tokens"])
+def test_outputs_of_other_normalisation_layers_get_the_sources_moments(kind: str) -> None:
+    model = Tokens().eval() if kind == "tokens" else classifier("gn")
+    name = "norm" if kind == "tokens" else "1"
+    source = SourceImages(batches=lambda size: images(64, seed=9).split(size))
+    method = Blend(flip_averaging=False, memory_weight=1.0, memory_images=1, diversity_exponent=0.0).with_source(
+        model, source, task=Classification()
+    )
+    assert set(method.source_outputs) == {name}
+    dims = (0, 1) if kind == "tokens" else (0, 2, 3)
+    recorded: list[Tensor] = []
+    # The filter is left out: it is the moments that are looked at.
+    with Session(model, dataclasses.replace(method, spectrum=None), guards=()) as session:
+        handle = model.get_submodule(name).register_forward_hook(lambda *found: recorded.append(found[2]))
+        plain = session.predict(images(256, seed=4) * 0.3)
+        with torch.no_grad():
+            torch.testing.assert_close(plain, model(images(256, seed=4) * 0.3), msg="before the first batch")
+        for _ in range(4):
+            session.adapt(images(256, seed=4) * 0.3)
+        handle.remove()
+        with norm.running_statistics(
+            model, session.state.memory, memory_weight=1.0, rate=0.0, outputs_of=method.source_outputs
+        ):
+            handle = model.get_submodule(name).register_forward_hook(lambda *found: recorded.append(found[2]))
+            model(images(256, seed=4) * 0.3)
+            handle.remove()
+        # The unadapted model is not affected.
+        torch.testing.assert_close(session.predict_as_source(images(8)), model(images(8)))
+    mean, variance = method.source_outputs[name]
+    torch.testing.assert_close(recorded[-1].mean(dims), mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(recorded[-1].var(dims, correction=0), variance, rtol=1e-2, atol=1e-3)
+    assert not torch.allclose(recorded[0].mean(dims), mean, atol=1e-2)
+
+
+def test_models_with_batch_norm_keep_no_moments_of_outputs() -> None:
+    source = SourceImages(batches=lambda size: images(64).split(size))
+    assert not Blend().with_source(classifier("bn"), source, task=Classification()).source_outputs
+    assert not Blend().with_source(classifier("ln"), source, task=Classification()).source_outputs, "no channels"
 
 
 def smooth_images(count: int, *, seed: int) -> Tensor:

@@ -331,7 +331,9 @@ def output_moments(model: nn.Module, run: Callable[[], None]) -> dict[str, Momen
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if is_norm(module) and not isinstance(module, _BatchNorm) and list(module.parameters(recurse=False)):
+            own = list(module.parameters(recurse=False))
+            # A LayerNorm over several dimensions has no channels.
+            if is_norm(module) and not isinstance(module, _BatchNorm) and own and own[0].dim() == 1:
                 stack.callback(module.register_forward_hook(partial(add, name)).remove)
         run()
     return {

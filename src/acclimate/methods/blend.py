@@ -159,6 +159,9 @@ class Blend:
     Mirror images have running statistics of their own: oriented features have others there, above all under directional
     blur.
 
+    Without BatchNorm, the outputs of the normalisation layers are realigned in its place: by channel from the mixture
+    of running and source statistics to the source's.
+
     The filter undoes damage that is alike in all directions and places. Where it is not (line noise, few grey levels),
     the filter does harm that the power spectrum does not show. The network shows it: predictions on an image and on its
     mirror image agree better where a filter restored what the network knows. So at the beginning of a stream, and
@@ -300,7 +303,7 @@ class Blend:
             TTTNotSupportedError: there is no filter, and the model is a program, whose layers cannot be changed.
         """
         refuse_programs(model, changes_layers=self.spectrum is None)
-        if self.spectrum is None and not norm.batch_norms(model):
+        if self.spectrum is None and not self.source_outputs and not norm.batch_norms(model):
             raise EmptySelectionError(
                 "blend needs a model with BatchNorm layers, or source images (--ttt-source) for its filter, and has "
                 "neither; use tent, eata, sar, cotta or mim"
