@@ -102,16 +102,21 @@ def test_bad_fields_are_refused(field: str, value: float) -> None:
 def test_a_model_between_two_tells_damage_from_few_classes() -> None:
     test = ClassMixTest()
     many, one = torch.tensor(EVEN), torch.zeros(128, dtype=torch.int64)
+    consistent, inconsistent = decisions(EVEN, wrong=32), decisions(EVEN, wrong=64)
     assert test.is_due(many, one)
     assert not test.is_due(many, many)
-    assert test.is_damage(ThreeDecisions(adapted=many, unadapted=one, between=many)) is True
-    assert test.is_damage(ThreeDecisions(adapted=many, unadapted=one, between=one)) is False
-    # Between them on half of the images: four and a half classes of eight, and on no side.
-    between = torch.where(torch.arange(128) % 2 == 0, many, one)
-    assert test.is_damage(ThreeDecisions(adapted=many, unadapted=one, between=between)) is False
-    few = ThreeDecisions(adapted=many, unadapted=one, between=many).newest(32)
-    assert test.is_damage(few) is None
-    assert len(few.plus(few)) == 64
+    sides_with_adapted = ThreeDecisions(adapted=many, unadapted=one, between=many)
+    sides_with_unadapted = ThreeDecisions(adapted=many, unadapted=one, between=one)
+    assert test.is_damage(sides_with_adapted, inconsistent) is True
+    assert test.is_damage(sides_with_unadapted, consistent) is False
+    # On no side, and with 5.4 classes of eight: the views decide.
+    between = torch.where(torch.arange(128) % 16 < 8, many, one)
+    on_no_side = ThreeDecisions(adapted=many, unadapted=one, between=between)
+    assert test.is_damage(on_no_side, consistent) is True
+    assert test.is_damage(on_no_side, inconsistent) is False
+    few = sides_with_adapted.newest(32)
+    assert test.is_damage(few, consistent) is None
+    assert test.is_damage(few.plus(few), consistent) is True
 
 
 @pytest.mark.parametrize("field", [{"least_images": 0}, {"more_classes": 0.5}])

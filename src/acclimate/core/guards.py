@@ -480,7 +480,9 @@ class WorseThanSource:
         comparison.add_between(
             ThreeDecisions(*(evidence.task.decisions(found).class_probabilities().argmax(-1) for found in outputs))
         )
-        found = self.class_mix.is_damage(comparison.with_between)
+        found = self.class_mix.is_damage(
+            comparison.with_between, comparison.adapted_views, were_few=comparison.few_classes
+        )
         if found is not None:
             comparison.few_classes = not found
         # A stream that is of few classes usually stays so.
