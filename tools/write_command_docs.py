@@ -313,6 +313,9 @@ def _cifar_runs() -> list[dict[str, Any]]:
     return runs
 
 
+SHIFTS = ("tune", "report", "report_group_norm")
+
+
 def shifts_summary_table(half: str) -> str:
     """Return what every method does over all kinds of damage of one half, and where it does the most harm."""
     path = ROOT / "benchmarks" / "shifts" / "results" / f"{half}.json"
@@ -380,8 +383,8 @@ def _with_tables(text: str) -> str:
         "pose_scenes conditions": functools.partial(pose_scenes_tables.conditions_table, "online"),
         "pose_scenes auto": pose_scenes_tables.auto_table,
         "pose_scenes policies": functools.partial(pose_scenes_tables.summary_table, "policies"),
-        **{f"shifts {half}": functools.partial(shifts_table, half) for half in ("tune", "report")},
-        **{f"shifts {half} summary": functools.partial(shifts_summary_table, half) for half in ("tune", "report")},
+        **{f"shifts {half}": functools.partial(shifts_table, half) for half in SHIFTS},
+        **{f"shifts {half} summary": functools.partial(shifts_summary_table, half) for half in SHIFTS},
         "segmentation report": functools.partial(segmentation_tables.summary_table, "report"),
         **{
             f"segmentation report {light}": functools.partial(segmentation_tables.kinds_table, "report", light)

@@ -326,8 +326,9 @@ def output_moments(model: nn.Module, run: Callable[[], None]) -> dict[str, Momen
     def add(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         wide = at_least_float32(_channels_second(layer, output))
         dims, count = [0, *range(2, wide.dim())], _values_per_channel(wide)
-        total, squares, before = sums.get(name, (0.0, 0.0, 0))
-        sums[name] = (total + wide.sum(dims), squares + wide.square().sum(dims), before + count)
+        found = (wide.sum(dims), wide.square().sum(dims), count)
+        before = sums.get(name)
+        sums[name] = found if before is None else (before[0] + found[0], before[1] + found[1], before[2] + count)
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
