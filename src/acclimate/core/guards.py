@@ -481,12 +481,12 @@ class WorseThanSource:
             ThreeDecisions(*(evidence.task.decisions(found).class_probabilities().argmax(-1) for found in outputs))
         )
         found = self.class_mix.is_damage(
-            comparison.with_between, comparison.adapted_views, were_few=comparison.few_classes
+            comparison.with_between, comparison.adapted_views, were_few=bool(comparison.few_classes)
         )
         if found is not None:
             comparison.few_classes = not found
-        # A stream that is of few classes usually stays so.
-        return False if comparison.few_classes else found
+        # A stream usually stays what it was.
+        return None if comparison.few_classes is None else not comparison.few_classes
 
     def _is_due(self, now: Signals, comparison: SourceComparison) -> bool:
         verified, last = comparison.verified, comparison.last

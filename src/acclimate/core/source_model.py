@@ -112,7 +112,7 @@ class SourceComparison:
         falling_back: whether the newest comparison failed, so that the unadapted model predicts.
         adapted_views, unadapted_views: decisions of both models on images and on their mirror images.
         with_between: decisions of both models, and of the one with adapted statistics in its first layers alone.
-        few_classes: whether these showed a stream of few classes, and have not shown damage since.
+        few_classes: whether these last showed a stream of few classes, or damage; None before they showed either.
         seconds: wall-clock seconds spent on running the unadapted model, and both models on mirror images.
     """
 
@@ -139,7 +139,7 @@ class SourceComparison:
         self.consecutive_failures = self._consecutive_passes = 0
         self.sticky_fallback = False
         self._scores: deque[float] = deque(maxlen=2)
-        self.few_classes = False
+        self.few_classes: bool | None = None
         self._clear_views()
 
     def _clear_views(self) -> None:
@@ -259,7 +259,7 @@ class SourceComparison:
         self.adapted_views, self.unadapted_views = ViewDecisions(*views[:2]), ViewDecisions(*views[2:])
         # Files of earlier versions do not have it.
         self.with_between = ThreeDecisions(*history.get("with_between", ThreeDecisions.none().tensors))
-        self.few_classes = history.get("few_classes", False)
+        self.few_classes = history.get("few_classes")
 
     def record(self, adapted: Signals, *, falling_back: bool) -> None:
         """Record the result for a batch, whether or not the models were compared on it."""

@@ -184,8 +184,8 @@ class ClassMixTest:
         few_images: raises the first limit by this divided by the number of images; ``another_stream``: by so much more
             where the stream was of few classes so far, because it usually stays so.
 
-    The defaults were chosen on the half ``tune`` of ``benchmarks/shifts``, on streams of one class and on digits. With 256
-    images, 95 % of the values were below -0.12 on streams of one class, and above 0.15 under damage.
+    The defaults were chosen on the half ``tune`` of ``benchmarks/shifts``, on streams of one class and on digits. With
+    256 images, 95 % of the values were below -0.12 on streams of one class, and above 0.15 under damage.
 
     Raises:
         ConfigError: a field is out of range.
