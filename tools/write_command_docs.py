@@ -313,7 +313,7 @@ def _cifar_runs() -> list[dict[str, Any]]:
     return runs
 
 
-SHIFTS = ("tune", "report", "report_group_norm")
+SHIFTS = ("tune", "report")
 
 
 def shifts_summary_table(half: str) -> str:
