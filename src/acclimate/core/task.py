@@ -124,7 +124,7 @@ class Task(Protocol):
 def second_view(task: Task, batch: Any) -> View:
     """Return the batch mirrored; where that changes what images show, moved a little instead.
 
-    Decisions about images are to be the same: not for tasks with boxes or pixels.
+    For tasks in which an image has one decision.
     """
     mirrored = task.mirrored(batch)
     return View(task.with_images(batch, views.moved(task.images(batch)))) if mirrored is None else mirrored
