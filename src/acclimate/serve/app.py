@@ -490,6 +490,9 @@ async def results_of(tickets: Sequence[Ticket[Any]], request: Request) -> list[A
         for future in done:
             future.result()
         if waiting and await request.is_disconnected():
+            for future in waiting:
+                # Nobody asks how they end, and asyncio would log that.
+                future.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
             raise CancelledError("the client closed the connection")
     return [future.result() for future in futures]
 
