@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run import PEFT_RATES, interval, known_tasks, plain_peft
+from run import PEFT_RATES, PEFT_STEPS, interval, known_tasks, plain_peft
 
 from acclimate.language import load
 from acclimate.language.decision.trials import scored
+from acclimate.language.training.parts import adapter_to
 from acclimate.language.training.recipes import Recipe, decided
-from acclimate.language.training.trainer import train
+from acclimate.language.training.trainer import TrainingJob
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -54,14 +55,15 @@ def main() -> None:
             if text == "icl":
                 right, cpu_s, steps = scored(model, task.examples, task.questions), 0.0, 0
             elif text == "peft":
-                steps = recipe.steps or 1
+                steps = PEFT_STEPS[given.model]
                 right, cpu_s, _ = plain_peft(
                     model, task.examples, task.questions,
                     steps=steps, rank=recipe.rank_or_default, rate=PEFT_RATES[given.model]["causal"],
                 )  # fmt: skip
             else:
                 changed = {} if text == "own" else parsed(text)
-                adapter = train(model, [task.examples], decided(replace(model.recipe, **changed), task.examples))
+                recipe = decided(replace(model.recipe, **changed), task.examples)
+                adapter = adapter_to(model, TrainingJob(sets=[task.examples]), recipe)
                 right = scored(model, task.examples, task.questions, adapter)
                 cpu_s, steps = adapter.cpu_seconds, len(adapter.losses)
             rows.append({"task": task.name, "right": statistics.fmean(right), "cpu_s": cpu_s, "steps": steps})

@@ -33,8 +33,9 @@ from acclimate.language.decision.evidence import cross_fit
 from acclimate.language.decision.trials import KnownTask, answers, scored
 from acclimate.language.examples import orderings
 from acclimate.language.models.generate import PERMUTED_PROMPTS, agreement
+from acclimate.language.training.parts import adapter_to
 from acclimate.language.training.recipes import decided
-from acclimate.language.training.trainer import train
+from acclimate.language.training.trainer import TrainingJob
 
 
 def voted(model: LanguageModel, task: KnownTask, adapter: Adapter, votes: int, most: int) -> list[bool]:
@@ -55,9 +56,9 @@ def run_task(model: LanguageModel, task: KnownTask, votes: int, vote_questions: 
     gate = Gate(calibration=shipped(model.name))
     recipe = decided(model.recipe, task.examples)
     start = time.process_time()
-    evidence, _ = cross_fit(model, task.examples, recipe, even_if_perfect=True)
+    evidence, parts = cross_fit(model, task.examples, recipe, even_if_perfect=True)
     gate_s = time.process_time() - start
-    adapter = train(model, [task.examples], recipe)
+    adapter = adapter_to(model, TrainingJob(sets=[task.examples]), recipe, parts)
     icl = scored(model, task.examples, task.questions)
     ttt = scored(model, task.examples, task.questions, adapter)
     first = task.questions[:1]

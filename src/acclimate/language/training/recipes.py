@@ -43,6 +43,9 @@ class Recipe:
             ones; see :mod:`acclimate.core.lora_start`.
         gradient_clip_norm: None for no clipping.
         early_stop_loss: training ends below this loss, in nats per answer token.
+        finishing_steps: the adapter to all examples is the mean of adapters to parts of them, and so many more steps on
+            all; None trains it anew. See :mod:`acclimate.language.training.parts`.
+        finishing_learning_rate: of these steps at its highest.
         seed: of initialisation and shuffling.
 
     Raises:
@@ -65,6 +68,8 @@ class Recipe:
     gradient_start: bool = False
     gradient_clip_norm: float | None = 1.0
     early_stop_loss: float = 0.01
+    finishing_steps: int | None = None
+    finishing_learning_rate: float = 5e-4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,8 +79,11 @@ class Recipe:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.steps_cap < self.steps_floor:
             raise ConfigError(f"steps_cap ({self.steps_cap}) must not be below steps_floor ({self.steps_floor})")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("learning_rate", "finishing_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.finishing_steps is not None and self.finishing_steps < 0:
+            raise ConfigError(f"finishing_steps must be at least 0 or None, got {self.finishing_steps}")
         if not 0 < self.share_adapted <= 1:
             raise ConfigError(f"share_adapted must be above 0 and at most 1, got {self.share_adapted}")
         if not 0 <= self.context_share < 1:
