@@ -15,7 +15,7 @@ from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.steps import Steps
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.adapter_cache import AdapterManager, adapter_key
-from acclimate.language.training.parts import adapter_steps
+from acclimate.language.training.parts import adapter_steps, uses_parts
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.trainer import TrainingJob
 from acclimate.language.training.warm_start import warm_start
@@ -155,7 +155,7 @@ class Adaptation:
             )
         work.trained_tokens += parts.trained_tokens
         self._refuse_failure(parts.stop)
-        if parts.weights and work.recipe.finishing_steps is not None:
+        if parts.weights and uses_parts(work.examples, work.recipe):
             work.parts = parts
             work.memory.set("adapters of parts of the examples", parts.held_bytes)
         if work.start is None:

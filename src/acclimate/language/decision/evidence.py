@@ -21,10 +21,10 @@ from acclimate.language.models.deadlines import Deadline, OutOfTimeError
 from acclimate.language.models.decoding import Answer
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.prompts import Layout
-from acclimate.language.steps import Steps, Train, run_alone
+from acclimate.language.steps import Steps, run_alone
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.memory import RequestMemory, tensor_bytes
-from acclimate.language.training.parts import parts_job, splits_of
+from acclimate.language.training.parts import parts_training, splits_of
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.step_schedule import batch_of
 from acclimate.language.training.trainer import Cancelled, TrainingJob
@@ -266,8 +266,7 @@ def cross_fit_steps(
             kept = reserve_s() if reserve_s is not None else 0.0
             spent = time.perf_counter() - began
             budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent - kept))
-        parts = parts_job(replace(job, sets=[examples], budget=budget), recipe)
-        adapter: Adapter = yield Train(job=parts, recipe=recipe)
+        adapter: Adapter = yield parts_training(replace(job, sets=[examples], budget=budget), recipe)
         after = before
         if adapter.stop not in (StopReason.NON_FINITE, StopReason.TIME_BUDGET):
             left = None if budget.max_seconds is None else budget.max_seconds - adapter.seconds

@@ -43,8 +43,9 @@ class Recipe:
             ones; see :mod:`acclimate.core.lora_start`.
         gradient_clip_norm: None for no clipping.
         early_stop_loss: training ends below this loss, in nats per answer token.
-        finishing_steps: the adapter to all examples is the mean of adapters to parts of them, and so many more steps on
-            all; None trains it anew. See :mod:`acclimate.language.training.parts`.
+        parts_share: share of the steps that adapters to parts of the examples make, at whose mean the adapter to all
+            examples begins; None lets it begin anew. See :mod:`acclimate.language.training.parts`.
+        finishing_share: share of the steps that it makes from there.
         finishing_learning_rate: of these steps at its highest.
         seed: of initialisation and shuffling.
 
@@ -68,7 +69,8 @@ class Recipe:
     gradient_start: bool = False
     gradient_clip_norm: float | None = 1.0
     early_stop_loss: float = 0.01
-    finishing_steps: int | None = None
+    parts_share: float | None = None
+    finishing_share: float = 0.25
     finishing_learning_rate: float = 5e-4
     seed: int = 0
 
@@ -82,8 +84,10 @@ class Recipe:
         for name in ("learning_rate", "finishing_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.finishing_steps is not None and self.finishing_steps < 0:
-            raise ConfigError(f"finishing_steps must be at least 0 or None, got {self.finishing_steps}")
+        if self.parts_share is not None and not 0 < self.parts_share <= 1:
+            raise ConfigError(f"parts_share must be above 0 and at most 1, or None, got {self.parts_share}")
+        if not 0 <= self.finishing_share <= 1:
+            raise ConfigError(f"finishing_share must be between 0 and 1, got {self.finishing_share}")
         if not 0 < self.share_adapted <= 1:
             raise ConfigError(f"share_adapted must be above 0 and at most 1, got {self.share_adapted}")
         if not 0 <= self.context_share < 1:
@@ -92,13 +96,26 @@ class Recipe:
             raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
     @property
+    def steps_or_most(self) -> int:
+        """The number of steps, or the most that are chosen."""
+        return self.steps_cap if self.steps is None else self.steps
+
+    @property
     def rank_or_default(self) -> int:
         """The rank, or that of simple patterns."""
         return RANK_RECOMMENDATIONS["simple_patterns"] if self.rank is None else self.rank
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    "spark": Recipe(rank=8, steps_floor=16, steps_cap=16, learning_rate=8e-3, share_adapted=1.0),
+    "spark": Recipe(
+        rank=8,
+        steps_floor=16,
+        steps_cap=16,
+        learning_rate=8e-3,
+        share_adapted=1.0,
+        parts_share=0.625,
+        finishing_learning_rate=4e-3,
+    ),
     "smollm2": Recipe(
         rank=16,
         steps_floor=8,

@@ -136,7 +136,7 @@ class Training:
         self._model, self._jobs, self._recipe = model, jobs, recipe
         self._steps_made = 0
         self._rank = recipe.rank_or_default
-        self._steps = recipe.steps_cap if recipe.steps is None else recipe.steps
+        self._steps = recipe.steps_or_most
         first = 0
         self._progress: list[_Progress] = []
         for job in jobs:
