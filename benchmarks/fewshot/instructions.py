@@ -72,7 +72,8 @@ def asked(model: LanguageModel, gate: Gate, task: KnownTask, layout: TypedLayout
     recipe = decided(model.recipe, task.examples)
     evidence, parts = cross_fit(model, task.examples, recipe, even_if_perfect=True, layout=layout)
     decision = gate.decide(evidence)
-    adapter = adapter_to(model, TrainingJob(sets=[task.examples], layout=layout), recipe, parts)
+    job = TrainingJob(sets=[task.examples], layout=layout)
+    adapter = adapter_to(model, job, recipe, parts if evidence.likelier else None)
     base = scored(model, task.examples, task.questions, layout=layout)
     adapted = scored(model, task.examples, task.questions, adapter, layout=layout)
     return {

@@ -58,7 +58,7 @@ def run_task(model: LanguageModel, task: KnownTask, votes: int, vote_questions: 
     start = time.process_time()
     evidence, parts = cross_fit(model, task.examples, recipe, even_if_perfect=True)
     gate_s = time.process_time() - start
-    adapter = adapter_to(model, TrainingJob(sets=[task.examples]), recipe, parts)
+    adapter = adapter_to(model, TrainingJob(sets=[task.examples]), recipe, parts if evidence.likelier else None)
     icl = scored(model, task.examples, task.questions)
     ttt = scored(model, task.examples, task.questions, adapter)
     first = task.questions[:1]

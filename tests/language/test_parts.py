@@ -12,14 +12,18 @@ from acclimate.core.budget import Budget
 from acclimate.errors import ConfigError
 from acclimate.language import Adapter, LanguageModel, Recipe, as_examples, cross_fit, train
 from acclimate.language.training.parts import adapter_to, parts_training, splits_of
-from acclimate.language.training.trainer import Training, TrainingJob
+from acclimate.language.training.recipes import Parts
+from acclimate.language.training.trainer import Training, TrainingJob, trained
 from tests.language.models import digest, small
 
 EXAMPLES = as_examples([("ab", "ba"), ("cd", "dc"), ("efg", "gfe"), ("hi", "ih"), ("jkl", "lkj"), ("mn", "nm")])
 
 
+PARTS = Parts(share=0.5, finishing_share=1 / 3, rate_factor=1.5, finishing_rate_factor=0.5)
+
+
 def recipe_of(model: LanguageModel, **settings: Any) -> Recipe:
-    return dataclasses.replace(model.recipe, **({"steps": 6, "rank": 4, "parts_share": 0.5, "finishing_share": 1 / 3} | settings))
+    return dataclasses.replace(model.recipe, **({"steps": 6, "rank": 4, "parts": PARTS} | settings))
 
 
 def added(adapter: Adapter, name: str, copy: int | None = None) -> torch.Tensor:
@@ -57,76 +61,62 @@ def test_the_mean_of_equal_adapters_is_that_adapter() -> None:
     assert alike(one.repeated(3).mean(), one)
 
 
-def test_evidence_and_adapter_come_from_the_same_passes() -> None:
+def test_an_adapter_begins_at_the_mean_of_those_that_the_evidence_is_from() -> None:
     model = small()
-    before, recipe = digest(model), recipe_of(model)
+    before, recipe = digest(model), recipe_of(model, learning_rate=1e-2)
     _, parts = cross_fit(model, EXAMPLES, recipe)
-    job = TrainingJob(sets=[EXAMPLES])
-    given, trained_here = adapter_to(model, job, recipe, parts), adapter_to(model, job, recipe)
-    assert alike(given, trained_here)
-    assert len(given.losses) == 5
-    assert given.losses == pytest.approx(trained_here.losses)
-    assert given.losses[:3] == pytest.approx(parts.losses)
-    assert given.trained_tokens == trained_here.trained_tokens > parts.trained_tokens
-    assert (given.copies, given.stop) == (1, "finished")
+    halves = [[EXAMPLES[i] for i in kept] for kept, _ in splits_of(EXAMPLES, seed=recipe.seed)]
+    assert parts.losses == train(model, halves, dataclasses.replace(recipe, steps=3, learning_rate=1.5e-2)).losses
+    adapter = adapter_to(model, TrainingJob(sets=[EXAMPLES]), recipe, parts)
+    last = dataclasses.replace(recipe, steps=2, learning_rate=5e-3, gradient_start=False)
+    expected = train(model, [EXAMPLES], last, start=parts.mean())
+    assert alike(adapter, expected)
+    assert adapter.losses == (*parts.losses, *expected.losses)
+    assert adapter.trained_tokens == parts.trained_tokens + expected.trained_tokens
+    assert (adapter.copies, adapter.stop) == (1, "finished")
     assert digest(model) == before
 
 
-def test_steps_on_all_examples_begin_at_the_mean() -> None:
+def test_without_further_steps_the_mean_is_the_adapter() -> None:
     model = small()
-    recipe = recipe_of(model, finishing_learning_rate=2e-2)
-    mean = adapter_to(model, TrainingJob(sets=[EXAMPLES]), dataclasses.replace(recipe, finishing_share=0.0))
-    halves = [[EXAMPLES[i] for i in kept] for kept, _ in splits_of(EXAMPLES, seed=recipe.seed)]
-    parts = train(model, halves, dataclasses.replace(recipe, steps=3))
-    assert alike(mean, parts.mean())
-    last = dataclasses.replace(recipe, steps=2, learning_rate=2e-2, gradient_start=False)
-    assert alike(adapter_to(model, TrainingJob(sets=[EXAMPLES]), recipe), train(model, [EXAMPLES], last, start=mean))
+    recipe = recipe_of(model, parts=dataclasses.replace(PARTS, finishing_share=0.0))
+    _, parts = cross_fit(model, EXAMPLES, recipe)
+    assert alike(adapter_to(model, TrainingJob(sets=[EXAMPLES]), recipe, parts), parts.mean())
 
 
-@pytest.mark.parametrize(("count", "share"), [(6, None), (5, 0.5), (2, 0.5)])
+@pytest.mark.parametrize(("count", "share"), [(6, None), (5, PARTS), (2, PARTS)])
 def test_the_adapter_is_trained_anew_without_parts_and_where_they_would_be_small(
-    count: int, share: float | None
+    count: int, share: Parts | None
 ) -> None:
     model = small()
-    recipe = recipe_of(model, parts_share=share)
+    recipe = recipe_of(model, parts=share)
     few = EXAMPLES[:count]
-    adapter = adapter_to(model, TrainingJob(sets=[few]), recipe)
-    assert len(adapter.losses) == 6
-    assert alike(adapter, train(model, [few], recipe))
+    expected = train(model, [few], recipe)
+    assert len(expected.losses) == 6
     evidence, parts = cross_fit(model, few, recipe)
-    assert len(parts.losses) == 6
-    assert alike(adapter_to(model, TrainingJob(sets=[few]), recipe, parts), adapter)
-    assert evidence.count == count
+    assert (evidence.count, len(parts.losses)) == (count, 6)
+    assert alike(adapter_to(model, TrainingJob(sets=[few]), recipe, parts), expected)
+    assert alike(adapter_to(model, TrainingJob(sets=[few]), recipe), expected)
 
 
 def test_what_was_learned_before_the_budget_ended_is_kept() -> None:
     model = small()
     recipe = recipe_of(model)
-    ended = adapter_to(model, TrainingJob(sets=[EXAMPLES], budget=Budget(max_steps=3)), recipe)
-    mean = adapter_to(model, TrainingJob(sets=[EXAMPLES]), dataclasses.replace(recipe, finishing_share=0.0))
-    assert alike(ended, mean)
+    _, parts = cross_fit(model, EXAMPLES, recipe)
+    job = TrainingJob(sets=[EXAMPLES], budget=Budget(max_steps=1))
+    ended = adapter_to(model, job, recipe, parts)
+    assert alike(ended, parts.mean())
     assert ended.stop == "finished"
-    sooner = adapter_to(model, TrainingJob(sets=[EXAMPLES], budget=Budget(max_steps=1)), recipe)
-    assert (sooner.stop, len(sooner.losses), sooner.copies) == ("step_budget", 1, 1)
-
-
-def test_a_cancelled_training_has_no_weights() -> None:
-    model = small()
-    calls: list[int] = []
-
-    def cancelled() -> bool:
-        calls.append(1)
-        return len(calls) > 2
-
-    adapter = adapter_to(model, TrainingJob(sets=[EXAMPLES], cancelled=cancelled), recipe_of(model))
-    assert (adapter.stop, dict(adapter.weights), adapter.copies) == ("cancelled", {}, 1)
 
 
 def test_steps_are_counted_over_both_stages() -> None:
     model = small()
     told: list[tuple[int, int]] = []
     job = TrainingJob(sets=[EXAMPLES], on_step=lambda made, most, _loss: told.append((made, most)))
-    adapter_to(model, job, recipe_of(model))
+    recipe = recipe_of(model)
+    step = parts_training(job, recipe)
+    parts = trained(model, step.job, step.recipe)
+    adapter_to(model, job, recipe, parts)
     assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
@@ -151,11 +141,12 @@ def test_jobs_that_start_from_adapters_share_passes() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"parts_share": 0.0}, "parts_share must be above 0 and at most 1, or None, got 0"),
+        ({"share": 0.0}, "share must be above 0 and at most 1, got 0"),
         ({"finishing_share": -0.1}, "finishing_share must be between 0 and 1, got -0.1"),
-        ({"finishing_learning_rate": 0.0}, "finishing_learning_rate must be above 0, got 0"),
+        ({"rate_factor": 0.0}, "rate_factor must be above 0, got 0"),
+        ({"finishing_rate_factor": -1.0}, "finishing_rate_factor must be above 0, got -1"),
     ],
 )
 def test_settings_out_of_range(setting: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Recipe(**setting)  # type: ignore[arg-type]
+        Parts(**setting)

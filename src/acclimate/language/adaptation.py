@@ -15,7 +15,7 @@ from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.steps import Steps
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.adapter_cache import AdapterManager, adapter_key
-from acclimate.language.training.parts import adapter_steps, uses_parts
+from acclimate.language.training.parts import adapter_steps
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.trainer import TrainingJob
 from acclimate.language.training.warm_start import warm_start
@@ -85,7 +85,6 @@ class Adaptation:
         if work.adapter is None and work.start is None and self._warm_start and self._cache is not None:
             with work.timed("training"):
                 work.start = warm_start(self._cache, self._model, work.examples, work.recipe, work.request.layout)
-            work.warm_start = work.start is not None
         if gated:
             if work.evidence is None:
                 yield from self._evaluate_held_out(work)
@@ -155,7 +154,7 @@ class Adaptation:
             )
         work.trained_tokens += parts.trained_tokens
         self._refuse_failure(parts.stop)
-        if parts.weights and uses_parts(work.examples, work.recipe):
+        if parts.weights and work.evidence.likelier:
             work.parts = parts
             work.memory.set("adapters of parts of the examples", parts.held_bytes)
         if work.start is None:
@@ -170,6 +169,7 @@ class Adaptation:
 
     def _train(self, work: Work) -> Steps[Adapter]:
         with work.timed("training"):
+            work.warm_start = work.start is not None
             job = self._job(work, self._remaining(work), start=work.start)
             adapter = yield from adapter_steps(job, self._recipe(work), work.parts)
         work.adapter = adapter

@@ -29,6 +29,7 @@ from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.step_schedule import batch_of
 from acclimate.language.training.trainer import Cancelled, TrainingJob
 
+
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """How held-out examples are answered.
@@ -92,11 +93,16 @@ class Evidence:
         return replace(self, answer_log_likelihood=None)
 
     @property
+    def likelier(self) -> bool:
+        """Whether the answers of held-out examples became likelier by adapting."""
+        return self.after.log_likelihood > self.before.log_likelihood
+
+    @property
     def gains(self) -> bool:
         """Whether adapting helped on held-out examples: more of them exact, or as many and a higher likelihood."""
         if self.after.exact != self.before.exact:
             return self.after.exact > self.before.exact
-        return self.after.log_likelihood > self.before.log_likelihood
+        return self.likelier
 
 
 class HeldOutEvaluation:

@@ -192,7 +192,7 @@ def trials(
         start = time.thread_time()
         evidence, parts = cross_fit(model, task.examples, chosen, even_if_perfect=True)
         gate_seconds = time.thread_time() - start
-        adapter = adapter_to(model, TrainingJob(sets=[task.examples]), chosen, parts)
+        adapter = adapter_to(model, TrainingJob(sets=[task.examples]), chosen, parts if evidence.likelier else None)
         train_seconds = time.thread_time() - start - gate_seconds
         base = answers(model, task.examples, task.questions)
         adapted = answers(model, task.examples, task.questions, adapter)

@@ -1,8 +1,8 @@
-"""One adapter out of adapters of parts of the examples, which show on the way how adapting does on held-out examples.
+"""One adapter out of adapters to parts of the examples, which show on the way how adapting does on held-out examples.
 
-An adapter is trained on each half of the examples, all in the same passes, and can be asked for the other half. The mean
-of the adapters (model soups, Wortsman et al. 2022, arXiv 2203.05482) then goes on to learn from all examples for a few
-steps. That takes half of the passes that evidence and an adapter trained anew on all examples would take.
+An adapter is trained on each half of the examples, all in the same passes, and can be asked for the other half. The
+mean of the adapters (model soups, Wortsman et al. 2022, arXiv 2203.05482) then goes on to learn from all examples for a
+few steps. That takes half of the steps that evidence and an adapter trained anew on all examples would take.
 """
 
 from __future__ import annotations
@@ -34,11 +34,6 @@ def splits_of(examples: Sequence[Example], *, seed: int) -> list[tuple[tuple[int
     return folds(examples, 2 if len(examples) >= _LEAST_FOR_HALVES else len(examples), seed=seed)
 
 
-def uses_parts(examples: Sequence[Example], recipe: Recipe) -> bool:
-    """Whether the adapter to ``examples`` begins at the mean of adapters to parts of them."""
-    return recipe.parts_share is not None and len(examples) >= _LEAST_FOR_MEAN
-
-
 def parts_training(job: TrainingJob, recipe: Recipe) -> Train:
     """Return the training of an adapter for each part of the examples of ``job``, which has one set of them."""
     (examples,) = job.sets
@@ -46,37 +41,31 @@ def parts_training(job: TrainingJob, recipe: Recipe) -> Train:
     start = job.start.repeated(len(splits)) if job.start is not None else None
     sets = [[examples[i] for i in kept] for kept, _ in splits]
     follow = 0
-    if recipe.parts_share is not None and uses_parts(examples, recipe):
-        follow = _finishing(recipe)
-        recipe = replace(recipe, steps=max(1, round(recipe.steps_or_most * recipe.parts_share)))
+    if recipe.parts is not None and len(examples) >= _LEAST_FOR_MEAN:
+        follow = _steps(recipe, recipe.parts.finishing_share)
+        steps = max(1, _steps(recipe, recipe.parts.share))
+        recipe = replace(recipe, steps=steps, learning_rate=recipe.learning_rate * recipe.parts.rate_factor)
     return Train(job=replace(job, sets=sets, start=start, on_step=_counted(job.on_step, 0, follow)), recipe=recipe)
 
 
 def adapter_steps(job: TrainingJob, recipe: Recipe, parts: Adapter | None = None) -> Steps[Adapter]:
-    """Return the adapter that ``recipe`` trains on the examples of ``job``, step by step.
+    """Return an adapter to the examples of ``job``, step by step.
 
     Args:
         job: with one set of examples.
         recipe: with rank and steps decided.
-        parts: adapters of the parts, as :func:`parts_training` trains them; None trains them here, where they are used.
+        parts: adapters to the parts, as :func:`parts_training` trains them, if held-out examples became likelier with
+            them. Without, or where the parts are small, the adapter is trained anew.
     """
     (examples,) = job.sets
-    if not uses_parts(examples, recipe):
+    if parts is None or recipe.parts is None or len(examples) < _LEAST_FOR_MEAN or not parts.weights:
         return (yield Train(job=job, recipe=recipe))
-    budget = job.budget
-    if parts is None:
-        parts = yield parts_training(job, recipe)
-        if budget.max_seconds is not None:
-            budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - parts.seconds))
-        if budget.max_steps is not None:
-            budget = replace(budget, max_steps=max(0, budget.max_steps - len(parts.losses)))
-    if parts.stop in (StopReason.CANCELLED, StopReason.NON_FINITE):
-        return replace(parts, weights={}, copies=1)
-    mean, steps = parts.mean(), _finishing(recipe)
-    if not steps or parts.stop in _OUT_OF_BUDGET:
+    mean, steps = parts.mean(), _steps(recipe, recipe.parts.finishing_share)
+    if not steps:
         return mean
-    finishing = replace(recipe, steps=steps, learning_rate=recipe.finishing_learning_rate, gradient_start=False)
-    last = replace(job, start=mean, budget=budget, on_step=_counted(job.on_step, len(parts.losses), 0))
+    rate = recipe.learning_rate * recipe.parts.finishing_rate_factor
+    finishing = replace(recipe, steps=steps, learning_rate=rate, gradient_start=False)
+    last = replace(job, start=mean, on_step=_counted(job.on_step, len(parts.losses), 0))
     adapter: Adapter = yield Train(job=last, recipe=finishing)
     if adapter.stop in _OUT_OF_BUDGET:
         return mean
@@ -101,5 +90,5 @@ def _counted(on_step: OnStep | None, before: int, after: int) -> OnStep | None:
     return lambda made, most, loss: on_step(before + made, before + most + after, loss)
 
 
-def _finishing(recipe: Recipe) -> int:
-    return round(recipe.steps_or_most * recipe.finishing_share)
+def _steps(recipe: Recipe, share: float) -> int:
+    return round(recipe.steps_or_most * share)

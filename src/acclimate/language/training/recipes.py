@@ -21,6 +21,37 @@ RANK_RECOMMENDATIONS: Final[Mapping[str, int]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Settings of adapters to parts of the examples, and of the steps on all examples that follow at their mean.
+
+    See :mod:`acclimate.language.training.parts`.
+
+    Attributes:
+        share: of the recipe's steps, for the adapters to the parts.
+        rate_factor: of these steps, on the recipe's learning rate.
+        finishing_share: of the recipe's steps, for those that follow.
+        finishing_rate_factor: of those, on the recipe's learning rate.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    share: float = 0.625
+    rate_factor: float = 1.0
+    finishing_share: float = 0.25
+    finishing_rate_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
+        if not 0 <= self.finishing_share <= 1:
+            raise ConfigError(f"finishing_share must be between 0 and 1, got {self.finishing_share}")
+        for name in ("rate_factor", "finishing_rate_factor"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Settings of the training of one adapter.
 
@@ -43,10 +74,8 @@ class Recipe:
             ones; see :mod:`acclimate.core.lora_start`.
         gradient_clip_norm: None for no clipping.
         early_stop_loss: training ends below this loss, in nats per answer token.
-        parts_share: share of the steps that adapters to parts of the examples make, at whose mean the adapter to all
-            examples begins; None lets it begin anew. See :mod:`acclimate.language.training.parts`.
-        finishing_share: share of the steps that it makes from there.
-        finishing_learning_rate: of these steps at its highest.
+        parts: how adapters to parts of the examples are trained, where their mean is a beginning of the adapter to all;
+            None trains them by this recipe, and the adapter to all anew.
         seed: of initialisation and shuffling.
 
     Raises:
@@ -69,9 +98,7 @@ class Recipe:
     gradient_start: bool = False
     gradient_clip_norm: float | None = 1.0
     early_stop_loss: float = 0.01
-    parts_share: float | None = None
-    finishing_share: float = 0.25
-    finishing_learning_rate: float = 5e-4
+    parts: Parts | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,13 +108,8 @@ class Recipe:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.steps_cap < self.steps_floor:
             raise ConfigError(f"steps_cap ({self.steps_cap}) must not be below steps_floor ({self.steps_floor})")
-        for name in ("learning_rate", "finishing_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.parts_share is not None and not 0 < self.parts_share <= 1:
-            raise ConfigError(f"parts_share must be above 0 and at most 1, or None, got {self.parts_share}")
-        if not 0 <= self.finishing_share <= 1:
-            raise ConfigError(f"finishing_share must be between 0 and 1, got {self.finishing_share}")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 < self.share_adapted <= 1:
             raise ConfigError(f"share_adapted must be above 0 and at most 1, got {self.share_adapted}")
         if not 0 <= self.context_share < 1:
@@ -113,8 +135,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         steps_cap=16,
         learning_rate=8e-3,
         share_adapted=1.0,
-        parts_share=0.625,
-        finishing_learning_rate=4e-3,
+        parts=Parts(finishing_rate_factor=0.5),
     ),
     "smollm2": Recipe(
         rank=16,
@@ -124,6 +145,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         share_adapted=1.0,
         context_share=0.5,
         gradient_start=True,
+        parts=Parts(rate_factor=1.6, finishing_share=0.375, finishing_rate_factor=1.6),
     ),
 }
 

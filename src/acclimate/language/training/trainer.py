@@ -86,7 +86,7 @@ class TrainingJob:
         return self.budget.max_bytes is None
 
     def fits(self, other: TrainingJob) -> bool:
-        """Whether ``other`` may be trained in the same passes: one that starts from an adapter has another first step."""
+        """Whether ``other`` may be trained in the same passes: not where one starts from an adapter, and one anew."""
         return self.can_share and other.can_share and (self.start is None) == (other.start is None)
 
 
