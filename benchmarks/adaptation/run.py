@@ -4,7 +4,8 @@
 
 The loop is what a careful user of peft writes: ``get_peft_model``, low-rank weights in every linear layer of every
 block, AdamW with the same schedule, and in every step one causal pass over the examples in a new order, in which all
-answers after the first are learned. Its learning rate is chosen on other tasks (``--tune``), as ours is. ``--baseline leave_one_out`` reads one leave-one-out prompt after the other in every step.
+answers after the first are learned. Its learning rate is chosen on other tasks (``--tune``), as ours is. ``--baseline
+leave_one_out`` reads one leave-one-out prompt after the other in every step.
 """
 
 from __future__ import annotations

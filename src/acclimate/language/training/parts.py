@@ -59,14 +59,15 @@ def adapter_steps(job: TrainingJob, recipe: Recipe, parts: Adapter | None = None
     """
     (examples,) = job.sets
     if parts is None or recipe.parts is None or len(examples) < _LEAST_FOR_MEAN or not parts.weights:
-        return (yield Train(job=job, recipe=recipe))
+        adapter: Adapter = yield Train(job=job, recipe=recipe)
+        return adapter
     mean, steps = parts.mean(), _steps(recipe, recipe.parts.finishing_share)
     if not steps:
         return mean
     rate = recipe.learning_rate * recipe.parts.finishing_rate_factor
     finishing = replace(recipe, steps=steps, learning_rate=rate, gradient_start=False)
     last = replace(job, start=mean, on_step=_counted(job.on_step, len(parts.losses), 0))
-    adapter: Adapter = yield Train(job=last, recipe=finishing)
+    adapter = yield Train(job=last, recipe=finishing)
     if adapter.stop in _OUT_OF_BUDGET:
         return mean
     return replace(
