@@ -34,7 +34,7 @@ from acclimate.language.decision.gate import CONFIDENCE_THRESHOLDS, Gate
 from acclimate.language.decision.trials import Trial, fit_trials, trials
 
 SHOTS = {"spark": (4, 5, 6, 8, 10), "smollm2": (4, 6, 8, 10)}
-PER = {"spark": (10, 6), "smollm2": (4, 8)}
+PER = {"spark": (10, 6), "smollm2": (2, 4)}
 QUESTIONS = 4
 
 
