@@ -22,8 +22,9 @@ from known import known_tasks
 
 from acclimate.language import Recipe, load
 from acclimate.language.decision.trials import scored
+from acclimate.language.training.parts import adapter_to
 from acclimate.language.training.recipes import GENERAL, decided
-from acclimate.language.training.trainer import train
+from acclimate.language.training.trainer import TrainingJob
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     for task in known_tasks("spark", "TEST", per=given.per, shots=10, questions=8, seed=32):
         row: dict[str, Any] = {"task": task.name, "ICL": statistics.fmean(scored(model, task.examples, task.questions))}
         for name, recipe in recipes.items():
-            adapter = train(model, [task.examples], decided(recipe, task.examples))
+            adapter = adapter_to(model, TrainingJob(sets=[task.examples]), decided(recipe, task.examples))
             row[name] = statistics.fmean(scored(model, task.examples, task.questions, adapter))
         rows.append(row)
         print(json.dumps(row), flush=True)

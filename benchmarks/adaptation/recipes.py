@@ -2,7 +2,9 @@
 
     python benchmarks/adaptation/recipes.py --model smollm2 --out recipes.json share_adapted=0.5,orderings=4 rank=8
 
-Every recipe is written as what it changes in the model's own; ``peft`` stands for the plain loop of ``run.py``.
+Every recipe is written as what it changes in the model's own; ``peft`` stands for the plain loop of ``run.py``. With
+``--evidence`` an adapter is trained as it is after the gate's evidence, whose passes count: ``parts.share=0.5`` changes
+how, and ``parts=null`` trains it anew.
 """
 
 from __future__ import annotations
@@ -10,17 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from run import PEFT_RATES, interval, known_tasks, plain_peft
+from run import PEFT_RATES, PEFT_STEPS, interval, known_tasks, plain_peft
 
 from acclimate.language import load
+from acclimate.language.decision.evidence import cross_fit
 from acclimate.language.decision.trials import scored
-from acclimate.language.training.recipes import Recipe, decided
-from acclimate.language.training.trainer import train
+from acclimate.language.training.parts import adapter_to
+from acclimate.language.training.recipes import Parts, Recipe, decided
+from acclimate.language.training.trainer import TrainingJob
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -32,6 +37,17 @@ def parsed(text: str) -> dict[str, Any]:
     return {name: value if name == "loss" else json.loads(value) for name, value in found.items()}
 
 
+def changed(recipe: Recipe, text: str) -> Recipe:
+    """Return ``recipe`` with the settings in ``text``; those of its parts begin with ``parts.``."""
+    given = [part for part in text.split(",") if part]
+    inner = {
+        name: json.loads(value)
+        for name, value in (p.removeprefix("parts.").split("=", 1) for p in given if p.startswith("parts."))
+    }
+    recipe = replace(recipe, **parsed(",".join(p for p in given if not p.startswith("parts."))))
+    return replace(recipe, parts=replace(recipe.parts or Parts(), **inner)) if inner else recipe
+
+
 def main() -> None:
     """Measure every recipe on the same tasks; write after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,6 +56,7 @@ def main() -> None:
     parser.add_argument("--per", type=int, default=2)
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--seed", type=int, default=41)
+    parser.add_argument("--evidence", action="store_true", help="with the gate's evidence, whose passes count")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -54,16 +71,20 @@ def main() -> None:
             if text == "icl":
                 right, cpu_s, steps = scored(model, task.examples, task.questions), 0.0, 0
             elif text == "peft":
-                steps = recipe.steps or 1
+                steps = PEFT_STEPS[given.model]
                 right, cpu_s, _ = plain_peft(
                     model, task.examples, task.questions,
                     steps=steps, rank=recipe.rank_or_default, rate=PEFT_RATES[given.model]["causal"],
                 )  # fmt: skip
             else:
-                changed = {} if text == "own" else parsed(text)
-                adapter = train(model, [task.examples], decided(replace(model.recipe, **changed), task.examples))
+                recipe = decided(changed(model.recipe, "" if text == "own" else text), task.examples)
+                began, parts = time.process_time(), None
+                if given.evidence:
+                    evidence, parts = cross_fit(model, task.examples, recipe, even_if_perfect=True)
+                    parts = parts if evidence.likelier else None
+                adapter = adapter_to(model, TrainingJob(sets=[task.examples]), recipe, parts)
+                cpu_s, steps = time.process_time() - began, len(adapter.losses)
                 right = scored(model, task.examples, task.questions, adapter)
-                cpu_s, steps = adapter.cpu_seconds, len(adapter.losses)
             rows.append({"task": task.name, "right": statistics.fmean(right), "cpu_s": cpu_s, "steps": steps})
         mean, half = interval([row["right"] for row in rows])
         cpu_s = statistics.fmean(row["cpu_s"] for row in rows)

@@ -24,12 +24,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from known import known_tasks
 
-from acclimate.language import Engine, Gate, LanguageModel, detect, load, shipped, train
+from acclimate.language import Engine, Gate, LanguageModel, detect, load, shipped
 from acclimate.language.decision.calibration import expected_calibration_error
 from acclimate.language.decision.evidence import cross_fit
 from acclimate.language.decision.trials import KnownTask, scored
 from acclimate.language.layouts import TypedLayout, layout_of_prompt
+from acclimate.language.training.parts import adapter_to
 from acclimate.language.training.recipes import decided
+from acclimate.language.training.trainer import TrainingJob
 
 #: As a user would say it; what the codes mean is not said, as it is for the examples to show.
 INSTRUCTIONS: Mapping[str, str] = {
@@ -68,9 +70,10 @@ def typed(task: KnownTask, instruction: str, layout: tuple[str, str, str]) -> st
 def asked(model: LanguageModel, gate: Gate, task: KnownTask, layout: TypedLayout | None) -> dict[str, Any]:
     """Return how the questions are answered in one layout."""
     recipe = decided(model.recipe, task.examples)
-    evidence, _ = cross_fit(model, task.examples, recipe, even_if_perfect=True, layout=layout)
+    evidence, parts = cross_fit(model, task.examples, recipe, even_if_perfect=True, layout=layout)
     decision = gate.decide(evidence)
-    adapter = train(model, [task.examples], recipe, layout=layout)
+    job = TrainingJob(sets=[task.examples], layout=layout)
+    adapter = adapter_to(model, job, recipe, parts if evidence.likelier else None)
     base = scored(model, task.examples, task.questions, layout=layout)
     adapted = scored(model, task.examples, task.questions, adapter, layout=layout)
     return {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -28,25 +29,41 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from known import BIG_BENCH_HARD, REFERENCE_FAMILIES, big_bench_hard, known_tasks
 
-from acclimate.language import Adapter, Gate, LanguageModel, load, shipped
+from acclimate.language import Adapter, Example, Gate, LanguageModel, load, shipped
 from acclimate.language.decision.evidence import cross_fit
-from acclimate.language.decision.trials import KnownTask, answers, scored
+from acclimate.language.decision.trials import KnownTask, answer_scores, answers, scored
 from acclimate.language.examples import orderings
 from acclimate.language.models.generate import PERMUTED_PROMPTS, agreement
+from acclimate.language.training.parts import adapter_to
 from acclimate.language.training.recipes import decided
-from acclimate.language.training.trainer import train
+from acclimate.language.training.trainer import TrainingJob
 
 
-def voted(model: LanguageModel, task: KnownTask, adapter: Adapter, votes: int, most: int) -> list[bool]:
-    """Return whether the majority of answers, over orders of the examples, is right, for the first questions."""
+def voted(
+    model: LanguageModel, task: KnownTask, adapter: Adapter, votes: int, most: int
+) -> tuple[list[bool], list[bool]]:
+    """Return which of the first questions are right by the majority of answers over orders, and by their likelihood.
+
+    By likelihood, every answer that was given in any order is scored in all orders, and the one with the highest sum of
+    log-likelihoods is taken.
+    """
     questions = task.questions[:most]
     orders = orderings(len(task.examples), votes, seed=0)
-    texts = [
-        [a.text for a in answers(model, [task.examples[i] for i in order], questions, adapter)] for order in orders
-    ]
+    shown = [[task.examples[i] for i in order] for order in orders]
+    texts = [[a.text for a in answers(model, examples, questions, adapter)] for examples in shown]
     wanted = [model.encoder.format.clean(q.output) for q in questions]
-    return [
-        Counter(column).most_common(1)[0][0] == w for column, w in zip(zip(*texts, strict=True), wanted, strict=True)
+    columns = list(zip(*texts, strict=True))
+    majority = [Counter(column).most_common(1)[0][0] for column in columns]
+    candidates = [(i, text) for i, column in enumerate(columns) for text in dict.fromkeys(column) if text]
+    asked = [Example(questions[i].input, text) for i, text in candidates]
+    scores = [answer_scores(model, examples, asked, adapter) for examples in shown]
+    likeliest: dict[int, tuple[float, str]] = {}
+    for place, (i, text) in enumerate(candidates):
+        total = sum(row[place][1] for row in scores)
+        likeliest[i] = max(likeliest.get(i, (-math.inf, "")), (total, text))
+    by_likelihood = [likeliest.get(i, (0.0, ""))[1] for i in range(len(questions))]
+    return [m == w for m, w in zip(majority, wanted, strict=True)], [
+        t == w for t, w in zip(by_likelihood, wanted, strict=True)
     ]
 
 
@@ -55,9 +72,9 @@ def run_task(model: LanguageModel, task: KnownTask, votes: int, vote_questions: 
     gate = Gate(calibration=shipped(model.name))
     recipe = decided(model.recipe, task.examples)
     start = time.process_time()
-    evidence, _ = cross_fit(model, task.examples, recipe, even_if_perfect=True)
+    evidence, parts = cross_fit(model, task.examples, recipe, even_if_perfect=True)
     gate_s = time.process_time() - start
-    adapter = train(model, [task.examples], recipe)
+    adapter = adapter_to(model, TrainingJob(sets=[task.examples]), recipe, parts if evidence.likelier else None)
     icl = scored(model, task.examples, task.questions)
     ttt = scored(model, task.examples, task.questions, adapter)
     first = task.questions[:1]
@@ -66,12 +83,14 @@ def run_task(model: LanguageModel, task: KnownTask, votes: int, vote_questions: 
     again = answers(model, [task.examples[i] for i in order], first, adapter)[0]
     known = evidence.answered(adapter, adapted=adapted, icl=plain, agreement=agreement([adapted, again]))
     decision = gate.decide(known)
+    by_majority, by_likelihood = voted(model, task, adapter, votes, vote_questions)
     return {
         "task": task.name,
         "icl": statistics.fmean(icl),
         "ttt": statistics.fmean(ttt),
         "gated": statistics.fmean(ttt if decision.adapt else icl),
-        "votes": statistics.fmean(voted(model, task, adapter, votes, vote_questions)),
+        "votes": statistics.fmean(by_majority),
+        "likelihood_votes": statistics.fmean(by_likelihood),
         "icl_where_voted": statistics.fmean(icl[:vote_questions]),
         "ttt_where_voted": statistics.fmean(ttt[:vote_questions]),
         "used": decision.adapt,
@@ -94,7 +113,7 @@ def mean_and_half(values: Sequence[float]) -> list[float | None]:
 
 def against(mode: str) -> str:
     """Return the ICL accuracy that a mode is compared with: on the same questions."""
-    return "icl_where_voted" if mode == "votes" else "icl"
+    return "icl_where_voted" if mode in ("votes", "likelihood_votes") else "icl"
 
 
 def clustered(rows: Sequence[dict[str, Any]], mode: str, seed: int = 0) -> list[float]:
@@ -110,7 +129,7 @@ def clustered(rows: Sequence[dict[str, Any]], mode: str, seed: int = 0) -> list[
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return means, intervals, and a row for each family."""
-    modes = ("icl", "ttt", "gated", "votes")
+    modes = ("icl", "ttt", "gated", "votes", "likelihood_votes")
     shown = (*modes, "icl_where_voted", "ttt_where_voted")
     result: dict[str, Any] = {mode: mean_and_half([row[mode] for row in rows]) for mode in shown}
     for mode in modes[1:]:

@@ -34,7 +34,9 @@ from acclimate.language.decision.gate import CONFIDENCE_THRESHOLDS, Gate
 from acclimate.language.decision.trials import Trial, fit_trials, trials
 
 SHOTS = {"spark": (4, 5, 6, 8, 10), "smollm2": (4, 6, 8, 10)}
-PER = {"spark": (10, 6), "smollm2": (4, 8)}
+PER = {"spark": (10, 6), "smollm2": (2, 4)}
+#: Of the tasks that calibrations are fitted on, which are drawn once with each.
+SEEDS = {"spark": (5,), "smollm2": (5, 6)}
 QUESTIONS = 4
 
 
@@ -107,8 +109,12 @@ def main() -> None:
     for name in given.models:
         model = load(name)
         per = PER[name][0 if given.calibrate else 1]
-        split, seed = ("CALIBRATION", 5) if given.calibrate else ("TEST", 77)
-        tasks = known_tasks(name, split, per=per, shots=SHOTS[name], questions=QUESTIONS, seed=seed)
+        split, seeds = ("CALIBRATION", SEEDS[name]) if given.calibrate else ("TEST", (77,))
+        tasks = [
+            task
+            for seed in seeds
+            for task in known_tasks(name, split, per=per, shots=SHOTS[name], questions=QUESTIONS, seed=seed)
+        ]
         found = list(
             trials(model, tasks, progress=lambda done, total: print(f"\r{done}/{total}", end="", file=sys.stderr))
         )

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from acclimate.errors import DataError
-from acclimate.language import as_examples, train
+from acclimate.language import Example, as_examples, train
 from acclimate.language.decision.trials import (
     KnownTask,
+    answer_scores,
     answers,
     fit_trials,
     held_out_quality,
@@ -49,6 +50,17 @@ def test_scoring_without_generating_says_what_generating_says(name: str) -> None
         ]
         assert scored(model, known.examples, known.questions, installed) == generated
         assert scored(model, known.examples, known.questions, installed, batch_size=1) == generated
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_scores_of_answers_are_what_generating_them_gives(name: str) -> None:
+    model, known = spark(), task(name)
+    adapter = train(model, [known.examples], decided(model.recipe, known.examples))
+    made = answers(model, known.examples, known.questions, adapter)
+    given = [Example(q.input, a.text) for q, a in zip(known.questions, made, strict=True)]
+    for (exact, log_likelihood), answer in zip(answer_scores(model, known.examples, given, adapter), made, strict=True):
+        assert exact
+        assert log_likelihood == pytest.approx(answer.log_likelihood, abs=1e-3)
 
 
 def test_trials_gather_what_a_calibration_needs() -> None:

@@ -12,9 +12,10 @@ from acclimate.language.answering import Answering
 from acclimate.language.decision.evidence import cross_fit_steps, empty_adapter
 from acclimate.language.decision.gate import Gate
 from acclimate.language.models.language_model import LanguageModel
-from acclimate.language.steps import Steps, Train
+from acclimate.language.steps import Steps
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.adapter_cache import AdapterManager, adapter_key
+from acclimate.language.training.parts import adapter_steps
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.trainer import TrainingJob
 from acclimate.language.training.warm_start import warm_start
@@ -81,6 +82,9 @@ class Adaptation:
 
     def _adapt(self, work: Work) -> Steps[None]:
         gated = work.request.policy == "gate"
+        if work.adapter is None and work.start is None and self._warm_start and self._cache is not None:
+            with work.timed("training"):
+                work.start = warm_start(self._cache, self._model, work.examples, work.recipe, work.request.layout)
         if gated:
             if work.evidence is None:
                 yield from self._evaluate_held_out(work)
@@ -104,7 +108,9 @@ class Adaptation:
     def answer_for_comparison(self, work: Work) -> Steps[None]:
         """Generate the adapted model's answer although the base model's is given, for the user to see."""
         with work.timed("comparison"):
-            adapter = work.adapter or (yield Train(job=self._job(work, self._remaining(work)), recipe=work.recipe))
+            adapter = work.adapter or (
+                yield from adapter_steps(self._job(work, self._remaining(work)), work.recipe, work.parts)
+            )
         if adapter.stop in (StopReason.FINISHED, StopReason.EARLY_STOP):
             yield from self._answering.by_adapted_model(work, adapter)
 
@@ -115,7 +121,7 @@ class Adaptation:
             DataError: training failed.
             CancelledError: it was cancelled.
         """
-        adapter: Adapter = yield Train(job=self._job(work, self._remaining(work, keep_s=0.0)), recipe=work.recipe)
+        adapter = yield from adapter_steps(self._job(work, self._remaining(work, keep_s=0.0)), work.recipe)
         if adapter.stop is StopReason.CANCELLED:
             raise CancelledError("training was cancelled")
         if adapter.stop in _FAILURES:
@@ -143,11 +149,14 @@ class Adaptation:
         """Measure how adapting changes the answers to held-out examples."""
         with work.timed("gate"):
             job = self._job(work, self._remaining(work, keep_s=0.0), start=work.start)
-            work.evidence, temporary = yield from cross_fit_steps(
+            work.evidence, parts = yield from cross_fit_steps(
                 self._model, work.examples, self._recipe(work), job, reserve_s=lambda: self._reserve_s(work)
             )
-        work.trained_tokens += temporary.trained_tokens
-        self._refuse_failure(temporary.stop)
+        work.trained_tokens += parts.trained_tokens
+        self._refuse_failure(parts.stop)
+        if parts.weights and work.evidence.likelier:
+            work.parts = parts
+            work.memory.set("adapters of parts of the examples", parts.held_bytes)
         if work.start is None:
             self._keep(work, work.adapter or empty_adapter(self._model))
 
@@ -160,14 +169,13 @@ class Adaptation:
 
     def _train(self, work: Work) -> Steps[Adapter]:
         with work.timed("training"):
-            start = work.start
-            if start is None and self._warm_start and self._cache is not None:
-                start = warm_start(self._cache, self._model, work.examples, work.recipe, work.request.layout)
-            work.warm_start = start is not None
-            job = self._job(work, self._remaining(work), start=start)
-            adapter: Adapter = yield Train(job=job, recipe=self._recipe(work))
+            work.warm_start = work.start is not None
+            job = self._job(work, self._remaining(work), start=work.start)
+            adapter = yield from adapter_steps(job, self._recipe(work), work.parts)
         work.adapter = adapter
-        work.trained_tokens += adapter.trained_tokens
+        work.trained_tokens += adapter.trained_tokens - (work.parts.trained_tokens if work.parts is not None else 0)
+        work.parts = None
+        work.memory.set("adapters of parts of the examples", 0)
         work.memory.set("adapter", adapter.held_bytes)
         self._refuse_failure(adapter.stop)
         if not work.warm_start:

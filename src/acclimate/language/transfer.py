@@ -98,8 +98,8 @@ class Transfer:
         """Return the recipe of the training of ``work``: fewer steps where it starts from an adapter."""
         if work.start is None:
             return work.recipe
-        steps = work.recipe.steps_cap if work.recipe.steps is None else work.recipe.steps
-        return replace(work.recipe, steps=max(1, math.ceil(steps * self._settings.start_steps)))
+        steps = work.recipe.steps_or_most * self._settings.start_steps
+        return replace(work.recipe, steps=max(1, math.ceil(steps)))
 
     def finish(self, work: Work) -> None:
         """Note in the library what the adapted model answered with, where held-out examples gained by it."""

@@ -89,6 +89,7 @@ class Work:
         warnings: for the report.
         reason: why the adapted model does not answer; None where it does, or where adapting was not asked for.
         adapter, evidence, decision: of this request, as soon as they are there.
+        parts: adapters of parts of the examples, which the evidence comes from and the adapter is made of.
         base_answer, adapted_answer: as soon as they are generated.
         agreement: share of prompts in other orders of the examples that gave the same answer.
         cached: the adapter was not trained for this request.
@@ -113,6 +114,7 @@ class Work:
     warnings: list[str] = field(default_factory=list)
     reason: Reason | None = None
     adapter: Adapter | None = None
+    parts: Adapter | None = None
     evidence: Evidence | None = None
     decision: Decision | None = None
     base_answer: Answer | None = None

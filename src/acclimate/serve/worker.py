@@ -615,13 +615,13 @@ class Worker:
         spent = self._spent_by_owner
         first = min(self._to_train, key=lambda waiting: spent.get(waiting.running.ticket.owner, 0.0))
         chosen = [first]
-        if first.step.job.can_share and self.runs_alone is None:
+        if self.runs_alone is None:
             sets = len(first.step.job.sets)
             for other in self._to_train:
                 lengths = sorted((first.longest, other.longest))
                 fits = (
                     other is not first
-                    and other.step.job.can_share
+                    and first.step.job.fits(other.step.job)
                     and other.step.recipe == first.step.recipe
                     and lengths[1] <= _MOST_LENGTH_RATIO * lengths[0]
                     and sets + len(other.step.job.sets) <= self.limits.training_sets

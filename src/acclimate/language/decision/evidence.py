@@ -11,25 +11,23 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from acclimate.core.budget import Budget
-from acclimate.language.examples import Example, folds
+from acclimate.language.examples import Example
 from acclimate.language.models.deadlines import Deadline, OutOfTimeError
 from acclimate.language.models.decoding import Answer
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.prompts import Layout
-from acclimate.language.steps import Steps, Train, run_alone
+from acclimate.language.steps import Steps, run_alone
 from acclimate.language.training.adapter import Adapter, StopReason
 from acclimate.language.training.memory import RequestMemory, tensor_bytes
+from acclimate.language.training.parts import parts_training, splits_of
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.step_schedule import batch_of
 from acclimate.language.training.trainer import Cancelled, TrainingJob
-
-_LEAST_FOR_HALVES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +93,16 @@ class Evidence:
         return replace(self, answer_log_likelihood=None)
 
     @property
+    def likelier(self) -> bool:
+        """Whether the answers of held-out examples became likelier by adapting."""
+        return self.after.log_likelihood > self.before.log_likelihood
+
+    @property
     def gains(self) -> bool:
         """Whether adapting helped on held-out examples: more of them exact, or as many and a higher likelihood."""
         if self.after.exact != self.before.exact:
             return self.after.exact > self.before.exact
-        return self.after.log_likelihood > self.before.log_likelihood
+        return self.likelier
 
 
 class HeldOutEvaluation:
@@ -202,7 +205,7 @@ def cross_fit(
     memory: RequestMemory | None = None,
     layout: Layout | None = None,
 ) -> tuple[Evidence, Adapter]:
-    """Return how adapting changes the answers to held-out examples, and the temporary adapters that were trained.
+    """Return how adapting changes the answers to held-out examples, and the adapters of the parts that were trained.
 
     Two halves; with fewer than four examples, each example is held out once.
 
@@ -247,7 +250,7 @@ def cross_fit_steps(
     """
     began = time.perf_counter()
     count, memory = len(examples), job.memory
-    splits = folds(examples, 2 if count >= _LEAST_FOR_HALVES else count, seed=recipe.seed)
+    splits = splits_of(examples, seed=recipe.seed)
     late = HeldOut(0.0, -math.inf, -math.inf)
     too_late = Evidence(count, late, late, math.nan), replace(empty_adapter(model), stop=StopReason.TIME_BUDGET)
     ends = Deadline(job.budget.max_seconds)
@@ -263,15 +266,13 @@ def cross_fit_steps(
         if before.exact == 1 and not even_if_perfect:
             # Nothing can be gained by training.
             return Evidence(count, before, before, 0.0, tried=False), empty_adapter(model)
-        sets = [[examples[i] for i in kept] for kept, _ in splits]
         # What the pass took says how long answering will: the caller may keep that much back.
         budget = job.budget
         if budget.max_seconds is not None:
             kept = reserve_s() if reserve_s is not None else 0.0
             spent = time.perf_counter() - began
             budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - spent - kept))
-        start = job.start.repeated(len(sets)) if job.start is not None else None
-        adapter: Adapter = yield Train(job=replace(job, sets=sets, budget=budget, start=start), recipe=recipe)
+        adapter: Adapter = yield parts_training(replace(job, sets=[examples], budget=budget), recipe)
         after = before
         if adapter.stop not in (StopReason.NON_FINITE, StopReason.TIME_BUDGET):
             left = None if budget.max_seconds is None else budget.max_seconds - adapter.seconds

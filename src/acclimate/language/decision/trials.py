@@ -20,9 +20,10 @@ from acclimate.language.models.generate import PERMUTED_PROMPTS, agreement, gene
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.prompts import Layout, Row
 from acclimate.language.training.adapter import Adapter
+from acclimate.language.training.parts import adapter_to
 from acclimate.language.training.recipes import Recipe, decided
 from acclimate.language.training.step_schedule import batch_of
-from acclimate.language.training.trainer import train
+from acclimate.language.training.trainer import TrainingJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,25 @@ def scored(
     """Return whether greedy decoding answers each question exactly; nothing is generated.
 
     Greedy decoding gives the known answer where each of its tokens is the likeliest one after those before it, which
-    one forward pass over the known answer shows. The examples are run once for all questions.
+    one forward pass over the known answer shows. See :func:`answer_scores` for the arguments.
+    """
+    found = answer_scores(model, examples, questions, adapter, batch_size=batch_size, layout=layout)
+    return [exact for exact, _ in found]
+
+
+@torch.no_grad()
+def answer_scores(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    questions: Sequence[Example],
+    adapter: Adapter | None = None,
+    *,
+    batch_size: int = 8,
+    layout: Layout | None = None,
+) -> list[tuple[bool, float]]:
+    """Return of the answer to each question whether greedy decoding gives it, and its log-likelihood in nats.
+
+    The examples are run once for all questions.
 
     Args:
         model: to ask.
@@ -142,7 +161,7 @@ def scored(
     """
     shown = model.encoder.row(examples, layout=layout).tokens
     rows = [model.encoder.row([*examples, q], answers=[*[-1] * len(examples), 0], layout=layout) for q in questions]
-    right = [False] * len(rows)
+    found = [(False, 0.0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
     decoder = model.decoder(1.0)
     with _with_adapter(model, adapter):
@@ -153,11 +172,14 @@ def scored(
             targets = batch_of([rest], pad=model.pad, device=model.device)
             key_values = prefix.repeated(len(chosen))
             hidden = model.network.base_model(input_ids=targets.tokens, past_key_values=key_values, use_cache=True)[0]
-            wrong = decoder.logits(hidden[targets.row, targets.column]).argmax(-1) != targets.wanted
+            logits = decoder.logits(hidden[targets.row, targets.column])
+            wrong = logits.argmax(-1) != targets.wanted
+            losses = torch.nn.functional.cross_entropy(logits, targets.wanted, reduction="none")
             missed = set(targets.row[wrong].tolist())
+            sums = torch.zeros(len(chosen), device=losses.device).index_add_(0, targets.row, -losses).tolist()
             for place, index in enumerate(chosen):
-                right[index] = place not in missed
-    return right
+                found[index] = place not in missed, sums[place]
+    return found
 
 
 @contextmanager
@@ -189,9 +211,10 @@ def trials(
     for number, task in enumerate(tasks, 1):
         chosen = decided(recipe or model.recipe, task.examples)
         start = time.thread_time()
-        evidence, _ = cross_fit(model, task.examples, chosen, even_if_perfect=True)
+        evidence, parts = cross_fit(model, task.examples, chosen, even_if_perfect=True)
         gate_seconds = time.thread_time() - start
-        adapter = train(model, [task.examples], chosen)
+        adapter = adapter_to(model, TrainingJob(sets=[task.examples]), chosen, parts if evidence.likelier else None)
+        train_seconds = time.thread_time() - start - gate_seconds
         base = answers(model, task.examples, task.questions)
         adapted = answers(model, task.examples, task.questions, adapter)
         order = orderings(len(task.examples), PERMUTED_PROMPTS, seed=chosen.seed)[-1]
@@ -201,7 +224,7 @@ def trials(
             wanted = model.encoder.format.clean(question.output)
             yield Trial(
                 task.name, known, before, after, before.text == wanted, after.text == wanted, gate_seconds,
-                adapter.cpu_seconds,
+                train_seconds,
             )  # fmt: skip
         if progress is not None:
             progress(number, len(tasks))

@@ -183,12 +183,9 @@ class Adapter:
         """
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (down, up) in self.weights.items():
-            outer, inner = torch.linalg.qr(up.double())
-            left, values, right = torch.linalg.svd(inner @ down.double(), full_matrices=False)
+            pair, values = _nearest_of_rank(rank, down.double(), up.double())
             if float(values[rank:].norm()) > _ROUNDING * float(values.norm()):
                 return None
-            root = values[:rank].sqrt()
-            pair = root[:, None] * right[:rank], outer @ (left[:, :rank] * root)
             found[name] = pair[0].to(down.dtype), pair[1].to(up.dtype)
         return replace(self, weights=found, rank=rank, alpha=self.alpha * rank / self.rank, identity=uuid4().hex)
 
@@ -228,6 +225,21 @@ class Adapter:
         )
         return replace(one, copies=first + len(adapters))
 
+    @torch.no_grad()
+    def mean(self) -> Adapter:
+        """Return one adapter of the same rank, near the mean of the adapters that were trained side by side.
+
+        The mean of what they add to each layer has a higher rank; it is replaced by the nearest product of theirs
+        (Eckart and Young 1936). What they learned alike is kept, and what each learned from its own examples is halved.
+        """
+        if self.copies == 1:
+            return self
+        found = {}
+        for name, (down, up) in self.weights.items():
+            stacked = down.flatten(0, 1), up.transpose(0, 1).flatten(1) / self.copies
+            found[name], _ = _nearest_of_rank(self.rank, *stacked)
+        return replace(self, weights=found, copies=1, identity=uuid4().hex)
+
     @classmethod
     def combined(cls, adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Adapter:
         """Return one adapter that adds to each layer what all of them add, each times its weight.
@@ -266,3 +278,12 @@ class Adapter:
         return cls.of_weights(
             found, rank=rank, fingerprint=first.fingerprint, fan_in_fan_out=any(a.fan_in_fan_out for a in adapters)
         )
+
+
+def _nearest_of_rank(rank: int, down: Tensor, up: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return the product of rank ``rank`` that is nearest to ``up @ down``, as two factors, and all singular values."""
+    outer, left_inner = torch.linalg.qr(up)
+    inner, right_inner = torch.linalg.qr(down.T)
+    left, values, right = torch.linalg.svd(left_inner @ right_inner.T, full_matrices=False)
+    root = values[:rank].sqrt()
+    return (root[:, None] * (right[:rank] @ inner.T), outer @ (left[:, :rank] * root)), values

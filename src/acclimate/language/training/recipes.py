@@ -21,6 +21,37 @@ RANK_RECOMMENDATIONS: Final[Mapping[str, int]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Settings of adapters to parts of the examples, and of the steps on all examples that follow at their mean.
+
+    See :mod:`acclimate.language.training.parts`.
+
+    Attributes:
+        share: of the recipe's steps, for the adapters to the parts.
+        rate_factor: of these steps, on the recipe's learning rate.
+        finishing_share: of the recipe's steps, for those that follow.
+        finishing_rate_factor: of those, on the recipe's learning rate.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    share: float = 0.625
+    rate_factor: float = 1.0
+    finishing_share: float = 0.25
+    finishing_rate_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
+        if not 0 <= self.finishing_share <= 1:
+            raise ConfigError(f"finishing_share must be between 0 and 1, got {self.finishing_share}")
+        for name in ("rate_factor", "finishing_rate_factor"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Settings of the training of one adapter.
 
@@ -43,6 +74,8 @@ class Recipe:
             ones; see :mod:`acclimate.core.lora_start`.
         gradient_clip_norm: None for no clipping.
         early_stop_loss: training ends below this loss, in nats per answer token.
+        parts: how adapters to parts of the examples are trained, where their mean is a beginning of the adapter to all;
+            None trains them by this recipe, and the adapter to all anew.
         seed: of initialisation and shuffling.
 
     Raises:
@@ -65,6 +98,7 @@ class Recipe:
     gradient_start: bool = False
     gradient_clip_norm: float | None = 1.0
     early_stop_loss: float = 0.01
+    parts: Parts | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,13 +118,25 @@ class Recipe:
             raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
     @property
+    def steps_or_most(self) -> int:
+        """The number of steps, or the most that are chosen."""
+        return self.steps_cap if self.steps is None else self.steps
+
+    @property
     def rank_or_default(self) -> int:
         """The rank, or that of simple patterns."""
         return RANK_RECOMMENDATIONS["simple_patterns"] if self.rank is None else self.rank
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    "spark": Recipe(rank=8, steps_floor=16, steps_cap=16, learning_rate=8e-3, share_adapted=1.0),
+    "spark": Recipe(
+        rank=8,
+        steps_floor=16,
+        steps_cap=16,
+        learning_rate=8e-3,
+        share_adapted=1.0,
+        parts=Parts(finishing_rate_factor=0.5),
+    ),
     "smollm2": Recipe(
         rank=16,
         steps_floor=8,
@@ -99,6 +145,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         share_adapted=1.0,
         context_share=0.5,
         gradient_start=True,
+        parts=Parts(rate_factor=1.6, finishing_share=0.375, finishing_rate_factor=1.6),
     ),
 }
 

@@ -81,10 +81,13 @@ class TrainingJob:
     def can_share(self) -> bool:
         """Whether other jobs may be trained in the same passes.
 
-        A job that starts from an adapter makes another first step, and the activations of a shared pass cannot be held
-        to the memory limit of one request.
+        The activations of a shared pass cannot be held to the memory limit of one request.
         """
-        return self.start is None and self.budget.max_bytes is None
+        return self.budget.max_bytes is None
+
+    def fits(self, other: TrainingJob) -> bool:
+        """Whether ``other`` may be trained in the same passes: not where one starts from an adapter, and one anew."""
+        return self.can_share and other.can_share and (self.start is None) == (other.start is None)
 
 
 @dataclass(slots=True)
@@ -133,7 +136,7 @@ class Training:
         self._model, self._jobs, self._recipe = model, jobs, recipe
         self._steps_made = 0
         self._rank = recipe.rank_or_default
-        self._steps = recipe.steps_cap if recipe.steps is None else recipe.steps
+        self._steps = recipe.steps_or_most
         first = 0
         self._progress: list[_Progress] = []
         for job in jobs:
@@ -162,9 +165,9 @@ class Training:
                 [job.layout for job in jobs for _ in job.sets],
             )
             self._starts_anew = all(job.start is None for job in jobs)
-            for job in jobs:
+            for job, progress in zip(jobs, self._progress, strict=True):
                 if job.start is not None:
-                    _copy_weights(job.start, self._pairs)
+                    _copy_weights(job.start, self._pairs, progress.copies, of=self._copies)
             self._block = PackedAdapters(self._pairs, model.dtype)
             self._optimizer = torch.optim.AdamW(
                 [self._block.learned],
@@ -393,12 +396,14 @@ def trained(model: LanguageModel, job: TrainingJob, recipe: Recipe) -> Adapter:
             training.let_go()
 
 
-def _copy_weights(start: Adapter, pairs: Mapping[str, lora.LowRank]) -> None:
+def _copy_weights(start: Adapter, pairs: Mapping[str, lora.LowRank], copies: range, *, of: int) -> None:
+    """Begin ``copies`` of the ``of`` copies of the low-rank weights with those of ``start``."""
     if set(start.weights) != set(pairs):
         raise DataError("the adapter to start from belongs to other layers; train without it")
     with torch.no_grad():
-        for name, (down, up) in start.weights.items():
-            if down.shape != pairs[name].lora_A.shape:
-                raise DataError(f"the adapter to start from has rank {start.rank}; train with the same rank")
-            pairs[name].lora_A.copy_(down)
-            pairs[name].lora_B.copy_(up)
+        for name, given in start.weights.items():
+            for own, wanted in zip((pairs[name].lora_A, pairs[name].lora_B), given, strict=True):
+                mine = own if of == 1 else own[copies.start : copies.stop]
+                if wanted.shape != mine.shape and (start.copies != 1 or wanted.shape != mine.shape[1:]):
+                    raise DataError(f"the adapter to start from has rank {start.rank}; train with the same rank")
+                mine.copy_(wanted)
