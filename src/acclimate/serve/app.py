@@ -105,10 +105,15 @@ def create_app(
 
     experiment = ActiveExperiment(assigner)
     routes = _LocalRoutes(service, telemetry, access, experiment)
-    app = assemble(routes, settings=settings, on_refused=telemetry.refused, begin=service.start, end=close)
-    if extend is not None:
-        extend(app, Parts(service, telemetry, access, experiment))
-    return app
+    parts = Parts(service, telemetry, access, experiment)
+    return assemble(
+        routes,
+        settings=settings,
+        on_refused=telemetry.refused,
+        begin=service.start,
+        end=close,
+        extend=None if extend is None else lambda app: extend(app, parts),
+    )
 
 
 def assemble(
@@ -118,6 +123,7 @@ def assemble(
     on_refused: Callable[[int], None],
     begin: Callable[[], None],
     end: Callable[[], None],
+    extend: Callable[[FastAPI], None] | None = None,
 ) -> FastAPI:
     """Return an application with these routes, behind the checks that every request passes.
 
@@ -127,6 +133,7 @@ def assemble(
         on_refused: called with the status of a request that gets an error.
         begin: called when the application starts.
         end: called when it has ended.
+        extend: adds what else the application serves, behind the same checks.
     """
 
     @asynccontextmanager
@@ -146,6 +153,9 @@ def assemble(
     )
     routes.add_to(app)
     _add_errors(app, on_refused)
+    if extend is not None:
+        # Before the checks: what is added last is asked first.
+        extend(app)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
