@@ -127,7 +127,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @given(arguments=invocations())
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_arguments_are_work_or_one_line_of_error(template: Path, scratch: Path, arguments: list[str]) -> None:
     invoke(template, scratch, arguments, typed="melon ->")
 

@@ -200,7 +200,7 @@ def invocations(draw: st.DrawFn) -> list[str]:
 
 
 @given(arguments=invocations())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_arguments_are_work_or_one_line_of_error(template: Path, scratch: Path, arguments: list[str]) -> None:
     invoke(template, scratch, arguments)
 

@@ -112,6 +112,7 @@ def test_examples_and_a_query(folder: Path) -> None:
     assert done.stdout == "<q>melon</q>\n"
 
 
+@pytest.mark.slow
 def test_calibrate_writes_what_ask_reads(folder: Path) -> None:
     rows = []
     for mark in "qxyz":

@@ -99,6 +99,7 @@ def test_every_script_reads_what_the_hosts_collector_recorded(host: Path) -> Non
         assert check(store, Window.last(days=1)).other_rows.attempts == 120
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_command_blocks_of_the_guidelines_run_in_the_host(host: Path) -> None:
     install, database, configuration, daily, weekly = command_blocks()

@@ -106,6 +106,7 @@ def test_a_failed_health_check_shows_in_the_daily_maintenance(host: Path) -> Non
     assert "60 of 60 attempts failed for timeout" in said
 
 
+@pytest.mark.slow
 def test_the_levels_of_the_guidelines_loggers_take_effect(host: Path) -> None:
     code = """
 import logging, sys

@@ -46,6 +46,7 @@ def test_aa_experiments_looked_at_after_every_request_are_wrong_in_at_most_one_o
     assert false_positives(draw, share, runs=1000, requests=1500) <= ALPHA
 
 
+@pytest.mark.slow
 def test_a_t_test_looked_at_as_often_would_not_hold() -> None:
     """Why a sequential test is needed: a t test looked at every ten requests finds differences that are not there."""
     rng = np.random.default_rng(3)

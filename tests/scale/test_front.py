@@ -331,6 +331,7 @@ def _letters(drawn: random.Random) -> str:
     return "".join(drawn.choices("abcdefghijklmnopqrstuvwxyz", k=12))
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_ends_its_request(short_lived: Front) -> None:
     client, replicas = short_lived
     workers = [one._service.models["spark"].worker for one in replicas.started]

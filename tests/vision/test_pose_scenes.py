@@ -34,6 +34,7 @@ def test_scenes_are_reproducible_and_depend_on_the_arguments() -> None:
     assert not any(np.array_equal(first.image, other.image) for other in others)
 
 
+@pytest.mark.slow
 def test_splits_are_disjoint_and_complete() -> None:
     pools = [set(split_digits(split).tolist()) for split in SPLITS]
     assert set.union(*pools) == set(range(1797))
