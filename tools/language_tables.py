@@ -32,14 +32,13 @@ def fewshot_table() -> str:
         "bbh": "smollm2, BIG-Bench Hard",
     }
     lines = [
-        "| model and tasks | ICL | TTT | TTT with gate | TTT with 3 votes (ICL there) | by likelihood | TTT - ICL | with gate - ICL | adapted |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model and tasks | ICL | TTT | TTT with gate | TTT with 3 votes (ICL there) | TTT - ICL | with gate - ICL | adapted |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for part, result in _read("fewshot").items():
-        likelihood = _pm(result["likelihood_votes"]) if "likelihood_votes" in result else ""
         votes = f"{_pm(result['votes'])} ({result['icl_where_voted'][0]:.1f})"
         lines.append(
-            f"| {names[part]} | {_pm(result['icl'])} | {_pm(result['ttt'])} | {_pm(result['gated'])} | {votes} | {likelihood} | "
+            f"| {names[part]} | {_pm(result['icl'])} | {_pm(result['ttt'])} | {_pm(result['gated'])} | {votes} | "
             f"{_gain(result['ttt_minus_icl_over_families'])} | {_gain(result['gated_minus_icl_over_families'])} | "
             f"{result['adapted_share']:.0%} |"
         )

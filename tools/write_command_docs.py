@@ -313,7 +313,7 @@ def _cifar_runs() -> list[dict[str, Any]]:
     return runs
 
 
-SHIFTS = ("tune", "report")
+SHIFTS = ("tune", "report", "report_group_norm")
 
 
 def shifts_summary_table(half: str) -> str:
