@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,8 +60,6 @@ def started(settings: ServerSettings) -> tuple[ServeReplicas, tuple[str, ...]]:
     Raises:
         ConfigError: they cannot load the models.
     """
-    import asyncio
-
     replicas = ServeReplicas.started(settings)
     reports = asyncio.run(replicas.reports())
     problems = [report.problem for report in reports if report.problem is not None]

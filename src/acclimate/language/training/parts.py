@@ -15,7 +15,7 @@ from acclimate.language.examples import Example, folds
 from acclimate.language.models.language_model import LanguageModel
 from acclimate.language.steps import Steps, Train, run_alone
 from acclimate.language.training.adapter import Adapter, StopReason
-from acclimate.language.training.recipes import Recipe
+from acclimate.language.training.recipes import Parts, Recipe
 from acclimate.language.training.trainer import OnStep, TrainingJob
 
 _LEAST_FOR_HALVES: Final = 4
@@ -40,11 +40,11 @@ def parts_training(job: TrainingJob, recipe: Recipe) -> Train:
     splits = splits_of(examples, seed=recipe.seed)
     start = job.start.repeated(len(splits)) if job.start is not None else None
     sets = [[examples[i] for i in kept] for kept, _ in splits]
-    follow = 0
-    if recipe.parts is not None and len(examples) >= _LEAST_FOR_MEAN:
-        follow = _steps(recipe, recipe.parts.finishing_share)
-        steps = max(1, _steps(recipe, recipe.parts.share))
-        recipe = replace(recipe, steps=steps, learning_rate=recipe.learning_rate * recipe.parts.rate_factor)
+    follow, settings = 0, _settings(examples, recipe)
+    if settings is not None:
+        follow = _steps(recipe, settings.finishing_share)
+        steps = max(1, _steps(recipe, settings.share))
+        recipe = replace(recipe, steps=steps, learning_rate=recipe.learning_rate * settings.rate_factor)
     return Train(job=replace(job, sets=sets, start=start, on_step=_counted(job.on_step, 0, follow)), recipe=recipe)
 
 
@@ -58,13 +58,14 @@ def adapter_steps(job: TrainingJob, recipe: Recipe, parts: Adapter | None = None
             them. Without, or where the parts are small, the adapter is trained anew.
     """
     (examples,) = job.sets
-    if parts is None or recipe.parts is None or len(examples) < _LEAST_FOR_MEAN or not parts.weights:
+    settings = _settings(examples, recipe)
+    if settings is None or parts is None or not parts.weights:
         adapter: Adapter = yield Train(job=job, recipe=recipe)
         return adapter
-    mean, steps = parts.mean(), _steps(recipe, recipe.parts.finishing_share)
+    mean, steps = parts.mean(), _steps(recipe, settings.finishing_share)
     if not steps:
         return mean
-    rate = recipe.learning_rate * recipe.parts.finishing_rate_factor
+    rate = recipe.learning_rate * settings.finishing_rate_factor
     finishing = replace(recipe, steps=steps, learning_rate=rate, gradient_start=False)
     last = replace(job, start=mean, on_step=_counted(job.on_step, len(parts.losses), 0))
     adapter = yield Train(job=last, recipe=finishing)
@@ -82,6 +83,11 @@ def adapter_steps(job: TrainingJob, recipe: Recipe, parts: Adapter | None = None
 def adapter_to(model: LanguageModel, job: TrainingJob, recipe: Recipe, parts: Adapter | None = None) -> Adapter:
     """Return what :func:`adapter_steps` trains, with nothing beside it."""
     return run_alone(model, adapter_steps(job, recipe, parts))
+
+
+def _settings(examples: Sequence[Example], recipe: Recipe) -> Parts | None:
+    """Return how parts of ``examples`` are trained; None where the mean of their adapters is no beginning."""
+    return recipe.parts if len(examples) >= _LEAST_FOR_MEAN else None
 
 
 def _counted(on_step: OnStep | None, before: int, after: int) -> OnStep | None:

@@ -77,17 +77,13 @@ class TrainingJob:
     on_step: OnStep | None = None
     layout: Layout | None = None
 
-    @property
-    def can_share(self) -> bool:
-        """Whether other jobs may be trained in the same passes.
-
-        The activations of a shared pass cannot be held to the memory limit of one request.
-        """
-        return self.budget.max_bytes is None
-
     def fits(self, other: TrainingJob) -> bool:
-        """Whether ``other`` may be trained in the same passes: not where one starts from an adapter, and one anew."""
-        return self.can_share and other.can_share and (self.start is None) == (other.start is None)
+        """Whether ``other`` may be trained in the same passes: not where one starts from an adapter, and one anew.
+
+        Nor where one has a memory limit, to which the activations of a shared pass cannot be held.
+        """
+        limited = any(job.budget.max_bytes is not None for job in (self, other))
+        return not limited and (self.start is None) == (other.start is None)
 
 
 @dataclass(slots=True)
@@ -122,7 +118,7 @@ class Training:
 
     Args:
         model: is not changed.
-        jobs: one or more; several only where each ``can_share``.
+        jobs: one or more; several only where each ``fits`` the others.
         recipe: of all of them, with ``rank`` and ``steps`` decided.
 
     Raises:

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from acclimate.core.guards import WorseThanSource
 from acclimate.core.norm import batch_norms
 from acclimate.core.outputs import all_finite
 from acclimate.core.signals import Certainty, SignalPair, Signals
 from acclimate.core.task import second_view
-from acclimate.core.view_agreement import AgreementTest, ViewDecisions
+from acclimate.core.view_agreement import ViewDecisions
 from acclimate.errors import ConfigError, DataError, EmptySelectionError, TTTNotSupportedError
 from acclimate.registry import METHODS, Kind
 from acclimate.vision.data.records import Record
@@ -54,8 +55,7 @@ _NOUNS: Final[Mapping[Kind, str]] = {
 _SAME_ENTROPY: Final = 0.02
 _LEAST_VARIETY: Final = 0.5
 _LEAST_FOUND: Final = 0.5
-_AGREEMENT: Final = AgreementTest(standard_errors=0.5, disagreement_ratio=0.95)
-"""As in :class:`acclimate.core.WorseThanSource`."""
+_AGREEMENT: Final = WorseThanSource().agreement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
