@@ -15,7 +15,7 @@ from acclimate.scale.shards import divided
 from acclimate.vision.run.export import ExportJob, export
 from tests.networks import write_images
 from tests.scale.archives import without_end, write_archive
-from tests.scale.test_shards import MODEL, POLICIES, KilledError, job
+from tests.scale.test_shards import MODEL, POLICIES, job, run_interrupted
 
 COUNTS = (11, 7, 5)
 
@@ -64,24 +64,9 @@ def test_an_archive_goes_on_to_the_bit_wherever_it_was_interrupted(archives: Pat
     source = str(archives / "tars" / "{000..002}.tar")
     reference = job(source, tmp_path / "reference")
     export_shards(reference, engine="here")
-    work, commits = job(source, tmp_path / "out", resume=True), set[tuple[str, int]]()
-
-    def kill(progress: Any) -> None:
-        commit = (progress.shard, progress.predicted)
-        is_new = commit not in commits
-        commits.add(commit)
-        if is_new and len(commits) % 2 == 0:
-            raise KilledError
-
-    for _ in range(40):
-        try:
-            export_shards(work, engine="here", on_progress=kill)
-        except KilledError:
-            continue
-        break
-    else:
-        pytest.fail("the export never ended")
-    assert len(commits) > 6
+    work = job(source, tmp_path / "out", resume=True)
+    commits = run_interrupted(work, most_runs=40)
+    assert len({(shard, predicted) for shard, _, predicted in commits}) > 6
     assert list(read_rows(work.output)) == list(read_rows(reference.output))
 
 

@@ -31,7 +31,7 @@ from acclimate.storage import Folder
 from tests.networks import write_images
 from tests.scale.archives import write_archive
 from tests.scale.object_store import checking_keys, s3_server
-from tests.scale.test_shards import KilledError, job
+from tests.scale.test_shards import KilledError, job, run_interrupted
 
 CAMERAS = {"dock": 12, "gate": 6}
 
@@ -71,23 +71,7 @@ def test_rows_are_those_of_local_folders_wherever_the_export_was_interrupted(
     local = job(images, tmp_path / "out", policy)
     export_shards(local, engine="here")
     work = job(images, f"{bucket}/out", policy, source=f"{bucket}/cameras", resume=True)
-    commits: set[tuple[str, int, int]] = set()
-
-    def kill(progress: Any) -> None:
-        commit = (progress.shard, progress.adapted, progress.predicted)
-        is_new = commit not in commits
-        commits.add(commit)
-        if is_new and len(commits) % 2 == 0:
-            raise KilledError
-
-    for _ in range(40):
-        try:
-            export_shards(work, engine="here", on_progress=kill)
-        except KilledError:
-            continue
-        break
-    else:
-        pytest.fail("the export never ended")
+    commits = run_interrupted(work, most_runs=40)
     assert len(commits) > 5
     assert list(read_rows(work.output)) == renamed(read_rows(local.output), images, f"{bucket}/cameras")
 

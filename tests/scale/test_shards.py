@@ -17,6 +17,7 @@ from acclimate.errors import CheckpointError, ConfigError
 from acclimate.scale import shard_run
 from acclimate.scale.export import ShardedResult, export_shards, read_rows
 from acclimate.scale.job import ShardedJob
+from acclimate.scale.ray_engine import ShardProgress
 from acclimate.scale.shards import Shard, divided
 from acclimate.storage import Folder
 from acclimate.vision.models.loading import AdapterOptions
@@ -92,29 +93,33 @@ class KilledError(BaseException):
     """As when the process ends: nothing after it runs in the shard."""
 
 
-@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "online blend"])
-def test_a_shard_goes_on_to_the_bit_wherever_it_was_interrupted(images: Path, policy: str, tmp_path: Path) -> None:
-    reference = job(images, tmp_path / "reference", policy)
-    export_shards(reference, engine="here")
-    expected = list(read_rows(reference.output))
-    work = job(images, tmp_path / "out", policy, resume=True)
+def run_interrupted(work: ShardedJob, *, most_runs: int) -> set[tuple[str, int, int]]:
+    """Run an export that ends at every second new commit until it is through; return how far the commits were."""
     commits: set[tuple[str, int, int]] = set()
 
-    def kill(progress: Any) -> None:
+    def kill(progress: ShardProgress) -> None:
         commit = (progress.shard, progress.adapted, progress.predicted)
         is_new = commit not in commits
         commits.add(commit)
         if is_new and len(commits) % 2 == 0:
             raise KilledError
 
-    for _ in range(60):
+    for _ in range(most_runs):
         try:
             export_shards(work, engine="here", on_progress=kill)
         except KilledError:
             continue
-        break
-    else:
-        pytest.fail("the export never ended")
+        return commits
+    pytest.fail("the export never ended")
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "online blend"])
+def test_a_shard_goes_on_to_the_bit_wherever_it_was_interrupted(images: Path, policy: str, tmp_path: Path) -> None:
+    reference = job(images, tmp_path / "reference", policy)
+    export_shards(reference, engine="here")
+    expected = list(read_rows(reference.output))
+    work = job(images, tmp_path / "out", policy, resume=True)
+    commits = run_interrupted(work, most_runs=60)
     assert len(commits) > 8
     assert list(read_rows(work.output)) == expected
     for name in ("dock", "gate"):

@@ -89,7 +89,9 @@ def divided(
         ConfigError: it has no such column.
     """
     suffix = PurePosixPath(source).suffix.lower()
-    archives = _archives(source, options)
+    is_remote_folder = is_remote(source) and not is_archive(source) and suffix not in (".json", ".parquet")
+    names = _listed(source, options) if is_remote_folder else []
+    archives = _archives(source, names)
     if archives and shard_by == FOLDER and max_images is None:
         return Divided(_archive_shards(archives, options), {})
     if archives:
@@ -98,7 +100,7 @@ def divided(
     elif suffix == ".parquet":
         records, values, categories = _from_parquet(source, shard_by, options)
     elif is_remote(source):
-        records, values, categories = _from_remote(source, shard_by, options)
+        records, values, categories = _from_remote(source, names, shard_by, options)
     else:
         dataset = load_dataset(source, images_root=images_root)
         records, categories = list(dataset.records), dataset.categories
@@ -119,8 +121,11 @@ def divided(
     return Divided(tuple(Shard(name, tuple(found)) for name, found in by_name.items()), categories)
 
 
-def _archives(source: str, options: Mapping[str, Any] | None) -> list[str]:
-    """Return the paths of a source's tar files; empty where it is no source of them."""
+def _archives(source: str, names: Sequence[str]) -> list[str]:
+    """Return the paths of a source's tar files; empty where it is no source of them.
+
+    ``names``: of the files below it, if it is a folder that is not on this machine.
+    """
     if is_archive(source):
         return expanded(source)
     if not is_remote(source):
@@ -128,12 +133,9 @@ def _archives(source: str, options: Mapping[str, Any] | None) -> list[str]:
         if not folder.is_dir() or has_images(folder):
             return []
         return archives_in(folder)
-    if PurePosixPath(source).suffix.lower() in (".json", ".parquet"):
+    if any(_is_image(name) for name in names):
         return []
-    names = _listed(source, options)
-    if any(PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
-        return []
-    return sorted((name for name in names if is_archive(name)), key=lambda name: name.replace("/", "\0"))
+    return [name for name in names if is_archive(name)]
 
 
 def _archive_shards(archives: Sequence[str], options: Mapping[str, Any] | None) -> tuple[Shard, ...]:
@@ -247,7 +249,7 @@ def _from_parquet(
 
 
 def _from_remote(
-    source: str, shard_by: str, options: Mapping[str, Any] | None
+    source: str, names: Sequence[str], shard_by: str, options: Mapping[str, Any] | None
 ) -> tuple[list[Record], list[str] | None, Mapping[int, str]]:
     found, root = file_system(source, dict(options or {}))
     if PurePosixPath(source).suffix.lower() == ".json":
@@ -264,14 +266,18 @@ def _from_remote(
             for record in dataset.records
         ]
         return records, values, dataset.categories
-    names = [name for name in _listed(source, options) if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-    names.sort(key=lambda name: name.replace("/", "\0"))
-    return [Record(name, number) for number, name in enumerate(names, start=1)], None, {}
+    images = filter(_is_image, names)
+    return [Record(name, number) for number, name in enumerate(images, start=1)], None, {}
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _listed(source: str, options: Mapping[str, Any] | None) -> list[str]:
-    """Return the fsspec paths of all files below a folder that is not on this machine."""
+    """Return the fsspec paths of all files below a folder that is not on this machine, folder by folder."""
     found, root = file_system(source, dict(options or {}))
     protocol = source.partition("://")[0]
     with naming_problems(source, "cannot be listed"):
-        return [f"{protocol}://{name.lstrip('/')}" for name in found.find(root)]
+        names = [f"{protocol}://{name.lstrip('/')}" for name in found.find(root)]
+    return sorted(names, key=lambda name: name.replace("/", "\0"))
