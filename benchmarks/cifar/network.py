@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,12 +17,14 @@ STD = (0.229, 0.224, 0.225)
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut that has no parameters."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.bn1 = norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.bn2 = norm(out_channels)
         self.stride = stride
         self.padding = (out_channels - in_channels) // 2
 
@@ -35,15 +38,23 @@ class BasicBlock(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """Takes images ``(B, 3, 32, 32)`` in [0, 1] and returns logits ``(B, 10)``."""
+    """Takes images ``(B, 3, 32, 32)`` in [0, 1] and returns logits ``(B, 10)``.
 
-    def __init__(self) -> None:
+    Args:
+        norm: makes a normalisation layer for a number of channels; it has the name that the published weights give it.
+    """
+
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
         super().__init__()
+
+        def block(in_channels: int, out_channels: int, stride: int = 1) -> BasicBlock:
+            return BasicBlock(in_channels, out_channels, stride, norm)
+
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(BasicBlock(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2), BasicBlock(32, 32, 1), BasicBlock(32, 32, 1))
-        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2), BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
+        self.bn1 = norm(16)
+        self.layer1 = nn.Sequential(*(block(16, 16) for _ in range(3)))
+        self.layer2 = nn.Sequential(block(16, 32, 2), block(32, 32), block(32, 32))
+        self.layer3 = nn.Sequential(block(32, 64, 2), block(64, 64), block(64, 64))
         self.linear = nn.Linear(64, 10)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)

@@ -68,12 +68,14 @@ def changed(images: Tensor, rng: torch.Generator) -> Tensor:
 def begun(name: str, data: Path) -> nn.Module:
     """Return the network before training."""
     model = NETWORKS[name]()
-    for key, value in load_file(str(data / "resnet20.safetensors")).items():
-        if "running" in key or "num_batches" in key:
-            continue
-        place = key.replace("bn", "norm")
-        place = place if place.startswith(("layer3", "linear")) else f"beginning.{place}"
-        model.get_parameter(place).data.copy_(value)
+    # GroupNorm has no running statistics to take over.
+    model.load_state_dict(
+        {
+            key: value
+            for key, value in load_file(str(data / "resnet20.safetensors")).items()
+            if "running" not in key and "num_batches" not in key
+        }
+    )
     return model
 
 
