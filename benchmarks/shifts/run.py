@@ -74,23 +74,25 @@ def methods_without_batch_norm(model: nn.Module, source: Tensor) -> dict[str, An
     }
 
 
-def predicted(model: nn.Module, method: Any, images: Tensor, *, guarded: bool = False) -> tuple[list[Tensor], float]:
+def predicted(
+    model: nn.Module, method: Any, images: Tensor, *, guarded: bool = False, batch: int = BATCH
+) -> tuple[list[Tensor], float]:
     """Return the logits by batches, and the CPU seconds."""
     began = time.process_time()
     if method is None:
         with torch.no_grad():
-            outputs = [model(batch.to(memory_format=torch.channels_last)) for batch in images.split(BATCH)]
+            outputs = [model(part.to(memory_format=torch.channels_last)) for part in images.split(batch)]
     else:
         guards = default_guards() if guarded else ()
         with Session(model, method, guards=guards, restore=True) as session:
-            outputs = [session.adapt_and_predict(batch)[0] for batch in images.split(BATCH)]
+            outputs = [session.adapt_and_predict(part)[0] for part in images.split(batch)]
     return outputs, time.process_time() - began
 
 
-def wrong(outputs: list[Tensor], labels: Tensor) -> list[np.ndarray[Any, Any]]:
+def wrong(outputs: list[Tensor], labels: Tensor, *, batch: int = BATCH) -> list[np.ndarray[Any, Any]]:
     """Return by batches 1 for each image that was predicted wrongly, else 0."""
-    both = zip(outputs, labels.split(BATCH), strict=True)
-    return [(batch.argmax(1) != truth).numpy().astype(float) for batch, truth in both]
+    both = zip(outputs, labels.split(batch), strict=True)
+    return [(found.argmax(1) != truth).numpy().astype(float) for found, truth in both]
 
 
 def calibration_error(outputs: list[Tensor], labels: Tensor) -> float:
