@@ -189,7 +189,7 @@ def alone(folders: dict[str, Path]) -> dict[tuple[str, str], Any]:
 
 
 class Worker(threading.Thread):
-    """Does actions in random order, some of which are cancelled or broken, until time is up."""
+    """Does actions in random order, some of which are cancelled or broken, until time is up and each has happened."""
 
     def __init__(
         self,
@@ -199,16 +199,16 @@ class Worker(threading.Thread):
         alone: dict[tuple[str, str], Any],
         faults: Faults,
         until: float,
+        happened: Counter[str],
     ) -> None:
         super().__init__()
         self._rng, self._models, self._todo, self._alone = random.Random(seed), models, todo, alone
-        self._faults, self._until = faults, until
-        self.counts: Counter[str] = Counter()
+        self._faults, self._until, self._happened = faults, until, happened
         self.wrong: list[str] = []
 
     def run(self) -> None:
         torch.set_num_threads(1)
-        while time.perf_counter() < self._until:
+        while time.perf_counter() < self._until or not self._all_happened():
             model, name = self._rng.choice(list(self._models.values())), self._rng.choice(list(self._todo))
             way = self._rng.choice(["as it is", "as it is", "cancelled", "broken"])
             share = self._rng.choice([0.02, 0.3])
@@ -217,15 +217,20 @@ class Worker(threading.Thread):
             try:
                 result = self._todo[name](model, cancelled)
             except (CancelledError, InjectedError) as error:
-                self.counts[type(error).__name__] += 1
+                self._happened[type(error).__name__] += 1
             except Exception as error:  # noqa: BLE001 - whatever it is, the test reports it
                 self.wrong.append(f"{model.name}, {name}: {type(error).__name__}: {error}")
             else:
-                self.counts["done"] += 1
+                self._happened["done"] += 1
                 if not same(result, self._alone[model.name, name]):
                     self.wrong.append(f"{model.name}, {name}: {result} instead of {self._alone[model.name, name]}")
             finally:
                 self._faults.calls_left = None
+
+    def _all_happened(self) -> bool:
+        # On a busy machine the time may be too short for it; the test's own limit ends what never happens.
+        enough = all(self._happened[name] > 0 for name in ("CancelledError", "InjectedError"))
+        return bool(self.wrong) or (enough and self._happened["done"] >= THREADS)
 
 
 @pytest.mark.parametrize("duration_s", [6, pytest.param(60, marks=pytest.mark.slow)])
@@ -241,17 +246,13 @@ def test_threads_on_two_models_answer_as_one_thread_and_leave_the_networks_as_th
     masks, kernels = dict(AttentionMaskInterface._global_mapping), dict(AttentionInterface._global_mapping)
     numbers = torch.get_rng_state()
     until = time.perf_counter() + duration_s
-    workers = [Worker(seed, models, actions(folders), alone, faults, until) for seed in range(THREADS)]
+    happened: Counter[str] = Counter()
+    workers = [Worker(seed, models, actions(folders), alone, faults, until, happened) for seed in range(THREADS)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert not [line for worker in workers for line in worker.wrong]
-    done = sum((worker.counts for worker in workers), Counter[str]())
-    # It did happen.
-    assert done["done"] >= THREADS
-    assert done["CancelledError"] > 0
-    assert done["InjectedError"] > 0
     for name, model in models.items():
         assert state(model) == before[name]
         for decoder in model._decoders.values():

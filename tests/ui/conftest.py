@@ -100,7 +100,7 @@ class Visitor:
         """Open a page and wait until it is drawn and connected."""
         self.page.goto(f"{self._address}{path}")
         self.page.wait_for_selector(".page h1")
-        self.page.wait_for_function("window.socket === undefined || window.socket.connected")
+        self.page.wait_for_function("window.did_handshake")
         return self.page
 
     def sign_in(self, key: str) -> None:
