@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -47,11 +48,43 @@ def test_every_setting_is_described_and_shown(tmp_path: Path) -> None:
     assert "port = 77  # flag: Port to listen on" in shown.stdout
     assert "max_rows = 5  # environment: " in shown.stdout
     assert "# keys_file is not set  # default: " in shown.stdout
+    assert "# replicas = 2 needs engine ray  # default: " in shown.stdout
+    on_ray = CliRunner().invoke(main, ["config", "show", "--engine", "ray"], env={})
+    assert "\nreplicas = 2  # default: " in on_ray.stdout
     # What is printed can be used as the file.
     (tmp_path / "again.toml").write_text(shown.stdout)
     again, sources = read_settings({}, config=tmp_path / "again.toml", environment={})
     assert (again.port, again.max_rows, sources["port"]) == (77, 5, "file")
     assert {name for name in ServerSettings.model_fields if name not in shown.stdout} == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"replicas": 2}, "replicas needs engine ray; add --engine ray, or leave replicas out"),
+        ({"replicas": 3, "engine": "here"}, "replicas needs engine ray"),
+        ({"ray_address": "127.0.0.1:6379"}, "ray_address needs engine ray"),
+        ({"vllm_adapters": 16}, "vllm_adapters needs generate_with vllm; add --generate-with vllm, or leave"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused_wherever_it_stands(
+    settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_settings(settings, environment={})
+    if "engine" in settings:
+        return
+    (name, value), (head, _, rest) = next(iter(settings.items())), said.partition(" ")
+    with pytest.raises(ConfigError, match=rf"{head} \(from ACCLIMATE_SERVE_{name.upper()}\) {rest}"):
+        read_settings({}, environment={f"ACCLIMATE_SERVE_{name.upper()}": str(value)})
+    file = tmp_path / "serve.toml"
+    file.write_text(f"{name} = {json.dumps(value)}\n")
+    with pytest.raises(ConfigError, match=rf"{head} in {file} {rest}"):
+        read_settings({}, config=file, environment={})
+    # The engine may come from another place than the setting does.
+    if "engine ray" in said:
+        found, _ = read_settings({"engine": "ray"}, config=file, environment={})
+        assert getattr(found, name) == value
 
 
 @pytest.mark.parametrize(
@@ -97,6 +130,8 @@ def test_keys_are_created_listed_and_revoked(tmp_path: Path) -> None:
     [
         (("serve", "--host", "0.0.0.0"), {}, "can be reached from other machines"),
         (("serve", "--port", "99999"), {}, "port"),
+        (("serve", "--replicas", "2"), {}, "add --engine ray"),
+        (("config", "show"), {"ACCLIMATE_SERVE_REPLICAS": "2"}, "ACCLIMATE_SERVE_REPLICAS"),
         (("serve", "--set", "max_row=3"), {}, "the nearest one is max_rows"),
         (("serve", "--set", "max_rows"), {}, "NAME=VALUE"),
         (("serve",), {"ACCLIMATE_SERVE_MAX_ROWS": "many"}, "ACCLIMATE_SERVE_MAX_ROWS"),

@@ -126,10 +126,13 @@ def show_command(**given: Any) -> None:
     """Print every setting of the server as TOML, with where its value comes from and what it is."""
     require("serve", "acclimate config show")
     settings, sources = _settings(given)
+    without_effect = settings.without_effect()
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        # TOML has no null: what is not set is a comment.
+        # TOML has no null: what is not set is a comment. So is what a server would refuse.
         shown = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+        if value is not None and name in without_effect:
+            shown = f"# {shown} needs {without_effect[name]}"
         click.echo(f"{shown}  # {sources[name]}: {field.description}")
 
 

@@ -132,21 +132,38 @@ class ServerSettings(BaseModel):
             adapting_share=self.adapting_share,
         )
 
-    def check(self) -> None:
-        """Refuse settings that contradict each other.
+    def without_effect(self) -> dict[str, str]:
+        """Return what the settings need that nothing reads as the others are: by name, the setting and its value."""
+        needs: dict[str, str] = {}
+        if self.engine != "ray":
+            needs |= dict.fromkeys(("replicas", "ray_address"), "engine ray")
+        if self.generate_with != "vllm":
+            names = (name for name in type(self).model_fields if name.startswith("vllm_"))
+            needs |= dict.fromkeys(names, "generate_with vllm")
+        return needs
+
+    def check(self, origins: Mapping[str, str] | None = None) -> None:
+        """Refuse settings that contradict each other, and those that were given and have no effect.
+
+        Args:
+            origins: where settings come from, by name, as messages put it behind the name.
 
         Raises:
-            ConfigError: the server would be open to everybody, or adapters could be loaded from anywhere.
+            ConfigError: the server would be open to everybody, adapters could be loaded from anywhere, or a setting
+                would be ignored.
         """
         if not self.is_loopback and self.keys_file is None and not self.insecure:
             raise ConfigError(
                 f"host {self.host!r} can be reached from other machines: give --keys-file (acclimate keys create makes "
                 f"one), or --insecure if everybody may use this server"
             )
+        for name, need in self.without_effect().items():
+            # Also a value that is the default: who gives it believes that it is used.
+            if name in self.model_fields_set and getattr(self, name) is not None:
+                origin = (origins or {}).get(name, "")
+                option = f"--{need.replace('_', '-')}"
+                raise ConfigError(f"{name}{origin} needs {need}; add {option}, or leave {name} out")
         self._check_vllm()
-        for name in ("replicas", "ray_address"):
-            if self.engine != "ray" and self._is_changed(name):
-                raise ConfigError(f"{name} needs engine ray")
         if self.allow_lora_loading and self.lora_folder is None:
             raise ConfigError("allow_lora_loading needs lora_folder: the folder that adapters may be loaded from")
         if self.adapter_store is not None and not (self.cached_adapters and self.cached_adapters_mib):
@@ -159,15 +176,8 @@ class ServerSettings(BaseModel):
                 f"({self.max_answer_tokens})"
             )
 
-    def _is_changed(self, name: str) -> bool:
-        # Not whether it was given: a file may hold every setting, as acclimate config show prints them.
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
-
     def _check_vllm(self) -> None:
         if self.generate_with != "vllm":
-            given = [name for name in type(self).model_fields if name.startswith("vllm_") and self._is_changed(name)]
-            if given:
-                raise ConfigError(f"{given[0]} needs generate_with vllm")
             return
         for name in ("vllm_url", "vllm_adapter_folder"):
             if getattr(self, name) is None:
@@ -213,15 +223,17 @@ def read_settings(
     for source, layer in layers:
         values |= layer
         sources |= dict.fromkeys(layer, source)
+    origins = {name: f" in {named}" for name, source in sources.items() if source == "file"}
+    origins |= {
+        name: f" (from {PREFIX}{name.upper()})" for name, source in sources.items() if source == "environment"
+    }
     try:
         settings = ServerSettings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        places = {"file": f" in {named}", "environment": f" (from {PREFIX}{name.upper()})"}
-        where = places.get(sources.get(name, "flag"), "")
-        raise ConfigError(f"{name}{where}: {first['msg']}, got {first.get('input')!r}") from error
-    settings.check()
+        raise ConfigError(f"{name}{origins.get(name, '')}: {first['msg']}, got {first.get('input')!r}") from error
+    settings.check(origins)
     return settings, sources
 
 
