@@ -81,10 +81,17 @@ def test_a_setting_that_would_be_ignored_is_refused_wherever_it_stands(
     file.write_text(f"{name} = {json.dumps(value)}\n")
     with pytest.raises(ConfigError, match=rf"{head} in {file} {rest}"):
         read_settings({}, config=file, environment={})
+    if "engine ray" not in said:
+        return
     # The engine may come from another place than the setting does.
-    if "engine ray" in said:
-        found, _ = read_settings({"engine": "ray"}, config=file, environment={})
-        assert getattr(found, name) == value
+    found, _ = read_settings({"engine": "ray"}, config=file, environment={})
+    assert getattr(found, name) == value
+    # Another engine than that of the file leaves out what the file sets for its own.
+    file.write_text(f'engine = "ray"\n{name} = {json.dumps(value)}\n')
+    found, sources = read_settings({"engine": "here"}, config=file, environment={})
+    assert (found.engine, sources[name]) == ("here", "default")
+    with pytest.raises(ConfigError, match=f"{name} needs"):
+        read_settings({"engine": "here", name: value}, config=file, environment={})
 
 
 @pytest.mark.parametrize(

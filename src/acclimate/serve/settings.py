@@ -21,6 +21,7 @@ PREFIX: Final = "ACCLIMATE_SERVE_"
 #: Names the TOML file; it is no setting itself.
 CONFIG_VARIABLE: Final = f"{PREFIX}CONFIG"
 Source = Literal["default", "file", "environment", "flag"]
+_OF_RAY: Final = ("replicas", "ray_address")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -136,7 +137,7 @@ class ServerSettings(BaseModel):
         """Return what the settings need that nothing reads as the others are: by name, the setting and its value."""
         needs: dict[str, str] = {}
         if self.engine != "ray":
-            needs |= dict.fromkeys(("replicas", "ray_address"), "engine ray")
+            needs |= dict.fromkeys(_OF_RAY, "engine ray")
         if self.generate_with != "vllm":
             names = (name for name in type(self).model_fields if name.startswith("vllm_"))
             needs |= dict.fromkeys(names, "generate_with vllm")
@@ -221,12 +222,15 @@ def read_settings(
     values: dict[str, Any] = {}
     sources: dict[str, Source] = dict.fromkeys(ServerSettings.model_fields, "default")
     for source, layer in layers:
+        if values.get("engine") == "ray" and layer.get("engine", "ray") != "ray":
+            # What was set for the other engine goes with it, as where the page is opened with a server's settings.
+            for name in _OF_RAY:
+                values.pop(name, None)
+                sources[name] = "default"
         values |= layer
         sources |= dict.fromkeys(layer, source)
     origins = {name: f" in {named}" for name, source in sources.items() if source == "file"}
-    origins |= {
-        name: f" (from {PREFIX}{name.upper()})" for name, source in sources.items() if source == "environment"
-    }
+    origins |= {name: f" (from {PREFIX}{name.upper()})" for name, source in sources.items() if source == "environment"}
     try:
         settings = ServerSettings(**values)
     except ValidationError as error:
