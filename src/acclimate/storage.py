@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from typing import Any, Final
 from fsspec.core import url_to_fs
 
 from acclimate.errors import DataError, InputError, MissingExtraError, first_line
-from acclimate.output_files import write_output
+from acclimate.output_files import open_output, write_output
 
 #: Where the credentials of object stores come from, and the variable for the address of a server of one's own.
 _CREDENTIALS: Final = {
@@ -89,6 +92,67 @@ class Folder:
                 self._fs.pipe_file(self._path(name), content)
         return hashlib.sha256(content).hexdigest()
 
+    def put(self, name: str, source: Path) -> str:
+        """Write the content of a local file in one step, however long it is, and return the SHA-256 of it.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        if self._is_local:
+            with source.open("rb") as content, open_output(Path(self._path(name)), private=self._private) as file:
+                shutil.copyfileobj(content, file)
+        else:
+            with naming_problems(f"{self.url}/{name}", "cannot be written"):
+                self._fs.put_file(str(source), self._path(name))
+        return digest_of(source)
+
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path | None]:
+        """Yield a local file with the content of a file, inside the block; None where it is not there.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if self._is_local:
+            path = Path(self._path(name))
+            yield path if path.is_file() else None
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "fetched"
+            with naming_problems(f"{self.url}/{name}", "cannot be read"):
+                try:
+                    self._fs.get_file(self._path(name), str(path))
+                except FileNotFoundError:
+                    path.unlink(missing_ok=True)
+            yield path if path.is_file() else None
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one, and return whether it was written.
+
+        That is one step where the file system can do so, as S3 does: of two processes one succeeds. Where it cannot,
+        the later one may replace the file.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        path = self._path(name)
+        with naming_problems(f"{self.url}/{name}", "cannot be written"):
+            if "mode" not in inspect.signature(self._fs.pipe_file).parameters:
+                if self._fs.exists(path):
+                    return False
+                self._fs.pipe_file(path, content)
+                return True
+            try:
+                self._fs.pipe_file(path, content, mode="create")
+            except FileExistsError:
+                return False
+            except OSError:
+                # Object stores have several words for it.
+                if self.read(name) is None:
+                    raise
+                return False
+        return True
+
     def files(self, below: str) -> list[StoredFile]:
         """Return the files directly in a folder of this folder; none where it does not exist.
 
@@ -121,12 +185,23 @@ class Folder:
             return
 
     @property
+    def local(self) -> Path | None:
+        """The folder on this machine; None for one of another file system."""
+        return Path(self._root) if self._is_local else None
+
+    @property
     def is_shared(self) -> bool:
         """Whether other processes see the folder."""
         return "memory" not in protocols(self._fs)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a local file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _modified(entry: dict[str, Any]) -> float:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from acclimate.errors import CheckpointError, ConfigError, DataError, InputError, first_line
 from acclimate.json_values import to_jsonable
 from acclimate.scale.commits import Rows, rows_of
+from acclimate.scale.drivers import Driver, sole_driver
 from acclimate.scale.job import ShardedJob
 from acclimate.scale.ray_engine import OnProgress, ShardProgress, ShardResult, run_on_ray
 from acclimate.scale.shard_run import ShardWorker
@@ -56,7 +57,8 @@ def export_shards(
         on_progress: called whenever a shard has advanced.
 
     Raises:
-        InputError: the source, a setting or the output folder cannot be used. A shard that fails is in the result.
+        InputError: the source, a setting or the output folder cannot be used, or another driver is writing to it. A
+            shard that fails is in the result.
     """
     folder = Folder(job.output, dict(job.storage_options))
     if engine == "ray" and not folder.is_shared:
@@ -68,24 +70,40 @@ def export_shards(
         max_images=job.max_images,
         options=job.storage_options,
     )
-    manifest = _Manifest(folder, job, found)
-    manifest.begin()
     names = [shard.file_name for shard in found.shards]
     if len(set(names)) < len(names):
         raise DataError("two shards have names that differ only in characters that files do not keep; rename one")
-    if engine == "ray":
-        run_on_ray(
-            job,
-            found.shards,
-            found.categories,
-            workers=min(workers, len(found.shards)),
-            address=address,
-            on_progress=on_progress,
-            on_result=manifest.add,
+    # Said at once, and not after waiting for what a killed driver left.
+    _refuse_replacing(folder, job)
+    with sole_driver(folder) as driver:
+        _refuse_replacing(folder, job)
+
+        def note(progress: ShardProgress) -> None:
+            driver.check()
+            on_progress(progress)
+
+        manifest = _Manifest(folder, job, found, driver)
+        manifest.begin()
+        if engine == "ray":
+            run_on_ray(
+                job,
+                found.shards,
+                found.categories,
+                workers=min(workers, len(found.shards)),
+                address=address,
+                on_progress=note,
+                on_result=manifest.add,
+            )
+        else:
+            _run_here(job, found, note, manifest.add)
+        return manifest.end()
+
+
+def _refuse_replacing(folder: Folder, job: ShardedJob) -> None:
+    if not job.resume and folder.read(MANIFEST) is not None:
+        raise ConfigError(
+            f"{job.output} already holds an export; add --resume to go on with it, or choose another folder"
         )
-    else:
-        _run_here(job, found, on_progress, manifest.add)
-    return manifest.end()
 
 
 def _run_here(
@@ -121,23 +139,15 @@ def _run_here(
 class _Manifest:
     """Writes what is known of each shard; whole at any time."""
 
-    def __init__(self, folder: Folder, job: ShardedJob, found: Divided) -> None:
-        self._folder, self._job, self._found = folder, job, found
+    def __init__(self, folder: Folder, job: ShardedJob, found: Divided, driver: Driver) -> None:
+        self._folder, self._job, self._driver = folder, job, driver
         self._shards: dict[str, dict[str, Any]] = {
             shard.name: {"name": shard.name, "images": len(shard.records), "status": "unfinished", "rows": []}
             for shard in found.shards
         }
 
     def begin(self) -> None:
-        """Write the manifest of an export that begins or goes on.
-
-        Raises:
-            ConfigError: there is one in the folder already, and ``resume`` is not given.
-        """
-        if self._folder.read(MANIFEST) is not None and not self._job.resume:
-            raise ConfigError(
-                f"{self._job.output} already holds an export; add --resume to go on with it, or choose another folder"
-            )
+        """Write the manifest of an export that begins or goes on."""
         self._write(finished=False)
 
     def add(self, result: ShardResult) -> None:
@@ -168,6 +178,7 @@ class _Manifest:
         )
 
     def _write(self, *, finished: bool) -> None:
+        self._driver.check()
         content = {
             "format": _FORMAT,
             "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,12 +8,14 @@ import json
 import logging
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from acclimate.errors import DataError, InputError
 from acclimate.json_values import from_json
 from acclimate.output_files import followed, is_special
+from acclimate.output_locks import only_writer
 from acclimate.vision.data.record import Record
 from acclimate.vision.models.adapter import Entry
 from acclimate.vision.run.stored_entries import StoredEntries
@@ -29,6 +31,9 @@ class PartialResult:
 
     The file's first line says what the run was made from. Then follow the sizes and modification times of the images,
     and one line for each batch: a run continued inside a batch would divide its images into other batches.
+
+    A lock beside the output keeps a second run from writing the same files. It is taken at the beginning where the
+    output's folder exists, and else when that is made.
 
     Args:
         output: the run's predictions file; the partial file is in the same folder. For a device, a FIFO or a socket
@@ -46,6 +51,7 @@ class PartialResult:
 
     Raises:
         DataError: the partial file is of a run with other images or settings.
+        ConfigError: another run is writing the output.
     """
 
     def __init__(
@@ -61,6 +67,9 @@ class PartialResult:
         target = followed(output)
         self.path = target.with_name(f".{target.name}.partial.jsonl")
         self.finished = False
+        self._output, self._lock = output, target.with_name(f".{target.name}.lock")
+        self._held = ExitStack()
+        self._is_held = False
         self._writes = not is_special(output)
         self._entries: StoredEntries | None = None
         self._resume, self._restarts = resume, restarts
@@ -83,9 +92,20 @@ class PartialResult:
         return () if self._entries is None else self._entries
 
     def __enter__(self) -> PartialResult:
-        if self._resume and self.path.exists():
-            self._load()
+        try:
+            if self._writes and self.path.parent.is_dir():
+                self._hold()
+            if self._resume and self.path.exists():
+                self._load()
+        except BaseException:
+            self._held.close()
+            raise
         return self
+
+    def _hold(self) -> None:
+        if not self._is_held:
+            self._held.enter_context(only_writer(self._lock, str(self._output)))
+            self._is_held = True
 
     def add(self, batch: Sequence[Entry]) -> None:
         """Write the entries of one batch.
@@ -105,6 +125,7 @@ class PartialResult:
         if not self._writes:
             return StoredEntries.temporary()
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._hold()
         return StoredEntries.at(self.path, self._head())
 
     def _head(self) -> Iterator[str]:
@@ -114,10 +135,11 @@ class PartialResult:
             yield json.dumps(list(zip(self._sizes[part], self._times[part], strict=True)))
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
-        # Kept after an interruption or a crash, for --resume; deleted after an error in the input.
-        refused = kind is not None and issubclass(kind, InputError)
-        if self._entries is not None and self._writes and (self.finished or refused):
-            self.path.unlink(missing_ok=True)
+        with self._held:
+            # Kept after an interruption or a crash, for --resume; deleted after an error in the input.
+            refused = kind is not None and issubclass(kind, InputError)
+            if self._entries is not None and self._writes and (self.finished or refused):
+                self.path.unlink(missing_ok=True)
 
     def _load(self) -> None:
         try:
