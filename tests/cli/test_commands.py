@@ -188,6 +188,8 @@ BAD = {
     "bad corruption": (("export", "images", *MODEL, "--corrupt", "rain"), "unknown corruption 'rain'"),
     "bad steps": (("export", "images", *MODEL, "--ttt", "--ttt-steps", "0"), "steps must be at least 1"),
     "coco and wrap": (("export", "images", *MODEL, "--format", "coco", "--wrap"), "leave one out"),
+    "archive and wrap": (("export", "images", *MODEL, "--format", "webdataset", "--wrap"), "leave one out"),
+    "coco and ray": (("export", "images", *MODEL, "--format", "coco", "--engine", "ray"), "or use webdataset"),
     "no predictions": (("evaluate", "nowhere.json", "--ground-truth", "x"), "does not exist"),
     "unknown compare method": (("compare", "images", *MODEL, "--methods", "magic"), "unknown method 'magic'"),
     "nothing to corrupt": (("corrupt", "images"), "give IMAGES, OUTPUT and --name"),

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import webdataset
 
-from acclimate.errors import ConfigError, DataError
+from acclimate.errors import CheckpointError, ConfigError, DataError
 from acclimate.scale.export import export_shards, read_rows
 from acclimate.scale.shards import divided
+from acclimate.storage import Folder
 from acclimate.vision.run.export import ExportJob, export
 from tests.networks import write_images
 from tests.scale.archives import without_end, write_archive
-from tests.scale.test_shards import MODEL, POLICIES, job, run_interrupted
+from tests.scale.test_shards import MODEL, POLICIES, KilledError, job, run_interrupted
 
 COUNTS = (11, 7, 5)
 
@@ -68,6 +70,61 @@ def test_an_archive_goes_on_to_the_bit_wherever_it_was_interrupted(archives: Pat
     commits = run_interrupted(work, most_runs=40)
     assert len({(shard, predicted) for shard, _, predicted in commits}) > 6
     assert list(read_rows(work.output)) == list(read_rows(reference.output))
+
+
+def test_predictions_are_archives_with_the_keys_of_the_samples(archives: Path, tmp_path: Path) -> None:
+    """Also where the export was interrupted again and again; and each is there when its shard is done."""
+    export_shards(job(archives / "tars", tmp_path / "rows"), engine="here")
+    expected = list(read_rows(str(tmp_path / "rows")))
+    reference = job(archives / "tars", tmp_path / "reference", format="webdataset")
+    assert export_shards(reference, engine="here").rows == 23
+    work = job(archives / "tars", tmp_path / "out", format="webdataset", resume=True)
+    assert len(run_interrupted(work, most_runs=40)) > 6
+    made = sorted((tmp_path / "out").glob("*.tar"))
+    assert [path.name for path in made] == ["000.tar", "001.tar", "002.tar"]
+    assert list((tmp_path / "out").glob("shards/*/rows-*")) == []
+    for path in made:
+        assert path.read_bytes() == (tmp_path / "reference" / path.name).read_bytes()
+    assert list(read_rows(work.output)) == expected
+    read = list(webdataset.WebDataset([str(path) for path in made], shardshuffle=False).decode())
+    assert [sample["json"] for sample in read] == expected
+    inputs = webdataset.WebDataset([str(archives / "tars" / path.name) for path in made], shardshuffle=False)
+    assert [sample["__key__"] for sample in read] == [sample["__key__"] for sample in inputs]
+    made[1].write_bytes(made[1].read_bytes()[:-600])
+    with pytest.raises(CheckpointError, match=r"001\.tar is gone or was changed"):
+        list(read_rows(work.output))
+    with pytest.raises(ConfigError, match="--format coco is one file"):
+        job(archives / "tars", tmp_path / "out", format="coco")
+
+
+@pytest.mark.parametrize("where", ["000.tar", "commit.json"])
+def test_an_archive_of_predictions_and_its_commit_become_valid_together(
+    archives: Path, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = job(archives / "tars", tmp_path / "out", format="webdataset", resume=True)
+    write, put = Folder.write, Folder.put
+
+    def written(self: Folder, name: str, content: bytes) -> str:
+        if name.endswith(where) and (tmp_path / "out" / "000.tar").exists():
+            raise KilledError
+        return write(self, name, content)
+
+    def put_file(self: Folder, name: str, source: Path) -> str:
+        if name == where:
+            raise KilledError
+        return put(self, name, source)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "write", written)
+        patched.setattr(Folder, "put", put_file)
+        with pytest.raises(KilledError):
+            export_shards(work, engine="here")
+    commit = json.loads((tmp_path / "out" / "shards" / "000" / "commit.json").read_text())
+    assert (commit["predicted"], commit["finished"]) == (11, False)
+    assert all(part["file"].startswith("shards/000/rows-") for part in commit["rows"])
+    export_shards(work, engine="here")
+    export_shards(job(archives / "tars", tmp_path / "rows"), engine="here")
+    assert list(read_rows(work.output)) == list(read_rows(str(tmp_path / "rows")))
 
 
 def test_a_damaged_archive_ends_by_itself_and_goes_on_when_it_was_copied_again(archives: Path, tmp_path: Path) -> None:

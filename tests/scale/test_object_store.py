@@ -137,6 +137,11 @@ def test_archives_and_tables_of_an_object_store_are_read(images: Path, bucket: s
     assert list(read_rows(work.output)) == renamed(
         read_rows(expected.output), tmp_path / "archives", f"{bucket}/archives"
     )
+    as_archives = job(images, f"{bucket}/as-archives", source=f"{bucket}/archives", format="webdataset")
+    export_shards(as_archives, engine="here")
+    assert [path.rpartition("/")[2] for path in store.glob(f"{as_archives.output}/*.tar")] == ["dock.tar", "gate.tar"]
+    assert list(store.glob(f"{as_archives.output}/shards/*/rows-*")) == []
+    assert list(read_rows(as_archives.output)) == list(read_rows(work.output))
     # A stream whose images lie in several archives is read by the places of its images.
     by_light = job(tmp_path / "archives", tmp_path / "by light", shard_by="light")
     export_shards(by_light, engine="here")

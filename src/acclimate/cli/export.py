@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from acclimate.cli import options, sharded_export, store_options
 from acclimate.cli.grouped_help import GroupedCommand, grouped
@@ -39,15 +40,16 @@ _method, _guards = grouped("Method"), grouped("Guards")
     type=options.existing_path(),
     default=Path("predictions.json"),
     show_default=True,
-    help="The predictions file.",
+    help="The predictions file; predictions.tar for --format webdataset.",
 )
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["acclimate", "coco"]),
+    type=click.Choice(["acclimate", "coco", "webdataset"]),
     default="acclimate",
     show_default=True,
-    help="Format of the predictions file: acclimate's own, or COCO results.",
+    help="Format of the predictions file: acclimate's own, COCO results, or a WebDataset archive (a tar file with a "
+    "json member for each image; one for each shard with --engine ray).",
 )
 @click.option(
     "--masks",
@@ -130,9 +132,11 @@ def export_command(context: click.Context, /, **values: Any) -> None:
                 "that a forgotten --ttt is noticed)"
             )
     options.refuse_what_has_no_effect(context)
+    is_given = context.get_parameter_source("output") is ParameterSource.COMMANDLINE
+    is_archive = values["output_format"] == "webdataset" and not is_given
     job = ExportJob(
         source=values["images"],
-        output=values["output"],
+        output=values["output"].with_suffix(".tar") if is_archive else values["output"],
         adapter=options.adapter_options(values),
         ttt=given if values["ttt"] else None,
         preset=values["ttt_preset"],

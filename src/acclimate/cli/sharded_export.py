@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 _shards = grouped("Shards")
 _ONLY_SHARDED: Final = ("workers", "shard_by", "commit_every", "ray_address")
 _ONLY_WHOLE: Final = (
-    "format", "masks", "wrap", "tag", "tta", "ttt_log_out", "ttt_save_state", "ttt_dry_run", "decode_threads", "record",
+    "masks", "wrap", "tag", "tta", "ttt_log_out", "ttt_save_state", "ttt_dry_run", "decode_threads", "record",
 )  # fmt: skip
-_PARAMETERS: Final = {"format": "output_format"}
 
 
 def shard_options(command: Any) -> Any:
@@ -72,8 +71,7 @@ def run_sharded(context: click.Context, job: ExportJob) -> None:
     values = context.params
     is_sharded = values["engine"] is not None
     for name in _ONLY_WHOLE if is_sharded else _ONLY_SHARDED:
-        parameter = _PARAMETERS.get(name, name)
-        if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             where = "with --engine ray" if is_sharded else "without --engine ray"
             raise ConfigError(f"--{name.replace('_', '-')} has no effect {where}; leave it out")
     if not is_sharded:

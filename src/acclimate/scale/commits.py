@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from acclimate.errors import CheckpointError, ConfigError
-from acclimate.storage import Folder
+from acclimate.storage import Folder, digest_of
+from acclimate.vision.data.prediction_archives import read_samples
 
 FORMAT: Final = "acclimate shard 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """One file of rows.
+    """One file of rows: lines of JSON, or a tar file with a member for each row.
 
     Attributes:
         file: its name in the output folder; ``sha256``: of its content; ``count``: of its rows.
@@ -75,7 +78,7 @@ class ShardStore:
     """
 
     def __init__(self, folder: Folder, name: str, key: str) -> None:
-        self._folder, self._base, self._key = folder, f"shards/{name}", key
+        self._folder, self._name, self._base, self._key = folder, name, f"shards/{name}", key
 
     def last(self) -> Commit:
         """Return the last commit, or an empty one.
@@ -125,6 +128,26 @@ class ShardStore:
             self._folder.remove(before.state)
         return after
 
+    def rows(self, commit: Commit) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a commit; see :func:`rows_of`."""
+        return rows_of(self._folder, commit.rows)
+
+    def replace_rows(self, before: Commit, archive: Path, **changes: Any) -> Commit:
+        """Replace all files of rows by one tar file with the same rows, and return the new commit.
+
+        Args:
+            before: the commit with all rows.
+            archive: the tar file, on this machine.
+            changes: what else the new commit says.
+        """
+        file = f"{self._name}.tar"
+        rows = Rows(file=file, sha256=self._folder.put(file, archive), count=before.row_count)
+        after = replace(before, rows=(rows,), **changes)
+        self._folder.write(f"{self._base}/commit.json", _as_json(after))
+        for part in before.rows:
+            self._folder.remove(part.file)
+        return after
+
     def state(self, commit: Commit) -> bytes | None:
         """Return the content of the state file of a commit.
 
@@ -150,8 +173,25 @@ def rows_of(folder: Folder, parts: Sequence[Rows]) -> Iterator[dict[str, Any]]:
         CheckpointError: a file is gone, or its content is not what was committed.
     """
     for part in parts:
+        if part.file.endswith(".tar"):
+            yield from _archived(folder, part)
+            continue
         content = folder.read(part.file)
         if content is None or hashlib.sha256(content).hexdigest() != part.sha256:
-            raise CheckpointError(f"{folder.url}/{part.file} is gone or was changed; export the shard again")
+            raise _changed(folder, part)
         for line in content.splitlines():
             yield json.loads(line)
+
+
+def _archived(folder: Folder, part: Rows) -> Iterator[dict[str, Any]]:
+    with folder.fetched(part.file) as path:
+        if path is None or digest_of(path) != part.sha256:
+            raise _changed(folder, part)
+        try:
+            yield from read_samples(path)
+        except (tarfile.TarError, OSError, ValueError) as error:
+            raise _changed(folder, part) from error
+
+
+def _changed(folder: Folder, part: Rows) -> CheckpointError:
+    return CheckpointError(f"{folder.url}/{part.file} is gone or was changed; export the shard again")

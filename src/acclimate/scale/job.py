@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from acclimate.errors import ConfigError
 from acclimate.json_values import to_jsonable
@@ -27,6 +27,8 @@ class ShardedJob:
     Attributes:
         source, shard_by, images_root, max_images: see :func:`acclimate.scale.shards.divided`.
         output: a local folder, or an fsspec path of one.
+        format: ``acclimate``: files of rows, one a commit; or ``webdataset``: when a shard is done, its rows become one
+            tar file; see :mod:`acclimate.vision.data.prediction_archives`.
         storage_options: for the file systems of source and output, such as ``endpoint_url``.
         adapter: the options of the adapter and its model; local paths must be there on every worker.
         ttt, preset, ttt_source, probe_images, load_state: see :class:`acclimate.vision.run.export.ExportJob`. Every
@@ -44,6 +46,7 @@ class ShardedJob:
 
     source: str
     output: str
+    format: Literal["acclimate", "webdataset"] = "acclimate"
     shard_by: str = FOLDER
     images_root: Path | None = None
     max_images: int | None = None
@@ -66,6 +69,10 @@ class ShardedJob:
 
     def __post_init__(self) -> None:
         given = self.ttt or {}
+        if self.format not in ("acclimate", "webdataset"):
+            raise ConfigError(
+                f"--format {self.format} is one file for all images; leave it out of sharded exports, or use webdataset"
+            )
         if given.get("method") == AUTO:
             raise ConfigError("auto chooses by the whole data set; name the method for sharded exports")
         if given.get("max_seconds") is not None:
@@ -98,6 +105,7 @@ class ShardedJob:
             "batch_size": self.batch_size,
             "batches_per_commit": self.batches_per_commit,
             "shard": shard.name,
+            "format": self.format,
         }
         if shard.archive is not None:
             made_from["archive"] = [shard.archive, shard.stamp]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from acclimate.errors import DataError, first_line
+from acclimate.output_files import open_output
 from acclimate.scale.commits import Commit, ShardStore
 from acclimate.scale.job import ShardedJob
 from acclimate.scale.shards import Shard, listed
 from acclimate.storage import Folder, file_system, is_remote, naming_problems
 from acclimate.vision.data.images import ImageReader
+from acclimate.vision.data.prediction_archives import sample_key, write_samples
 from acclimate.vision.data.record import Record
 from acclimate.vision.data.records import load_dataset
 from acclimate.vision.models.adapter import Adapter, Entry, plain_forward
@@ -159,10 +162,27 @@ class _Progress:
                     {**entry, "shard": self._shard.name, "position": position}
                     for entry, position in self._placed(entries, part, first)
                 ]
-                yield self._commits(rows, predicted=first + len(part), finished=first + len(part) == len(records))
+                predicted = first + len(part)
+                finished = predicted == len(records) and self._job.format != "webdataset"
+                yield self._commits(rows, predicted=predicted, finished=finished)
         if not self._commit.rows:
             first_reason = next(iter(self._commit.skipped.values()), "there are none")
             raise DataError(f"none of the {len(records)} images can be used; the first: {first_reason}")
+        if self._job.format == "webdataset":
+            yield self._packed()
+
+    def _packed(self) -> Commit:
+        """Make one archive of all rows; the shard is finished with it."""
+        archive = self._scratch / "rows.tar"
+        with open_output(archive) as file:
+            key_of = functools.partial(sample_key, archive=self._shard.archive)
+            write_samples(file, self._store.rows(self._commit), key_of)
+        self._commit = self._store.replace_rows(self._commit, archive, finished=True, report=self._report())
+        return self._commit
+
+    def _report(self) -> dict[str, Any] | None:
+        run = self._run
+        return None if run is None else {"warnings": list(run.report().warnings), "batches": run.batches}
 
     def _adapt(self, run: TTTRun, records: Sequence[Record]) -> Iterator[Commit]:
         limit = None if self._config is None else self._config.max_batches
@@ -210,8 +230,8 @@ class _Progress:
                 path = self._scratch / "saved.safetensors"
                 run.session.save_state(path, with_history=True)
                 state = path.read_bytes()
-        if changes.get("finished") and run is not None:
-            changes["report"] = {"warnings": list(run.report().warnings), "batches": run.batches}
+        if changes.get("finished"):
+            changes["report"] = self._report()
         changes["skipped"] = {**self._commit.skipped, **self._skipped()}
         changes["images"] = len(self._shard.records)
         self._commit = self._store.commit(self._commit, rows=rows, state=state, **changes)

@@ -254,3 +254,10 @@ class ArchivedRecords(Sequence[Record]):
 
     def __repr__(self) -> str:
         return f"ArchivedRecords({len(self._archives)} archives, {len(self)} images)"
+
+
+def only_archive(records: Sequence[Record]) -> str | None:
+    """Return the path of the archive that all records are from; None where there are several, or none."""
+    if isinstance(records, ArchivedRecords) and len(records._archives) == 1:
+        return records._archives[0]
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +15,11 @@ from typing import Any, Final, Literal
 
 from acclimate.errors import ConfigError, DataError
 from acclimate.json_values import to_jsonable
-from acclimate.output_files import check_folder_writable, check_writable, is_special
+from acclimate.output_files import check_folder_writable, check_writable, is_special, open_output
+from acclimate.vision.data.archives import only_archive
 from acclimate.vision.data.images import CorruptionSpec, ImageReader
 from acclimate.vision.data.masks import refuse_replacing, write_label_images
+from acclimate.vision.data.prediction_archives import sample_key, write_samples
 from acclimate.vision.data.predictions import to_coco, wrapping, write_items, write_json
 from acclimate.vision.data.records import Dataset, Record, load_dataset
 from acclimate.vision.models.adapter import Adapter, Entry, ImageBatch, chunks, plain_forward
@@ -52,7 +55,8 @@ class ExportJob:
         load_state, save_state: the state file to continue from, and the one to write; see :class:`TTTRun`.
         tta: settings of test-time augmentation.
         wrap: whether to write ``{schema_version, predictions, meta}``.
-        format: ``acclimate``, or ``coco`` results.
+        format: ``acclimate``, ``coco`` results, or ``webdataset``, a tar file; see
+            :mod:`acclimate.vision.data.prediction_archives`.
         masks: a folder for a label image (PNG) of each image, for segmenters.
         log_output: the file for the TTT log.
         images_root, max_images: see :func:`load_dataset`.
@@ -80,7 +84,7 @@ class ExportJob:
     save_state: Path | None = None
     tta: TTAConfig = field(default_factory=TTAConfig)
     wrap: bool = False
-    format: Literal["acclimate", "coco"] = "acclimate"
+    format: Literal["acclimate", "coco", "webdataset"] = "acclimate"
     masks: Path | None = None
     log_output: Path | None = None
     images_root: Path | None = None
@@ -125,10 +129,9 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
     Raises:
         InputError: an input or a setting cannot be used; no output file is written then.
     """
-    if job.format == "coco" and job.wrap:
-        raise ConfigError(
-            "--wrap adds metadata to the predictions file, and COCO results have no place for it; leave one out"
-        )
+    if job.format != "acclimate" and job.wrap:
+        what = "COCO results have" if job.format == "coco" else "a WebDataset archive has"
+        raise ConfigError(f"--wrap adds metadata to the predictions file, and {what} no place for it; leave one out")
     if job.resume and is_special(job.output):
         raise ConfigError(
             f"--resume continues from a file beside the output, and {job.output} is a device, FIFO or socket; leave "
@@ -175,7 +178,7 @@ def export(job: ExportJob, *, progress: Progress | None = None) -> ExportResult:
             meta["ttt"]["choice"] = to_jsonable(dataclasses.replace(choice, config=None))
             if config is None and job.save_state is not None:
                 meta["warnings"].append(f"auto chose not to adapt, so no state was written to {job.save_state}")
-        _write(job, entries, meta)
+        _write(job, dataset, entries, meta)
         partial.finished = True
     return ExportResult(entries=entries, meta=meta, report=work.report, skipped=dict(reader.skipped), choice=choice)
 
@@ -370,7 +373,7 @@ def _refuse_skipped(reader: ImageReader) -> None:
         )
 
 
-def _write(job: ExportJob, entries: Sequence[Entry], meta: dict[str, Any]) -> None:
+def _write(job: ExportJob, dataset: Dataset, entries: Sequence[Entry], meta: dict[str, Any]) -> None:
     if job.log_output is not None and (meta["ttt"]["enabled"] or "choice" in meta["ttt"]):
         write_json(job.log_output, {"timestamp": meta["timestamp"], "output": str(job.output), "ttt": meta["ttt"]})
     if job.masks is not None:
@@ -378,6 +381,9 @@ def _write(job: ExportJob, entries: Sequence[Entry], meta: dict[str, Any]) -> No
             logger.debug("%s written", path)
     if job.format == "coco":
         write_items(job.output, (result for entry in entries for result in to_coco([entry])))
+    elif job.format == "webdataset":
+        with open_output(job.output) as file:
+            write_samples(file, entries, functools.partial(sample_key, archive=only_archive(dataset.records)))
     else:
         write_items(job.output, entries, wrapped_in=wrapping(meta) if job.wrap else None)
 
