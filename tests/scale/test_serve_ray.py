@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from acclimate.scale.front import REPLICA_HEADER
+from tests.monitoring.databases import postgresql, postgresql_binaries
 from tests.scale.test_front import body, counted, events, examples, text_of
 from tests.serve.process import Server, refused, served
 
@@ -201,6 +204,72 @@ def test_streams_and_named_adapters_pass_through_ray(ray_server: Served) -> None
     gone = ray_server.client.delete("/v1/adapters/spark:named")
     assert gone.json()["deleted"] is True
     assert ray_server.client.post("/v1/chat/completions", json=asked).status_code == 404
+
+
+def test_both_replicas_write_to_one_postgresql(tmp_path: Path) -> None:
+    """Every answer has one row there, also those that were begun again when a replica was killed."""
+    if postgresql_binaries() is None:
+        assert not os.environ.get("CI"), "PostgreSQL is not installed, and CI must test it"
+        pytest.skip("PostgreSQL is not installed: initdb was not found")
+    with (
+        tempfile.TemporaryDirectory(prefix="acclimate-postgresql-") as place,
+        postgresql(Path(place)) as url,
+        served(
+            tmp_path, "--engine", "ray", "--replicas", "2", "--adapter-store", str(tmp_path / "store"), "--db", url
+        ) as server,
+        httpx.Client(base_url=server.url, timeout=120) as client,
+    ):
+        one = Served(server, client, tmp_path)
+
+        def rows() -> list[tuple[str, str]]:
+            with psycopg.connect(url) as connection:
+                found = connection.execute("select request_id, writer_id from requests order by request_id")
+                return [(str(name), str(writer)) for name, writer in found]
+
+        sent: dict[str, str] = {}
+        failed: list[int] = []
+
+        def ask(tag: str, query: str = "melon") -> None:
+            found = client.post("/v1/chat/completions", json=body(tag, query))
+            if found.status_code != 200:
+                failed.append(found.status_code)
+                return
+            sent[found.headers["x-request-id"]] = found.headers[REPLICA_HEADER]
+
+        tags = ("a", "b", "c", "d", "e", "f")
+        for tag in tags:
+            ask(tag)
+        assert set(sent.values()) == {"0", "1"}
+        until(lambda: len(rows()) == len(sent))
+        # Each replica is a writer of its own, and its rows are those of its answers.
+        writers: dict[str, set[str]] = {}
+        for name, writer in rows():
+            writers.setdefault(sent[name], set()).add(writer)
+        assert {replica: len(found) for replica, found in writers.items()} == {"0": 1, "1": 1}
+        assert writers["0"] != writers["1"]
+        # One page counts the answers of both.
+        page = client.get("/metrics").text
+        for replica in ("0", "1"):
+            counts = re.findall(rf'vllm:request_success_total\{{.*replica="{replica}".*\}} (\S+)', page)
+            assert sum(map(float, counts)) == sum(found == replica for found in sent.values())
+        assert counted(client, "vllm:request_success_total") == len(sent)
+        # One is killed while requests come; another takes its number and writes to the same database.
+        before = one.pids()
+        threads = [threading.Thread(target=ask, args=(f"{tag}{tag}",)) for tag in tags]
+        for thread in threads:
+            thread.start()
+        os.kill(before["0"], signal.SIGKILL)
+        for thread in threads:
+            thread.join(120)
+        assert failed == []
+        until(lambda: len(one.pids()) == 2 and one.pids()["0"] != before["0"])
+        for tag in tags:
+            ask(tag, "tiger")
+        until(lambda: {name for name, _ in rows()} >= set(sent), timeout_s=30)
+        found = rows()
+        assert [name for name, _ in found] == sorted(sent)
+        assert len({writer for _, writer in found}) == 3
+        assert server.end() == 0, server.log.read_text()
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
