@@ -12,13 +12,20 @@ itself, because nothing is in the database's memory then.
 ``--retention`` then writes to the full store and to an empty one on the same server, in turns, and at last deletes the
 oldest day while another process writes a row at a time and measures how long each takes. The server runs without
 ``fsync``, as in the tests.
+
+    python benchmarks/monitoring/page.py --sums --out benchmarks/monitoring/results/page_sums.json
+
+``--sums`` fills only the sums by the hour, as sixteen processes write them in a month however many requests they have,
+and reads indicators and trends before and after ``maintain`` has added up what the processes wrote of each hour.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import sys
@@ -40,7 +47,7 @@ from tests.monitoring.databases import postgresql
 
 from acclimate.monitoring import Filters, Store, Window, database, maintain, overview
 from acclimate.monitoring.hours import models_and_actors
-from acclimate.monitoring.schema import timestamp_of
+from acclimate.monitoring.schema import MEASURED, request_hours, timestamp_of
 
 DAYS = 30
 CHUNK = 20_000
@@ -257,14 +264,93 @@ def retention(url: str) -> dict[str, Any]:
     return {"nothing else": quiet, "retention": during, "removed": dict(done.removed)}
 
 
+def fill_sums(engine: sa.Engine, writers: int = 16) -> int:
+    """Write the sums of a month and return their number."""
+    rng = random.Random(0)
+    end = datetime.now(UTC)
+    made = []
+    for hours_ago in range(24 * DAYS):
+        for writer, model, (status, reason) in itertools.product(
+            range(writers),
+            ("spark", "smollm2"),
+            (("plain", ""), ("adapted", ""), ("declined", "no_held_out_gain"), ("fallback", "timeout")),
+        ):
+            count = rng.randint(1, 200)
+            row: dict[str, Any] = {
+                "hour": timestamp_of(end - timedelta(hours=hours_ago))[:13], "writer_id": f"w{writer}",
+                "pipeline": "language", "model": model, "actor": "", "status": status, "reason": reason,
+                "count": count, "adaptable": count,
+            }  # fmt: skip
+            for name in MEASURED:
+                row |= {f"{name}_count": count, f"{name}_sum": count * rng.random()}
+                row[f"{name}_squares"] = row[f"{name}_sum"] ** 2
+            made.append(row)
+    with database.writing(engine) as connection:
+        for first in range(0, len(made), CHUNK):
+            connection.execute(sa.insert(request_hours), made[first : first + CHUNK])
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE request_hours")
+    return len(made)
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor seconds of a process of the database; 0 where there is none."""
+    if not pid:
+        return 0.0
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measured_sums(url: str) -> dict[str, Any]:
+    """Time indicators and trends of a month before and after maintenance."""
+    window = Window.last(days=DAYS - 0.5)
+
+    def times(store: Store) -> dict[str, float]:
+        wall, here, there = [], [], []
+        for _ in range(12):
+            with store.reading() as connection:
+                backend = 0
+                if connection.dialect.name == "postgresql":
+                    # Otherwise half of the work is that of a process which has ended when it could be asked.
+                    connection.exec_driver_sql("SET max_parallel_workers_per_gather = 0")
+                    backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+                start, used, before = time.perf_counter(), time.process_time(), processor_s(backend)
+                overview.read_overview(connection, window)
+                wall.append(time.perf_counter() - start)
+                here.append(time.process_time() - used)
+                there.append(processor_s(backend) - before)
+        return {
+            "first_s": wall[0],
+            "s": statistics.median(wall[1:]),
+            "cpu_s_of_this_process": statistics.mean(here[1:]),
+            "cpu_s_of_the_server": statistics.mean(there[1:]),
+        }
+
+    with Store(url) as store:
+        found: dict[str, Any] = {"rows": fill_sums(store.engine), "before": times(store)}
+        start = time.perf_counter()
+        merged = maintain(store, keep_days=DAYS + 1).merged
+        found |= {"maintain_s": time.perf_counter() - start, "merged": merged, "after": times(store)}
+    return found
+
+
 def main() -> None:
     """Measure both databases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--only", choices=("sqlite", "postgresql"))
     parser.add_argument("--retention", action="store_true", help="write and delete too, in PostgreSQL")
+    parser.add_argument("--sums", action="store_true", help="only the sums by the hour, before and after maintenance")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if given.sums:
+        with tempfile.TemporaryDirectory() as folder, postgresql(Path(folder)) as url:
+            found = {"sqlite": measured_sums(str(Path(folder) / "metrics.db")), "postgresql": measured_sums(url)}
+        print(json.dumps(found, indent=1))
+        if given.out is not None:
+            given.out.write_text(json.dumps(found, indent=1) + "\n")
+        return
     results: dict[str, Any] = {"rows": given.rows}
     if given.only != "postgresql":
         with tempfile.TemporaryDirectory() as folder:

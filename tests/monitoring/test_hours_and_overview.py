@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,8 +22,10 @@ from acclimate.monitoring.overview import (
     read_overview,
     recent_requests,
     request_details,
+    summed,
     vision_totals,
 )
+from acclimate.monitoring.schema import request_hours
 
 NOW = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
 #: Indicators that are taken from the sums.
@@ -61,6 +64,49 @@ _RECORDS = st.lists(
     min_size=1,
     max_size=30,
 )
+
+
+def test_maintenance_adds_up_what_several_processes_wrote_of_an_hour(database: str) -> None:
+    window = Window.last(days=30)
+
+    def rows(store: Store) -> int:
+        with store.reading() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(request_hours)).scalar_one()
+
+    def seen(store: Store) -> list[object]:
+        with store.reading() as connection:
+            return [
+                (bucket.start, bucket.status, bucket.reason, bucket.count, bucket.adaptable,
+                 {name: (sums.count, pytest.approx(sums.total), pytest.approx(sums.squares))
+                  for name, sums in bucket.measured.items()})
+                for by_day in (False, True) for bucket in read_hours(connection, window, by_day=by_day)
+            ]  # fmt: skip
+
+    with Store(database) as first, Store(database) as second:
+        for store in (first, second):
+            for hours_ago in (0, 3, 3, 27):
+                # The present hour is that of the test, and not of when the file was read.
+                moment = datetime.now(UTC) - timedelta(hours=hours_ago)
+                for status in ("plain", "adapted", "fallback"):
+                    store.record(record(status, timestamp=moment, seconds=hours_ago + 0.25))
+                    store.record(record(status, timestamp=moment, model="smollm2"))
+            store.flush()
+        before = seen(first)
+        # Three hours, three endings, two models, two writers; of the present hour each keeps its own.
+        assert rows(first) == 36
+        assert maintain(first, dry_run=True).merged == 0
+        assert maintain(first).merged == 12
+        assert rows(first) == 24
+        assert seen(first) == before
+        # What is written late is counted, and added up the next time.
+        second.record(record("plain", timestamp=datetime.now(UTC) - timedelta(hours=3)))
+        second.flush()
+        assert rows(first) == 25
+        assert maintain(first).merged == 0
+        assert rows(first) == 24
+        with first.reading() as connection:
+            late = [b for b in read_hours(connection, window) if b.status == "plain"]
+        assert sum(bucket.count for bucket in late) == 17
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -114,9 +160,9 @@ def test_the_mean_of_sums_is_the_mean_of_the_values(values: list[float]) -> None
     assert found.high == pytest.approx(expected.high, rel=1e-4, abs=1e-3)
 
 
-def test_sums_of_nothing_have_no_mean_and_add_up() -> None:
+def test_sums_of_nothing_have_no_mean() -> None:
     assert Sums().mean is None
-    assert Sums(1, 2.0, 4.0) + Sums(1, 4.0, 16.0) == Sums(2, 6.0, 20.0)
+    assert summed([], "seconds") == Sums()
 
 
 def test_several_processes_and_both_databases_count_every_request_once(store: Store) -> None:

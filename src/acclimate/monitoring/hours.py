@@ -19,6 +19,8 @@ from acclimate.monitoring.window import Window
 #: Of an ISO time, up to the hour.
 HOUR_CHARACTERS: Final = len("2026-01-01T00")
 DAY_CHARACTERS: Final = len("2026-01-01")
+#: In place of a writer, in rows that are the sums of several.
+_MERGED: Final = ""
 _MB: Final = 2**20
 _PARTS: Final = ("count", "sum", "squares")
 
@@ -54,10 +56,6 @@ class Sums:
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
-
-    def __add__(self, other: Sums) -> Sums:
-        """Return the sums over both."""
-        return Sums(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
     @property
     def mean(self) -> Estimate | None:
@@ -112,6 +110,42 @@ def count_in_hour(connection: Connection, record: RequestRecord, moment: str, wr
     connection.execute(_addition(connection.dialect.name), values)
 
 
+def merge_writers(connection: Connection, hour: str) -> int:
+    """Make one row of the sums of all writers in an hour that is over, and return how many rows there are fewer.
+
+    A request of that hour that is written later makes a row of its writer again: readers add up all of them.
+
+    Args:
+        connection: to write, in a transaction.
+        hour: as the table has it.
+    """
+    columns = request_hours.c
+    keys = [column.name for column in request_hours.primary_key.columns if column.name != "writer_id"]
+    one_by_one = sa.delete(request_hours).where(columns.hour == hour, columns.writer_id != _MERGED)
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    count = 0
+    for row in connection.execute(one_by_one.returning(*columns)).mappings():
+        count += 1
+        kind = tuple(row[name] for name in keys)
+        known = merged.get(kind)
+        if known is None:
+            merged[kind] = {**row, "writer_id": _MERGED}
+            continue
+        for column in request_hours.columns:
+            if not column.primary_key:
+                known[column.name] += row[column.name]
+    if merged:
+        connection.execute(_addition(connection.dialect.name), list(merged.values()))
+    return count - len(merged)
+
+
+def hours_of_writers(connection: Connection, before: str) -> list[str]:
+    """Return the hours before ``before`` that have rows of single writers, the oldest first."""
+    hour = request_hours.c.hour
+    query = sa.select(hour).where(hour < before, request_hours.c.writer_id != _MERGED).distinct().order_by(hour)
+    return list(connection.execute(query).scalars())
+
+
 @cache
 def _addition(dialect_name: str) -> sa.Executable:
     """Return the statement that adds to a row of sums; making it takes longer than running it."""
@@ -135,8 +169,8 @@ def read_hours(
     The first hour is taken whole, even where the window begins within it.
     """
     columns = request_hours.c
-    characters = DAY_CHARACTERS if by_day else HOUR_CHARACTERS
-    start = sa.func.substr(columns.hour, 1, characters).label("start")
+    # The column itself where that is the hour: cutting text takes a sixth of the query.
+    start = (sa.func.substr(columns.hour, 1, DAY_CHARACTERS) if by_day else columns.hour).label("start")
     names = ["count", "adaptable", *(f"{name}_{part}" for name in MEASURED for part in _PARTS)]
     inside = [columns.hour >= timestamp_of(window.since)[:HOUR_CHARACTERS]]
     if window.until is not None:
@@ -147,20 +181,24 @@ def read_hours(
         .group_by(start, columns.status, columns.reason)
         .order_by(start)
     )
-    return [
-        Bucket(
-            start=row["start"],
-            status=row["status"],
-            reason=row["reason"],
-            count=int(row["count"]),
-            adaptable=int(row["adaptable"]),
-            measured={
-                name: Sums(int(row[f"{name}_count"]), float(row[f"{name}_sum"]), float(row[f"{name}_squares"]))
-                for name in MEASURED
-            },
+    buckets = []
+    for begin, status, reason, count, adaptable, *numbers in connection.execute(query).tuples():
+        parts = (numbers[first : first + len(_PARTS)] for first in range(0, len(numbers), len(_PARTS)))
+        measured = {
+            name: Sums(int(observed), float(total), float(squares))
+            for name, (observed, total, squares) in zip(MEASURED, parts, strict=True)
+        }
+        buckets.append(
+            Bucket(
+                start=begin,
+                status=status,
+                reason=reason,
+                count=int(count),
+                adaptable=int(adaptable),
+                measured=measured,
+            )
         )
-        for row in connection.execute(query).mappings()
-    ]
+    return buckets
 
 
 def models_and_actors(connection: Connection, window: Window) -> tuple[list[str], list[str]]:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from acclimate.errors import ConfigError, StoreError, first_line
 from acclimate.monitoring import audit
-from acclimate.monitoring.hours import HOUR_CHARACTERS
+from acclimate.monitoring.hours import HOUR_CHARACTERS, hours_of_writers, merge_writers
 from acclimate.monitoring.other_programs import older_than
 from acclimate.monitoring.schema import (
     audit_log,
@@ -52,12 +52,14 @@ class Maintained:
     Attributes:
         cutoff: rows older than this are deleted.
         removed: deleted rows, by table.
+        merged: rows by which the sums of past hours became fewer, because those of all writers were added up.
         bytes_before, bytes_after: size of the SQLite file with its write-ahead log; None for another database.
         dry_run: whether nothing was changed.
     """
 
     cutoff: str
     removed: Mapping[str, int]
+    merged: int
     bytes_before: int | None
     bytes_after: int | None
     dry_run: bool
@@ -72,6 +74,9 @@ def maintain(
     actor: str = "maintenance",
 ) -> Maintained:
     """Delete rows older than ``keep_days``, compact the database, and return what was deleted.
+
+    Sums by the hour have a row for each process that wrote requests. Those of hours that are over are added up, so that
+    trends are read from fewer rows.
 
     Rows are deleted in many short transactions, so that no writer waits for long; where one fails, those before it
     stay. In PostgreSQL the space becomes free for new rows, and writers do not wait for that either. SQLite copies its
@@ -117,13 +122,18 @@ def maintain(
                 removed[table.name] = connection.execute(count).scalar_one()
             old = sa.select(sa.func.count()).select_from(audit_log).where(audit_log.c.timestamp < audit_cutoff)
             removed[audit_log.name] = connection.execute(old).scalar_one()
-        return Maintained(cutoff=cutoff, removed=removed, bytes_before=before, bytes_after=before, dry_run=True)
+        return Maintained(
+            cutoff=cutoff, removed=removed, merged=0, bytes_before=before, bytes_after=before, dry_run=True
+        )
     for table, condition in conditions.items():
         removed[table.name] = _removed(store, table, condition)
+    merged = _merged(store)
     with store.writing() as connection:
         removed[audit_log.name] = audit.remove_before(connection, audit_cutoff, actor=actor)
     _compact(store)
-    return Maintained(cutoff=cutoff, removed=removed, bytes_before=before, bytes_after=_bytes(store), dry_run=False)
+    return Maintained(
+        cutoff=cutoff, removed=removed, merged=merged, bytes_before=before, bytes_after=_bytes(store), dry_run=False
+    )
 
 
 def _removed(store: Store, table: sa.Table, condition: ColumnElement[bool]) -> int:
@@ -141,6 +151,17 @@ def _removed(store: Store, table: sa.Table, condition: ColumnElement[bool]) -> i
         if not found:
             return count
         count, oldest = count + len(found), max(found)
+
+
+def _merged(store: Store) -> int:
+    """Add up the sums of hours that are over, each in a transaction of its own; return how many rows are fewer."""
+    with store.reading() as connection:
+        hours = hours_of_writers(connection, timestamp_of(datetime.now(UTC))[:HOUR_CHARACTERS])
+    count = 0
+    for hour in hours:
+        with store.writing() as connection:
+            count += merge_writers(connection, hour)
+    return count
 
 
 def _compact(store: Store) -> None:

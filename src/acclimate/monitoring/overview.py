@@ -86,11 +86,8 @@ def read_overview(
 
 def summed(buckets: Iterable[Bucket], name: str, *statuses: str) -> Sums:
     """Return the sums of one measured quantity over buckets, of some statuses or of all."""
-    total = Sums()
-    for bucket in buckets:
-        if not statuses or bucket.status in statuses:
-            total += bucket.measured[name]
-    return total
+    found = [bucket.measured[name] for bucket in buckets if not statuses or bucket.status in statuses]
+    return Sums(sum(one.count for one in found), sum(one.total for one in found), sum(one.squares for one in found))
 
 
 def _estimates(buckets: Sequence[Bucket]) -> dict[str, Estimate | None]:
