@@ -183,6 +183,45 @@ def ten_million_table() -> str:
     return "\n".join(lines)
 
 
+def sums_table() -> str:
+    """Return what reading a month's indicators costs before and after the sums of several processes are added up."""
+    found = json.loads((ROOT / "benchmarks" / "monitoring" / "results" / "page_sums.json").read_text())
+    lines = ["| database | rows of sums | first, s | then, s | CPU s |", "| --- | --- | --- | --- | --- |"]
+    for kind, title in (("sqlite", "SQLite"), ("postgresql", "PostgreSQL")):
+        one = found[kind]
+        for when, rows in (("before", one["rows"]), ("after", one["rows"] - one["merged"])):
+            times = one[when]
+            processor = times["cpu_s_of_this_process"] + times["cpu_s_of_the_server"]
+            lines.append(f"| {title} | {rows:,} | {times['first_s']:.2f} | {times['s']:.2f} | {processor:.2f} |")
+    return "\n".join(lines)
+
+
+def replicas_table() -> str:
+    """Return what replicas on Ray add to the processor time of a request."""
+    found = json.loads((ROOT / "benchmarks" / "serve" / "results" / "replicas.json").read_text())["summary"]
+    kinds = {
+        "new": "new examples, trained",
+        "known": "known examples",
+        "known to the store, after a restart": "known to the store, after a restart",
+        "plain": "the prompt as it stands, 4 tokens",
+    }
+    lines = ["| CPU ms a request | " + " | ".join(found) + " |", "| --- |" + " --- |" * len(found)]
+    for kind, title in kinds.items():
+        cells = []
+        for one in found.values():
+            parts = one.get(kind)
+            if parts is None:
+                cells.append("")
+            elif parts["replicas_ms"]:
+                cells.append(f"{parts['cpu_ms']:.0f} (of it the front {parts['front_ms']:.0f})")
+            else:
+                cells.append(f"{parts['cpu_ms']:.0f}")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    for name in ("idle, ms of processor a second", "start, s of processor"):
+        lines.append(f"| {name} | " + " | ".join(f"{one[name]:.0f}" for one in found.values()) + " |")
+    return "\n".join(lines)
+
+
 def growth_table() -> str:
     """Return how costs grow with classes, rank, examples and adapters."""
     found = json.loads((ROOT / "benchmarks" / "scale" / "results" / "growth.json").read_text())
@@ -361,6 +400,8 @@ def _with_tables(text: str) -> str:
         "monitoring": monitoring_table,
         "page": page_table,
         "page 10 million": ten_million_table,
+        "page sums": sums_table,
+        "serve replicas": replicas_table,
         "growth": growth_table,
         "detector": detector_table,
         "cifar": cifar_table,

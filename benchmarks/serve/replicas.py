@@ -111,7 +111,7 @@ def server(folder: Path, replicas: int, store: Path | None) -> Iterator[Server]:
 
 
 def cost(one: Server, requests: list[tuple[str, str, dict[str, Any]]]) -> dict[str, Any]:
-    """Return processor milliseconds a request, by part, with what Ray spends while nothing is asked taken off."""
+    """Return processor milliseconds a request, by part, what is spent while nothing is asked included."""
     before, began = one.cpu(), time.perf_counter()
     answers = [one.ask(tag, query, **more) for tag, query, more in requests]
     took, after = time.perf_counter() - began, one.cpu()
@@ -196,15 +196,25 @@ def failure(one: Server, tags: str) -> dict[str, Any]:
     return found
 
 
+def over_idle(one: dict[str, Any], kind: str, key: str) -> float:
+    """Return processor milliseconds a request of one part, or of all, beyond what is spent without requests."""
+    found, idle_ms = one[kind], one["idle_ms_per_s"]
+    rest = sum(idle_ms.values()) if key == "cpu_ms" else idle_ms[key.removesuffix("_ms")]
+    return float(found[key] - rest * found["wall_s"] / found["requests"])
+
+
 def summary_of(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return medians by number of replicas."""
+    """Return medians by number of replicas, with what is spent while nothing is asked taken off.
+
+    How long that is depends on what else the machine does.
+    """
     found: dict[str, Any] = {}
     for replicas in sorted({one["replicas"] for one in rounds}):
         same = [one for one in rounds if one["replicas"] == replicas]
         name = f"{replicas} on Ray" if replicas else "one process"
         found[name] = {
             kind: {
-                key: round(statistics.median(one[kind][key] for one in same), 1)
+                key: round(statistics.median(over_idle(one, kind, key) for one in same), 1)
                 for key in ("cpu_ms", "front_ms", "replicas_ms", "ray_ms")
             }
             for kind in ("new", "known", "plain", "known to the store, after a restart")
