@@ -31,7 +31,7 @@ def sample_key(entry: Entry, archive: str | None) -> str:
 
 def write_samples(file: IO[bytes], entries: Iterable[Entry], key_of: Callable[[Entry], str]) -> None:
     """Write entries as an archive; the same entries give the same bytes, and memory does not grow with their number."""
-    with tarfile.open(fileobj=file, mode="w") as tar:
+    with tarfile.TarFile(fileobj=file, mode="w") as tar:
         for entry in entries:
             content = json.dumps(entry, allow_nan=False).encode()
             member = tarfile.TarInfo(f"{key_of(entry)}.json")
