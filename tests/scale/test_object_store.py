@@ -33,6 +33,7 @@ from tests.scale.archives import write_archive
 from tests.scale.object_store import checking_keys, s3_server
 from tests.scale.test_shards import KilledError, job, run_interrupted
 
+ROOT = Path(__file__).parents[2]
 CAMERAS = {"dock": 12, "gate": 6}
 
 
@@ -84,6 +85,8 @@ def test_the_command_goes_on_with_an_interrupted_export_although_a_worker_is_kil
         "--adapter", "torch", "--model", "tests.scale.factories:slow_classifier", "--ttt", "--ttt-method", "tent",
         "--ttt-reset", "online", "--ttt-batch-size", "2", "--commit-every", "1", "--engine", "ray", "--workers", "2",
     ]  # fmt: skip
+    # Workers begin in another folder than the one that the tests were started in.
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', ROOT)}")
     monkeypatch.chdir(tmp_path)
     in_store = ["export", f"{bucket}/cameras", "-o", f"{bucket}/out", *arguments]
     here: dict[str, Any] = {"engine": "here", "workers": 1}

@@ -192,7 +192,8 @@ def test_an_address_where_nobody_listens_is_said_at_once(images: Path, host: str
 @contextmanager
 def running_cluster(processors: int) -> Iterator[tuple[str, dict[str, str]]]:
     """Start a cluster that only this machine reaches; yield its address, and the environment of its drivers."""
-    path = f"{Path.cwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    root = Path(__file__).parents[2]
+    path = f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', root)}"
     environment = os.environ | {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": path,
