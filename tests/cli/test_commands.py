@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from acclimate.cli.main import main
+from tests import preloaded
 from tests.networks import write_images
 
 ROOT = Path(__file__).parent.parent.parent
@@ -279,46 +279,21 @@ def environment() -> dict[str, str]:
 
 
 def test_the_plans_script_is_the_same_command_and_quiet_in_a_pipe(folder: Path) -> None:
-    script = [sys.executable, str(ROOT / "tools" / "export_predictions.py")]
-    done = subprocess.run(
-        [*script, "images", "--adapter", "dummy"],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script = (ROOT / "tools" / "export_predictions.py").read_text(encoding="utf-8")
+    done = preloaded.run("images", "--adapter", "dummy", code=script, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "\x1b" not in done.stderr
     assert len(json.loads((folder / "predictions.json").read_text())) == 5
-    refused = subprocess.run(
-        [*script, "images", "--adapter", "dummy", "--ttt"],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    refused = preloaded.run("images", "--adapter", "dummy", "--ttt", code=script, cwd=folder)
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
 
 
 def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folder: Path) -> None:
     write_images(folder / "many", 400, side=64)
-    command = [
-        sys.executable,
-        "-m",
-        "acclimate",
-        "export",
-        "many",
-        *MODEL,
-        "-o",
-        "out/p.json",
-        "--batch-size",
-        "1",
-    ]
-    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.DEVNULL)
+    command = ["export", "many", *MODEL, "-o", "out/p.json", "--batch-size", "1"]
+    process = preloaded.start(*command, cwd=folder, env=environment())
     partial = folder / "out" / ".p.json.partial.jsonl"
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 2000):
@@ -327,7 +302,8 @@ def test_a_run_killed_from_outside_leaves_nothing_half_written_and_resumes(folde
     process.wait()
     assert not (folder / "out" / "p.json").exists(), "the run ended before it could be killed"
     assert partial.exists()
-    subprocess.run([*command, "--resume"], cwd=folder, env=environment(), check=True, stderr=subprocess.DEVNULL)
+    resumed = preloaded.run(*command, "--resume", cwd=folder, env=environment())
+    assert resumed.returncode == 0, resumed.stderr
     assert len(json.loads((folder / "out" / "p.json").read_text())) == 400
     assert not partial.exists()
 
@@ -336,20 +312,16 @@ def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     # So many that the run cannot end before the signal, on however busy a machine: the same images again and again.
     paths = write_images(folder / "many", 500, side=64)
     (folder / "many.txt").write_text("".join(f"{path}\n" for path in paths * 40))
-    command = [sys.executable, "-m", "acclimate", "export", "many.txt", *MODEL, "-o", "out/p.json", "--batch-size", "1"]
-    # What a shell starts in the background ignores Ctrl+C, and hands that down.
-    with_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=with_ctrl_c
-    )
+    command = ["export", "many.txt", *MODEL, "-o", "out/p.json", "--batch-size", "1"]
+    with (folder / "errors").open("wb") as errors:
+        process = preloaded.start(*command, cwd=folder, env=environment(), stderr=errors)
     partial = folder / "out" / ".p.json.partial.jsonl"
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 2000):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "--resume" in errors
+    assert process.wait() == 130
+    assert "--resume" in (folder / "errors").read_text()
     assert partial.exists()
 
 

@@ -30,7 +30,7 @@ INPUTS = (
     "nowhere", "", ".", "/", "\udcff", "x" * 300,
 )  # fmt: skip
 # A program or a network is never named by chance, and a name that looks like one on a hub would be looked up there.
-MODELS = ("spark", "spark", "./empty", "./binary", "./nowhere", "./broken", "", "/", "loop/x", "\udcff")
+MODELS = ("spark", "spark", "./empty", "./binary", "./nowhere", "./broken", "", "/", "./loop/x", "\udcff")
 STORES = (
     "store.db", "store.db", "new.db", "deep/new.db", "binary", "empty", "loop", "pipe", "binary/below", "nowhere/",
     "", "\udcff", "x" * 300, "sqlite:///store.db", "mysql://x", "postgresql://nobody@127.0.0.1:1/x", "postgresql://",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -24,16 +25,37 @@ def every_command(group: click.Group, names: tuple[str, ...] = ()) -> list[tuple
     return found
 
 
-@pytest.mark.parametrize("names", every_command(main), ids=lambda names: " ".join(names) or "acclimate")
-def test_help_loads_nothing_heavy(names: tuple[str, ...]) -> None:
-    code = (
-        "import sys\nfrom acclimate.cli.main import main\n"
-        "try:\n    main([*sys.argv[1:], '--help'], standalone_mode=False)\nexcept SystemExit:\n    pass\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
-    assert "Usage: " in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
+COMMANDS = every_command(main)
+# One process shows the help of every command, and what each of them has loaded that the ones before have not.
+SHOW = f"""
+import contextlib, io, json, sys
+from acclimate.cli.main import main
+shown, before = [], set()
+for names in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as page, contextlib.suppress(SystemExit):
+        main([*names, "--help"], standalone_mode=False)
+    heavy = {{name for name in {HEAVY!r} if name in sys.modules}}
+    shown.append([page.getvalue(), sorted(heavy - before)])
+    before |= heavy
+print(json.dumps(shown))
+"""
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[tuple[str, ...], tuple[str, list[str]]]:
+    """The help of each command, and the heavy modules that it loads."""
+    command = [sys.executable, "-c", SHOW, json.dumps(COMMANDS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(zip(COMMANDS, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=lambda names: " ".join(names) or "acclimate")
+def test_help_loads_nothing_heavy(
+    shown: dict[tuple[str, ...], tuple[str, list[str]]], names: tuple[str, ...]
+) -> None:
+    page, heavy = shown[names]
+    assert "Usage: " in page
+    assert heavy == []
 
 
 def test_the_help_of_export_says_which_method_ttt_alone_runs() -> None:

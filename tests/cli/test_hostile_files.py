@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from acclimate.cli.main import main
+from tests import preloaded
 from tests.full_disk import largest_file
 from tests.networks import write_images
 from tests.test_output_files import Reader
@@ -126,18 +125,12 @@ def test_a_comparison_and_a_state_are_written_to_what_is_there(folder: Path) -> 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
 def test_closed_standard_streams_change_nothing(folder: Path, closed: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     for arguments in (
         ("export", "images", *MODEL, "-o", "p.json"),
         ("compare", "images", *MODEL, "--methods", "bn", "-o", "out"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "acclimate", *arguments],
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-            preexec_fn=lambda: os.close(closed),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = preloaded.run(*arguments, env=environment, **{("stdin", "stdout", "stderr")[closed]: None})
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
     assert len(json.loads((folder / "p.json").read_text())) == 5

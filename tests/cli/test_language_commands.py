@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from acclimate.cli.main import main
+from tests import preloaded
 
 WORDS = ("stone", "lamp", "river", "cabin", "piano", "tiger")
 PROMPT = "\n".join(f"{w} -> <q>{w}</q>" for w in WORDS) + "\nmelon ->"
@@ -171,10 +172,8 @@ def test_mistakes_are_one_line_and_exit_code_2(
 @pytest.mark.parametrize("closed", [False, True])
 def test_an_empty_or_closed_standard_input_is_one_line_before_a_model_is_loaded(closed: bool) -> None:
     # The model does not exist: naming it would be another error.
-    command = [sys.executable, "-m", "acclimate", "ask", "--model", "no/such/model"]
-    if closed:
-        command = ["bash", "-c", 'exec "$@" <&-', "bash", *command]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    stdin = None if closed else subprocess.DEVNULL
+    done = preloaded.run("ask", "--model", "no/such/model", stdin=stdin)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "standard input" in done.stderr

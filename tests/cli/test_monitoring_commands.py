@@ -6,8 +6,8 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 
 from acclimate.cli.main import main
 from acclimate.monitoring import Store, Window, check, measure
+from tests import preloaded
+from tests.full_disk import largest_file
 from tests.monitoring.databases import fill
 from tests.monitoring.test_alerts import Receiver
 
@@ -118,15 +120,17 @@ def test_watching_alerts_once_for_each_change(folder: Path) -> None:
     with Store() as store:
         fill(store, 60, "fallback")
     receiver = Receiver([])
-    command = [sys.executable, "-m", "acclimate", "health", "--watch", "1", "--webhook", receiver.url]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    reading, writing = os.pipe()
+    process = preloaded.start("health", "--watch", "1", "--webhook", receiver.url, cwd=folder, stdout=writing)
+    os.close(writing)
+    with open(reading) as told:
         lines = 0
-        for line in process.stdout:
+        for line in told:
             lines += line == "alerts\n"
             if lines == 3:
                 break
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
     receiver.server.shutdown()
     receiver.server.server_close()
     assert lines == 3
@@ -265,9 +269,9 @@ def test_a_file_that_cannot_be_written_to_its_end_leaves_the_old_one(folder: Pat
         fill(store, 1500)
     (folder / "all.csv").write_text("old")
     # The limit on the size of files gives an error in the middle of writing, as a full disk does.
-    command = f"ulimit -f 128; {sys.executable} -m acclimate metrics export all.csv"
-    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "Error: cannot write all.csv: File too large\n")
+    with largest_file(128 * 1024):
+        done = CliRunner().invoke(main, ["metrics", "export", "all.csv"])
+    assert (done.exit_code, done.stderr) == (2, "Error: cannot write all.csv: File too large\n")
     assert (folder / "all.csv").read_text() == "old"
     assert not [path for path in folder.iterdir() if "partial" in path.name]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests import preloaded
 
 READY_S = 180.0
 
@@ -22,12 +22,12 @@ class Server:
 
     Attributes:
         url: without a path.
-        process: that it is.
+        process: that it is, a fork of one that has loaded the packages.
         log: what it has written to stderr so far.
     """
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: preloaded.Process
     log: Path
 
     def end(self, kind: int = signal.SIGTERM, *, timeout_s: float = READY_S) -> int:
@@ -41,25 +41,23 @@ def served(folder: Path, *arguments: str, environment: dict[str, str] | None = N
     """Yield a server of spark; it is killed in the end if it still runs."""
     log = folder / "serve.log"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ACCLIMATE_SERVE_")}
-    command = [sys.executable, "-m", "acclimate", "serve", "--model", "spark", "--port", "0", "--threads", "1"]
+    command = ["serve", "--model", "spark", "--port", "0", "--threads", "1"]
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, "--db", str(folder / "metrics.db"), *arguments],
+        process = preloaded.start(
+            *command,
+            *("--db", str(folder / "metrics.db"), *arguments),
             stderr=file,
-            stdout=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
             cwd=folder,
             env=clean | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         )
         try:
             yield Server(_address(process, log), process, log)
         finally:
-            if process.poll() is None:
-                process.kill()
+            process.kill()
             process.wait()
 
 
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+def _address(process: preloaded.Process, log: Path) -> str:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         found = re.search(r"serving .* at (http://\S+)/v1", log.read_text(errors="replace"))
@@ -82,14 +80,7 @@ def _answers(url: str) -> bool:
 def refused(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> str:
     """Return the one line with which a server refuses to start."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ACCLIMATE_SERVE_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "acclimate", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=READY_S,
-        env=clean | (environment or {}),
-    )
+    done = preloaded.run(*arguments, cwd=folder, timeout_s=READY_S, env=clean | (environment or {}))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     lines: Sequence[str] = [line for line in done.stderr.splitlines() if line.startswith("Error")]

@@ -18,6 +18,7 @@ from acclimate.serve.keys import KeyFile
 from acclimate.serve.schemas import ChatRequest
 from acclimate.ui.sessions import IDLE_S, Sessions
 from acclimate.ui.snippets import snippets
+from tests import preloaded
 from tests.ui.conftest import Site
 
 PROMPT = "stone -> <q>stone</q>\nlamp -> <q>lamp</q>\nriver -> <q>river</q>\ncabin -> <q>cabin</q>\nit's ->"
@@ -193,10 +194,10 @@ def test_what_is_copied_gives_the_same_answer(site: Site, tmp_path: Path) -> Non
     answer, _, status = python.strip().rpartition(" ")
     assert status == "adapted"
     assert answer.replace('"', '\\"') in curl
-    command = output(
-        "bash", "-c", made.command.replace("acclimate ask", f"{shlex.quote(sys.executable)} -m acclimate ask")
-    )
-    assert command.strip() == answer
+    program, *arguments = shlex.split(made.command)
+    command = preloaded.run(*arguments, env=environment, cwd=tmp_path)
+    assert (program, command.returncode) == ("acclimate", 0), command.stderr
+    assert command.stdout.strip() == answer
 
 
 def test_rows_of_examples_are_copied_with_their_file(tmp_path: Path) -> None:

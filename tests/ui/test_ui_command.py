@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 
 from acclimate.serve.settings import ServerSettings
+from tests import preloaded
 
 START_S = 240.0
 
 
 def test_the_command_serves_the_page_without_keys_and_says_where(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "acclimate", "ui", "--no-open", "--port", "0", "--db", str(tmp_path / "m.db")]
+    command = ["ui", "--no-open", "--port", "0", "--db", str(tmp_path / "m.db")]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stderr=file, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = preloaded.start(*command, stderr=file, cwd=tmp_path)
     try:
         deadline = time.monotonic() + START_S
         while not (found := re.search(r"the page is at (http://127\.0\.0\.1:\d+)/ ", log.read_text())):
