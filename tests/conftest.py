@@ -1,8 +1,12 @@
-"""What all tests share: fixed random examples, and a metrics store for each test."""
+"""What all tests share: fixed random numbers, a metrics store for each test, and how workers divide the tests."""
 
 from __future__ import annotations
 
+import os
+import random
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,6 +16,56 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 # `make test-all` takes this one by --hypothesis-profile: other examples every time, and the way to repeat a failure.
 settings.register_profile("random", derandomize=False, deadline=None, database=None, print_blob=True)
 settings.load_profile("repeatable")
+
+# No test asks a model hub; a name that looks like one on a hub is an error at once, and not after many attempts.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+#: What takes longest begins first, so that no worker is left with it when the others have ended.
+LONGEST = (
+    "ui/test_page.py", "test_docs.py", "isolation/test_isolation.py", "cli/test_pose_scenes_commands.py",
+    "hosts/test_inside_a_host.py", "serve/test_server.py", "serve/test_vllm.py", "language/test_engine.py",
+    "vision/test_transformers_adapter.py", "contract/test_methods.py", "faults/test_faults.py",
+)  # fmt: skip
+#: Files that share a server.
+TOGETHER = {"ui/test_access_to_the_page.py": "ui/test_page.py"}
+
+
+def _name(nodeid: str) -> str:
+    return nodeid.partition("::")[0].removeprefix("tests/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put first what takes longest."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+
+    def place(item: pytest.Item) -> int:
+        name = _name(item.nodeid)
+        return order.get(TOGETHER.get(name, name), len(order))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one worker, so that the servers, models and networks its tests share are made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            name = _name(nodeid)
+            return TOGETHER.get(name, name)
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Numbers that a test draws without a seed do not depend on the tests before it."""
+    random.seed(0)
+    for module, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
+        if module in sys.modules:
+            getattr(sys.modules[module], seed)(0)
 
 
 @pytest.fixture(autouse=True)

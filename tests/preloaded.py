@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[1]
 COMMAND = "from acclimate.cli.main import main; main(prog_name='acclimate')"
 # What the commands load, whichever it is.
 PACKAGES = (
-    "torch", "transformers", "transformers.models.auto", "transformers.models.llama.modeling_llama", "PIL.Image",
-    "acclimate.cli.main", "acclimate.cli.export", "acclimate.language", "acclimate.vision", "acclimate.monitoring",
-    "acclimate.serve.server", "acclimate.ui.site", "alembic.command",
+    "torch", "torch._dynamo", "transformers", "transformers.models.auto", "transformers.models.llama.modeling_llama",
+    "PIL.Image", "acclimate.cli.main", "acclimate.cli.export", "acclimate.language", "acclimate.vision",
+    "acclimate.monitoring", "acclimate.serve.server", "acclimate.ui.site", "alembic.command",
 )  # fmt: skip
 _LONGEST_MESSAGE = 1 << 20
 
@@ -216,13 +216,13 @@ def _run(code: str) -> NoReturn:
         exec(compile(code, "<process of a test>", "exec"), {"__name__": "__main__"})
     except SystemExit as ended:
         status = ended.code or 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, a process that ends so prints it
         traceback.print_exc()
         status = 1
     if not isinstance(status, int):
         print(status, file=sys.stderr)
         status = 1
-    # What Python does first when it ends: wait for threads, call what is to be called at exit, write what was printed.
+    # What Python does when it ends: wait for threads, call what is to be called at exit, write what was printed.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -237,7 +237,7 @@ def _main() -> str:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for package in sys.argv[2:]:
         importlib.import_module(package)
-    threads = len(os.listdir("/proc/self/task"))
+    threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"what was loaded has started threads, and a fork would lack them: {threads}"
     gc.freeze()
     return _until_forked(socket.socket(fileno=int(sys.argv[1])))

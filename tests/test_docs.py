@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import runpy
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,8 @@ from acclimate import __version__
 from acclimate.cli.main import main
 from acclimate.registry import METHODS
 from acclimate.vision.demos import digits
+from tests import preloaded
+from tests.monitoring.databases import free_port
 
 ROOT = Path(__file__).parent.parent
 PROJECT_EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -110,12 +113,23 @@ def commands(code: str) -> list[list[str]] | None:
     return found
 
 
-def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, already_run: str = "") -> str:
-    """Run a page's blocks in ``folder``, but for the block ``already_run``; return what went to standard output."""
+def run_page(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, already_run: str = "", port: int = 8420
+) -> str:
+    """Run a page's blocks in ``folder``, but for the block ``already_run``; return what went to standard output.
+
+    Args:
+        page: to run.
+        folder: it runs in.
+        monkeypatch: changes folder, PATH and what the page exports.
+        already_run: a block to leave out.
+        port: in place of the default one, which another program may have taken.
+    """
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     said = ""
     for block in blocks(page):
+        block = replace(block, code=block.code.replace("8420", str(port)))
         if block.file is not None:
             (folder / block.file).write_text(block.code, encoding="utf-8")
         elif block.not_run is not None:
@@ -163,9 +177,13 @@ def scores(said: str) -> list[float]:
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``acclimate demo vision`` leaves behind, but for the comparison; the network is trained more shortly."""
+    """What ``acclimate demo vision`` leaves behind, but for the comparison; trained more shortly, with fewer images."""
     folder = tmp_path_factory.mktemp("demo") / "acclimate-demo"
-    digits.write_test_images(folder)
+    labels = json.loads(digits.write_test_images(folder).read_text())
+    kept = dict(list(labels.items())[:256])
+    (folder / "labels.json").write_text(json.dumps(kept))
+    for name in labels.keys() - kept.keys():
+        (folder / "images" / name).unlink()
     digits.write_source_images(folder)
     digits.train(folder / "digits.safetensors", epochs=6)
     return folder
@@ -253,7 +271,7 @@ def test_the_monitoring_guide_runs(page_folder: Path, monkeypatch: pytest.Monkey
 
 def test_the_serving_page_runs(page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
-        said = run_page(DOCS / "serving.md", page_folder, monkeypatch)
+        said = run_page(DOCS / "serving.md", page_folder, monkeypatch, port=free_port())
     finally:
         if (page_folder / "serve.pid").exists():
             subprocess.run(["kill", "-9", (page_folder / "serve.pid").read_text()], check=False, capture_output=True)
@@ -381,7 +399,7 @@ def test_words_that_are_meant_literally_occur() -> None:
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_run(script: Path, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = preloaded.run(code=script.read_text(encoding="utf-8"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     before, after = (float(value) for value in re.findall(r"in the noise, .*: ([\d.]+) % right", done.stdout))
     assert after > before

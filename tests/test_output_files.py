@@ -54,7 +54,7 @@ class Reader(threading.Thread):
                 self.content += part
 
     def received(self) -> bytes:
-        self.join(30)
+        self.join(240)
         assert not self.is_alive()
         return self.content
 

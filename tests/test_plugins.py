@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import preloaded
 from tests.networks import write_images
 
 PLUGIN = Path(__file__).parent / "plugin"
@@ -38,10 +39,8 @@ def folder(tmp_path: Path) -> Path:
 def run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     paths = [str(installed), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "acclimate", *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    # The names of plug-ins are read when the commands are loaded, which is therefore not done before.
+    return preloaded.run(*arguments, cwd=folder, env=environment, packages=("torch",))
 
 
 def test_its_method_runs_by_name(installed: Path, folder: Path) -> None:

@@ -12,7 +12,8 @@ import ast
 import functools
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -240,7 +241,7 @@ class Registry(Generic[Info]):
     def entries(self) -> dict[str, Entry[Info]]:
         """Return every entry by name without importing any; this package's entries have precedence over plug-ins."""
         found: dict[str, Entry[Info]] = dict(self.shipped())
-        for point in metadata.entry_points(group=self.group):
+        for point in _entry_points(self.group):
             origin = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unknown distribution"
             if point.name in found:
                 _LOG.warning("%s: the %s %r of %s is ignored, because %s has one of this name",
@@ -264,6 +265,8 @@ class Registry(Generic[Info]):
         Raises:
             ConfigError: there is no entry of that name, or it is a plug-in that cannot be imported.
         """
+        if (shipped := self.shipped().get(name)) is not None:
+            return self._loaded(shipped)
         entries = self.entries()
         if name not in entries:
             raise ConfigError(f"unknown {self.what} {name!r}; choose one of {', '.join(entries)}")
@@ -275,9 +278,9 @@ class Registry(Generic[Info]):
         Raises:
             ConfigError: as :meth:`load`.
         """
-        entry = self.entries().get(name)
-        if entry is not None and entry.info is not None:
-            return entry.info
+        shipped = self.shipped().get(name)
+        if shipped is not None and shipped.info is not None:
+            return shipped.info
         info: Info = self.load(name).info
         return info
 
@@ -334,6 +337,23 @@ def presets() -> dict[str, tuple[str, Preset]]:
             else:
                 found[preset.name] = (name, preset)
     return found
+
+
+def _entry_points(group: str) -> Sequence[metadata.EntryPoint]:
+    return _entry_points_below(group, tuple((path, _changed_ns(path)) for path in sys.path))
+
+
+@functools.lru_cache(maxsize=8)
+def _entry_points_below(group: str, _paths: tuple[tuple[str, int], ...]) -> Sequence[metadata.EntryPoint]:
+    # Every distribution is read for that, which takes some hundredths of a second: once, until one comes or goes.
+    return tuple(metadata.entry_points(group=group))
+
+
+def _changed_ns(path: str) -> int:
+    try:
+        return Path(path).stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 @functools.cache

@@ -50,9 +50,7 @@ def shown() -> dict[tuple[str, ...], tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("names", COMMANDS, ids=lambda names: " ".join(names) or "acclimate")
-def test_help_loads_nothing_heavy(
-    shown: dict[tuple[str, ...], tuple[str, list[str]]], names: tuple[str, ...]
-) -> None:
+def test_help_loads_nothing_heavy(shown: dict[tuple[str, ...], tuple[str, list[str]]], names: tuple[str, ...]) -> None:
     page, heavy = shown[names]
     assert "Usage: " in page
     assert heavy == []

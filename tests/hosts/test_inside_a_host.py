@@ -11,7 +11,7 @@ import pytest
 
 from acclimate.monitoring import Store, Window, check
 from tests.hosts.host_package import write_host
-from tests.hosts.test_sam_bridge import command_blocks, python, shell
+from tests.hosts.test_sam_bridge import command_blocks, python, script, shell
 
 pytest.importorskip("acclimate_sam", reason="the bridge is not installed: pip install ./hosts/sam")
 
@@ -48,7 +48,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.timeout(1800)
 def test_all_seven_checks_pass(host: Path) -> None:
-    said = shell("python test_ttt_integration.py", host)
+    said = script("test_ttt_integration.py", host).stdout
     assert "Test Results: 7/7 tests passed" in said
     assert not (host / "logs").exists(), "the checks leave no rows in the operator's metrics"
 
@@ -77,20 +77,17 @@ print(skill.collector.get_session_summary("ours").total_attempts)
 @pytest.mark.timeout(1800)
 def test_every_script_reads_what_the_hosts_collector_recorded(host: Path) -> None:
     python(ATTEMPTS, host)
-    done = subprocess.run(
-        [sys.executable, "ttt_health_check.py"], cwd=host, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1, done.stderr
+    done = script("ttt_health_check.py", host, returncode=1)
     assert "ALERT adaptation_success_rate: 33.3%" in done.stderr
     assert "ALERT fallback_rate: 66.7%" in done.stderr
     assert "60 attempts were recorded by another program" in done.stdout
-    said = shell("python analyze_ttt_performance.py --suggest-optimizations", host)
+    said = script("analyze_ttt_performance.py", host, "--suggest-optimizations").stdout
     assert "60 attempts, success 33.3%" in said
     assert "40 of 60 attempts failed for timeout" in said
-    said = shell("python analyze_ab_test_results.py --week", host)
+    said = script("analyze_ab_test_results.py", host, "--week").stdout
     assert "test host test (pairs, no design is stored)" in said
     assert "effect +0.205" in said
-    said = shell("python generate_weekly_ttt_report.py", host)
+    said = script("generate_weekly_ttt_report.py", host).stdout
     assert "fallback: 40 (timeout 40)" in said
     assert (host / "logs" / "ttt_weekly_report.html").exists()
     # The host goes on with the same file.

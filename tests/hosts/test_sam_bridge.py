@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from acclimate.monitoring import Store
+from tests import preloaded
 from tests.monitoring.databases import fill
 
 ROOT = Path(__file__).parents[2]
@@ -59,9 +60,16 @@ def shell(block: str, folder: Path) -> str:
 
 
 def python(code: str, folder: Path) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    done = preloaded.run(code=code, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def script(name: str, folder: Path, *arguments: str, returncode: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script of the guidelines as ``python NAME`` does."""
+    done = preloaded.run(*arguments, code=(folder / name).read_text(encoding="utf-8"), cwd=folder)
+    assert done.returncode == returncode, done.stderr
+    return done
 
 
 @pytest.mark.slow
@@ -102,7 +110,7 @@ def test_a_failed_health_check_shows_in_the_daily_maintenance(host: Path) -> Non
     done = subprocess.run(["bash", "-c", daily], cwd=host, capture_output=True, text=True, check=False)
     assert "❌ Health check failed" in done.stdout
     assert "ALERT fallback_rate: 100.0%" in done.stderr
-    said = shell("python analyze_ttt_performance.py --suggest-optimizations", host)
+    said = script("analyze_ttt_performance.py", host, "--suggest-optimizations").stdout
     assert "60 of 60 attempts failed for timeout" in said
 
 
@@ -193,15 +201,11 @@ for bad in (lambda: TestTimeAdaptationSkill(confidence_threshold=2), lambda: SAM
 
 
 def test_the_health_check_cannot_tell_where_there_is_nothing(host: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "ttt_health_check.py"], cwd=host, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
+    done = script("ttt_health_check.py", host, returncode=2)
     assert done.stdout.startswith("cannot tell: too few observations of ttt_activation_rate, ")
+    for left in (host / "logs").glob("ttt_metrics.db*"):
+        left.unlink()
     (host / "logs" / "ttt_metrics.db").write_text("no database" * 500)
-    done = subprocess.run(
-        [sys.executable, "ttt_health_check.py"], cwd=host, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
+    done = script("ttt_health_check.py", host, returncode=2)
     assert "cannot tell: cannot open the metrics store" in done.stderr
     assert "Traceback" not in done.stderr

@@ -25,7 +25,6 @@ from acclimate.serve.worker import Worker
 from tests.language.models import digest, spark
 from tests.serve.running import TIMEOUT_S, WORDS, alone, assert_same, running, submitted, together, with_tokens
 
-USERS = 64
 SLOTS = 7
 
 
@@ -54,22 +53,22 @@ def bit_identical(model: LanguageModel) -> Iterator[None]:
     assert not any(module._forward_hooks for module in model.network.modules())
 
 
-@pytest.fixture(scope="module")
-def requests(model: LanguageModel) -> list[Request]:
+@pytest.fixture(scope="module", params=[32, pytest.param(64, marks=pytest.mark.slow)], ids="{} users".format)
+def requests(model: LanguageModel, request: pytest.FixtureRequest) -> list[Request]:
     """Return a request for each user; every fourth has no adapter, every eighth no examples either."""
     engine = engine_for(model)
     found = []
-    for user in range(USERS):
+    for user in range(request.param):
         rng = random.Random(user)
         words = rng.sample(WORDS, 5)
         examples = [(word, f"{secret(user)} {word}") for word in words[:-1]]
         if user % 8 == 7:
-            request = engine.read_prompt(f"{secret(user)} {words[0]}")
-            request = dataclasses.replace(request, max_tokens=8)
+            asked = engine.read_prompt(f"{secret(user)} {words[0]}")
+            asked = dataclasses.replace(asked, max_tokens=8)
         else:
-            request = engine.read_examples(examples, words[-1])
-            request = dataclasses.replace(request, policy="never" if user % 4 == 3 else "always", max_tokens=16)
-        found.append(with_tokens(request))
+            asked = engine.read_examples(examples, words[-1])
+            asked = dataclasses.replace(asked, policy="never" if user % 4 == 3 else "always", max_tokens=16)
+        found.append(with_tokens(asked))
     return found
 
 
@@ -103,8 +102,8 @@ def test_each_answer_is_the_one_that_it_is_alone(
     model: LanguageModel, requests: list[Request], expected: list[AskReport]
 ) -> None:
     adapted = [report for report in expected if report.status == "adapted"]
-    assert len(adapted) > USERS // 2
-    assert sum(secret(user) in report.answer for user, report in enumerate(expected)) > USERS // 2
+    assert len(adapted) > len(requests) // 2
+    assert sum(secret(user) in report.answer for user, report in enumerate(expected)) > len(requests) // 2
     with running(model, adapter_slots=SLOTS, prefix_bytes=2 * 2**20) as worker:
         found = together(maybe_broken(worker), engine_for(model, cache=AdapterManager(4)), requests)
         load = worker.load()
@@ -127,8 +126,9 @@ def test_cancellations_and_failing_passes_hurt_nobody_else(
     model: LanguageModel, requests: list[Request], expected: list[AskReport]
 ) -> None:
     rng = random.Random(1)
-    cancelled = set(rng.sample(range(USERS), 12))
-    poisoned = set(rng.sample(sorted(set(range(USERS)) - cancelled), 6))
+    users = range(len(requests))
+    cancelled = set(rng.sample(users, len(users) // 5))
+    poisoned = set(rng.sample(sorted(set(users) - cancelled), len(users) // 10))
     marks = {requests[user].query: user for user in poisoned}
     assert marks
 
@@ -168,7 +168,7 @@ def test_cancellations_and_failing_passes_hurt_nobody_else(
             # Its own pass ran out of memory: the base model answered.
             assert report.reason == "memory"
             found[user] = CancelledError("not compared")
-    assert sum(isinstance(report, AskReport) for report in found) > USERS // 3
+    assert sum(isinstance(report, AskReport) for report in found) > len(users) // 3
     assert_apart(found, expected)
 
 

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from acclimate.errors import CheckpointError, ConfigError, DataError, InputError
 from acclimate.language import Adapter, AdapterLibrary, LanguageModel, Retention, as_examples
 from acclimate.language.training.adapter_library import ENTRY_FILE, MARKER, HeldOutGain, digest_of
 from acclimate.language.training.task_features import distance, task_features
+from tests import preloaded
 from tests.language.models import small
 
 GAIN = HeldOutGain(
@@ -264,12 +263,12 @@ def test_two_processes_may_write_and_delete_at_once(tmp_path: Path) -> None:
         f"written_and_deleted(Path({str(here)!r}), 8)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)]), "OMP_NUM_THREADS": "1"}
-    other = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment, cwd=root)
+    with (tmp_path / "errors").open("wb") as errors:
+        other = preloaded.start(code=code, stderr=errors, env=environment, cwd=root)
     while not there.exists() and other.poll() is None:
         time.sleep(0.05)
     written_and_deleted(here, 0)
-    _, said = other.communicate(timeout=300)
-    assert other.returncode == 0, said
+    assert other.wait(300) == 0, (tmp_path / "errors").read_text()
     library, model = AdapterLibrary(here), small()
     listing = library.read()
     assert listing.problems == ()

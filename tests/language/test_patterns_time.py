@@ -40,19 +40,19 @@ def cpu_s(text: str, repetitions: int = 2) -> float:
     """Return the CPU time of one detection, the best of some."""
     best = float("inf")
     for _ in range(repetitions):
-        start = time.process_time()
+        start = time.thread_time()
         detect(text)
-        best = min(best, time.process_time() - start)
+        best = min(best, time.thread_time() - start)
     return best
 
 
 def reference_s() -> float:
     """Return the CPU time of a fixed piece of Python, 0.05 s on a quiet processor of 2.5 GHz: a busy one needs more for both."""
-    start = time.process_time()
+    start = time.thread_time()
     counts: dict[str, int] = {}
     for character in PASSAGE:
         counts[character] = counts.get(character, 0) + len(character.strip())
-    return time.process_time() - start
+    return time.thread_time() - start
 
 
 @pytest.mark.parametrize("name", PIECES)
@@ -63,6 +63,7 @@ def test_twice_the_length_takes_about_twice_the_time(name: str) -> None:
     assert cpu_s(long) < 8 * max(cpu_s(short), least_s)
 
 
+@pytest.mark.slow
 def test_a_prompt_of_full_length_is_read_at_once() -> None:
     """Measured against a fixed piece of Python at the same moment; one that takes long is measured again."""
     shares = {name: cpu_s(hostile(name, MAX_CHARACTERS)) / reference_s() for name in PIECES}

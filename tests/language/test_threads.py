@@ -233,7 +233,7 @@ class Worker(threading.Thread):
         return bool(self.wrong) or (enough and self._happened["done"] >= THREADS)
 
 
-@pytest.mark.parametrize("duration_s", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("duration_s", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_threads_on_two_models_answer_as_one_thread_and_leave_the_networks_as_they_were(
     duration_s: int, folders: dict[str, Path], alone: dict[tuple[str, str], Any]
 ) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from acclimate.errors import DataError
-from acclimate.language import Example, as_examples, train
+from acclimate.language import Adapter, Example, as_examples, train
 from acclimate.language.decision.trials import (
     KnownTask,
     answer_scores,
@@ -39,11 +40,16 @@ def task(name: str) -> KnownTask:
     return KnownTask(name, pairs[:6], pairs[6:])
 
 
+@functools.cache
+def trained(name: str) -> Adapter:
+    known = task(name)
+    return train(spark(), [known.examples], decided(spark().recipe, known.examples))
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_scoring_without_generating_says_what_generating_says(name: str) -> None:
     model, known = spark(), task(name)
-    adapter = train(model, [known.examples], decided(model.recipe, known.examples))
-    for installed in (None, adapter):
+    for installed in (None, trained(name)):
         generated = [
             a.text == q.output and a.complete
             for a, q in zip(answers(model, known.examples, known.questions, installed), known.questions, strict=True)
@@ -54,8 +60,7 @@ def test_scoring_without_generating_says_what_generating_says(name: str) -> None
 
 @pytest.mark.parametrize("name", RULES)
 def test_scores_of_answers_are_what_generating_them_gives(name: str) -> None:
-    model, known = spark(), task(name)
-    adapter = train(model, [known.examples], decided(model.recipe, known.examples))
+    model, known, adapter = spark(), task(name), trained(name)
     made = answers(model, known.examples, known.questions, adapter)
     given = [Example(q.input, a.text) for q, a in zip(known.questions, made, strict=True)]
     for (exact, log_likelihood), answer in zip(answer_scores(model, known.examples, given, adapter), made, strict=True):

@@ -183,11 +183,15 @@ def runs(number: int) -> bool:
 @pytest.mark.parametrize("manner", ["polite", "stubborn"])
 def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path: Path, manner: str) -> None:
     told = tmp_path / "child"
-    command = Command(arguments=[sys.executable, "-c", FAMILY, str(told), manner], timeout_s=3.0)
-    with pytest.raises(DeliveryError, match="timed out after 3"):
-        command.send(ALERT)
+    # On a busy machine a short limit ends the program before it has begun.
+    for timeout_s in (2.0, 10.0, 120.0):
+        command = Command(arguments=[sys.executable, "-c", FAMILY, str(told), manner], timeout_s=timeout_s)
+        with pytest.raises(DeliveryError, match=f"timed out after {timeout_s:.0f}"):
+            command.send(ALERT)
+        if told.exists() and told.read_text():
+            break
     child = int(told.read_text())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 240
     while runs(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not runs(child)
@@ -196,8 +200,8 @@ def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path: Path
 def test_a_program_that_leaves_a_child_in_the_background_is_not_waited_for(tmp_path: Path) -> None:
     began = time.monotonic()
     told = tmp_path / "child"
-    Command(arguments=["sh", "-c", 'sleep 60 & echo $! > "$0"', str(told)], timeout_s=50.0).send(ALERT)
-    assert time.monotonic() - began < 40
+    Command(arguments=["sh", "-c", 'sleep 600 & echo $! > "$0"', str(told)], timeout_s=500.0).send(ALERT)
+    assert time.monotonic() - began < 400
     os.kill(int(told.read_text()), signal.SIGTERM)
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from acclimate.monitoring import Store, schema
+from tests import preloaded
 from tests.monitoring.databases import fill, request
 
 WORKER = """
@@ -35,9 +35,7 @@ print("fifty written", flush=True)
 def worker(database: Path | str, then: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parents[2])
     code = WORKER.format(root=root, database=str(database), then=then)
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=1200, check=False
-    )
+    return preloaded.run(code=code, cwd=cwd, timeout_s=1200)
 
 
 def rows(store: Store) -> int:
@@ -255,7 +253,7 @@ if child == 0:
 os.waitpid(child, 0)
 fill(store, 5)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200, check=False)
+    done = preloaded.run(code=code, timeout_s=1200)
     assert done.returncode == 0, done.stderr
     with Store(tmp_path / "m.db") as store:
         assert rows(store) == 12

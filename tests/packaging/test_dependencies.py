@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,18 +43,20 @@ def names(requirements: list[str]) -> set[str]:
     return {name_of(requirement) for requirement in requirements}
 
 
-def third_party(path: Path) -> Iterator[tuple[str, bool]]:
-    """Yield the root of every imported third-party module, and whether it is imported when the file is."""
+@functools.cache
+def third_party(path: Path) -> tuple[tuple[str, bool], ...]:
+    """Return the root of every imported third-party module, and whether it is imported when the file is."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inside = {
         id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
     }
-    for_types = {
+    later = inside | {
         id(node)
         for block in ast.walk(tree)
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
         for node in ast.walk(block)
     }
+    found = []
     for node in ast.walk(tree):
         modules = (
             [alias.name for alias in node.names]
@@ -66,7 +68,8 @@ def third_party(path: Path) -> Iterator[tuple[str, bool]]:
         for module in modules:
             root = module.partition(".")[0]
             if root not in sys.stdlib_module_names and root != "acclimate":
-                yield root, id(node) not in inside | for_types
+                found.append((root, id(node) not in later))
+    return tuple(found)
 
 
 def distribution(module: str) -> str:

@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from acclimate.extras import OPTIONAL_PACKAGES
+from tests import preloaded
 
 HIDING = """
 import sys
@@ -45,8 +45,8 @@ print(report.verdict)
 
 
 def run(code: str, *arguments: str, without: tuple[str, ...], cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", HIDING.format(hidden=without) + code, *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    # Only torch is there already, which no extra brings.
+    return preloaded.run(*arguments, code=HIDING.format(hidden=without) + code, cwd=cwd, packages=("torch",))
 
 
 def line(purpose: str, distribution: str, extra: str) -> str:

@@ -91,7 +91,7 @@ def fronted(
             yield client, replicas
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(240)
         listening.close()
         for replica in replicas.started:
             replica.__del__()

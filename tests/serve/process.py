@@ -37,8 +37,10 @@ class Server:
 
 
 @contextmanager
-def served(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
-    """Yield a server of spark; it is killed in the end if it still runs."""
+def served(
+    folder: Path, *arguments: str, environment: dict[str, str] | None = None, before: str = ""
+) -> Iterator[Server]:
+    """Yield a server of spark, before which some code may run; it is killed in the end if it still runs."""
     log = folder / "serve.log"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ACCLIMATE_SERVE_")}
     command = ["serve", "--model", "spark", "--port", "0", "--threads", "1"]
@@ -46,6 +48,7 @@ def served(folder: Path, *arguments: str, environment: dict[str, str] | None = N
         process = preloaded.start(
             *command,
             *("--db", str(folder / "metrics.db"), *arguments),
+            code=f"{before}\n{preloaded.COMMAND}",
             stderr=file,
             cwd=folder,
             env=clean | {"OMP_NUM_THREADS": "1"} | (environment or {}),

@@ -55,7 +55,7 @@ def opened(url: str | Path, **more: Any) -> Iterator[AdapterStore]:
     try:
         yield found
     finally:
-        assert found.close(timeout_s=10)
+        assert found.close(timeout_s=240)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,7 +78,7 @@ def test_what_one_server_keeps_another_finds(url: str, tmp_path: Path) -> None:
     with opened(where) as one, opened(where) as other:
         assert other.fetch("model", KEY) is None
         one.put("model", KEY, adapter(), EVIDENCE)
-        assert one.flush(timeout_s=10)
+        assert one.flush(timeout_s=240)
         found = other.fetch("model", KEY)
         assert found is not None
         assert torch.equal(found[0].weights["layers.1.up"][0], adapter().weights["layers.1.up"][0])
@@ -91,7 +91,7 @@ def test_what_one_server_keeps_another_finds(url: str, tmp_path: Path) -> None:
 def test_files_are_complete_private_and_hold_no_text(tmp_path: Path) -> None:
     with opened(tmp_path / "store") as store:
         store.put("model", KEY, adapter(), EVIDENCE)
-        assert store.flush(timeout_s=10)
+        assert store.flush(timeout_s=240)
         (file,) = (tmp_path / "store").rglob("*.adapter")
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         # A writer that ends in the middle leaves a file of another name, which nobody reads.
@@ -118,7 +118,7 @@ def damaged(content: bytes) -> dict[str, bytes]:
 def test_an_entry_that_cannot_be_trusted_is_an_error_and_never_a_wrong_adapter(kind: str, tmp_path: Path) -> None:
     with opened(tmp_path / "store") as store:
         store.put("model", KEY, adapter(), None)
-        assert store.flush(timeout_s=10)
+        assert store.flush(timeout_s=240)
         (file,) = (tmp_path / "store").rglob("*.adapter")
         file.write_bytes(damaged(file.read_bytes())[kind])
         with pytest.raises(CheckpointError, match=r"aaaaaaaaaaaa in .* cannot be read"):
@@ -126,7 +126,7 @@ def test_an_entry_that_cannot_be_trusted_is_an_error_and_never_a_wrong_adapter(k
         assert store.counts.unreadable == 1
         # It is replaced by the next one that is trained.
         store.put("model", KEY, adapter(), None)
-        assert store.flush(timeout_s=10)
+        assert store.flush(timeout_s=240)
         assert store.fetch("model", KEY) is not None
 
 
@@ -136,26 +136,26 @@ def test_the_entries_that_were_used_last_come_first_and_stay_longest(tmp_path: P
     with opened(tmp_path / "store", clock=lambda: now) as store:
         for age, key in enumerate(keys):
             store.put("model", key, adapter(age), None)
-        assert store.flush(timeout_s=10)
+        assert store.flush(timeout_s=240)
         folder = next((tmp_path / "store").iterdir())
         size = max(file.stat().st_size for file in folder.iterdir())
         for age, key in enumerate(keys):
             os.utime(folder / f"{key}.adapter", (age + 1, age + 1))
         assert store.recent("model", 3) == [keys[3], keys[2], keys[1]]
         assert store.fetch("model", keys[0]) is not None
-        assert store.flush(timeout_s=10)
+        assert store.flush(timeout_s=240)
         assert store.recent("model", 2) == [keys[0], keys[3]]
         # A use within the same minute is not written again.
         (folder / f"{keys[0]}.used").unlink()
         store.note_use("model", keys[0])
-        assert store.flush(timeout_s=10)
+        assert store.flush(timeout_s=240)
         assert not (folder / f"{keys[0]}.used").exists()
         now += 61
         store.note_use("model", keys[0])
-        assert store.flush(timeout_s=10)
+        assert store.flush(timeout_s=240)
     with opened(tmp_path / "store", max_bytes=2 * size) as smaller:
         smaller.put("model", OTHER, adapter(), None)
-        assert smaller.flush(timeout_s=10)
+        assert smaller.flush(timeout_s=240)
         assert set(smaller.recent("model", 10)) == {keys[0], keys[3], OTHER}
     assert {file.name[:64] for file in folder.iterdir()} == {keys[0], keys[3], OTHER}
 
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_stops_no_request(tmp_path: Path, caplog
     (tmp_path / "store").write_text("a file")
     with opened(tmp_path / "store") as store:
         store.put("model", KEY, adapter(), None)
-        assert store.flush(timeout_s=10)
+        assert store.flush(timeout_s=240)
         assert store.counts.failed == 1
     assert "was not kept in" in caplog.text
 

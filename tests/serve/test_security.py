@@ -263,7 +263,7 @@ def test_bytes_that_are_no_http_hurt_nobody(guarded: Guarded) -> None:
     rng = random.Random(1)
     address = ("127.0.0.1", int(guarded.server.url.rpartition(":")[2]))
     for _ in range(50):
-        with socket.create_connection(address, timeout=10) as connection:
+        with socket.create_connection(address, timeout=240) as connection:
             connection.sendall(rng.randbytes(100) + b"\r\n\r\n")
     with guarded.http("ann") as http:
         assert http.get("/v1/models").status_code == 200

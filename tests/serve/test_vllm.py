@@ -181,11 +181,14 @@ def test_a_failure_there_is_an_error_object_here_and_the_server_goes_on(
     fails: str, there: LanguageModel, tmp_path: Path
 ) -> None:
     status, kind = FAILURES.get(fails, (503, "server_error"))
+    timeout_s = 1.5 if fails == "hang" else 240.0
     body = chat(ttt={"mode": "force"}).model_dump(exclude_none=True)
     with (
         standing_in(there, "base") as (url, one),
         TestClient(
-            create_app(service_of("http://127.0.0.1:9" if fails == "down" else url, tmp_path, vllm_timeout_s=1.5)),
+            create_app(
+                service_of("http://127.0.0.1:9" if fails == "down" else url, tmp_path, vllm_timeout_s=timeout_s)
+            ),
             base_url="http://localhost",
             raise_server_exceptions=False,
         ) as client,
@@ -202,7 +205,9 @@ def test_a_failure_there_is_an_error_object_here_and_the_server_goes_on(
         one.fails = ""
         one.released.set()
         if fails != "down":
-            assert client.post("/v1/chat/completions", json=body).json()["ttt"]["used"] is True
+            # On a busy machine an answer may take longer than the short limit.
+            answers = (client.post("/v1/chat/completions", json=body) for _ in range(100))
+            assert next(one for one in answers if one.status_code != 504).json()["ttt"]["used"] is True
             assert 'acclimate_vllm_events_total{event="failures"}' in client.get("/metrics").text
         assert not one.refusals
 
@@ -255,7 +260,7 @@ def test_text_is_streamed_and_a_client_that_leaves_ends_the_answer_there(
 def test_an_answer_ends_at_the_deadline_of_the_request(vllm: tuple[str, StandIn], tmp_path: Path) -> None:
     url, one = vllm
     one.holds = True
-    with serving(url, tmp_path, request_timeout_s=4.0) as service:
+    with serving(url, tmp_path, request_timeout_s=2.0) as service:
         began = time.monotonic()
         with pytest.raises(Exception, match="took longer") as raised:
             ask(service, chat(query="watermelonwatermelonwatermelon", ttt={"mode": "force"}, max_tokens=60))

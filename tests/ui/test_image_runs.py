@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,13 +16,17 @@ from acclimate.ui.image_runs import BatchSeen, Job, Result, Runner, Shown, check
 from acclimate.ui.image_sets import ImageSet, ImageSets
 from acclimate.ui.image_shown import picture, words
 from acclimate.vision.data.images import CorruptionSpec
+from acclimate.vision.demos import digits
 from acclimate.vision.models.loading import AdapterOptions
 
 
 @pytest.fixture(scope="module")
 def sets() -> Iterator[ImageSets]:
     made = ImageSets()
-    yield made
+    with pytest.MonkeyPatch.context() as patched:
+        # As good as needed after a third of its epochs.
+        patched.setattr(digits, "train", functools.partial(digits.train, epochs=8))
+        yield made
     made.close()
 
 

@@ -26,12 +26,12 @@ def test_the_command_serves_the_page_without_keys_and_says_where(tmp_path: Path)
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        page = httpx.get(f"{found[1]}/", timeout=60)
+        page = httpx.get(f"{found[1]}/", timeout=240)
         assert page.status_code == 200
         assert "acclimate" in page.text
-        assert httpx.get(f"{found[1]}/login", timeout=60).headers["location"] == "/"
+        assert httpx.get(f"{found[1]}/login", timeout=240).headers["location"] == "/"
         # A name that points to this machine is not believed: another site could use it to read answers.
-        assert httpx.get(f"{found[1]}/", headers={"host": "example.com"}, timeout=60).status_code == 421
+        assert httpx.get(f"{found[1]}/", headers={"host": "example.com"}, timeout=240).status_code == 421
         assert not list(tmp_path.glob(".nicegui"))
     finally:
         process.send_signal(signal.SIGTERM)
