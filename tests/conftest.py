@@ -26,8 +26,8 @@ LONGEST = (
     "hosts/test_inside_a_host.py", "serve/test_server.py", "serve/test_vllm.py", "language/test_engine.py",
     "vision/test_transformers_adapter.py", "contract/test_methods.py", "faults/test_faults.py",
 )  # fmt: skip
-#: Files that share a server.
-TOGETHER = {"ui/test_access_to_the_page.py": "ui/test_page.py"}
+#: Files that share a server or a network.
+TOGETHER = dict.fromkeys(("ui/test_access_to_the_page.py", "ui/test_image_runs.py"), "ui/test_page.py")
 
 
 def _name(nodeid: str) -> str:
@@ -57,6 +57,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of the digits network of the demo, trained more shortly."""
+    from acclimate.vision.demos import digits
+
+    path = tmp_path_factory.mktemp("digits") / "digits.safetensors"
+    assert digits.train(path, epochs=12) > 0.9
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ from acclimate.serve.keys import KeyFile
 from tests.serve.process import Server, served
 
 TIMEOUT_MS = 240_000
-# The digits network, which is trained when it is first wanted, is as good as needed after a third of its epochs.
-FEWER_EPOCHS = """
-import functools
+# The digits network, which the server trains when it is first wanted, was trained by the tests.
+TRAINED = """
+import shutil
 from acclimate.vision.demos import digits
-digits.train = functools.partial(digits.train, epochs=8)
+digits.train = lambda checkpoint: shutil.copyfile({path!r}, checkpoint)
 """
 expect.set_options(timeout=TIMEOUT_MS)
 _SEND = """([label, type, args]) => {
@@ -50,7 +50,7 @@ class Site:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Path) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("page")
     images = folder / "images"
     images.mkdir()
@@ -60,7 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         ("admin", ["admin"]), ("train", ["infer", "train"]), ("infer", ["infer"])
     )}  # fmt: skip
     settings = ("--keys-file", str(keys_file), "--set", f"image_folder={images}")
-    with served(folder, *settings, before=FEWER_EPOCHS) as server:
+    with served(folder, *settings, before=TRAINED.format(path=str(digits_checkpoint))) as server:
         yield Site(server, keys_file, **made)
         # Not killed: what the server has in its temporary folder goes with it.
         server.end()
