@@ -7,6 +7,7 @@ import random
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -78,9 +79,15 @@ def same_random_numbers() -> None:
             getattr(sys.modules[module], seed)(0)
 
 
+@pytest.fixture(scope="session")
+def metrics_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the metrics stores of the tests are: most tests make none, and need no folder of their own for it."""
+    return tmp_path_factory.mktemp("metrics")
+
+
 @pytest.fixture(autouse=True)
-def metrics_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def metrics_of_this_test(metrics_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has a metrics store of its own: commands that a test runs record there."""
-    path = tmp_path / "test_metrics.db"
+    path = metrics_folder / f"{uuid4().hex}.db"
     monkeypatch.setenv("ACCLIMATE_DB_URL", str(path))
     return path

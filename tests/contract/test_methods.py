@@ -120,6 +120,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, Task]]] = {
     ),
 }
 CLASSIFIERS_ONLY = tuple(name for name, info in INFOS.items() if info.kinds == ("classifier",))
+LEFT = ("classifier-bn", "classifier-tied-frozen", "segmenter-bn", "detector-sigmoid-bn")
 CASES = [
     pytest.param(method, network, id=f"{method}-{network}")
     for method, info in INFOS.items()
@@ -132,6 +133,13 @@ CASES = [
 ]
 LEARNING = [
     case for case in CASES if INFOS[case.values[0]].needs_gradient and not INFOS[case.values[0]].adapts_each_image
+]
+# What is left as it was learned is the same objects too; networks of each kind show it, and all of them in test-all.
+LEFT_OR_RESTORED = [
+    pytest.param(*case.values, restore, id=f"{case.id}-{'restored' if restore else 'left'}", marks=marks)
+    for case in CASES
+    for restore in (True, False)
+    for marks in [() if restore or case.values[1] in LEFT else pytest.mark.slow]
 ]
 # A method that adapts to each image alone cannot be installed in a model.
 INSTALLED = [case for case in CASES if not INFOS[case.values[0]].adapts_each_image]
@@ -155,8 +163,7 @@ def test_a_step_changes_selected_tensors_and_no_other(method: str, network: str)
     assert 0 < counted.changed_param_count <= counted.updated_param_count
 
 
-@pytest.mark.parametrize(("method", "network"), CASES)
-@pytest.mark.parametrize("restore", [True, False])
+@pytest.mark.parametrize(("method", "network", "restore"), LEFT_OR_RESTORED)
 def test_afterwards_the_model_consists_of_the_same_objects(method: str, network: str, restore: bool) -> None:
     model, batch, task = NETWORKS[network]()
     before, values = objects_of(model), tensors_of(model)

@@ -49,7 +49,7 @@ class Site:
     infer: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Path) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("page")
     images = folder / "images"
@@ -66,7 +66,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Path) -> I
         server.end()
 
 
-@pytest.fixture(scope="session")
+# Ended after the tests of this folder: while it runs, its event loop is that of the main thread.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
