@@ -134,7 +134,8 @@ def test_memory_does_not_grow_with_the_number_of_images() -> None:
         return found
 
     peak(10)
-    assert peak(3000) < 1.5 * peak(300)
+    # The least of some: what other threads of the process allocate meanwhile is counted too.
+    assert min(peak(3000) for _ in range(5)) < 1.5 * min(peak(300) for _ in range(5))
 
 
 def test_every_kind_of_image_is_read_as_from_its_file(tmp_path: Path) -> None:
