@@ -17,6 +17,10 @@ from tests.networks import write_images
 PLUGIN = Path(__file__).parent / "plugin"
 FACTORIES = "tests.vision.factories"
 ROOT = Path(__file__).parent.parent
+# Without the commands, which read the names of plug-ins when they are loaded.
+PACKAGES = (
+    "torch", "torch._dynamo", "PIL.Image", "alembic.command", "acclimate.monitoring", "acclimate.vision.run.export",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     paths = [str(installed), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "COLUMNS": "200"}
-    # The names of plug-ins are read when the commands are loaded, which is therefore not done before.
-    return preloaded.run(*arguments, cwd=folder, env=environment, packages=("torch",))
+    return preloaded.run(*arguments, cwd=folder, env=environment, packages=PACKAGES)
 
 
 def test_its_method_runs_by_name(installed: Path, folder: Path) -> None:

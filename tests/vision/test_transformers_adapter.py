@@ -166,8 +166,17 @@ def test_the_problem_type_of_a_configuration_is_read(
         assert len(entry["classification"].get("scores", [])) == (count if kind == "multilabel" else 0)
 
 
-@pytest.mark.parametrize("method", METHODS.names())
-@pytest.mark.parametrize("family", [*DETECTORS, *CLASSIFIERS])
+# Decoders that are built as rt_detr's is: methods of each sort show that they are adapted, and all do in test-all.
+ALIKE, SORTS = ("rt_detr_v2", "d_fine"), ("tent", "bn", "cotta", "blend", "lame")
+RUNS = [
+    pytest.param(family, method, id=f"{family}-{method}", marks=marks)
+    for family in (*DETECTORS, *CLASSIFIERS)
+    for method in METHODS.names()
+    for marks in [pytest.mark.slow if family in ALIKE and method not in SORTS else ()]
+]
+
+
+@pytest.mark.parametrize(("family", "method"), RUNS)
 def test_every_method_runs_on_every_family_and_restores_the_model(folder: Path, family: str, method: str) -> None:
     adapter = TransformersAdapter(str(folder / family))
     if method in ("bn", "align") and family in ("yolos", "vit"):
