@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 def classifier(kind: str = "bn", *, classes: int = 5, seed: int = 0) -> nn.Module:
     """A convolutional classifier of (B, 3, 16, 16) with BatchNorm, GroupNorm or LayerNorm, in eval mode."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     norm: nn.Module = {
         "bn": nn.BatchNorm2d(8),
         "gn": nn.GroupNorm(4, 8),
@@ -36,7 +36,7 @@ def classifier(kind: str = "bn", *, classes: int = 5, seed: int = 0) -> nn.Modul
 
 def segmenter(kind: str = "bn", *, classes: int = 5, seed: int = 0) -> nn.Module:
     """A network that returns logits at half the size of (B, 3, 16, 16), with BatchNorm or LayerNorm, in eval mode."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     norm: nn.Module = nn.BatchNorm2d(8) if kind == "bn" else nn.LayerNorm([8, 8, 8])
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding=1),
@@ -111,7 +111,7 @@ def shared_module(*, seed: int = 0) -> SharedModule:
 
 
 def tied(*, frozen: bool = False, seed: int = 0) -> Tied:
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     return Tied(frozen=frozen).eval()
 
 
@@ -151,7 +151,7 @@ class Detector(nn.Module):
 
 
 def detector(*, head: str = "sigmoid", norm: str = "bn", seed: int = 0) -> Detector:
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     return Detector(head=head, norm=norm).eval()
 
 
