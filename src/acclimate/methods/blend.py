@@ -31,12 +31,15 @@ from acclimate.core.task import Task
 from acclimate.core.view_agreement import AgreementTest, ViewDecisions
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
-from acclimate.methods.spectrum import SpectrumFilter, SpectrumState
+from acclimate.methods.spectrum import SpectrumFilter, SpectrumState, in_unit_range
 from acclimate.registry import MethodInfo, Preset
 
 _SOURCE_BATCH: Final = 32
 _SOURCE_IMAGES: Final = 512
 """So many source images are enough for means and variances by channel."""
+_FOLLOWED: Final = SpectrumFilter()
+_FOLLOWED_PIXELS: Final = 64
+"""Without source images, only the middle of each image is looked at for a change of the stream."""
 _LEAST_TRIAL: Final = 32
 """Fewer images than this say nothing about the filter, which is used until then."""
 
@@ -113,6 +116,7 @@ class BlendState:
         unadapted: whether the unadapted model predicts, because it turned out to be better on these images.
         adaptation_trial: evidence on that, while it is not decided.
         confidence: since that was decided; used where no source images are known.
+        taken: the number of images that the running statistics count for, beside ``prior_images``.
     """
 
     seen: SpectrumState = SpectrumState()
@@ -125,6 +129,22 @@ class BlendState:
     unadapted: bool = False
     adaptation_trial: AdaptationTrial | None = None
     confidence: Confidence = Confidence()
+    taken: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """How images are added to running statistics: the weight of each, in [0, 1], and what was there counts for."""
+
+    weight: float
+    kept: float
+
+    def rate(self, count: int) -> float:
+        """Return the rate of the moving average for so many images."""
+        return self.weight * count / (count + self.kept)
+
+
+_NOTHING: Final = _Added(0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +173,11 @@ class _Run:
 class Blend:
     """Normalise filtered images with a mixture of running and source statistics, and average predictions over flips.
 
-    The running statistics start as the source's and are updated with each batch of n images at the rate
-    ``n / (n + memory_images)``, which suits batches of one image as well as of hundreds. On a stream that is ordered by
-    class they would become those of the present class, so the rate is lower when recent decisions have few classes.
+    The running statistics start as the source's, which count for ``prior_images``. Each batch of n images is added at
+    the rate ``n / (n + m)``, where m is the number of images that the statistics count for so far, at most
+    ``memory_images``: that suits batches of one image as well as of hundreds. Where the images' spectrum shows that
+    another stream begins, they start again. On a stream that is ordered by class they would become those of the present
+    class, so the rate is lower when recent decisions have few classes.
     Mirror images have running statistics of their own: oriented features have others there, above all under directional
     blur.
 
@@ -173,7 +195,8 @@ class Blend:
 
     Attributes:
         memory_weight: weight of the running statistics in the mixture; that of the source's is one minus it.
-        memory_images: the number of images that the running statistics count for when a batch is added.
+        memory_images: the most images that the running statistics count for when a batch is added.
+        prior_images: the number of images that the source's statistics count for at the beginning of a stream.
         diversity_exponent: the rate is multiplied by the diversity of recent decisions to this power. Diversity is
             (effective number of classes - 1) / (number of classes - 1); an exponent of 0 ignores it.
         first_diversity: a first batch whose decisions are more diverse than this is taken into the statistics in full.
@@ -248,6 +271,7 @@ class Blend:
 
     memory_weight: float = 0.5
     memory_images: int = 64
+    prior_images: int = 16
     diversity_exponent: float = 4.0
     first_diversity: float = 0.25
     diversity_window: int = 64
@@ -268,7 +292,7 @@ class Blend:
     def __post_init__(self) -> None:
         if not 0 <= self.memory_weight <= 1:
             raise ConfigError(f"blend: memory_weight must lie in [0, 1], got {self.memory_weight}")
-        for name in ("memory_images", "diversity_window"):
+        for name in ("memory_images", "prior_images", "diversity_window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"blend: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.sure <= 1:
@@ -353,9 +377,9 @@ class Blend:
             if source is not None and state.unadapted and state.adaptation_trial is None:
                 state = self._with_decisions(state, task.decisions(source.unmerged).class_probabilities())
                 return Step(state, detach(source.outputs), None, count, unadapted=detach(source.unmerged))
-            run, state, rate = self._updated(model, filtered if state.filters else batch, state, source, task=task)
+            run, state, added = self._updated(model, filtered if state.filters else batch, state, source, task=task)
             if state.trial is not None:
-                run, state = self._tried(model, batch, filtered, run, state, rate=rate, task=task)
+                run, state = self._tried(model, batch, filtered, run, state, added=added, task=task)
             if source is not None:
                 run, state = self._compared(run, source, state, task=task)
             state = self._with_decisions(state, task.decisions(run.unmerged).class_probabilities())
@@ -376,7 +400,7 @@ class Blend:
             inputs = self.spectrum.cleaned(inputs, state.seen, task=task)
         inputs = layout.for_prediction(inputs)
         return self._run(
-            model, inputs, state.memory, state.flipped_memory, rate=0.0, task=task, mirrors_all=False
+            model, inputs, state.memory, state.flipped_memory, added=_NOTHING, task=task, mirrors_all=False
         ).outputs
 
     @contextmanager
@@ -424,29 +448,33 @@ class Blend:
 
     def _updated(
         self, model: nn.Module, batch: Any, state: BlendState, source: _Run | None, *, task: Task
-    ) -> tuple[_Run, BlendState, float]:
-        """Return the run that updates the running statistics, the state with them, and the rate that was used."""
-        count = sample_count(batch)
+    ) -> tuple[_Run, BlendState, _Added]:
+        """Return the run that updates the running statistics, the state with them, and how the batch was added."""
         batch = layout.for_prediction(batch)
-        rate = count / (count + self.memory_images)
+        added = _Added(1.0, min(self.memory_images, self.prior_images + state.taken))
         tries = state.trial is not None or state.adaptation_trial is not None
-        first = state.classes is None and count >= self.diversity_window / 4
+        first = state.classes is None and self._tells_classes(batch)
         if not first:
-            rate *= math.pow(self.diversity(state), self.diversity_exponent)
-        run = self._run(model, batch, state.memory, state.flipped_memory, rate=rate, task=task, mirrors_all=tries)
+            added = replace(added, weight=math.pow(self.diversity(state), self.diversity_exponent))
+        run = self._run(model, batch, state.memory, state.flipped_memory, added=added, task=task, mirrors_all=tries)
         if first:
-            factor = self._first_rate_factor(model, batch, run, state, source, task=task)
-            if factor < 1:
-                rate *= factor
+            weight = self._first_weight(model, batch, run, state, source, task=task)
+            if weight < 1:
+                added = replace(added, weight=weight)
                 run = self._run(
-                    model, batch, state.memory, state.flipped_memory, rate=rate, task=task, mirrors_all=tries
+                    model, batch, state.memory, state.flipped_memory, added=added, task=task, mirrors_all=tries
                 )
-        return run, replace(state, memory=run.memory, flipped_memory=run.flipped_memory), rate
+        taken = min(self.memory_images, state.taken + added.weight * sample_count(batch))
+        return run, replace(state, memory=run.memory, flipped_memory=run.flipped_memory, taken=taken), added
 
-    def _first_rate_factor(
+    def _tells_classes(self, batch: Any) -> bool:
+        """Say whether a batch has enough images to say something about the classes of a stream."""
+        return sample_count(batch) >= self.diversity_window / 4
+
+    def _first_weight(
         self, model: nn.Module, batch: Any, run: _Run, state: BlendState, source: _Run | None, *, task: Task
     ) -> float:
-        """Return the factor of the rate for the first batch, in [0, 1], from a run with a factor of 1."""
+        """Return the weight of the images of the first batch, in [0, 1], from a run with a weight of 1."""
         # A stream may begin with one class, and then its statistics make the model less certain than the source's do.
         unadapted = task.forward(model, batch) if source is None else source.unmerged
         both = SignalPair.of(task, run.unmerged, unadapted, samples=sample_count(batch))
@@ -470,19 +498,33 @@ class Blend:
         Trials begin on the first batch of a stream, and of each new one.
         """
         if self.spectrum is None:
-            another = state.classes is None or self._confidence_changed(state)
+            state, another = self._followed(batch, state, task=task)
             return self._with_adaptation_trial(state, task=task) if another else state, batch
         seen, filtered = self.spectrum.observe(batch, state.seen, task=task, filtering=state.filters)
         state = replace(state, seen=seen)
-        if seen.stream is None or seen.stream.count != sample_count(batch):
+        if not seen.began:
             return state, filtered
+        state = _begun_again(state)
+        if not state.filters and self._can_try(task):
+            filtered = self.spectrum.cleaned(batch, seen, task=task)
+            state = replace(state, filters=True)
+        if self._can_try(task) and self.spectrum.are_of_many_kinds(batch, task=task):
+            # Noise may have one class to the unadapted model, and that in every view: among other images, this looks
+            # like recognising them.
+            return replace(state, trial=None, adaptation_trial=None, unadapted=False), filtered
         state = self._with_adaptation_trial(state, task=task)
         if self.filter_trial_images == 0 or not self._can_try(task):
             return state, filtered
-        trial = FilterTrial(memory=state.memory, flipped_memory=state.flipped_memory)
-        if not state.filters:
-            filtered = self.spectrum.cleaned(batch, seen, task=task)
-        return replace(state, filters=True, trial=trial), filtered
+        return replace(state, trial=FilterTrial(memory=state.memory, flipped_memory=state.flipped_memory)), filtered
+
+    def _followed(self, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, bool]:
+        """Return the state, and whether it is to be tried anew if adaptation helps; used without source images."""
+        another = state.classes is None or self._confidence_changed(state)
+        images = task.images(batch)
+        if task.pixel_range is None or images.shape[1] != 3:
+            return state, another
+        seen = _FOLLOWED.continued(Sums.of(in_unit_range(_middle(images), task)), state.seen)
+        return replace(_begun_again(state) if seen.began else state, seen=seen), another or seen.began
 
     def _with_adaptation_trial(self, state: BlendState, *, task: Task) -> BlendState:
         if self.adaptation_trial_images == 0 or not (self._can_try(task) and task.exclusive):
@@ -507,7 +549,7 @@ class Blend:
         memory: Mapping[str, Moments],
         flipped_memory: Mapping[str, Moments],
         *,
-        rate: float,
+        added: _Added,
         task: Task,
         mirrors_all: bool,
     ) -> _Run:
@@ -515,20 +557,17 @@ class Blend:
 
         Unless ``mirrors_all``, images that are surely of one class are not mirrored.
         """
-        with self._mixing(model, memory, rate=rate) as updated:
+        with self._mixing(model, memory, rate=added.rate(sample_count(batch))) as updated:
             outputs = task.forward(model, batch)
         rows = None if mirrors_all else self._unsure(outputs, task=task)
         if rows is not None:
             if len(rows) == 0:
                 return _Run(outputs, outputs, None, updated, flipped_memory)
-            # The same rate for each image.
-            count, part = sample_count(batch), len(rows)
-            rate *= part / count * (count + self.memory_images) / (part + self.memory_images)
             batch = map_tensors(lambda tensor: tensor[rows], batch)
         view = task.mirrored(batch) if self.flip_averaging else None
         if view is None:
             return _Run(outputs, outputs, None, updated, flipped_memory)
-        with self._mixing(model, flipped_memory, rate=rate) as flipped_updated:
+        with self._mixing(model, flipped_memory, rate=added.rate(sample_count(batch))) as flipped_updated:
             other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
         if rows is None:
             return _Run(task.merge([outputs, other], outputs), outputs, other, updated, flipped_updated)
@@ -559,7 +598,7 @@ class Blend:
         run: _Run,
         state: BlendState,
         *,
-        rate: float,
+        added: _Added,
         task: Task,
     ) -> tuple[_Run, BlendState]:
         """Predict the batch without the filter too; return the run to use, and the state with that evidence."""
@@ -572,7 +611,8 @@ class Blend:
         if self.diversity(state) < self.trial_diversity:
             return run, state
         unfiltered = layout.for_prediction(batch)
-        plain = self._run(model, unfiltered, trial.memory, trial.flipped_memory, rate=rate, task=task, mirrors_all=True)
+        memories = trial.memory, trial.flipped_memory
+        plain = self._run(model, unfiltered, *memories, added=added, task=task, mirrors_all=True)
         gains = (1 - self.filter_gain) * plain.disagreement(task) - run.disagreement(task)
         trial = FilterTrial(
             images=trial.images + len(gains),
@@ -638,5 +678,16 @@ class Blend:
         return Confidence(recent, count, reference)
 
 
+def _begun_again(state: BlendState) -> BlendState:
+    """Return the state without the statistics of the stream before."""
+    return replace(state, memory={}, flipped_memory={}, classes=None, decisions=0.0, taken=0.0)
+
+
 def _added(total: Tensor | None, probabilities: Tensor) -> Tensor:
     return probabilities.sum(0) if total is None else total + probabilities.sum(0)
+
+
+def _middle(images: Tensor) -> Tensor:
+    """Return the middle of images ``(B, C, H, W)``."""
+    top, left = (max(0, (size - _FOLLOWED_PIXELS) // 2) for size in images.shape[-2:])
+    return images[..., top : top + _FOLLOWED_PIXELS, left : left + _FOLLOWED_PIXELS]

@@ -46,10 +46,14 @@ class SpectrumState:
         stream: the sums; None before the first batch.
         reference: which spectrum the filter aims at: 0 for that of all source images, 1 and 2 for those of the groups;
             None where that was not decided.
+        recent: the sums of the newest images, while they are too few to be compared with the stream.
+        began: whether the stream began with the newest batch.
     """
 
     stream: Sums | None = None
     reference: int | None = None
+    recent: Sums | None = None
+    began: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,7 @@ class SpectrumFilter:
         chance_factor: sampling error is taken to be this times the expected one, because that of a few images varies:
             on images like the source's it is larger in one case of 20.
         restart_factor: the same where a batch is compared with the stream so far.
+        least_images: so many images are compared with the stream so far, in one batch or several.
         memory_images: the number of images over which the stream's spectrum is averaged.
         batch_weight: weight of the batch's own statistics in BatchNorm at full strength; that of the source's is one
             minus it.
@@ -115,6 +120,7 @@ class SpectrumFilter:
     tolerance_nats: float = 0.3
     chance_factor: float = 1.75
     restart_factor: float = 2.5
+    least_images: int = 16
     memory_images: int = 512
     batch_weight: float = 0.5
 
@@ -132,8 +138,9 @@ class SpectrumFilter:
         for name in ("chance_factor", "restart_factor"):
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"spectrum: {name} must be at least 1, got {getattr(self, name)}")
-        if self.memory_images < 1:
-            raise ConfigError(f"spectrum: memory_images must be at least 1, got {self.memory_images}")
+        for name in ("least_images", "memory_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"spectrum: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.batch_weight <= 1:
             raise ConfigError(f"spectrum: batch_weight must lie in [0, 1], got {self.batch_weight}")
 
@@ -203,8 +210,7 @@ class SpectrumFilter:
         """
         unit = in_unit_range(task.images(batch), task)
         images = self._despiked(unit)
-        stream = self._next(Sums.of(images), state.stream)
-        state = SpectrumState(stream, None if stream.count == len(images) else state.reference)
+        state = self.continued(Sums.of(images), state)
         return state, self._filtered(batch, unit, images, state, task) if filtering else batch
 
     @torch.no_grad()
@@ -303,20 +309,38 @@ class SpectrumFilter:
         """Return the number of source images in the reference spectrum."""
         return (f"spectrum: compared with the spectrum of {self._source().count} source images",)
 
-    def _next(self, seen: Sums, stream: Sums | None) -> Sums:
-        """Return the stream's sums after one more batch; they restart where the stream has changed."""
-        if stream is None or self._is_another_stream(seen, stream):
-            return seen
-        return stream.plus(seen, keep=min(1.0, max(0.0, (self.memory_images - seen.count) / stream.count)))
+    def continued(self, seen: Sums, state: SpectrumState) -> SpectrumState:
+        """Return the state after one more batch; it is that of a new stream where the images are of another kind.
+
+        Small batches are compared with the stream once they are ``least_images`` together.
+        """
+        stream = state.stream
+        if stream is None:
+            return SpectrumState(seen, began=True)
+        recent = seen if state.recent is None else state.recent.plus(seen)
+        enough = recent.count >= self.least_images
+        if enough and self._is_another_stream(recent, stream):
+            return SpectrumState(recent, began=True)
+        kept = min(1.0, max(0.0, (self.memory_images - seen.count) / stream.count))
+        return replace(state, stream=stream.plus(seen, keep=kept), recent=None if enough else recent, began=False)
 
     def _is_another_stream(self, seen: Sums, stream: Sums) -> bool:
         """Return whether a batch differs so much from the stream that images must come from another source."""
+        before = stream.spectrum()
+        # How much images differ by chance is that of the stream itself where no source images are known.
+        source = before if self.source is None else self.source
         counts = (seen.count, stream.count)
-        chance = self.restart_factor * math.hypot(
-            *(spectra.expected_distance_nats(self._source(), count) for count in counts)
-        )
-        distance = spectra.excess_distance_nats(seen.spectrum(), stream.spectrum(), chance_nats=chance)
+        chance = self.restart_factor * math.hypot(*(spectra.expected_distance_nats(source, count) for count in counts))
+        distance = spectra.excess_distance_nats(seen.spectrum(), before, chance_nats=chance)
         return distance > 2 * self.tolerance_nats
+
+    @torch.no_grad()
+    def are_of_many_kinds(self, batch: Any, *, task: Task) -> bool:
+        """Return whether the images of a batch are damaged in different ways, as far as their spectra show it."""
+        if self.scenes is None:
+            return False
+        images = self._despiked(in_unit_range(task.images(batch), task))
+        return self.scenes.are_of_many_kinds(spectra.band_power(images), self._source())
 
     def _source(self, model: nn.Module | None = None) -> PowerSpectrum:
         if self.source is None:
