@@ -40,12 +40,13 @@ def network() -> tuple[nn.Module, Recorded]:
 def test_running_statistics_are_the_weighted_moments_of_all_images() -> None:
     model, layer = network()
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
-    method = Blend(memory_images=24, flip_averaging=False, diversity_exponent=0.0)
+    method = Blend(memory_images=24, prior_images=16, flip_averaging=False, diversity_exponent=0.0)
     with Session(model, method, guards=()) as session:
-        for seed, count in ((1, 8), (2, 1), (3, 40)):
+        # The source's statistics count for 16 images, and all there is for 24 at most.
+        for seed, count, before in ((1, 7, 16), (2, 1, 23), (3, 40, 24), (4, 5, 24)):
             batch = images(count, seed=seed)
             session.adapt(batch)
-            rate = count / (count + 24)
+            rate = count / (count + before)
             batch_var, batch_mean = torch.var_mean(batch, (0, 2, 3), correction=0)
             # The variance of a mixture: E[x^2] - E[x]^2 over both parts.
             second = (1 - rate) * (var + mean**2) + rate * (batch_var + batch_mean**2)
@@ -82,6 +83,7 @@ def test_decisions_with_few_classes_lower_the_rate() -> None:
         model, layer = network()
         with Session(model, method, guards=()) as session:
             batch, selection = images(16) * 3, session.selection
+            state = dataclasses.replace(state, taken=64.0)
             method.step(
                 model, batch, state, task=session.task, selection=selection, optimizer=None, rng=torch.Generator()
             )
@@ -127,7 +129,7 @@ def test_mirror_images_have_running_statistics_of_their_own() -> None:
         straight, mirrored = session.state.memory["1"][0], session.state.flipped_memory["1"][0]
         with torch.no_grad():
             expected = [model[0](views).mean((0, 2, 3)) for views in (ramp, ramp.flip(-1))]
-    rate = 8 / (8 + 64)
+    rate = 8 / (8 + 16)
     torch.testing.assert_close(straight, rate * expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mirrored, rate * expected[1], rtol=1e-4, atol=1e-5)
 
@@ -344,7 +346,7 @@ def test_a_first_batch_is_taken_in_full_where_its_decisions_are_diverse_enough(
     with Session(model, Blend(flip_averaging=False, first_diversity=first_diversity), guards=()) as session:
         session.adapt(bright)
         mean = session.state.memory["0"][0]
-    torch.testing.assert_close(mean, share * 32 / (32 + 64) * bright.mean((0, 2, 3)), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(mean, share * 32 / (32 + 16) * bright.mean((0, 2, 3)), rtol=1e-4, atol=1e-3)
 
 
 def test_tasks_that_do_not_allow_mirroring_are_not_flip_averaged() -> None:
@@ -416,3 +418,41 @@ def test_which_images_have_content() -> None:
     assert with_content(batch, pixel_range=(0.0, 1.0)).tolist() == [True, False, True, True]
     assert with_content(batch * 100, pixel_range=(0.0, 100.0)).tolist() == [True, False, True, True]
     assert with_content(torch.ones(2, 3, 4, 4), pixel_range=None).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("knows_source", [True, False])
+def test_statistics_begin_again_where_the_images_show_another_stream(knows_source: bool) -> None:
+    smooth = nn.functional.interpolate(images(64, side=4, seed=9), size=16, mode="bicubic").clamp(0, 1)
+    spectrum = SpectrumFilter(source=measure([smooth])) if knows_source else None
+    method = Blend(spectrum=spectrum, flip_averaging=False, diversity_exponent=0.0)
+    noisy = (smooth + 0.4 * torch.randn(smooth.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    model, _ = network()
+    with Session(model, method, guards=()) as session:
+        session.adapt(0.2 * smooth[:32] + 0.4)
+        session.adapt(0.2 * smooth[32:] + 0.4)
+        assert session.state.taken == 64
+        session.adapt(noisy[:32])
+        assert session.state.taken == 32
+        after = session.state.memory["0"]
+    with Session(model, method, guards=()) as session:
+        session.adapt(noisy[:32])
+        assert_moments_close(after, session.state.memory["0"])
+
+
+def assert_moments_close(found: norm.Moments, expected: norm.Moments) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_where_images_are_of_many_kinds_nothing_is_tried_and_all_of_it_is_used() -> None:
+    smooth = nn.functional.interpolate(images(128, side=4, seed=9), size=16, mode="bicubic").clamp(0, 1)
+    model, task = classifier("bn"), Classification()
+    method = Blend().with_source(model, SourceImages(batches=smooth.split), task=task)
+    hazy = 0.3 * smooth[:64] + 0.5
+    noise = 0.4 * torch.randn(hazy.shape, generator=torch.Generator().manual_seed(1))
+    mixed = torch.where(torch.arange(64).view(-1, 1, 1, 1) % 2 == 0, (hazy + noise).clamp(0, 1), hazy)
+    for batch, tried in ((hazy, True), ((hazy + noise).clamp(0, 1), True), (mixed, False)):
+        with Session(model, method, task=task, guards=()) as session:
+            session.adapt(batch[:32])
+            assert (session.state.adaptation_trial is not None) == tried
+            assert session.state.filters or tried

@@ -13,6 +13,7 @@ from acclimate.core import Classification, Session
 from acclimate.core.spectrum import PowerSpectrum, Sums, measure
 from acclimate.errors import ConfigError, EmptySelectionError, TTTNotSupportedError
 from acclimate.methods import Align, SpectrumFilter
+from acclimate.methods.spectrum import SpectrumState
 from acclimate.vision.demos.pose_scenes import make_scene
 from acclimate.vision.demos.pose_scenes.tensors import as_tensors
 from tests.networks import assert_identical, classifier, tensors_of
@@ -80,18 +81,35 @@ def test_predictions_use_the_spectrum_of_the_stream_so_far(network: nn.Module, s
 
 def test_a_changed_stream_restarts_the_running_spectrum(source: PowerSpectrum) -> None:
     method = SpectrumFilter(source=source)
-    clear = Sums.of(scenes(1000, 64))
-    assert method._next(Sums.of(dull(scenes(2000, 16))), clear).count == 16
-    assert method._next(Sums.of(scenes(2000, 16)), clear).count == 80
+    clear = SpectrumState(Sums.of(scenes(1000, 64)))
+    changed = method.continued(Sums.of(dull(scenes(2000, 16))), clear)
+    assert (changed.stream.count, changed.began) == (16, True)
+    same = method.continued(Sums.of(scenes(2000, 16)), clear)
+    assert (same.stream.count, same.began) == (80, False)
+
+
+def test_single_images_are_compared_with_the_stream_once_they_are_enough(source: PowerSpectrum) -> None:
+    method = SpectrumFilter(source=source, least_images=8)
+    for images, expected in ((dull(scenes(2000, 9)), [*range(65, 72), 8, 9]), (scenes(2000, 9), [*range(65, 74)])):
+        state, counts = SpectrumState(Sums.of(scenes(1000, 64))), []
+        for image in images:
+            state = method.continued(Sums.of(image[None]), state)
+            counts.append(state.stream.count)
+        assert counts == pytest.approx(expected)
+
+
+def test_without_source_images_a_stream_is_compared_with_itself() -> None:
+    method, clear = SpectrumFilter(), SpectrumState(Sums.of(scenes(1000, 64)))
+    assert method.continued(Sums.of(dull(scenes(2000, 16))), clear).began
+    assert not method.continued(Sums.of(scenes(2000, 16)), clear).began
 
 
 def test_the_running_spectrum_is_limited_to_recent_images(source: PowerSpectrum) -> None:
     method = SpectrumFilter(source=source, memory_images=40)
-    stream = None
+    state = SpectrumState()
     for start in range(0, 96, 16):
-        stream = method._next(Sums.of(scenes(start, 16)), stream)
-    assert stream is not None
-    assert stream.count == pytest.approx(40)
+        state = method.continued(Sums.of(scenes(start, 16)), state)
+    assert state.stream.count == pytest.approx(40)
 
 
 def test_normalised_images_are_filtered_in_the_tasks_range(network: nn.Module, source: PowerSpectrum) -> None:

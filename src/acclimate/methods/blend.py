@@ -116,7 +116,8 @@ class BlendState:
         unadapted: whether the unadapted model predicts, because it turned out to be better on these images.
         adaptation_trial: evidence on that, while it is not decided.
         confidence: since that was decided; used where no source images are known.
-        taken: the number of images that the running statistics count for, beside ``prior_images``.
+        taken: the number of images that the running statistics count for, beside ``prior_images``; that of states which
+            were saved before it was counted is infinite.
     """
 
     seen: SpectrumState = SpectrumState()
@@ -129,7 +130,7 @@ class BlendState:
     unadapted: bool = False
     adaptation_trial: AdaptationTrial | None = None
     confidence: Confidence = Confidence()
-    taken: float = 0.0
+    taken: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +281,7 @@ class Blend:
     filter_gain: float = 0.04
     filter_trial_images: int = 64
     trial_diversity: float = 0.7
-    adaptation_trial_images: int = 256
+    adaptation_trial_images: int = 128
     agreement: AgreementTest = field(default=AgreementTest(), repr=False)
     confidence_change: float = 0.1
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
@@ -339,7 +340,7 @@ class Blend:
 
     def start(self, model: nn.Module, selection: Selection) -> BlendState:
         """Return the initial state, in which statistics are the source's."""
-        return BlendState()
+        return BlendState(taken=0.0)
 
     def step(
         self,
@@ -524,7 +525,9 @@ class Blend:
         if task.pixel_range is None or images.shape[1] != 3:
             return state, another
         seen = _FOLLOWED.continued(Sums.of(in_unit_range(_middle(images), task)), state.seen)
-        return replace(_begun_again(state) if seen.began else state, seen=seen), another or seen.began
+        # A state that was saved without a spectrum goes on.
+        began = seen.began and state.seen.stream is not None
+        return replace(_begun_again(state) if began else state, seen=seen), another or began
 
     def _with_adaptation_trial(self, state: BlendState, *, task: Task) -> BlendState:
         if self.adaptation_trial_images == 0 or not (self._can_try(task) and task.exclusive):

@@ -120,7 +120,7 @@ class SpectrumFilter:
     tolerance_nats: float = 0.3
     chance_factor: float = 1.75
     restart_factor: float = 2.5
-    least_images: int = 16
+    least_images: int = 8
     memory_images: int = 512
     batch_weight: float = 0.5
 
