@@ -32,7 +32,6 @@ from paired import difference, percent
 
 from acclimate.core import Classification, Session, default_guards
 from acclimate.core.source_images import SourceImages
-from acclimate.core.spectrum import measure
 from acclimate.methods import BatchNormStats, Blend, Eata, FoaShift, Neo, Sar, SpectrumFilter, Tent
 from acclimate.methods.eata import fisher_information
 from networks import NETWORKS, load_without_batch_norm
@@ -49,7 +48,8 @@ def to_tensor(images: np.ndarray) -> Tensor:
 
 def methods(model: nn.Module, source: Tensor) -> dict[str, Any]:
     """Return what is measured; the settings are those of ``benchmarks/cifar``."""
-    spectrum = SpectrumFilter(source=measure(source.split(250)))
+    images, task = SourceImages(batches=source.split), Classification()
+    spectrum = SpectrumFilter().with_source(model, images, task=task)
     fisher = fisher_information(model, source.split(BATCH))
     return {
         "bn": BatchNormStats(source_strength=0),
@@ -67,7 +67,7 @@ def methods_without_batch_norm(model: nn.Module, source: Tensor) -> dict[str, An
     images, task = SourceImages(batches=source.split), Classification()
     return {
         "tent": Tent(lr=1e-3),
-        "spectrum": SpectrumFilter(source=measure(source.split(250))),
+        "spectrum": SpectrumFilter().with_source(model, images, task=task),
         "neo": Neo(),
         "foa_shift": FoaShift().with_source(model, images, task=task),
         "blend": Blend().with_source(model, images, task=task),
