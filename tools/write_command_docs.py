@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -391,6 +392,31 @@ def shifts_table(half: str) -> str:
     return "\n".join([*lines, "| **mean without clean** | " + " | ".join(f"**{mean:.1f}**" for mean in means) + " |"])
 
 
+def streams_table(half: str) -> str:
+    """Return the error on every kind of stream of one half; its number of images is beside the name."""
+    path = ROOT / "benchmarks" / "shifts" / "results" / f"streams_{half}.json"
+    rows = json.loads(path.read_text())["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    errors = {(row["stream"], row["method"]): row["error"] for row in rows}
+    images = {row["stream"]: row["images"] for row in rows}
+    lines = ["| stream | images | " + " | ".join(methods) + " |", "| --- | --- |" + " --- |" * len(methods)]
+    for stream, count in images.items():
+        cells = (f"{errors[stream, method]:.1f}" if (stream, method) in errors else "" for method in methods)
+        lines.append(f"| {stream} | {count:,} | " + " | ".join(cells) + " |")
+    costs = [f"{_cost_on(rows, method):.2f}" for method in methods]
+    return "\n".join([*lines, f"| **times plain, {LONG_STREAM}** | | " + " | ".join(costs) + " |"])
+
+
+LONG_STREAM = "each kind, 800 images"
+
+
+def _cost_on(rows: list[dict[str, Any]], method: str) -> float:
+    found: float = next(
+        (row["times_plain"] for row in rows if (row["stream"], row["method"]) == (LONG_STREAM, method)), math.nan
+    )
+    return found
+
+
 def _with_tables(text: str) -> str:
     tables: dict[str, Callable[[], str]] = {
         "results": results_table.results_table,
@@ -425,6 +451,7 @@ def _with_tables(text: str) -> str:
         "pose_scenes auto": pose_scenes_tables.auto_table,
         "pose_scenes policies": functools.partial(pose_scenes_tables.summary_table, "policies"),
         **{f"shifts {half}": functools.partial(shifts_table, half) for half in SHIFTS},
+        **{f"streams {half}": functools.partial(streams_table, half) for half in ("report", "report_group_norm")},
         **{f"shifts {half} summary": functools.partial(shifts_summary_table, half) for half in SHIFTS},
         "segmentation report": functools.partial(segmentation_tables.summary_table, "report"),
         **{
