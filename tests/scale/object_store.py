@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -29,9 +30,12 @@ def s3_server() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    # File systems are kept by their arguments, and the address is none: one of a server before would be used again.
+    S3FileSystem.clear_instance_cache()
     try:
         yield address
     finally:
+        S3FileSystem.clear_instance_cache()
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:
