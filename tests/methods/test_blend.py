@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from acclimate.core import Classification, Session, norm
 from acclimate.core.source_images import SourceImages
 from acclimate.core.spectrum import measure
-from acclimate.core.view_agreement import ViewDecisions
+from acclimate.core.view_agreement import ClassMixTest, ViewDecisions
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods import Blend, SpectrumFilter
@@ -456,3 +456,30 @@ def test_where_images_are_of_many_kinds_nothing_is_tried_and_all_of_it_is_used()
             session.adapt(batch[:32])
             assert (session.state.adaptation_trial is not None) == tried
             assert session.state.filters or tried
+
+
+@pytest.mark.parametrize(("few_classes", "taken"), [(True, 0.0), (False, 64.0)])
+def test_a_first_batch_of_few_classes_is_not_taken_where_the_first_layers_show_it(
+    few_classes: bool, taken: float
+) -> None:
+    # The source model is certain of one class, and less certain with statistics of the batch.
+    model, _ = network()
+    with torch.no_grad():
+        model[0].running_mean.zero_()
+        model[0].running_var.fill_(0.01)
+        model[3].weight.mul_(6)
+    bright = images(64) * 0.2 + 0.8
+    # A first layer that changes nothing, with its own statistics or with those of the batch.
+    neutral = nn.BatchNorm2d(3)
+    with torch.no_grad():
+        neutral.running_var, neutral.running_mean = torch.var_mean(bright, (0, 2, 3), correction=0)
+        neutral.weight.copy_((neutral.running_var + neutral.eps).sqrt())
+        neutral.bias.copy_(neutral.running_mean)
+    model = nn.Sequential(neutral, *model).eval()
+    # Whatever the evidence is, it is below one limit or above the other.
+    evidence = 100.0 if few_classes else -100.0
+    test = ClassMixTest(more_classes=1.0, few_classes_evidence=evidence, damage_evidence=100.0)
+    method = Blend(class_mix=test, first_diversity=0.0)
+    with Session(model, method, guards=()) as session:
+        session.adapt(bright)
+        assert session.state.taken == taken

@@ -26,9 +26,10 @@ from acclimate.core.segmentation import Segmentation
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, SignalPair
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
+from acclimate.core.source_model import partly_adapted_outputs
 from acclimate.core.spectrum import Sums
 from acclimate.core.task import Task
-from acclimate.core.view_agreement import AgreementTest, ViewDecisions
+from acclimate.core.view_agreement import AgreementTest, ClassMixTest, ThreeDecisions, ViewDecisions
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods.spectrum import SpectrumFilter, SpectrumState, in_unit_range
@@ -201,6 +202,8 @@ class Blend:
         diversity_exponent: the rate is multiplied by the diversity of recent decisions to this power. Diversity is
             (effective number of classes - 1) / (number of classes - 1); an exponent of 0 ignores it.
         first_diversity: a first batch whose decisions are more diverse than this is taken into the statistics in full.
+        class_mix: finds that a first batch is of few classes, to which its own statistics give many; then nothing of it
+            is taken. ``first_layers``: the share of the BatchNorm layers whose statistics show that, the first ones.
         diversity_window: the number of recent decisions from which diversity is computed.
         certainty: detects a first batch with too few classes to take statistics from: with its statistics the model
             would be less certain.
@@ -284,6 +287,8 @@ class Blend:
     adaptation_trial_images: int = 128
     agreement: AgreementTest = field(default=AgreementTest(), repr=False)
     confidence_change: float = 0.1
+    class_mix: ClassMixTest = field(default=ClassMixTest(), repr=False)
+    first_layers: float = 0.5
     certainty: Certainty = field(default=Certainty(energy_weight=1.0, lost_energy_weight=0.5), repr=False)
     spectrum: SpectrumFilter | None = field(default=None, metadata=FROM_SOURCE_IMAGES)
     source_outputs: Mapping[str, Moments] = field(
@@ -484,7 +489,23 @@ class Blend:
         # So does strong damage, under which the source model gives one class to everything with certainty. Then the
         # decisions under the new statistics are of many classes.
         diversity = self.diversity(self._with_decisions(state, task.decisions(run.unmerged).class_probabilities()))
+        if self._has_few_classes(model, batch, run, unadapted, task=task):
+            return 0.0
         return 1.0 if diversity >= self.first_diversity else math.pow(diversity, self.diversity_exponent)
+
+    def _has_few_classes(self, model: nn.Module, batch: Any, run: _Run, unadapted: Any, *, task: Task) -> bool:
+        """Say whether a batch is of few classes, to which its own statistics give many."""
+        if run.flipped is None or not task.exclusive:
+            return False
+        both = (run.unmerged, unadapted)
+        adapted, source = (task.decisions(found).class_probabilities().argmax(-1) for found in both)
+        if not self.class_mix.is_due(adapted, source):
+            return False
+        outputs = partly_adapted_outputs(model, batch, {}, share=self.first_layers, task=task)
+        if outputs is None:
+            return False
+        between = task.decisions(outputs).class_probabilities().argmax(-1)
+        return self.class_mix.is_damage(ThreeDecisions(adapted, source, between), run.decisions(task)) is False
 
     def _mixing(
         self, model: nn.Module, memory: Mapping[str, Moments], *, rate: float
