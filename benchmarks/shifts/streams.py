@@ -163,8 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flush=True,
             )
             key = (row["stream"], row["method"])
-            kept = [old for old in content["rows"] if (old["stream"], old["method"]) != key]
-            content["rows"] = [*kept, row]
+            places = [n for n, old in enumerate(content["rows"]) if (old["stream"], old["method"]) == key]
+            if places:
+                content["rows"][places[0]] = row
+            else:
+                content["rows"].append(row)
             given.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
