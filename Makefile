@@ -15,8 +15,8 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 # The same tests with half as much computing time again: which lines of src they run, at least 90 %.
-coverage: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+coverage:
+	$(MAKE) test PYTEST_ARGS="--cov --cov-report=term:skip-covered $(PYTEST_ARGS)"
 
 # Random examples in place of the fixed ones; a failure prints how to repeat it.
 test-all: $(VENV)/.installed

@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,30 +115,62 @@ def measured(outputs: list[Tensor], labels: Tensor, plain: list[np.ndarray[Any, 
     }
 
 
-def rows(
-    model: nn.Module,
-    data: Path,
-    half: str,
-    network: str,
-    only: Sequence[str] | None,
-    only_kinds: Sequence[str] | None,
-) -> Iterator[dict[str, Any]]:
-    chosen: Mapping[str, kinds.Damage] = kinds.TUNE if half == "tune" else kinds.REPORT
-    archive = np.load(data / ("tune_jpeg.npz" if half == "tune" else "report_corrupted.npz"))
+@dataclass(frozen=True)
+class Half:
+    """A network, what is measured on it, and images of one half that are damaged with its kinds."""
+
+    model: nn.Module
+    known: Mapping[str, Any]
+    damages: Mapping[str, kinds.Damage]
+    images: np.ndarray[Any, Any]
+    labels: Tensor
+
+
+def half_of(data: Path, half: str, network: str, *, count: int) -> Half:
+    """Return a half with ``count`` images; ``data`` is the folder with cifar10/."""
+    folder, resnet = data / "cifar10", network == "resnet20"
+    model = load(folder / "resnet20.safetensors") if resnet else load_without_batch_norm(network)
+    archive = np.load(folder / ("tune_jpeg.npz" if half == "tune" else "report_corrupted.npz"))
     images = archive["images" if half == "tune" else "clean"]
-    order = np.random.default_rng(0).permutation(len(images))[:IMAGES]
-    images, labels = images[order], torch.tensor(archive["labels"][order])
-    source = to_tensor(np.load(data / "source_train.npz")["images"])
-    known = methods(model, source) if network == "resnet20" else methods_without_batch_norm(model, source)
-    for kind in ("clean", *chosen) if only_kinds is None else only_kinds:
-        damaged = images if kind == "clean" else chosen[kind](images, np.random.default_rng(1))
+    order = np.random.default_rng(0).permutation(len(images))[:count]
+    source = to_tensor(np.load(folder / "source_train.npz")["images"])
+    known = methods(model, source) if resnet else methods_without_batch_norm(model, source)
+    damages = kinds.TUNE if half == "tune" else kinds.REPORT
+    return Half(model, known, damages, images[order], torch.tensor(archive["labels"][order]))
+
+
+def put(rows: list[dict[str, Any]], row: dict[str, Any], stream: str) -> None:
+    """Put a row in the place of that of the same method and ``stream`` (a key), or at the end."""
+    key = (row[stream], row["method"])
+    places = [number for number, old in enumerate(rows) if (old[stream], old["method"]) == key]
+    if places:
+        rows[places[0]] = row
+    else:
+        rows.append(row)
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """Return the options of the benchmarks that run on a half."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
+    parser.add_argument("--half", choices=("tune", "report"), required=True)
+    parser.add_argument("--network", choices=("resnet20", *NETWORKS), default="resnet20")
+    parser.add_argument("--out", type=Path, required=True, help="write the results as JSON")
+    parser.add_argument("--methods", nargs="+", help="run these only, and keep the others' rows that the file has")
+    return parser
+
+
+def rows(given: Half, only: Sequence[str] | None, only_kinds: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    model, labels = given.model, given.labels
+    for kind in ("clean", *given.damages) if only_kinds is None else only_kinds:
+        damaged = given.images if kind == "clean" else given.damages[kind](given.images, np.random.default_rng(1))
         tensor = to_tensor(damaged)
         outputs, plain_seconds = predicted(model, None, tensor)
         plain = wrong(outputs, labels)
 
         common = {"kind": kind, "method": "none"}
         yield {**common, **measured(outputs, labels, plain), "times_plain": 1.0}
-        for name, method in known.items():
+        for name, method in given.known.items():
             for guarded in (False, True) if name in GUARDED else (False,):
                 common["method"] = f"{name}, guarded" if guarded else name
                 if only is None or common["method"] in only:
@@ -147,28 +180,17 @@ def rows(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
-    parser.add_argument("--half", choices=("tune", "report"), required=True)
-    parser.add_argument("--network", choices=("resnet20", *NETWORKS), default="resnet20")
-    parser.add_argument("--out", type=Path, required=True, help="write the results as JSON")
-    parser.add_argument("--methods", nargs="+", help="run these only, and keep the others' rows that the file has")
+    parser = options(__doc__)
     parser.add_argument("--kinds", nargs="+", help="run these only, clean among them, and keep the others' rows")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    data = given.data / "cifar10"
-    resnet = given.network == "resnet20"
-    model = load(data / "resnet20.safetensors") if resnet else load_without_batch_norm(given.network)
     found = []
     if (given.methods is not None or given.kinds is not None) and given.out.exists():
         found = json.loads(given.out.read_text())["rows"]
-    for row in rows(model, data, given.half, given.network, given.methods, given.kinds):
+    half = half_of(given.data, given.half, given.network, count=IMAGES)
+    for row in rows(half, given.methods, given.kinds):
         print(f"{row['kind']:18s} {row['method']:24s} {row['error']:6.2f} %  {row['times_plain']:.2f}", flush=True)
-        places = [n for n, old in enumerate(found) if (old["kind"], old["method"]) == (row["kind"], row["method"])]
-        if places:
-            found[places[0]] = row
-        else:
-            found.append(row)
+        put(found, row, "kind")
         content = {"half": given.half, "network": given.network, "images": IMAGES, "rows": found}
         given.out.write_text(json.dumps(content, indent=1) + "\n")
     damaged = [row for row in found if row["kind"] != "clean"]

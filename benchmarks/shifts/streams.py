@@ -10,7 +10,6 @@ batches are of one). The cost is CPU time relative to plain prediction.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "cifar"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "guards"))
 sys.path.insert(0, str(Path(__file__).parent))
 import kinds
-from network import load
 from paired import difference, percent
-from run import GUARDED, calibration_error, methods, methods_without_batch_norm, predicted, to_tensor, wrong
-
-from networks import NETWORKS, load_without_batch_norm
+from run import GUARDED, calibration_error, half_of, options, predicted, put, to_tensor, wrong
 
 BATCH: Final = 64
 IMAGES: Final = 800
@@ -131,43 +127,25 @@ def results(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
-    parser.add_argument("--half", choices=("tune", "report"), required=True)
-    parser.add_argument("--network", choices=("resnet20", *NETWORKS), default="resnet20")
-    parser.add_argument("--out", type=Path, required=True, help="write the results as JSON")
-    parser.add_argument("--methods", nargs="+", help="run these only, and keep the others' rows that the file has")
+    parser = options(__doc__)
     parser.add_argument("--streams", nargs="+", help="run these only, and keep the others' rows")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    data = given.data / "cifar10"
-    resnet = given.network == "resnet20"
-    model = load(data / "resnet20.safetensors") if resnet else load_without_batch_norm(given.network)
-    archive = np.load(data / ("tune_jpeg.npz" if given.half == "tune" else "report_corrupted.npz"))
-    images = archive["images" if given.half == "tune" else "clean"]
-    order = np.random.default_rng(0).permutation(len(images))[:IMAGES]
-    images, labels = images[order], torch.tensor(archive["labels"][order])
-    source = to_tensor(np.load(data / "source_train.npz")["images"])
-    known = methods(model, source) if resnet else methods_without_batch_norm(model, source)
+    half = half_of(given.data, given.half, given.network, count=IMAGES)
     content = {"half": given.half, "network": given.network, "rows": []}
     if given.out.exists() and (given.methods is not None or given.streams is not None):
         content = json.loads(given.out.read_text())
-    for stream in streams(images, labels, kinds.TUNE if given.half == "tune" else kinds.REPORT):
+    for stream in streams(half.images, half.labels, half.damages):
         if given.streams is not None and stream.name not in given.streams:
             continue
-        for row in results(model, known, stream, given.methods):
+        for row in results(half.model, half.known, stream, given.methods):
             change = row["minus_none"]
             print(
                 f"{row['stream']:26s} {row['method']:24s} {row['error']:6.2f} %  {change['points']:+6.2f} "
                 f"[{change['low']:+.1f}, {change['high']:+.1f}]  {row['times_plain']:.2f}",
                 flush=True,
             )
-            key = (row["stream"], row["method"])
-            places = [n for n, old in enumerate(content["rows"]) if (old["stream"], old["method"]) == key]
-            if places:
-                content["rows"][places[0]] = row
-            else:
-                content["rows"].append(row)
+            put(content["rows"], row, "stream")
             given.out.write_text(json.dumps(content, indent=1) + "\n")
 
 

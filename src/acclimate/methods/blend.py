@@ -135,7 +135,7 @@ class BlendState:
 
 
 @dataclass(frozen=True, slots=True)
-class _Added:
+class _Averaging:
     """How images are added to running statistics: the weight of each, in [0, 1], and what was there counts for."""
 
     weight: float
@@ -146,7 +146,7 @@ class _Added:
         return self.weight * count / (count + self.kept)
 
 
-_NOTHING: Final = _Added(0.0, 1.0)
+_NOTHING: Final = _Averaging(0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,10 +454,10 @@ class Blend:
 
     def _updated(
         self, model: nn.Module, batch: Any, state: BlendState, source: _Run | None, *, task: Task
-    ) -> tuple[_Run, BlendState, _Added]:
+    ) -> tuple[_Run, BlendState, _Averaging]:
         """Return the run that updates the running statistics, the state with them, and how the batch was added."""
         batch = layout.for_prediction(batch)
-        added = _Added(1.0, min(self.memory_images, self.prior_images + state.taken))
+        added = _Averaging(1.0, min(self.memory_images, self.prior_images + state.taken))
         tries = state.trial is not None or state.adaptation_trial is not None
         first = state.classes is None and self._tells_classes(batch)
         if not first:
@@ -488,9 +488,9 @@ class Blend:
             return 1.0
         # So does strong damage, under which the source model gives one class to everything with certainty. Then the
         # decisions under the new statistics are of many classes.
-        diversity = self.diversity(self._with_decisions(state, task.decisions(run.unmerged).class_probabilities()))
         if self._has_few_classes(model, batch, run, unadapted, task=task):
             return 0.0
+        diversity = self.diversity(self._with_decisions(state, task.decisions(run.unmerged).class_probabilities()))
         return 1.0 if diversity >= self.first_diversity else math.pow(diversity, self.diversity_exponent)
 
     def _has_few_classes(self, model: nn.Module, batch: Any, run: _Run, unadapted: Any, *, task: Task) -> bool:
@@ -573,7 +573,7 @@ class Blend:
         memory: Mapping[str, Moments],
         flipped_memory: Mapping[str, Moments],
         *,
-        added: _Added,
+        added: _Averaging,
         task: Task,
         mirrors_all: bool,
     ) -> _Run:
@@ -622,7 +622,7 @@ class Blend:
         run: _Run,
         state: BlendState,
         *,
-        added: _Added,
+        added: _Averaging,
         task: Task,
     ) -> tuple[_Run, BlendState]:
         """Predict the batch without the filter too; return the run to use, and the state with that evidence."""
