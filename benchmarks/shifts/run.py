@@ -3,9 +3,10 @@
     python benchmarks/shifts/run.py --data DATA --half tune --out tune.json      # to choose settings
     python benchmarks/shifts/run.py --data DATA --half report --out report.json  # to write a result down
 
-The network is the ResNet-20 of ``benchmarks/cifar``, or with ``--network group_norm`` that of ``networks.py``. The half
-``tune`` damages images of ``tune_jpeg.npz``, the half ``report`` the clean images of ``report_corrupted.npz``, 512
-each, in batches of 64. Differences to the unadapted model are paired over images, with 95 % intervals from 2,000
+The network is the ResNet-20 of ``benchmarks/cifar``, or one of ``networks.py``. The half ``tune`` damages images of
+``tune_jpeg.npz``, the half ``report`` the clean images of ``report_corrupted.npz``, 512 each, in batches of 64. With
+``--network efficientnet_lite0`` they damage the first 128 and the last 192 photographs of ``imagenet_sample/stream``,
+in batches of 32. Differences to the unadapted model are paired over images, with 95 % intervals from 2,000
 resamples of batches. The calibration error has 15 bins.
 """
 
@@ -30,15 +31,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import kinds
 from network import load
 from paired import difference, percent
+from PIL import Image
 
 from acclimate.core import Classification, Session, default_guards
 from acclimate.core.source_images import SourceImages
 from acclimate.methods import BatchNormStats, Blend, Eata, FoaShift, Neo, Sar, SpectrumFilter, Tent
 from acclimate.methods.eata import fisher_information
-from networks import NETWORKS, load_without_batch_norm
+from networks import NETWORKS, PHOTOGRAPHS, EfficientNetLite0, load_without_batch_norm
 
 BATCH = 64
 IMAGES = 512
+BATCH_OF_PHOTOGRAPHS = 32
+PHOTOGRAPHS_TO_TUNE = 128
 CALIBRATION_BINS = 15
 GUARDED = ("bn", "blend", "neo")
 
@@ -47,11 +51,11 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
 
 
-def methods(model: nn.Module, source: Tensor) -> dict[str, Any]:
+def methods(model: nn.Module, source: Tensor, *, batch: int = BATCH) -> dict[str, Any]:
     """Return what is measured; the settings are those of ``benchmarks/cifar``."""
     images, task = SourceImages(batches=source.split), Classification()
     spectrum = SpectrumFilter().with_source(model, images, task=task)
-    fisher = fisher_information(model, source.split(BATCH))
+    fisher = fisher_information(model, source.split(batch))
     return {
         "bn": BatchNormStats(source_strength=0),
         "tent": Tent(lr=1e-3),
@@ -105,9 +109,9 @@ def calibration_error(outputs: list[Tensor], labels: Tensor) -> float:
     return 100 * total / len(labels)
 
 
-def measured(outputs: list[Tensor], labels: Tensor, plain: list[np.ndarray[Any, Any]]) -> dict[str, Any]:
+def measured(outputs: list[Tensor], labels: Tensor, plain: list[np.ndarray[Any, Any]], *, batch: int) -> dict[str, Any]:
     """Return error, its difference to the unadapted model's, and calibration error."""
-    errors = wrong(outputs, labels)
+    errors = wrong(outputs, labels, batch=batch)
     return {
         "error": percent(errors),
         "minus_none": difference(errors, plain),
@@ -124,10 +128,13 @@ class Half:
     damages: Mapping[str, kinds.Damage]
     images: np.ndarray[Any, Any]
     labels: Tensor
+    batch: int = BATCH
 
 
 def half_of(data: Path, half: str, network: str, *, count: int) -> Half:
-    """Return a half with ``count`` images; ``data`` is the folder with cifar10/."""
+    """Return a half with ``count`` images (all photographs); ``data`` is the folder with cifar10/."""
+    if network == PHOTOGRAPHS:
+        return _half_of_photographs(data / "imagenet_sample", half)
     folder, resnet = data / "cifar10", network == "resnet20"
     model = load(folder / "resnet20.safetensors") if resnet else load_without_batch_norm(network)
     archive = np.load(folder / ("tune_jpeg.npz" if half == "tune" else "report_corrupted.npz"))
@@ -135,8 +142,26 @@ def half_of(data: Path, half: str, network: str, *, count: int) -> Half:
     order = np.random.default_rng(0).permutation(len(images))[:count]
     source = to_tensor(np.load(folder / "source_train.npz")["images"])
     known = methods(model, source) if resnet else methods_without_batch_norm(model, source)
-    damages = kinds.TUNE if half == "tune" else kinds.REPORT
-    return Half(model, known, damages, images[order], torch.tensor(archive["labels"][order]))
+    return Half(model, known, _damages(half), images[order], torch.tensor(archive["labels"][order]))
+
+
+def _half_of_photographs(folder: Path, half: str) -> Half:
+    model = EfficientNetLite0()
+    classes = json.loads((folder / "labels.json").read_text())
+    paths = sorted((folder / "stream").iterdir())
+    paths = paths[:PHOTOGRAPHS_TO_TUNE] if half == "tune" else paths[PHOTOGRAPHS_TO_TUNE:]
+    labels = torch.tensor([classes[path.name] for path in paths])
+    source = to_tensor(_photographs(sorted((folder / "source").iterdir())))
+    known = methods(model, source, batch=BATCH_OF_PHOTOGRAPHS)
+    return Half(model, known, _damages(half), _photographs(paths), labels, batch=BATCH_OF_PHOTOGRAPHS)
+
+
+def _photographs(paths: Sequence[Path]) -> np.ndarray[Any, Any]:
+    return np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
+
+
+def _damages(half: str) -> Mapping[str, kinds.Damage]:
+    return kinds.TUNE if half == "tune" else kinds.REPORT
 
 
 def put(rows: list[dict[str, Any]], row: dict[str, Any], stream: str) -> None:
@@ -149,38 +174,38 @@ def put(rows: list[dict[str, Any]], row: dict[str, Any], stream: str) -> None:
         rows.append(row)
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
-    """Return the options of the benchmarks that run on a half."""
+def options(description: str | None, *networks: str) -> argparse.ArgumentParser:
+    """Return the options of the benchmarks that run on a half, with ``networks`` beside those of CIFAR."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and imagenet_sample/")
     parser.add_argument("--half", choices=("tune", "report"), required=True)
-    parser.add_argument("--network", choices=("resnet20", *NETWORKS), default="resnet20")
+    parser.add_argument("--network", choices=("resnet20", *NETWORKS, *networks), default="resnet20")
     parser.add_argument("--out", type=Path, required=True, help="write the results as JSON")
     parser.add_argument("--methods", nargs="+", help="run these only, and keep the others' rows that the file has")
     return parser
 
 
 def rows(given: Half, only: Sequence[str] | None, only_kinds: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    model, labels = given.model, given.labels
+    model, labels, batch = given.model, given.labels, given.batch
     for kind in ("clean", *given.damages) if only_kinds is None else only_kinds:
         damaged = given.images if kind == "clean" else given.damages[kind](given.images, np.random.default_rng(1))
         tensor = to_tensor(damaged)
-        outputs, plain_seconds = predicted(model, None, tensor)
-        plain = wrong(outputs, labels)
+        outputs, plain_seconds = predicted(model, None, tensor, batch=batch)
+        plain = wrong(outputs, labels, batch=batch)
 
         common = {"kind": kind, "method": "none"}
-        yield {**common, **measured(outputs, labels, plain), "times_plain": 1.0}
+        yield {**common, **measured(outputs, labels, plain, batch=batch), "times_plain": 1.0}
         for name, method in given.known.items():
             for guarded in (False, True) if name in GUARDED else (False,):
                 common["method"] = f"{name}, guarded" if guarded else name
                 if only is None or common["method"] in only:
-                    outputs, seconds = predicted(model, method, tensor, guarded=guarded)
-                    found = measured(outputs, labels, plain)
+                    outputs, seconds = predicted(model, method, tensor, guarded=guarded, batch=batch)
+                    found = measured(outputs, labels, plain, batch=batch)
                     yield {**common, **found, "times_plain": round(seconds / plain_seconds, 2)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = options(__doc__)
+    parser = options(__doc__, PHOTOGRAPHS)
     parser.add_argument("--kinds", nargs="+", help="run these only, clean among them, and keep the others' rows")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -191,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows(half, given.methods, given.kinds):
         print(f"{row['kind']:18s} {row['method']:24s} {row['error']:6.2f} %  {row['times_plain']:.2f}", flush=True)
         put(found, row, "kind")
-        content = {"half": given.half, "network": given.network, "images": IMAGES, "rows": found}
+        content = {"half": given.half, "network": given.network, "images": len(half.labels), "rows": found}
         given.out.write_text(json.dumps(content, indent=1) + "\n")
     damaged = [row for row in found if row["kind"] != "clean"]
     for name in dict.fromkeys(row["method"] for row in found):

@@ -1,10 +1,10 @@
-"""Trains the network without BatchNorm of ``networks.py``, by distillation from the ResNet-20 of ``benchmarks/cifar``.
+"""Trains a network without BatchNorm of ``networks.py``, by distillation from the ResNet-20 of ``benchmarks/cifar``.
 
     python benchmarks/shifts/train.py --data DATA --network group_norm --minutes 8
 
 The images are those of ``source_train.npz``, and those of ``tune_jpeg.npz`` that ``run.py`` does not damage; no label
-is used. The convolutions begin as the teacher's. Each image is cropped, mirrored and mixed with another (mixup) anew,
-for student and teacher alike.
+is used. The convolutions that both have begin as the teacher's. Each image is cropped, mirrored and mixed with another
+(mixup) anew, for student and teacher alike.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "cifar"))
 sys.path.insert(0, str(Path(__file__).parent))
 from network import load
 
-from networks import NETWORKS, WEIGHTS
+from networks import NETWORKS, WEIGHTS, ConvolutionalTransformer
 
 BATCH = 64
 HELD_OUT = 512
 """So many images of ``tune_jpeg.npz`` are damaged by ``run.py``; they are not trained on."""
 TEMPERATURE = 2.0
 LEARNING_RATE = 1e-3
+BATCH_NORM_EPSILON = 1e-5
+"""Of the teacher's layers (the default of torch)."""
 
 
 def training_images(data: Path) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,14 +70,16 @@ def changed(images: Tensor, rng: torch.Generator) -> Tensor:
 def begun(name: str, data: Path) -> nn.Module:
     """Return the network before training."""
     model = NETWORKS[name]()
-    # GroupNorm has no running statistics to take over.
-    model.load_state_dict(
-        {
-            key: value
-            for key, value in load_file(str(data / "resnet20.safetensors")).items()
-            if "running" not in key and "num_batches" not in key
-        }
-    )
+    weights = load_file(str(data / "resnet20.safetensors"))
+    into = model.stem if isinstance(model, ConvolutionalTransformer) else model
+    if into is not model:
+        for key in [key for key in weights if key.endswith("running_var")]:
+            layer = key.removesuffix(".running_var")
+            scale = weights[f"{layer}.weight"] * (weights[key] + BATCH_NORM_EPSILON).rsqrt()
+            weights[f"{layer}.bias"] -= scale * weights[f"{layer}.running_mean"]
+            weights[f"{layer}.weight"] = scale
+    known = into.state_dict()
+    into.load_state_dict({key: weights.get(key, value) for key, value in known.items()})
     return model
 
 

@@ -233,6 +233,7 @@ def running_statistics(
     memory_weight: float,
     rate: float,
     between: bool = True,
+    sampled: bool = False,
     outputs_of: Mapping[str, Moments] | None = None,
 ) -> Iterator[dict[str, Moments]]:
     """Inside the block, BatchNorm uses running statistics of the stream, mixed with the source's.
@@ -247,6 +248,7 @@ def running_statistics(
             updates it.
         between: whether the running variance includes the variance between the means of old and new statistics, as
             that of a mixture does; otherwise it is the average of the two variances.
+        sampled: whether the statistics of large batches come from a third of the rows (:func:`sampled_moments`).
         outputs_of: the source's moments of the outputs of layers, by name, from :func:`output_moments`. The outputs of
             these layers are scaled and shifted by channel as a BatchNorm with these moments would do: from the mixed
             statistics to the source's.
@@ -255,12 +257,13 @@ def running_statistics(
         The running statistics by layer name, updated as batches pass.
     """
     updated = dict(memory)
+    moments_of = sampled_moments if sampled else moments
 
     def mixed_with_source(name: str, inputs: Tensor, source_mean: Tensor, source_var: Tensor) -> Moments:
         source_mean, source_var = at_least_float32(source_mean), at_least_float32(source_var)
         mean, var = updated.get(name, (source_mean, source_var))
         if rate > 0 and _values_per_channel(inputs) > 1:
-            batch_mean, batch_var = moments(inputs.detach())
+            batch_mean, batch_var = moments_of(inputs.detach())
             step = batch_mean - mean
             var = torch.lerp(var, batch_var, rate)
             if between:
@@ -355,6 +358,22 @@ def moments(inputs: Tensor) -> Moments:
     # BatchNorm's own reduction: on the CPU four times as fast as var_mean over these dimensions.
     mean, var = torch.batch_norm_update_stats(inputs, None, None, 0.0)
     return mean, var
+
+
+_ROW_STEP: Final = 3
+_ENOUGH_VALUES: Final = 2**14
+"""So many values of a channel give its mean to a hundredth of its deviation."""
+
+
+def sampled_moments(inputs: Tensor) -> Moments:
+    """Return what :func:`moments` does, of large inputs ``(B, C, H, W)`` from every third row.
+
+    On the CPU this takes a quarter to two thirds of the time.
+    """
+    if inputs.dim() == 4 and _values_per_channel(inputs) >= _ROW_STEP * _ENOUGH_VALUES and inputs.shape[2] > _ROW_STEP:
+        # Strided rows as they are would be read many times more slowly than copied ones.
+        inputs = inputs[:, :, ::_ROW_STEP].contiguous(memory_format=torch.channels_last)
+    return moments(inputs)
 
 
 def mixed(

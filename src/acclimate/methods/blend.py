@@ -511,7 +511,7 @@ class Blend:
         self, model: nn.Module, memory: Mapping[str, Moments], *, rate: float
     ) -> AbstractContextManager[dict[str, Moments]]:
         return norm.running_statistics(
-            model, memory, memory_weight=self.memory_weight, rate=rate, outputs_of=self.source_outputs
+            model, memory, memory_weight=self.memory_weight, rate=rate, sampled=True, outputs_of=self.source_outputs
         )
 
     def _observed(self, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, Any]:
