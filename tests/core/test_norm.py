@@ -1,11 +1,13 @@
-"""Statistics of normalisation layers that are computed from a part of large inputs."""
+"""Statistics of normalisation layers: from a part of large inputs, and how far they are from the source's."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
-from acclimate.core.norm import moments, running_statistics, sampled_moments
+from acclimate.core.norm import moments, running_statistics, sampled_moments, shift
 
 
 def smooth(*shape: int) -> torch.Tensor:
@@ -40,3 +42,46 @@ def test_running_statistics_use_all_rows_unless_sampled() -> None:
         found[sampled] = updated[""]
     assert torch.equal(found[False][0], moments(inputs)[0])
     assert torch.equal(found[True][0], sampled_moments(inputs)[0])
+
+
+def test_a_shift_is_the_divergence_of_the_median_channel() -> None:
+    source = torch.tensor([0.0, 1.0, 2.0, 0.0]), torch.tensor([1.0, 4.0, 9.0, 0.0])
+    assert float(shift(source, source)) == 0
+    # The last channel has no variance, whatever it has now.
+    moved = source[0] + torch.tensor([0.2, 0.4, 30.0, 5.0]), source[1] * torch.tensor([1.0, 1.0, 7.0, 1.0])
+    assert float(shift(moved, source)) == pytest.approx(0.04 / 2)
+    wider = source[0], source[1] * 1.5
+    assert float(shift(wider, source)) == pytest.approx(math.log(1.5) ** 2 / 4, rel=0.01)
+    nothing = torch.zeros(2), torch.zeros(2)
+    assert float(shift(nothing, nothing)) == 0
+
+
+def outputs(model: torch.nn.Module, inputs: torch.Tensor, full_shift: float) -> torch.Tensor:
+    with (
+        torch.no_grad(),
+        running_statistics(model, {}, memory_weight=0.5, rate=1.0, full_shift=full_shift) as updated,
+    ):
+        first = model(inputs)
+        assert torch.equal(model(inputs), first), "the same model and images once more"
+    assert set(updated) == {"0", "2"}
+    return first
+
+
+def test_statistics_that_are_nearly_the_source_s_hardly_count() -> None:
+    rng = torch.Generator().manual_seed(0)
+    layers = [torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.BatchNorm1d(6)]
+    model = torch.nn.Sequential(*layers).eval()
+    near = torch.randn(400, 6, generator=rng)
+    near = (near - near.mean(0)) / near.std(0, correction=0)
+    with torch.no_grad():
+        layers[2].running_mean, layers[2].running_var = moments(layers[1](layers[0](near)))
+    assert torch.allclose(outputs(model, 1.02 * near, 0.01), model(1.02 * near), atol=0.01)
+    assert not torch.allclose(outputs(model, 1.02 * near, 0.0), model(1.02 * near), atol=0.01)
+    far = 3 * near + 2
+    assert torch.equal(outputs(model, far, 0.01), outputs(model, far, 0.0))
+    between = 1.1 * near
+    with torch.no_grad():
+        source = model(between)
+    distances = [float((outputs(model, between, limit) - source).abs().mean()) for limit in (0.0, 0.01, 0.1)]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 1.5 * distances[2] > 0

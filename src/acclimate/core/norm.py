@@ -234,6 +234,7 @@ def running_statistics(
     rate: float,
     between: bool = True,
     sampled: bool = False,
+    full_shift: float = 0.0,
     outputs_of: Mapping[str, Moments] | None = None,
 ) -> Iterator[dict[str, Moments]]:
     """Inside the block, BatchNorm uses running statistics of the stream, mixed with the source's.
@@ -249,6 +250,8 @@ def running_statistics(
         between: whether the running variance includes the variance between the means of old and new statistics, as
             that of a mixture does; otherwise it is the average of the two variances.
         sampled: whether the statistics of large batches come from a third of the rows (:func:`sampled_moments`).
+        full_shift: where the mean :func:`shift` of a layer and of those before it is smaller than this, the weight of
+            the running statistics is smaller in proportion; 0 always uses ``memory_weight``.
         outputs_of: the source's moments of the outputs of layers, by name, from :func:`output_moments`. The outputs of
             these layers are scaled and shifted by channel as a BatchNorm with these moments would do: from the mixed
             statistics to the source's.
@@ -258,6 +261,16 @@ def running_statistics(
     """
     updated = dict(memory)
     moments_of = sampled_moments if sampled else moments
+    shifts: dict[str, Tensor] = {}
+
+    def weight_of(name: str, found: Moments, source: Moments) -> Tensor | float:
+        if full_shift == 0:
+            return memory_weight
+        if name in shifts:
+            # The model is called once more.
+            shifts.clear()
+        shifts[name] = shift(found, source)
+        return memory_weight * (torch.stack(list(shifts.values())).mean() / full_shift).clamp(max=1)
 
     def mixed_with_source(name: str, inputs: Tensor, source_mean: Tensor, source_var: Tensor) -> Moments:
         source_mean, source_var = at_least_float32(source_mean), at_least_float32(source_var)
@@ -270,7 +283,8 @@ def running_statistics(
                 var = var + rate * (1 - rate) * step.square()
             mean = mean + rate * step
             updated[name] = (mean, var)
-        return torch.lerp(source_mean, mean, memory_weight), torch.lerp(source_var, var, memory_weight)
+        weight = weight_of(name, (mean, var), (source_mean, source_var))
+        return torch.lerp(source_mean, mean, weight), torch.lerp(source_var, var, weight)
 
     with ExitStack() as stack:
         for name, layer in batch_norms(model).items():
@@ -374,6 +388,28 @@ def sampled_moments(inputs: Tensor) -> Moments:
         # Strided rows as they are would be read many times more slowly than copied ones.
         inputs = inputs[:, :, ::_ROW_STEP].contiguous(memory_format=torch.channels_last)
     return moments(inputs)
+
+
+_DEAD_VARIANCE: Final = 1e-6
+"""Channels with less than this share of the layer's largest variance are the same for every image."""
+_LEAST_VARIANCE: Final = 1e-3
+
+
+def shift(found: Moments, source: Moments) -> Tensor:
+    """Return how far the statistics of a layer are from the source's, as the median channel's divergence.
+
+    It is the second-order approximation of the Kullback-Leibler divergence between normal distributions: half the
+    squared difference of the means, in standard deviations of the source, plus a quarter of the squared logarithm of
+    the ratio of the variances; the median of each.
+    """
+    (mean, var), (source_mean, source_var) = found, source
+    alive = source_var > _DEAD_VARIANCE * source_var.max()
+    least = _LEAST_VARIANCE * source_var
+    means = (mean - source_mean).square() / source_var
+    ratios = ((var + least) / (source_var + least)).log().abs()
+    medians = [torch.where(alive, value, torch.nan).nanmedian() for value in (means, ratios)]
+    # A layer without any variance has no median, and nothing to say.
+    return (medians[0] / 2 + medians[1].square() / 4).nan_to_num(0.0)
 
 
 def mixed(

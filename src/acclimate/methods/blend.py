@@ -197,6 +197,9 @@ class Blend:
 
     Attributes:
         memory_weight: weight of the running statistics in the mixture; that of the source's is one minus it.
+        full_shift: where the statistics of the layers so far differ from the source's by less than this, on average
+            (:func:`acclimate.core.norm.shift`), the weight is smaller in proportion: a stream that is nearly the
+            source's stays with the source's statistics. 0 uses ``memory_weight`` everywhere.
         memory_images: the most images that the running statistics count for when a batch is added.
         prior_images: the number of images that the source's statistics count for at the beginning of a stream.
         diversity_exponent: the rate is multiplied by the diversity of recent decisions to this power. Diversity is
@@ -274,6 +277,7 @@ class Blend:
     )
 
     memory_weight: float = 0.5
+    full_shift: float = 0.01
     memory_images: int = 64
     prior_images: int = 16
     diversity_exponent: float = 4.0
@@ -301,6 +305,8 @@ class Blend:
         for name in ("memory_images", "prior_images", "diversity_window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"blend: {name} must be at least 1, got {getattr(self, name)}")
+        if not self.full_shift >= 0:
+            raise ConfigError(f"blend: full_shift must not be negative, got {self.full_shift}")
         if not 0 < self.sure <= 1:
             raise ConfigError(f"blend: sure must lie in (0, 1], got {self.sure}")
         if not -1 <= self.filter_gain <= 1:
@@ -511,7 +517,13 @@ class Blend:
         self, model: nn.Module, memory: Mapping[str, Moments], *, rate: float
     ) -> AbstractContextManager[dict[str, Moments]]:
         return norm.running_statistics(
-            model, memory, memory_weight=self.memory_weight, rate=rate, sampled=True, outputs_of=self.source_outputs
+            model,
+            memory,
+            memory_weight=self.memory_weight,
+            rate=rate,
+            sampled=True,
+            full_shift=self.full_shift,
+            outputs_of=self.source_outputs,
         )
 
     def _observed(self, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, Any]:
