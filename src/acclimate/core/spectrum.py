@@ -197,7 +197,9 @@ def gains(stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, shar
     """Return the factor ``(3, BANDS)`` for the amplitude of each opponent colour and band.
 
     A loss of power that at least three quarters of a colour's bands share is taken for lost contrast and is made up for
-    in full in all bands. Of the remaining difference, too much power in a band is taken for added noise, and the band
+    in full in all bands. In the same way, an excess that three quarters of a colour's bands share, and three quarters of
+    the brightness's, is taken for too much contrast and undone: noise adds next to nothing to the brightness's lowest
+    bands. Of the remaining difference, too much power in a band is taken for added noise, and the band
     is attenuated by the ratio of the powers, as by a Wiener filter; too little power is taken for blur, and the band is
     amplified by the ratio to the power of ``sharpening``.
 
@@ -208,8 +210,10 @@ def gains(stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, shar
         sharpening: exponent for blurred bands; 0.5 would restore the source's power in full, but amplify noise too.
     """
     ratio = ((source.power + _SMALL) / (stream.power + _SMALL)).log()
-    contrast = torch.stack([_lower_quartile(row[used]) for row, used in zip(ratio, _used(source), strict=True)])
-    contrast = contrast.clamp(min=0)[:, None]
+    rows = [row[used] for row, used in zip(ratio, _used(source), strict=True)]
+    lost = torch.stack([_quantile(row, 0.25) for row in rows]).clamp(min=0)
+    gained = torch.stack([_quantile(row, 0.75) for row in rows]).clamp(max=0)
+    contrast = (lost + torch.maximum(gained, gained[0]))[:, None]
     rest = ratio - contrast
     factor = contrast / 2 + torch.where(rest < 0, rest, sharpening * rest)
     return factor.clamp(max=math.log(max_gain)).exp()
@@ -253,8 +257,8 @@ def _sorted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.minimum(a, b), torch.maximum(a, b), c
 
 
-def _lower_quartile(values: Tensor) -> Tensor:
-    return torch.quantile(values, 0.25) if len(values) else values.new_zeros(())
+def _quantile(values: Tensor, share: float) -> Tensor:
+    return torch.quantile(values, share) if len(values) else values.new_zeros(())
 
 
 def _used(source: PowerSpectrum) -> Tensor:
