@@ -98,8 +98,8 @@ class SourceScenes:
     def groups(self, *, least_distance_nats: float) -> tuple[PowerSpectrum, ...]:
         """Return the mean spectra of two groups of source images; none where they are less than that apart.
 
-        The groups are those of 2-means clustering by the logarithms of power and the colour means, which begins with the
-        two images that are far from the mean and from each other.
+        The groups are those of 2-means clustering by the logarithms of power and by the colour means, which begins with
+        the two images that are far from the mean and from each other.
         """
         if len(self.power) <= 2 * NEAREST:
             return ()

@@ -193,13 +193,13 @@ def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor
     return torch.where(spikes, median, images)
 
 
-def gains(stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, sharpening: float) -> Tensor:
+def gains(
+    stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, sharpening: float, lowers_contrast: bool = False
+) -> Tensor:
     """Return the factor ``(3, BANDS)`` for the amplitude of each opponent colour and band.
 
     A loss of power that at least three quarters of a colour's bands share is taken for lost contrast and is made up for
-    in full in all bands. In the same way, an excess that three quarters of a colour's bands share, and three quarters of
-    the brightness's, is taken for too much contrast and undone: noise adds next to nothing to the brightness's lowest
-    bands. Of the remaining difference, too much power in a band is taken for added noise, and the band
+    in full in all bands. Of the remaining difference, too much power in a band is taken for added noise, and the band
     is attenuated by the ratio of the powers, as by a Wiener filter; too little power is taken for blur, and the band is
     amplified by the ratio to the power of ``sharpening``.
 
@@ -208,25 +208,37 @@ def gains(stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, shar
         source: the spectrum of the source.
         max_gain: the largest factor, which also limits the amplification of noise.
         sharpening: exponent for blurred bands; 0.5 would restore the source's power in full, but amplify noise too.
+        lowers_contrast: in the same way, an excess of power that three quarters of a colour's bands share, and three
+            quarters of the brightness's, is taken for too much contrast and undone. Noise adds next to nothing to the
+            lowest bands of brightness.
     """
     ratio = ((source.power + _SMALL) / (stream.power + _SMALL)).log()
     rows = [row[used] for row, used in zip(ratio, _used(source), strict=True)]
-    lost = torch.stack([_quantile(row, 0.25) for row in rows]).clamp(min=0)
-    gained = torch.stack([_quantile(row, 0.75) for row in rows]).clamp(max=0)
-    contrast = (lost + torch.maximum(gained, gained[0]))[:, None]
+    contrast = torch.stack([_quantile(row, 0.25) for row in rows]).clamp(min=0)[:, None]
+    if lowers_contrast:
+        gained = torch.stack([_quantile(row, 0.75) for row in rows]).clamp(max=0)
+        contrast = contrast + torch.maximum(gained, gained[0])[:, None]
     rest = ratio - contrast
     factor = contrast / 2 + torch.where(rest < 0, rest, sharpening * rest)
     return factor.clamp(max=math.log(max_gain)).exp()
 
 
 def filtered(
-    images: Tensor, stream: PowerSpectrum, source: PowerSpectrum, *, strength: float, max_gain: float, sharpening: float
+    images: Tensor,
+    stream: PowerSpectrum,
+    source: PowerSpectrum,
+    *,
+    strength: float,
+    max_gain: float,
+    sharpening: float,
+    lowers_contrast: bool = False,
 ) -> Tensor:
     """Return ``(B, 3, H, W)`` images in [0, 1], filtered with :func:`gains` and shifted by the difference of the means.
 
     ``strength`` in [0, 1] is the exponent of the gains and the factor of the shift; 0 returns the images unchanged.
     """
-    factor = gains(stream, source, max_gain=max_gain, sharpening=sharpening) ** strength
+    factor = gains(stream, source, max_gain=max_gain, sharpening=sharpening, lowers_contrast=lowers_contrast)
+    factor = factor**strength
     bands, _ = _bands(images.shape[2], images.shape[3], images.device)
     gain = factor.to(images)[:, bands]
     gain[:, 0, 0] = 1.0  # each image keeps its own mean

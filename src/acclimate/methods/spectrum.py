@@ -93,7 +93,8 @@ class SpectrumFilter:
         least_images: so many images are compared with the stream so far, in one batch or several.
         memory_images: the number of images over which the stream's spectrum is averaged.
         batch_weight: weight of the batch's own statistics in BatchNorm at full strength; that of the source's is one
-            minus it.
+            minus it. ``early_weight``: so much more is it in the first layer, and less in the last.
+        lowers_contrast: whether to undo too much contrast too, see :func:`acclimate.core.spectrum.gains`.
 
     Raises:
         ConfigError: a field is out of range.
@@ -109,7 +110,14 @@ class SpectrumFilter:
         also_predicts_with="a filter and statistics of the stream",
         unchanged_on_source=True,
         certainty_allowance=2.0,
-        presets=(Preset(name="spectrum_safe", settings={"update_filter": "norm_only"}),),
+        presets=(
+            Preset(
+                name="spectrum_safe",
+                settings={"update_filter": "norm_only"},
+                # Chosen on the half "tune" of benchmarks/segmentation, for segmenters only.
+                segmenter={"method_options": {"early_weight": 0.2, "lowers_contrast": True}},
+            ),
+        ),
         safe_rank={"segmenter": 1, "detector": 1},
         auto={"segmenter": ({},), "detector": ({},)},
     )
@@ -128,6 +136,8 @@ class SpectrumFilter:
     least_images: int = 8
     memory_images: int = 512
     batch_weight: float = 0.5
+    early_weight: float = 0.0
+    lowers_contrast: bool = False
 
     def __post_init__(self) -> None:
         if not self.max_gain >= 1:
@@ -148,6 +158,8 @@ class SpectrumFilter:
                 raise ConfigError(f"spectrum: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.batch_weight <= 1:
             raise ConfigError(f"spectrum: batch_weight must lie in [0, 1], got {self.batch_weight}")
+        if not -0.5 <= self.early_weight <= 0.5:
+            raise ConfigError(f"spectrum: early_weight must lie in [-0.5, 0.5], got {self.early_weight}")
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
         """Return the method with the spectrum of the source images, or with the one stored with the model."""
@@ -238,6 +250,7 @@ class SpectrumFilter:
                 strength=strength,
                 max_gain=self.max_gain,
                 sharpening=self.sharpening,
+                lowers_contrast=self.lowers_contrast,
             )
         return task.with_images(batch, from_unit_range(images, task).to(task.images(batch).dtype))
 
@@ -262,12 +275,12 @@ class SpectrumFilter:
             return False
         return SourceScenes.are_alike(state.stream.spectrum(), self._source())
 
-    def _is_doubtful(self, stream: Sums) -> bool:
+    def _is_doubtful(self, stream: Sums | None) -> bool:
         """Say whether a stream of one scene is like the mean of the source images, and like none of them.
 
         So are frames at dusk that are made brighter: they have the spectrum of frames by day.
         """
-        if self.scenes is None or self.strength(stream) == 1:
+        if stream is None or self.scenes is None or self.strength(stream) == 1:
             return False
         nearest = self.scenes.distance_nats(stream.spectrum(), self._source())
         return nearest is not None and nearest > self.tolerance_nats
@@ -290,7 +303,6 @@ class SpectrumFilter:
         Where it is doubtful whether the stream is a shift, that is decided by the same decisions. Where they are few,
         they say nothing.
         """
-        assert state.stream is not None
         # A program may have a fixed batch size.
         few = batch if isinstance(model, Program) else map_tensors(lambda tensor: tensor[:_CHOOSING_IMAGES], batch)
         unaimed, doubtful = replace(state, reference=0), self._is_doubtful(state.stream)
@@ -309,10 +321,11 @@ class SpectrumFilter:
         return choices[best]
 
     def _mixing(self, model: nn.Module, state: SpectrumState) -> AbstractContextManager[Any]:
-        weight = self.batch_weight * self._strength(state)
+        strength = self._strength(state)
+        weight = self.batch_weight * strength
         if weight == 0 or not norm.batch_norms(model):
             return nullcontext()
-        return norm.statistics(model, batch_weight=weight)
+        return norm.statistics(model, batch_weight=weight, early_weight=self.early_weight * strength)
 
     @contextmanager
     def filtering(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
