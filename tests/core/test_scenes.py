@@ -53,16 +53,19 @@ def test_mixed_streams_and_single_images_are_compared_with_the_mean() -> None:
     assert few.distance_nats(measure([images[-6:]]), source) is None
 
 
-def test_a_brighter_scene_is_a_shift_although_its_spectrum_is_known() -> None:
+def test_a_brighter_scene_is_known_in_spectrum_and_not_in_colours() -> None:
     spectrum, dusk = method(), scene(8, side=7, light=0.3, seed=99)
     assert spectrum.scenes is not None
     assert spectrum.source is not None
-    before, after = (spectrum.scenes.distance_nats(measure([frames]), spectrum.source) for frames in (dusk, dusk + 0.2))
-    assert before is not None
-    assert after is not None
-    assert before < spectrum.tolerance_nats
-    assert after > 2 * spectrum.tolerance_nats
-    assert spectrum.strength(Sums.of(dusk + 0.2)) == 1.0
+    for frames, known in ((dusk, True), (dusk + 0.2, False)):
+        own = measure([frames])
+        in_spectrum, in_both = (
+            spectrum.scenes.distance_nats(own, spectrum.source, means=means) for means in (False, True)
+        )
+        assert in_spectrum is not None
+        assert in_both is not None
+        assert in_spectrum < spectrum.tolerance_nats
+        assert (in_both < spectrum.tolerance_nats) == known
 
 
 def test_a_stream_like_the_mean_of_the_source_and_like_no_image_of_it_is_judged_by_the_decisions() -> None:

@@ -69,19 +69,20 @@ class SourceScenes:
         variation = stream.variation[used].mean() / source.variation[used].mean().clamp(min=1e-9)
         return stream.count > 1 and float(variation) < ALIKE
 
-    def distance_nats(self, stream: PowerSpectrum, source: PowerSpectrum) -> float | None:
-        """Return the distance of a stream to the source images most like it, in spectrum and in colour means.
+    def distance_nats(self, stream: PowerSpectrum, source: PowerSpectrum, *, means: bool = False) -> float | None:
+        """Return the distance of a stream to the source images most like it.
 
-        ``source`` is the mean spectrum of the source images. None is returned for a stream whose images are not alike,
-        and where there are too few source images.
+        ``source`` is the mean spectrum of the source images. With ``means``, images are compared in colour means too.
+        None is returned for a stream whose images are not alike, and where there are too few source images.
         """
         if len(self.power) <= NEAREST or not self.are_alike(stream, source):
             return None
         each = ((stream.power + _SMALL) / (self.power + _SMALL)).log().abs()[:, source.power > 0].mean(1)
-        means = MEAN_NATS * (stream.mean - self.mean).abs().mean(1)
-        nearest = torch.hypot(each, means).topk(NEAREST, largest=False).indices
+        weight = MEAN_NATS if means else 0.0
+        apart = weight * (stream.mean - self.mean).abs().mean(1)
+        nearest = torch.hypot(each, apart).topk(NEAREST, largest=False).indices
         spectral = distance_nats(stream, replace(source, power=self.power[nearest].mean(0)))
-        return math.hypot(spectral, MEAN_NATS * float((stream.mean - self.mean[nearest].mean(0)).abs().mean()))
+        return math.hypot(spectral, weight * float((stream.mean - self.mean[nearest].mean(0)).abs().mean()))
 
     def are_of_many_kinds(self, power: Tensor, source: PowerSpectrum) -> bool:
         """Return whether images with spectra ``(B, 3, BANDS)`` vary more than the source images do.

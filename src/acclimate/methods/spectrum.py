@@ -276,13 +276,13 @@ class SpectrumFilter:
         return SourceScenes.are_alike(state.stream.spectrum(), self._source())
 
     def _is_doubtful(self, stream: Sums | None) -> bool:
-        """Say whether a stream of one scene is like the mean of the source images, and like none of them.
+        """Say whether a stream of one scene is like source images in spectrum, and like none of them in colours too.
 
-        So are frames at dusk that are made brighter: they have the spectrum of frames by day.
+        So are frames at dusk that are made brighter: they have the spectrum of frames by day. So may be frames by day.
         """
         if stream is None or self.scenes is None or self.strength(stream) == 1:
             return False
-        nearest = self.scenes.distance_nats(stream.spectrum(), self._source())
+        nearest = self.scenes.distance_nats(stream.spectrum(), self._source(), means=True)
         return nearest is not None and nearest > self.tolerance_nats
 
     def _strength(self, state: SpectrumState) -> float:
