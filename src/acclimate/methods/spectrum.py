@@ -269,13 +269,13 @@ class SpectrumFilter:
         """Say whether it is to be decided now which spectrum the filter aims at."""
         if state.reference is not None or state.stream is None:
             return False
-        if self._is_doubtful(state.stream):
+        if self._is_undecided(state.stream):
             return True
         if not self.groups or self._strength(state) == 0:
             return False
         return SourceScenes.are_alike(state.stream.spectrum(), self._source())
 
-    def _is_doubtful(self, stream: Sums | None) -> bool:
+    def _is_undecided(self, stream: Sums | None) -> bool:
         """Say whether a stream of one scene is like source images in spectrum, and like none of them in colours too.
 
         So are frames at dusk that are made brighter: they have the spectrum of frames by day. So may be frames by day.
@@ -300,15 +300,15 @@ class SpectrumFilter:
     def _with_reference(self, model: nn.Module, batch: Any, state: SpectrumState, *, task: Task) -> SpectrumState:
         """Return the state with the reference with which decisions on the first images are most certain.
 
-        Where it is doubtful whether the stream is a shift, that is decided by the same decisions. Where they are few,
+        Where it is undecided whether the stream is a shift, that is decided by the same decisions. Where they are few,
         they say nothing.
         """
         # A program may have a fixed batch size.
         few = batch if isinstance(model, Program) else map_tensors(lambda tensor: tensor[:_CHOOSING_IMAGES], batch)
-        unaimed, doubtful = replace(state, reference=0), self._is_doubtful(state.stream)
-        choices = [replace(state, reference=number, shifted=doubtful) for number in range(len(self.groups) + 1)]
+        unaimed, undecided = replace(state, reference=0), self._is_undecided(state.stream)
+        choices = [replace(state, reference=number, shifted=undecided) for number in range(len(self.groups) + 1)]
         entropies: list[float] = []
-        for choice in [*choices, unaimed] if doubtful else choices:
+        for choice in [*choices, unaimed] if undecided else choices:
             with self._mixing(model, choice):
                 cleaned = self.cleaned(few, choice, task=task)
                 decisions = task.decisions(task.forward(model, layout.for_prediction(cleaned)))
@@ -316,7 +316,7 @@ class SpectrumFilter:
                 return unaimed
             entropies.append(float(softmax_entropy(decisions.logits).mean()))
         best = min(range(len(choices)), key=entropies.__getitem__)
-        if doubtful and entropies[best] > (1 - _LESS_ENTROPY) * entropies[-1]:
+        if undecided and entropies[best] > (1 - _LESS_ENTROPY) * entropies[-1]:
             return unaimed
         return choices[best]
 
