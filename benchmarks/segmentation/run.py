@@ -149,7 +149,9 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
             clean = of["clean", "none"]["mIoU"]
             lost = clean - np.mean([of[kind, "none"]["mIoU"] for kind in kinds_of])
             mean = np.mean([of[kind, method]["mIoU"] for kind in kinds_of])
-            cost = np.mean([of[kind, method]["cpu_s"] / of[kind, "none"]["cpu_s"] for kind in kinds_of])
+            # Rows of an earlier run keep the time of plain prediction in that run.
+            plain = {kind: of[kind, method].get("plain_cpu_s", of[kind, "none"]["cpu_s"]) for kind in kinds_of}
+            cost = np.mean([of[kind, method]["cpu_s"] / plain[kind] for kind in kinds_of])
             back = 100 * (mean - (clean - lost)) / lost
             lines.append(
                 f"{light:5s} {method:9s} clean {of['clean', method]['mIoU']:5.1f}  damaged {mean:5.1f}  recovered "

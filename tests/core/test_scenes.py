@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,6 +51,40 @@ def test_mixed_streams_and_single_images_are_compared_with_the_mean() -> None:
     assert scenes.distance_nats(measure([images[-6:]]), source) is not None
     few = SourceScenes.of(images[:NEAREST])
     assert few.distance_nats(measure([images[-6:]]), source) is None
+
+
+def test_a_brighter_scene_is_known_in_spectrum_and_not_in_colours() -> None:
+    spectrum, dusk = method(), scene(8, side=7, light=0.3, seed=99)
+    assert spectrum.scenes is not None
+    assert spectrum.source is not None
+    for frames, known in ((dusk, True), (dusk + 0.2, False)):
+        own = measure([frames])
+        in_spectrum, in_both = (
+            spectrum.scenes.distance_nats(own, spectrum.source, means=means) for means in (False, True)
+        )
+        assert in_spectrum is not None
+        assert in_both is not None
+        assert in_spectrum < spectrum.tolerance_nats
+        assert (in_both < spectrum.tolerance_nats) == known
+
+
+def test_a_stream_like_the_mean_of_the_source_and_like_no_image_of_it_is_judged_by_the_decisions() -> None:
+    between, dark = scene(8, side=7, light=0.8, seed=5), scene(12, side=6, light=0.2, seed=6)
+    own = measure([between])
+    spectrum = SpectrumFilter(
+        source=replace(own, variation=5 * own.variation), scenes=SourceScenes.of(dark), groups=(measure([dark]),)
+    )
+    assert spectrum.strength(Sums.of(between)) == 0.0
+    level = float(dark.mean())
+    for model, shifted in ((Certain(level), True), (Certain(float(between.mean())), False)):
+        with Session(model, spectrum, task=Segmentation(), guards=()) as session:
+            outputs, _ = session.adapt_and_predict(between)
+            assert session.state.shifted == shifted
+            assert session.state.reference == int(shifted)
+            assert torch.equal(outputs, session.predict(between))
+            assert torch.equal(outputs, model(between)) != shifted
+            aimed = session.method.cleaned(between, session.state, task=Segmentation())  # type: ignore[attr-defined]
+            assert (abs(float(aimed.mean()) - level) < 0.05) == shifted
 
 
 def test_the_spectra_of_single_images_are_those_of_the_source() -> None:

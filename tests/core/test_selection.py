@@ -201,6 +201,18 @@ def test_mixed_statistics_follow_the_papers_formula(strength: float | None, weig
         torch.testing.assert_close(model[:2](batch), expected)
 
 
+def test_early_layers_may_take_more_of_the_batchs_statistics() -> None:
+    model = nn.Sequential(*(nn.BatchNorm1d(4, affine=False) for _ in range(3))).eval()
+    batch = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) + 2
+    seen = batch
+    with norm.statistics(model, batch_weight=0.5, early_weight=0.4), torch.no_grad():
+        outputs = model(batch)
+    for weight in (0.9, 0.5, 0.1):
+        mean, var = weight * seen.mean(0), weight * seen.var(0, correction=0) + 1 - weight
+        seen = nn.functional.batch_norm(seen, mean, var)
+    torch.testing.assert_close(outputs, seen)
+
+
 def test_one_value_per_channel_falls_back_to_the_source_statistics() -> None:
     layer = nn.BatchNorm1d(4).eval()
     with norm.statistics(layer):

@@ -230,6 +230,19 @@ def test_a_method_that_compares_itself_is_compared_on_a_quarter_of_a_large_batch
     assert seen == [64, 16]
 
 
+def test_a_segmenter_is_compared_on_a_quarter_of_its_frames() -> None:
+    frames, seen = images(8).repeat(1, 1, 2, 2), []
+    for positions in (100, 256):
+        task = Segmentation(sampled_positions=positions)
+        with Session(segmenter(), BatchNormStats(), task=task) as session:
+            session.adapt(frames)
+            last = session.source_comparison.last
+            assert last is not None
+            assert last.adapted.decisions == last.source.decisions == positions * last.source.samples
+            seen.append(last.source.samples)
+    assert seen == [8, 2]  # a hundred decisions in each image are too few
+
+
 def test_the_unadapted_model_predicts_as_long_as_it_is_more_certain() -> None:
     model, batch = confident(), images(64)
     with torch.no_grad():

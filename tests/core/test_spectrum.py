@@ -119,6 +119,22 @@ def test_lost_contrast_is_restored(stream: Tensor, source: PowerSpectrum) -> Non
     assert 3.5 < float(factor.median()) < 7
 
 
+def test_too_much_contrast_is_undone_where_that_is_asked_for(stream: Tensor, source: PowerSpectrum) -> None:
+    mean = stream.mean((2, 3), keepdim=True)
+    harsh = mean + 2 * (stream - mean)
+    lowered, attenuated = (
+        filtered(harsh, measure([harsh]), source, strength=1.0, max_gain=10.0, sharpening=0.25, lowers_contrast=lowers)
+        for lowers in (True, False)
+    )
+    assert error(lowered, stream) < 0.5 * error(attenuated, stream)
+    # Noise is not taken for contrast: as much of the brightness as before is left.
+    power = measure([noisy(stream)])
+    with_option, without = (
+        gains(power, source, max_gain=10.0, sharpening=0.25, lowers_contrast=lowers)[0] for lowers in (True, False)
+    )
+    assert torch.allclose(with_option, without, rtol=0.1)
+
+
 def test_noise_is_reduced(stream: Tensor, source: PowerSpectrum) -> None:
     assert error(repaired(noisy(stream), source), stream) < 0.6 * error(noisy(stream), stream)
 

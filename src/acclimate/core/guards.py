@@ -402,7 +402,7 @@ class WorseThanSource:
             evidence.batch,
             evidence.signals,
             decisions=self.window,
-            outputs=evidence.step.outputs if evidence.compares_itself else None,
+            outputs=evidence.step.outputs if evidence.compares_itself or not evidence.task.exclusive else None,
         )
         adapted, source = both.adapted, both.source
         score = self.certainty.degradation_score(both) / evidence.certainty_allowance

@@ -130,7 +130,11 @@ def thawed(model: nn.Module) -> Iterator[tuple[str, ...]]:
 
 @contextmanager
 def statistics(
-    model: nn.Module, *, source_strength: float | None = 0.0, batch_weight: float | None = None
+    model: nn.Module,
+    *,
+    source_strength: float | None = 0.0,
+    batch_weight: float | None = None,
+    early_weight: float = 0.0,
 ) -> Iterator[int]:
     """Inside the block, BatchNorm uses the statistics of the batch, mixed with the source's.
 
@@ -142,6 +146,8 @@ def statistics(
             count for: mean = N / (N + n) source + n / (N + n) batch, for n samples in the batch; likewise the
             variance. 0 uses the batch alone, through the fused training kernel; None takes N = n, half and half.
         batch_weight: replaces ``source_strength``: the weight of the batch's statistics, whatever its size.
+        early_weight: so much more is the weight in the first layer, and less in the last, linear in between; the order
+            of the layers is that in which they were defined. Used with a ``batch_weight`` below 1.
 
     Raises:
         EmptySelectionError: statistics are to be mixed and the model has no BatchNorm.
@@ -154,17 +160,21 @@ def statistics(
             "mixing statistics needs BatchNorm layers and this model has none; use tent, eata, sar, cotta or mim"
         )
 
-    def blended(inputs: Tensor, mean: Tensor, var: Tensor) -> Moments:
+    def blended(weight: float | None, inputs: Tensor, mean: Tensor, var: Tensor) -> Moments:
         if _values_per_channel(inputs) <= 1:
             return mean, var
-        return mixed(inputs, mean, var, source_strength=source_strength, batch_weight=batch_weight)
+        return mixed(inputs, mean, var, source_strength=source_strength, batch_weight=weight)
 
     with ExitStack() as stack:
-        for module in layers.values():
+        for number, module in enumerate(layers.values()):
             if source_strength == 0 and isinstance(module, _BatchNorm):
                 stack.enter_context(_batch_mode(module))
-            else:
-                stack.enter_context(_substituted(module, blended))
+                continue
+            weight = batch_weight
+            if weight is not None and early_weight != 0:
+                place = 1 - 2 * number / max(1, len(layers) - 1)
+                weight = min(1.0, max(0.0, weight + early_weight * place))
+            stack.enter_context(_substituted(module, partial(blended, weight)))
         yield len(layers)
 
 

@@ -7,6 +7,7 @@ the source images that are most like it, and its filter may aim at one of two gr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,6 +28,11 @@ NEAREST: Final = 3
 """How many of the most similar source images are averaged: single ones vary too much."""
 MOST_IMAGES: Final = 512
 """How many source images are kept."""
+
+MEAN_NATS: Final = 5.0
+"""A difference of colour means by the whole range counts as this distance of spectra. Brighter dusk has the spectrum
+of day and the means of neither: 0.6 nats from the nearest street scenes, where clean frames at dusk are 0.2 from them
+and single source images 0.3 from one another (median)."""
 
 _LEAST_IMAGES: Final = 16
 _FLOOR: Final = 0.1
@@ -63,17 +69,20 @@ class SourceScenes:
         variation = stream.variation[used].mean() / source.variation[used].mean().clamp(min=1e-9)
         return stream.count > 1 and float(variation) < ALIKE
 
-    def distance_nats(self, stream: PowerSpectrum, source: PowerSpectrum) -> float | None:
+    def distance_nats(self, stream: PowerSpectrum, source: PowerSpectrum, *, means: bool = False) -> float | None:
         """Return the distance of a stream to the source images most like it.
 
-        ``source`` is the mean spectrum of the source images. None is returned for a stream whose images are not alike,
-        and where there are too few source images.
+        ``source`` is the mean spectrum of the source images. With ``means``, images are compared in colour means too.
+        None is returned for a stream whose images are not alike, and where there are too few source images.
         """
         if len(self.power) <= NEAREST or not self.are_alike(stream, source):
             return None
         each = ((stream.power + _SMALL) / (self.power + _SMALL)).log().abs()[:, source.power > 0].mean(1)
-        nearest = each.topk(NEAREST, largest=False).indices
-        return distance_nats(stream, replace(source, power=self.power[nearest].mean(0)))
+        weight = MEAN_NATS if means else 0.0
+        apart = weight * (stream.mean - self.mean).abs().mean(1)
+        nearest = torch.hypot(each, apart).topk(NEAREST, largest=False).indices
+        spectral = distance_nats(stream, replace(source, power=self.power[nearest].mean(0)))
+        return math.hypot(spectral, weight * float((stream.mean - self.mean[nearest].mean(0)).abs().mean()))
 
     def are_of_many_kinds(self, power: Tensor, source: PowerSpectrum) -> bool:
         """Return whether images with spectra ``(B, 3, BANDS)`` vary more than the source images do.
@@ -90,12 +99,14 @@ class SourceScenes:
     def groups(self, *, least_distance_nats: float) -> tuple[PowerSpectrum, ...]:
         """Return the mean spectra of two groups of source images; none where they are less than that apart.
 
-        The groups are those of 2-means clustering of the logarithms of power, which begins with the two images that are
-        far from the mean and from each other.
+        The groups are those of 2-means clustering by the logarithms of power and by the colour means, which begins with
+        the two images that are far from the mean and from each other.
         """
         if len(self.power) <= 2 * NEAREST:
             return ()
-        features = (self.power + _SMALL).log().flatten(1)
+        # Each part has the weight that it has in distances.
+        parts = (self.power + _SMALL).log().flatten(1), MEAN_NATS * self.mean
+        features = torch.cat([part / math.sqrt(part.shape[1]) for part in parts], 1)
         first = (features - features.mean(0)).square().sum(1).argmax()
         second = (features - features[first]).square().sum(1).argmax()
         centres = features[torch.stack([first, second])]

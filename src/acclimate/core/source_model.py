@@ -24,6 +24,8 @@ REMEMBERED_VIEWS: Final = 256
 REMEMBERED_COMPARISONS: Final = 8
 """Over how many of the newest comparisons failures are counted."""
 _LARGE_BATCH: Final = 32
+_MANY_DECISIONS: Final = 256
+"""An image with so many decisions is a segmenter's."""
 STICKY_SCORE: Final = 1.5
 """Two failed comparisons in a row with a mean degradation score above this begin a sticky fallback."""
 _COUNTS: Final = ("images_checked", "images_since_check", "decisions_checked", "_consecutive_passes")
@@ -184,12 +186,14 @@ class SourceComparison:
     def compare(self, batch: Any, adapted: Signals, *, decisions: int, outputs: Any = None) -> SignalPair:
         """Run the unadapted model on ``batch``, and return the signals of both on about the last ``decisions``.
 
-        Given the adapted model's ``outputs``, a quarter of the images of a large batch is enough.
+        Given the adapted model's ``outputs``, a quarter of the images of a large batch is enough, or of a segmenter's,
+        which makes hundreds of decisions in each.
         """
         self.images_checked += adapted.samples
         self._was_compared = True
         known = self._latest is not None and self._latest[0] is batch
-        if outputs is not None and not known and self._task.exclusive and adapted.samples >= _LARGE_BATCH:
+        large = adapted.samples >= _LARGE_BATCH if self._task.exclusive else self._has_enough_in_a_quarter(adapted)
+        if outputs is not None and not known and large:
             part, outputs = (map_tensors(lambda tensor: tensor[::4], whole) for whole in (batch, outputs))
             pair = SignalPair.of(self._task, outputs, self.outputs(part), samples=sample_count(part))
         else:
@@ -202,6 +206,9 @@ class SourceComparison:
         self.images_since_check = 0
         self.last = self.recent(decisions)
         return self.last
+
+    def _has_enough_in_a_quarter(self, adapted: Signals) -> bool:
+        return self._task.aligned and adapted.samples >= 4 and adapted.decisions >= _MANY_DECISIONS * adapted.samples
 
     def recent(self, decisions: int, *, images: int = 0) -> SignalPair:
         """Return the signals of both models on about the last ``decisions`` and ``images`` that were compared."""

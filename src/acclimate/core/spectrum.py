@@ -193,7 +193,9 @@ def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor
     return torch.where(spikes, median, images)
 
 
-def gains(stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, sharpening: float) -> Tensor:
+def gains(
+    stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, sharpening: float, lowers_contrast: bool = False
+) -> Tensor:
     """Return the factor ``(3, BANDS)`` for the amplitude of each opponent colour and band.
 
     A loss of power that at least three quarters of a colour's bands share is taken for lost contrast and is made up for
@@ -206,23 +208,37 @@ def gains(stream: PowerSpectrum, source: PowerSpectrum, *, max_gain: float, shar
         source: the spectrum of the source.
         max_gain: the largest factor, which also limits the amplification of noise.
         sharpening: exponent for blurred bands; 0.5 would restore the source's power in full, but amplify noise too.
+        lowers_contrast: in the same way, an excess of power that three quarters of a colour's bands share, and three
+            quarters of the brightness's, is taken for too much contrast and undone. Noise adds next to nothing to the
+            lowest bands of brightness.
     """
     ratio = ((source.power + _SMALL) / (stream.power + _SMALL)).log()
-    contrast = torch.stack([_lower_quartile(row[used]) for row, used in zip(ratio, _used(source), strict=True)])
-    contrast = contrast.clamp(min=0)[:, None]
+    rows = [row[used] for row, used in zip(ratio, _used(source), strict=True)]
+    contrast = torch.stack([_quantile(row, 0.25) for row in rows]).clamp(min=0)[:, None]
+    if lowers_contrast:
+        gained = torch.stack([_quantile(row, 0.75) for row in rows]).clamp(max=0)
+        contrast = contrast + torch.maximum(gained, gained[0])[:, None]
     rest = ratio - contrast
     factor = contrast / 2 + torch.where(rest < 0, rest, sharpening * rest)
     return factor.clamp(max=math.log(max_gain)).exp()
 
 
 def filtered(
-    images: Tensor, stream: PowerSpectrum, source: PowerSpectrum, *, strength: float, max_gain: float, sharpening: float
+    images: Tensor,
+    stream: PowerSpectrum,
+    source: PowerSpectrum,
+    *,
+    strength: float,
+    max_gain: float,
+    sharpening: float,
+    lowers_contrast: bool = False,
 ) -> Tensor:
     """Return ``(B, 3, H, W)`` images in [0, 1], filtered with :func:`gains` and shifted by the difference of the means.
 
     ``strength`` in [0, 1] is the exponent of the gains and the factor of the shift; 0 returns the images unchanged.
     """
-    factor = gains(stream, source, max_gain=max_gain, sharpening=sharpening) ** strength
+    factor = gains(stream, source, max_gain=max_gain, sharpening=sharpening, lowers_contrast=lowers_contrast)
+    factor = factor**strength
     bands, _ = _bands(images.shape[2], images.shape[3], images.device)
     gain = factor.to(images)[:, bands]
     gain[:, 0, 0] = 1.0  # each image keeps its own mean
@@ -253,8 +269,8 @@ def _sorted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.minimum(a, b), torch.maximum(a, b), c
 
 
-def _lower_quartile(values: Tensor) -> Tensor:
-    return torch.quantile(values, 0.25) if len(values) else values.new_zeros(())
+def _quantile(values: Tensor, share: float) -> Tensor:
+    return torch.quantile(values, share) if len(values) else values.new_zeros(())
 
 
 def _used(source: PowerSpectrum) -> Tensor:

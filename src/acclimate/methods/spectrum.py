@@ -34,6 +34,9 @@ from acclimate.registry import MethodInfo, Preset
 
 _SOURCE_BATCH: Final = 32
 _CHOOSING_IMAGES: Final = 2
+_LESS_ENTROPY: Final = 0.05
+"""The filter lowers the entropy of decisions by this fraction where frames are brighter or darker scenes, and raises it
+on clean ones (by 15 % by day, and 4 % and more at dusk)."""
 _LEAST_DECISIONS: Final = 1000
 """The mean entropies of fewer decisions differ by chance."""
 
@@ -48,12 +51,14 @@ class SpectrumState:
             None where that was not decided.
         recent: the sums of the newest images, while they are too few to be compared with the stream.
         began: whether the stream began with the newest batch.
+        shifted: whether the stream is a shift although its spectrum may be the source's.
     """
 
     stream: Sums | None = None
     reference: int | None = None
     recent: Sums | None = None
     began: bool = False
+    shifted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +93,8 @@ class SpectrumFilter:
         least_images: so many images are compared with the stream so far, in one batch or several.
         memory_images: the number of images over which the stream's spectrum is averaged.
         batch_weight: weight of the batch's own statistics in BatchNorm at full strength; that of the source's is one
-            minus it.
+            minus it. ``early_weight``: so much more is it in the first layer, and less in the last.
+        lowers_contrast: whether to undo too much contrast too, see :func:`acclimate.core.spectrum.gains`.
 
     Raises:
         ConfigError: a field is out of range.
@@ -104,7 +110,14 @@ class SpectrumFilter:
         also_predicts_with="a filter and statistics of the stream",
         unchanged_on_source=True,
         certainty_allowance=2.0,
-        presets=(Preset(name="spectrum_safe", settings={"update_filter": "norm_only"}),),
+        presets=(
+            Preset(
+                name="spectrum_safe",
+                settings={"update_filter": "norm_only"},
+                # Chosen on the half "tune" of benchmarks/segmentation, for segmenters only.
+                segmenter={"method_options": {"early_weight": 0.2, "lowers_contrast": True}},
+            ),
+        ),
         safe_rank={"segmenter": 1, "detector": 1},
         auto={"segmenter": ({},), "detector": ({},)},
     )
@@ -123,6 +136,8 @@ class SpectrumFilter:
     least_images: int = 8
     memory_images: int = 512
     batch_weight: float = 0.5
+    early_weight: float = 0.0
+    lowers_contrast: bool = False
 
     def __post_init__(self) -> None:
         if not self.max_gain >= 1:
@@ -143,6 +158,8 @@ class SpectrumFilter:
                 raise ConfigError(f"spectrum: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.batch_weight <= 1:
             raise ConfigError(f"spectrum: batch_weight must lie in [0, 1], got {self.batch_weight}")
+        if not -0.5 <= self.early_weight <= 0.5:
+            raise ConfigError(f"spectrum: early_weight must lie in [-0.5, 0.5], got {self.early_weight}")
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
         """Return the method with the spectrum of the source images, or with the one stored with the model."""
@@ -194,8 +211,9 @@ class SpectrumFilter:
         with torch.no_grad():
             state, cleaned = self.observe(batch, state, task=task)
             if task.aligned and not task.exclusive and self._chooses(state):
-                state = replace(state, reference=self._best_reference(model, batch, state, task=task))
-                cleaned = cleaned if state.reference == 0 else self.cleaned(batch, state, task=task)
+                state = self._with_reference(model, batch, state, task=task)
+                if state.reference != 0 or state.shifted:
+                    cleaned = self.cleaned(batch, state, task=task)
             with self._mixing(model, state):
                 outputs = task.forward(model, layout.for_prediction(cleaned))
         return Step(state, detach(outputs), None, sample_count(batch))
@@ -221,7 +239,7 @@ class SpectrumFilter:
 
     def _filtered(self, batch: Any, unit: Tensor, images: Tensor, state: SpectrumState, task: Task) -> Any:
         """Return the batch with its despiked ``images`` filtered; the batch itself where nothing changes."""
-        strength = 0.0 if state.stream is None else self.strength(state.stream)
+        strength = self._strength(state)
         if images is unit and strength == 0:
             return batch
         if state.stream is not None and strength > 0:
@@ -232,6 +250,7 @@ class SpectrumFilter:
                 strength=strength,
                 max_gain=self.max_gain,
                 sharpening=self.sharpening,
+                lowers_contrast=self.lowers_contrast,
             )
         return task.with_images(batch, from_unit_range(images, task).to(task.images(batch).dtype))
 
@@ -248,9 +267,28 @@ class SpectrumFilter:
 
     def _chooses(self, state: SpectrumState) -> bool:
         """Say whether it is to be decided now which spectrum the filter aims at."""
-        if not self.groups or state.reference is not None or state.stream is None or self.strength(state.stream) == 0:
+        if state.reference is not None or state.stream is None:
+            return False
+        if self._is_undecided(state.stream):
+            return True
+        if not self.groups or self._strength(state) == 0:
             return False
         return SourceScenes.are_alike(state.stream.spectrum(), self._source())
+
+    def _is_undecided(self, stream: Sums | None) -> bool:
+        """Say whether a stream of one scene is like source images in spectrum, and like none of them in colours too.
+
+        So are frames at dusk that are made brighter: they have the spectrum of frames by day. So may be frames by day.
+        """
+        if stream is None or self.scenes is None or self.strength(stream) == 1:
+            return False
+        nearest = self.scenes.distance_nats(stream.spectrum(), self._source(), means=True)
+        return nearest is not None and nearest > self.tolerance_nats
+
+    def _strength(self, state: SpectrumState) -> float:
+        if state.stream is None:
+            return 0.0
+        return 1.0 if state.shifted else self.strength(state.stream)
 
     def _target(self, state: SpectrumState) -> PowerSpectrum:
         """Return the spectrum that the filter aims at."""
@@ -259,25 +297,35 @@ class SpectrumFilter:
             return self._source()
         return self.groups[state.reference - 1]
 
-    def _best_reference(self, model: nn.Module, batch: Any, state: SpectrumState, *, task: Task) -> int:
-        """Return the reference with which decisions on the first images are most certain; 0 where they are few."""
+    def _with_reference(self, model: nn.Module, batch: Any, state: SpectrumState, *, task: Task) -> SpectrumState:
+        """Return the state with the reference with which decisions on the first images are most certain.
+
+        Where it is undecided whether the stream is a shift, that is decided by the same decisions. Where they are few,
+        they say nothing.
+        """
         # A program may have a fixed batch size.
         few = batch if isinstance(model, Program) else map_tensors(lambda tensor: tensor[:_CHOOSING_IMAGES], batch)
+        unaimed, undecided = replace(state, reference=0), self._is_undecided(state.stream)
+        choices = [replace(state, reference=number, shifted=undecided) for number in range(len(self.groups) + 1)]
         entropies: list[float] = []
-        for reference in range(len(self.groups) + 1):
-            with self._mixing(model, state):
-                cleaned = self.cleaned(few, replace(state, reference=reference), task=task)
+        for choice in [*choices, unaimed] if undecided else choices:
+            with self._mixing(model, choice):
+                cleaned = self.cleaned(few, choice, task=task)
                 decisions = task.decisions(task.forward(model, layout.for_prediction(cleaned)))
             if len(decisions) < _LEAST_DECISIONS:
-                return 0
+                return unaimed
             entropies.append(float(softmax_entropy(decisions.logits).mean()))
-        return min(range(len(entropies)), key=entropies.__getitem__)
+        best = min(range(len(choices)), key=entropies.__getitem__)
+        if undecided and entropies[best] > (1 - _LESS_ENTROPY) * entropies[-1]:
+            return unaimed
+        return choices[best]
 
     def _mixing(self, model: nn.Module, state: SpectrumState) -> AbstractContextManager[Any]:
-        weight = 0.0 if state.stream is None else self.batch_weight * self.strength(state.stream)
+        strength = self._strength(state)
+        weight = self.batch_weight * strength
         if weight == 0 or not norm.batch_norms(model):
             return nullcontext()
-        return norm.statistics(model, batch_weight=weight)
+        return norm.statistics(model, batch_weight=weight, early_weight=self.early_weight * strength)
 
     @contextmanager
     def filtering(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
