@@ -22,11 +22,14 @@ from acclimate.language import (
     DebugLog,
     Engine,
     Gate,
+    LanguageModel,
     adaptation,
     as_examples,
     steps,
 )
 from acclimate.language import engine as engine_module
+from acclimate.language.models.decoding import Answer
+from acclimate.language.work import Policy
 from tests.language.models import digest, small, spark
 
 WORDS = ("stone", "lamp", "river", "cabin", "piano", "tiger")
@@ -269,6 +272,25 @@ def test_votes_ask_in_several_orders() -> None:
     assert report.votes == 3
     assert report.agreement is not None
     assert report.answer == "<q>melon</q>"
+
+
+@pytest.mark.parametrize(("policy", "orders"), [("gate", 2), ("always", 1)])
+def test_another_order_is_asked_only_where_the_gate_decides(
+    policy: Policy, orders: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    alone = steps.generated_alone
+
+    def noted(model: LanguageModel, step: steps.Generate) -> list[Answer]:
+        if step.adapter is not None:
+            asked.extend(step.prompts)
+        return alone(model, step)
+
+    monkeypatch.setattr(steps, "generated_alone", noted)
+    report = checked(Engine(spark()).answer(TAGGED, "melon", policy=policy))
+    assert (report.status, report.answer) == ("adapted", "<q>melon</q>")
+    assert len(set(asked)) == len(asked) == orders
+    assert report.agreement == (1.0 if orders == 2 else None)
 
 
 def test_warm_start_begins_at_a_cached_adapter_that_helps() -> None:

@@ -35,7 +35,7 @@ from acclimate.language.decision.calibration import (
     fit,
 )
 from acclimate.language.examples import folds
-from acclimate.language.training.recipes import decided
+from acclimate.language.training.recipes import Parts, decided
 from tests.language.models import digest, small, spark
 
 REVERSED = as_examples([(w, w[::-1]) for w in ("stone", "lamp", "river", "cabin", "piano", "tiger")])
@@ -91,10 +91,20 @@ def test_cross_fitting_shows_a_gain_where_there_is_one() -> None:
     model = spark()
     before = digest(model)
     evidence, adapter = cross_fit(model, TAGGED, decided(model.recipe, TAGGED))
-    assert adapter.copies == 2
+    assert (adapter.copies, evidence.asked) == (2, 6), "each half is asked"
     assert evidence.gains
     assert evidence.after.log_likelihood > evidence.before.log_likelihood
     assert digest(model) == before
+
+
+def test_without_calibration_the_held_out_examples_are_counted() -> None:
+    model = spark()
+    recipe = decided(model.recipe, TAGGED)
+    evidence, _ = cross_fit(model, TAGGED, replace(recipe, parts=Parts(least_asked=3)), even_if_perfect=True)
+    assert (evidence.count, evidence.asked) == (6, 3)
+    decision = Gate().decide(evidence)
+    assert decision.confidence == pytest.approx((3 * evidence.after.exact + 0.5) / 4)
+    assert decision.icl_confidence == pytest.approx((3 * evidence.before.exact + 0.5) / 4)
 
 
 def test_nothing_is_trained_where_nothing_can_be_gained() -> None:

@@ -65,7 +65,7 @@ def test_an_adapter_begins_at_the_mean_of_those_that_the_evidence_is_from() -> N
     model = small()
     before, recipe = digest(model), recipe_of(model, learning_rate=1e-2)
     _, parts = cross_fit(model, EXAMPLES, recipe)
-    halves = [[EXAMPLES[i] for i in kept] for kept, _ in splits_of(EXAMPLES, seed=recipe.seed)]
+    halves = [[EXAMPLES[i] for i in kept] for kept, _ in splits_of(EXAMPLES, recipe)]
     assert parts.losses == train(model, halves, dataclasses.replace(recipe, steps=3, learning_rate=1.5e-2)).losses
     adapter = adapter_to(model, TrainingJob(sets=[EXAMPLES]), recipe, parts)
     last = dataclasses.replace(recipe, steps=2, learning_rate=5e-3, gradient_start=False)
@@ -75,6 +75,31 @@ def test_an_adapter_begins_at_the_mean_of_those_that_the_evidence_is_from() -> N
     assert adapter.trained_tokens == parts.trained_tokens + expected.trained_tokens
     assert (adapter.copies, adapter.stop) == (1, "finished")
     assert digest(model) == before
+
+
+def test_an_adapter_to_one_half_goes_on_to_learn_from_all_examples() -> None:
+    model = small()
+    recipe = recipe_of(model, learning_rate=1e-2, parts=dataclasses.replace(PARTS, least_asked=3))
+    evidence, part = cross_fit(model, EXAMPLES, recipe)
+    ((kept, out),) = splits_of(EXAMPLES, recipe)
+    assert (len(kept), evidence.asked) == (3, 3)
+    assert sorted((*kept, *out)) == list(range(6))
+    first = dataclasses.replace(recipe, steps=3, learning_rate=1.5e-2)
+    assert alike(part, train(model, [[EXAMPLES[i] for i in kept]], first))
+    last = dataclasses.replace(recipe, steps=2, learning_rate=5e-3, gradient_start=False)
+    expected = train(model, [EXAMPLES], last, start=part)
+    adapter = adapter_to(model, TrainingJob(sets=[EXAMPLES]), recipe, part)
+    assert alike(adapter, expected)
+    assert adapter.losses == (*part.losses, *expected.losses)
+
+
+@pytest.mark.parametrize(("count", "adapters"), [(2, 2), (3, 3), (4, 2), (10, 2), (11, 1), (12, 1)])
+def test_each_half_is_asked_unless_one_is_evidence_enough(count: int, adapters: int) -> None:
+    splits = splits_of(as_examples([(str(i), str(i)) for i in range(count)]), Recipe(parts=Parts()))
+    assert len(splits) == adapters
+    for kept, out in splits:
+        assert sorted((*kept, *out)) == list(range(count))
+        assert adapters > 1 or len(out) == 6
 
 
 def test_without_further_steps_the_mean_is_the_adapter() -> None:
@@ -141,6 +166,7 @@ def test_jobs_that_start_from_adapters_share_passes() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ({"least_asked": 0}, "least_asked must be at least 1, got 0"),
         ({"share": 0.0}, "share must be above 0 and at most 1, got 0"),
         ({"finishing_share": -0.1}, "finishing_share must be between 0 and 1, got -0.1"),
         ({"rate_factor": 0.0}, "rate_factor must be above 0, got 0"),

@@ -65,9 +65,10 @@ class Answering:
     def by_adapted_model(self, work: Work, adapter: Adapter, *, is_final: bool = False) -> Steps[Answer]:
         """Return the answer with ``adapter``; see :meth:`by_base_model`."""
         with work.timed("answer"):
-            # Whether other orders lead to the same answer is evidence for the gate.
+            # Whether other orders lead to the same answer is evidence for the gate, if it has still to decide.
+            least_orders = 1 if is_final else PERMUTED_PROMPTS
             work.adapted_answer, work.agreement = yield from self._with_examples(
-                work, adapter, least_orders=PERMUTED_PROMPTS, on_text=self._certain_text(work, is_final)
+                work, adapter, least_orders=least_orders, on_text=self._certain_text(work, is_final)
             )
         return work.adapted_answer
 

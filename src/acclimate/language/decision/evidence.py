@@ -1,8 +1,8 @@
 """Evidence for the gate: how held-out examples are answered with and without adapting.
 
 Examples are split in two. An adapter is trained on each half, both in the same forward passes, and asked for the half
-that it was not trained on; so is the base model. A training loss cannot say whether adapting helps on new inputs of
-this task; held-out examples can.
+that it was not trained on; so is the base model. Where one half is large enough to be evidence, the other half alone
+gets an adapter. A training loss cannot say whether adapting helps on new inputs of this task; held-out examples can.
 """
 
 from __future__ import annotations
@@ -93,6 +93,11 @@ class Evidence:
         return replace(self, answer_log_likelihood=None)
 
     @property
+    def asked(self) -> int:
+        """How many examples were held out and asked: all of them, or one half."""
+        return len(self.before.exact_by_example) or self.count
+
+    @property
     def likelier(self) -> bool:
         """Whether the answers of held-out examples became likelier by adapting."""
         return self.after.log_likelihood > self.before.log_likelihood
@@ -142,7 +147,7 @@ class HeldOutEvaluation:
         self._targets = batch_of(rows, pad=model.pad, device=model.device)
         self._decoder = model.decoder(share_adapted)
         began = time.perf_counter()
-        with (deadline or Deadline()).inside(model.network):
+        with (deadline or Deadline()).inside(model.network), self._decoder.quick_attention:
             self._recording, self._base_hidden = self._decoder.record_and_run(self._targets.tokens)
         model.pace.read(self._targets.tokens.numel(), time.perf_counter() - began)
 
@@ -161,6 +166,7 @@ class HeldOutEvaluation:
             # The adapter's own weights, and the copy that is attached.
             self._memory.holding("adapters", 2 * adapter.held_bytes),
             adapter.installed(self._model.network),
+            self._decoder.quick_attention,
             torch.no_grad(),
         ):
             return self._scores(self._decoder.hidden(self._recording))
@@ -207,7 +213,7 @@ def cross_fit(
 ) -> tuple[Evidence, Adapter]:
     """Return how adapting changes the answers to held-out examples, and the adapters of the parts that were trained.
 
-    Two halves; with fewer than four examples, each example is held out once.
+    What is held out is chosen by :func:`acclimate.language.training.parts.splits_of`.
 
     Args:
         model: is not changed.
@@ -250,7 +256,7 @@ def cross_fit_steps(
     """
     began = time.perf_counter()
     count, memory = len(examples), job.memory
-    splits = splits_of(examples, seed=recipe.seed)
+    splits = splits_of(examples, recipe)
     late = HeldOut(0.0, -math.inf, -math.inf)
     too_late = Evidence(count, late, late, math.nan), replace(empty_adapter(model), stop=StopReason.TIME_BUDGET)
     ends = Deadline(job.budget.max_seconds)

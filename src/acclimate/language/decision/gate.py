@@ -86,12 +86,13 @@ class Gate:
     def decide(self, evidence: Evidence) -> Decision:
         """Return the decision on ``evidence``; before the query is answered it declines only where there is no gain."""
         trained = evidence.answer_log_likelihood is not None
+        asked = evidence.asked
         if not evidence.tried:
-            icl = (evidence.count + 0.5) / (evidence.count + 1)
+            icl = (asked + 0.5) / (asked + 1)
             return Decision(False, "no_held_out_gain", None, icl, calibrated=False)
         if self.calibration is None:
-            adapted = (evidence.after.exact * evidence.count + 0.5) / (evidence.count + 1)
-            icl = (evidence.before.exact * evidence.count + 0.5) / (evidence.count + 1)
+            adapted = (evidence.after.exact * asked + 0.5) / (asked + 1)
+            icl = (evidence.before.exact * asked + 0.5) / (asked + 1)
             gains = evidence.gains
         else:
             adapted = self.calibration.probability(evidence, "adapted")

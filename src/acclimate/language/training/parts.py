@@ -1,8 +1,9 @@
 """One adapter out of adapters to parts of the examples, which show on the way how adapting does on held-out examples.
 
-An adapter is trained on each half of the examples, all in the same passes, and can be asked for the other half. The
-mean of the adapters (model soups, Wortsman et al. 2022, arXiv 2203.05482) then goes on to learn from all examples for a
-few steps. That takes half of the steps that evidence and an adapter trained anew on all examples would take.
+An adapter is trained on one half of the examples, or one on each half in the same passes, and can be asked for the
+other half. It then goes on to learn from all examples for a few steps; of two adapters it is their mean that does
+(model soups, Wortsman et al. 2022, arXiv 2203.05482). That takes half of the steps that evidence and an adapter trained
+anew on all examples would take, or fewer.
 """
 
 from __future__ import annotations
@@ -22,22 +23,26 @@ _LEAST_FOR_HALVES: Final = 4
 #: Fewest examples for which the mean of the adapters to their parts is a good beginning. Adapters to two examples learn
 #: little that holds for others: with four examples of development tasks, accuracy fell by 16 points.
 _LEAST_FOR_MEAN: Final = 6
-#: Where training ends for want of these, what was learned before is an adapter to all examples too.
+#: Where training ends for want of these, what was learned before is an adapter too: that which was asked.
 _OUT_OF_BUDGET: Final = (StopReason.TIME_BUDGET, StopReason.MEMORY_BUDGET, StopReason.STEP_BUDGET)
 
 
-def splits_of(examples: Sequence[Example], *, seed: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def splits_of(examples: Sequence[Example], recipe: Recipe) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return how the examples are divided: indices that an adapter is trained on, and those held out of it.
 
-    Two halves; with fewer than four examples, each example is held out once.
+    One half is held out, or each of them once where one is too small to be evidence; with fewer than four examples,
+    each example.
     """
-    return folds(examples, 2 if len(examples) >= _LEAST_FOR_HALVES else len(examples), seed=seed)
+    splits = folds(examples, 2 if len(examples) >= _LEAST_FOR_HALVES else len(examples), seed=recipe.seed)
+    settings = _settings(examples, recipe)
+    one_is_enough = settings is not None and len(splits[0][1]) >= settings.least_asked
+    return splits[:1] if one_is_enough else splits
 
 
 def parts_training(job: TrainingJob, recipe: Recipe) -> Train:
     """Return the training of an adapter for each part of the examples of ``job``, which has one set of them."""
     (examples,) = job.sets
-    splits = splits_of(examples, seed=recipe.seed)
+    splits = splits_of(examples, recipe)
     start = job.start.repeated(len(splits)) if job.start is not None else None
     sets = [[examples[i] for i in kept] for kept, _ in splits]
     follow, settings = 0, _settings(examples, recipe)

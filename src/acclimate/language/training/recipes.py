@@ -27,6 +27,8 @@ class Parts:
     See :mod:`acclimate.language.training.parts`.
 
     Attributes:
+        least_asked: fewest held-out examples that are evidence enough: where a half has as many, only the other half
+            gets an adapter, and otherwise each of them.
         share: of the recipe's steps, for the adapters to the parts.
         rate_factor: of these steps, on the recipe's learning rate.
         finishing_share: of the recipe's steps, for those that follow.
@@ -36,12 +38,15 @@ class Parts:
         ConfigError: a value is out of range.
     """
 
+    least_asked: int = 6
     share: float = 0.625
     rate_factor: float = 1.0
     finishing_share: float = 0.25
     finishing_rate_factor: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.least_asked < 1:
+            raise ConfigError(f"least_asked must be at least 1, got {self.least_asked}")
         if not 0 < self.share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
         if not 0 <= self.finishing_share <= 1:
