@@ -9,6 +9,7 @@ path.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Final
 
@@ -72,11 +73,19 @@ class ConvolutionalTransformer(nn.Module):
         """Return logits ``(B, 10)``."""
         stem = self.stem
         hidden = F.relu(stem.bn1(stem.conv1((images - stem.mean) / stem.std)))
-        tokens = self.tokens(stem.layer2(stem.layer1(hidden))).flatten(2).mT + self.positions
+        found = self.tokens(stem.layer2(stem.layer1(hidden)))
+        tokens = found.flatten(2).mT + self._positions(found.shape[-2:])
         for layer in self.layers:
             tokens = layer(tokens)
         tokens = self.norm(tokens)
         return self.linear((self.importance(tokens).softmax(1) * tokens).sum(1))
+
+    def _positions(self, size: torch.Size) -> Tensor:
+        side = math.isqrt(self.TOKENS)
+        if tuple(size) == (side, side):
+            return self.positions
+        grid = self.positions.mT.reshape(1, self.WIDTH, side, side)
+        return F.interpolate(grid, tuple(size), mode="bicubic", align_corners=False).flatten(2).mT
 
 
 NETWORKS: Final = {"group_norm": lambda: ResNet20(_group_norm), "transformer": ConvolutionalTransformer}

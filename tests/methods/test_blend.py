@@ -57,6 +57,23 @@ def test_running_statistics_are_the_weighted_moments_of_all_images() -> None:
             torch.testing.assert_close(layer.used[1], 0.5 * source_var + 0.5 * var, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [4, 12])
+def test_a_small_shift_counts_less_and_statistics_that_are_young_are_not_taken_for_one(count: int) -> None:
+    model, layer = network()
+    method = Blend(flip_averaging=False, diversity_exponent=0.0, full_shift=10.0)
+    with Session(model, method, guards=()) as session:
+        session.adapt(images(count))
+        found, source = session.state.memory["0"], (layer.running_mean, layer.running_var)
+        share = count / (count + method.prior_images)
+        # The divergence of statistics that have come this share of the way, and of a stream that is so far away.
+        weight = 0.5 * float(norm.shift(found, source)) / (10.0 * share**2)
+        assert 0.01 < weight < 0.4
+        torch.testing.assert_close(layer.used[0], torch.lerp(source[0], found[0], weight), rtol=1e-4, atol=1e-5)
+        again = images(1)
+        session.predict(again)
+        torch.testing.assert_close(layer.used[1], torch.lerp(source[1], found[1], weight), rtol=1e-4, atol=1e-5)
+
+
 def test_prediction_uses_the_running_statistics_without_updating_them() -> None:
     model, layer = network()
     with Session(model, Blend(flip_averaging=False), guards=()) as session:

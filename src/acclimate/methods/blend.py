@@ -136,17 +136,26 @@ class BlendState:
 
 @dataclass(frozen=True, slots=True)
 class _Averaging:
-    """How images are added to running statistics: the weight of each, in [0, 1], and what was there counts for."""
+    """How images are added to running statistics.
+
+    Attributes:
+        weight: of each image, in [0, 1].
+        kept: the number of images that the statistics count for before.
+        taken: of these, the images of the stream.
+    """
 
     weight: float
     kept: float
+    taken: float
 
     def rate(self, count: int) -> float:
         """Return the rate of the moving average for so many images."""
         return self.weight * count / (count + self.kept)
 
-
-_NOTHING: Final = _Averaging(0.0, 1.0)
+    def stream_share(self, count: int, prior_images: float) -> float:
+        """Return the share of the stream in statistics that so many images are added to."""
+        taken = self.taken + self.weight * count
+        return 1.0 if math.isinf(taken) else taken / (taken + prior_images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +286,7 @@ class Blend:
     )
 
     memory_weight: float = 0.5
-    full_shift: float = 0.01
+    full_shift: float = 0.015
     memory_images: int = 64
     prior_images: int = 16
     diversity_exponent: float = 4.0
@@ -412,7 +421,7 @@ class Blend:
             inputs = self.spectrum.cleaned(inputs, state.seen, task=task)
         inputs = layout.for_prediction(inputs)
         return self._run(
-            model, inputs, state.memory, state.flipped_memory, added=_NOTHING, task=task, mirrors_all=False
+            model, inputs, state.memory, state.flipped_memory, added=_nothing(state), task=task, mirrors_all=False
         ).outputs
 
     @contextmanager
@@ -425,7 +434,7 @@ class Blend:
         with ExitStack() as stack:
             if self.spectrum is not None and state.filters:
                 stack.enter_context(self.spectrum.filtering(model, state.seen, task=task))
-            stack.enter_context(self._mixing(model, state.memory, rate=0.0))
+            stack.enter_context(self._mixing(model, state.memory, added=_nothing(state), count=0))
             yield
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
@@ -463,7 +472,7 @@ class Blend:
     ) -> tuple[_Run, BlendState, _Averaging]:
         """Return the run that updates the running statistics, the state with them, and how the batch was added."""
         batch = layout.for_prediction(batch)
-        added = _Averaging(1.0, min(self.memory_images, self.prior_images + state.taken))
+        added = _Averaging(1.0, min(self.memory_images, self.prior_images + state.taken), state.taken)
         tries = state.trial is not None or state.adaptation_trial is not None
         first = state.classes is None and self._tells_classes(batch)
         if not first:
@@ -514,15 +523,18 @@ class Blend:
         return self.class_mix.is_damage(ThreeDecisions(adapted, source, between), run.decisions(task)) is False
 
     def _mixing(
-        self, model: nn.Module, memory: Mapping[str, Moments], *, rate: float
+        self, model: nn.Module, memory: Mapping[str, Moments], *, added: _Averaging, count: int
     ) -> AbstractContextManager[dict[str, Moments]]:
+        # While the statistics are still the source's in part, the stream is further away than they are, and the
+        # divergence grows with the square of the distance.
+        share = added.stream_share(count, min(self.prior_images, self.memory_images))
         return norm.running_statistics(
             model,
             memory,
             memory_weight=self.memory_weight,
-            rate=rate,
+            rate=added.rate(count),
             sampled=True,
-            full_shift=self.full_shift,
+            full_shift=self.full_shift * share**2,
             outputs_of=self.source_outputs,
         )
 
@@ -593,7 +605,7 @@ class Blend:
 
         Unless ``mirrors_all``, images that are surely of one class are not mirrored.
         """
-        with self._mixing(model, memory, rate=added.rate(sample_count(batch))) as updated:
+        with self._mixing(model, memory, added=added, count=sample_count(batch)) as updated:
             outputs = task.forward(model, batch)
         rows = None if mirrors_all else self._unsure(outputs, task=task)
         if rows is not None:
@@ -603,7 +615,7 @@ class Blend:
         view = task.mirrored(batch) if self.flip_averaging else None
         if view is None:
             return _Run(outputs, outputs, None, updated, flipped_memory)
-        with self._mixing(model, flipped_memory, rate=added.rate(sample_count(batch))) as flipped_updated:
+        with self._mixing(model, flipped_memory, added=added, count=sample_count(batch)) as flipped_updated:
             other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
         if rows is None:
             return _Run(task.merge([outputs, other], outputs), outputs, other, updated, flipped_updated)
@@ -712,6 +724,10 @@ class Blend:
         if reference is None and count >= self.diversity_window:
             reference = recent
         return Confidence(recent, count, reference)
+
+
+def _nothing(state: BlendState) -> _Averaging:
+    return _Averaging(0.0, 1.0, state.taken)
 
 
 def _begun_again(state: BlendState) -> BlendState:
