@@ -103,24 +103,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--calibrate", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--examples", type=int, nargs="+", help="so many in each task, in turn, instead of 4 to 10")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     results: dict[str, Any] = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
     for name in given.models:
         model = load(name)
         per = PER[name][0 if given.calibrate else 1]
+        shots = tuple(given.examples or SHOTS[name])
         split, seeds = ("CALIBRATION", SEEDS[name]) if given.calibrate else ("TEST", (77,))
         tasks = [
             task
             for seed in seeds
-            for task in known_tasks(name, split, per=per, shots=SHOTS[name], questions=QUESTIONS, seed=seed)
+            for task in known_tasks(name, split, per=per, shots=shots, questions=QUESTIONS, seed=seed)
         ]
         found = list(
             trials(model, tasks, progress=lambda done, total: print(f"\r{done}/{total}", end="", file=sys.stderr))
         )
         if given.calibrate:
             families = len({t.task for t in found})
-            words = f"{len(tasks)} tasks of {families} families in neither training nor test, {SHOTS[name]} examples"
+            words = f"{len(tasks)} tasks of {families} families in neither training nor test, {shots} examples"
             fit_trials(name, found, fitted_on=words).save(FOLDER / f"{name}.json")
             continue
         fitted = shipped(name)
