@@ -85,3 +85,20 @@ def test_statistics_that_are_nearly_the_source_s_hardly_count() -> None:
     distances = [float((outputs(model, between, limit) - source).abs().mean()) for limit in (0.0, 0.01, 0.1)]
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 1.5 * distances[2] > 0
+
+
+def test_outputs_of_other_layers_are_realigned_in_full() -> None:
+    rng = torch.Generator().manual_seed(0)
+    layer = torch.nn.LayerNorm(6).eval()
+    near = torch.randn(8, 5, 6, generator=rng)
+    with torch.no_grad():
+        model = torch.nn.Sequential(layer)
+        source = {"0": moments(model(near).movedim(-1, 1))}
+        found = []
+        for full_shift in (0.0, 10.0):
+            statistics = running_statistics(
+                model, {}, memory_weight=0.5, rate=1.0, full_shift=full_shift, outputs_of=source
+            )
+            with statistics:
+                found.append(model(near + torch.arange(6) / 20))
+    assert torch.equal(*found)

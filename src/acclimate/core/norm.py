@@ -260,8 +260,8 @@ def running_statistics(
         between: whether the running variance includes the variance between the means of old and new statistics, as
             that of a mixture does; otherwise it is the average of the two variances.
         sampled: whether the statistics of large batches come from a third of the rows (:func:`sampled_moments`).
-        full_shift: where the mean :func:`shift` of a layer and of those before it is smaller than this, the weight of
-            the running statistics is smaller in proportion; 0 always uses ``memory_weight``.
+        full_shift: where the mean :func:`shift` of a BatchNorm layer and of those before it is smaller than this, the
+            weight of the running statistics is smaller in proportion; 0 always uses ``memory_weight``.
         outputs_of: the source's moments of the outputs of layers, by name, from :func:`output_moments`. The outputs of
             these layers are scaled and shifted by channel as a BatchNorm with these moments would do: from the mixed
             statistics to the source's.
@@ -272,9 +272,11 @@ def running_statistics(
     updated = dict(memory)
     moments_of = sampled_moments if sampled else moments
     shifts: dict[str, Tensor] = {}
+    outputs = outputs_of or {}
 
     def weight_of(name: str, found: Moments, source: Moments) -> Tensor | float:
-        if full_shift == 0:
+        if full_shift == 0 or name in outputs:
+            # Outputs were normalised for each image, which leaves little of a shift, and that little counts.
             return memory_weight
         if name in shifts:
             # The model is called once more.
@@ -299,7 +301,7 @@ def running_statistics(
     with ExitStack() as stack:
         for name, layer in batch_norms(model).items():
             stack.enter_context(_substituted(layer, partial(mixed_with_source, name)))
-        for name, source in (outputs_of or {}).items():
+        for name, source in outputs.items():
             stack.enter_context(_realigned(model.get_submodule(name), partial(mixed_with_source, name), source))
         yield updated
 
