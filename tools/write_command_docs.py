@@ -352,7 +352,7 @@ def _cifar_runs() -> list[dict[str, Any]]:
     return runs
 
 
-SHIFTS = ("tune", "report", "report_group_norm", "report_transformer")
+SHIFTS = ("tune", "report", "report_group_norm", "report_transformer", "report_efficientnet_lite0")
 
 
 def shifts_summary_table(half: str) -> str:
