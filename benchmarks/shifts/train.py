@@ -13,7 +13,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,16 +71,22 @@ def begun(name: str, data: Path) -> nn.Module:
     """Return the network before training."""
     model = NETWORKS[name]()
     weights = load_file(str(data / "resnet20.safetensors"))
-    into = model.stem if isinstance(model, ConvolutionalTransformer) else model
-    if into is not model:
-        for key in [key for key in weights if key.endswith("running_var")]:
-            layer = key.removesuffix(".running_var")
-            scale = weights[f"{layer}.weight"] * (weights[key] + BATCH_NORM_EPSILON).rsqrt()
-            weights[f"{layer}.bias"] -= scale * weights[f"{layer}.running_mean"]
-            weights[f"{layer}.weight"] = scale
-    known = into.state_dict()
-    into.load_state_dict({key: weights.get(key, value) for key, value in known.items()})
+    begins = model
+    if isinstance(model, ConvolutionalTransformer):
+        begins, weights = model.stem, with_fixed_statistics(weights)
+    # GroupNorm has no running statistics to take over.
+    begins.load_state_dict({key: weights[key] for key in begins.state_dict()})
     return model
+
+
+def with_fixed_statistics(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights in which the running statistics of each BatchNorm are part of its scale and shift."""
+    fixed = dict(weights)
+    for layer in [key.removesuffix(".running_var") for key in weights if key.endswith(".running_var")]:
+        scale = weights[f"{layer}.weight"] * (weights[f"{layer}.running_var"] + BATCH_NORM_EPSILON).rsqrt()
+        fixed[f"{layer}.weight"] = scale
+        fixed[f"{layer}.bias"] = weights[f"{layer}.bias"] - scale * weights[f"{layer}.running_mean"]
+    return fixed
 
 
 def train(name: str, data: Path, *, minutes: float) -> nn.Module:

