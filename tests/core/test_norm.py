@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from acclimate.core.norm import moments, running_statistics, sampled_moments, shift
+from acclimate.core.norm import measured_shifts, moments, running_statistics, sampled_moments, shift
 
 
 def smooth(*shape: int) -> torch.Tensor:
@@ -54,6 +54,21 @@ def test_a_shift_is_the_divergence_of_the_median_channel() -> None:
     assert float(shift(wider, source)) == pytest.approx(math.log(1.5) ** 2 / 4, rel=0.01)
     nothing = torch.zeros(2), torch.zeros(2)
     assert float(shift(nothing, nothing)) == 0
+
+
+def test_shifts_are_measured_by_layer() -> None:
+    model = classifier("bn")
+    layer = model[1]
+    with measured_shifts(model) as found, torch.no_grad():
+        inputs = model[0](images(8))
+        layer.running_mean, layer.running_var = moments(inputs)
+        model(images(8))
+        assert float(found["1"]) == pytest.approx(0, abs=1e-6)
+        model(images(8) + 1)
+    assert float(found["1"]) > 0.1
+    before = found["1"]
+    model(images(8) + 5)
+    assert found["1"] is before  # nothing is measured behind the block
 
 
 def outputs(model: torch.nn.Module, inputs: torch.Tensor, full_shift: float) -> torch.Tensor:

@@ -17,6 +17,7 @@ from acclimate.core.spectrum import (
     _median_of_neighbours,
     band_power,
     despiked,
+    destriped,
     distance_nats,
     excess_distance_nats,
     expected_distance_nats,
@@ -155,6 +156,32 @@ def test_images_without_spikes_are_unchanged(stream: Tensor, change: Callable[[T
     assert despiked(images, deviations=6.0, least_share=0.005) is images or torch.equal(
         despiked(images, deviations=6.0, least_share=0.005), images
     )
+
+
+@pytest.mark.parametrize("along_rows", [True, False], ids=["rows", "columns"])
+@pytest.mark.parametrize("coloured", [True, False], ids=["coloured", "grey"])
+def test_stripes_are_removed(stream: Tensor, along_rows: bool, coloured: bool) -> None:
+    rng = torch.Generator().manual_seed(2)
+    count, channels, side, _ = stream.shape
+    stream = 0.4 * stream + 0.3
+    lines = 0.08 * torch.randn((count, channels if coloured else 1, side, 1), generator=rng)
+    striped = (stream + (lines if along_rows else lines.transpose(2, 3))).clamp(0, 1)
+    assert error(destriped(striped, excess_nats=2.5), stream) < 0.4 * error(striped, stream)
+    one = destriped(striped[:1], excess_nats=2.5)
+    assert error(one, stream[:1]) < 0.6 * error(striped[:1], stream[:1])
+
+
+@pytest.mark.parametrize("change", [lambda images: images, noisy, low_contrast, blurred])
+def test_images_without_stripes_are_returned_as_they_are(stream: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    images = change(stream)
+    assert destriped(images, excess_nats=2.5) is images
+
+
+def test_black_images_have_no_stripes() -> None:
+    images = torch.zeros(2, 3, 16, 16)
+    assert destriped(images, excess_nats=2.5) is images
+    narrow = torch.rand(2, 3, 1, 9, generator=torch.Generator().manual_seed(0))
+    assert destriped(narrow, excess_nats=2.5) is narrow
 
 
 def test_the_median_is_over_nine_values() -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import lru_cache
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from acclimate.core import Classification, Session
+from acclimate.core import Classification, Session, Task
 from acclimate.core.spectrum import PowerSpectrum, Sums, measure
 from acclimate.errors import ConfigError, EmptySelectionError, TTTNotSupportedError
 from acclimate.methods import Align, SpectrumFilter
-from acclimate.methods.spectrum import SpectrumState
+from acclimate.methods.spectrum import SpectrumState, WayTrial
 from acclimate.vision.demos.pose_scenes import make_scene
 from acclimate.vision.demos.pose_scenes.tensors import as_tensors
+from acclimate.vision.models.rtdetr_pose.adapter import RTDETRPoseAdapter
 from tests.networks import assert_identical, classifier, tensors_of
 
 
@@ -191,3 +193,97 @@ def test_alignment_needs_running_statistics() -> None:
 def test_settings_include_those_of_the_filter(source: PowerSpectrum) -> None:
     assert dataclasses.asdict(Align())["spectrum"] is None
     assert Align(spectrum=SpectrumFilter(source=source)) != Align()
+
+
+@lru_cache
+def shipped() -> tuple[nn.Module, Task, PowerSpectrum]:
+    adapter = RTDETRPoseAdapter()
+    return adapter.get_model(), adapter.task, adapter.source_spectrum  # type: ignore[return-value]
+
+
+@lru_cache
+def full_scenes(first: int, count: int) -> Tensor:
+    return as_tensors([make_scene(first + k, split="test") for k in range(count)])[0]
+
+
+def snowy(images: Tensor) -> Tensor:
+    flakes = torch.rand((len(images), 1, 32, 32), generator=torch.Generator().manual_seed(0)) < 0.1
+    flakes = nn.functional.interpolate(flakes.float(), images.shape[-2:], mode="bilinear")
+    return images * (1 - 0.9 * flakes) + 0.9 * flakes
+
+
+def noisy(images: Tensor) -> Tensor:
+    return (images + 0.15 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+
+def way_of(change: Callable[[Tensor], Tensor], images: int = 32) -> tuple[SpectrumState, bool]:
+    """Return the state after a stream, and whether its last batch was predicted as by the unadapted model."""
+    model, task, source = shipped()
+    with Session(model, SpectrumFilter(source=source, trial_images=32), task=task, guards=()) as session:
+        for start in range(0, images, 16):
+            batch = change(full_scenes(7000 + start, 16))
+            outputs, _ = session.adapt_and_predict(batch)
+        same = bool(torch.equal(outputs["logits"], session.predict_as_source(batch)["logits"]))
+        assert torch.equal(outputs["logits"], session.predict(batch)["logits"])
+        return session.state, same
+
+
+def test_a_detectors_stream_is_predicted_in_the_way_that_makes_it_most_certain() -> None:
+    state, same = way_of(noisy)
+    assert (state.way, state.trial, same) == ("filter", None, False)
+    # Snow leaves the spectrum as it is, and changes the statistics of the layers.
+    state, same = way_of(snowy)
+    assert (state.way, state.trial, same) == ("statistics", None, False)
+
+
+def test_a_detectors_stream_like_the_source_is_not_tried_and_predicted_as_by_the_unadapted_model() -> None:
+    state, same = way_of(lambda images: images)
+    assert (state.way, state.trial, same) == ("filter", WayTrial(), True)
+
+
+def test_a_new_stream_is_tried_anew() -> None:
+    model, task, source = shipped()
+    with Session(model, SpectrumFilter(source=source, trial_images=16), task=task, guards=()) as session:
+        session.adapt(noisy(full_scenes(7000, 16)))
+        assert session.state.trial is None
+        session.adapt(full_scenes(7016, 16))
+        assert session.state.trial == WayTrial()
+
+
+def test_batches_too_small_for_statistics_are_not_judged_by_them() -> None:
+    model, task, source = shipped()
+    with Session(model, SpectrumFilter(source=source, trial_images=64), task=task, guards=()) as session:
+        for image in full_scenes(7000, 3):
+            session.adapt(image[None])
+        assert session.state.trial == WayTrial()
+
+
+@pytest.mark.parametrize(
+    ("entropies_nats", "decisions", "expected"),
+    [
+        ((8.0, 9.0, 20.0), (20, 20, 20), "filter"),
+        ((9.0, 8.0, 20.0), (20, 20, 20), "statistics"),
+        ((8.2, 8.0, 20.0), (20, 20, 20), "filter"),
+        ((9.8, 9.7, 10.0), (20, 20, 20), "unadapted"),
+        ((10.0, 12.0, 10.0), (20, 20, 20), "unadapted"),
+        ((1.0, 9.0, 20.0), (5, 20, 20), "statistics"),
+        ((9.0, 9.0, 0.1), (20, 20, 1), "filter"),
+        ((0.0, 0.0, 0.0), (0, 0, 0), "filter"),
+    ],
+)
+def test_the_best_way_has_the_lowest_mean_entropy_by_a_margin_and_detects_enough(
+    entropies_nats: tuple[float, ...], decisions: tuple[int, ...], expected: str
+) -> None:
+    assert WayTrial(32, entropies_nats, decisions).best(less_entropy=0.05) == expected
+
+
+def test_stripes_are_removed_before_the_spectrum_is_taken(network: nn.Module, source: PowerSpectrum) -> None:
+    clear = scenes(1000, 32)
+    lines = 0.15 * torch.randn((32, 1, 1, clear.shape[-1]), generator=torch.Generator().manual_seed(0))
+    striped = (clear + lines).clamp(0, 1)
+    task = Classification()
+
+    def left(method: SpectrumFilter) -> float:
+        return float((method.observe(striped, SpectrumState(), task=task)[1] - clear).norm())
+
+    assert left(SpectrumFilter(source=source)) < 0.5 * left(SpectrumFilter(source=source, stripe_excess_nats=100.0))

@@ -424,6 +424,27 @@ def shift(found: Moments, source: Moments) -> Tensor:
     return (medians[0] / 2 + medians[1].square() / 4).nan_to_num(0.0)
 
 
+@contextmanager
+def measured_shifts(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Inside the block, the :func:`shift` of each BatchNorm layer's inputs from its own statistics is measured.
+
+    Yields:
+        The shifts by layer name, those of the newest pass.
+    """
+    found: dict[str, Tensor] = {}
+
+    def measure(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean, var = layer._buffers.get("running_mean"), layer._buffers.get("running_var")
+        if mean is not None and var is not None and _values_per_channel(inputs[0]) > 1:
+            source = at_least_float32(mean), at_least_float32(var)
+            found[name] = shift(moments(inputs[0].detach()), source)
+
+    with ExitStack() as stack:
+        for name, layer in batch_norms(model).items():
+            stack.callback(layer.register_forward_pre_hook(partial(measure, name)).remove)
+        yield found
+
+
 def mixed(
     inputs: Tensor,
     source_mean: Tensor,

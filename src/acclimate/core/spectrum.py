@@ -28,6 +28,8 @@ _LOWEST_FREQUENCY: Final = 1 / 128  # of the sampling rate; lower frequencies be
 _SMALL: Final = 1e-10
 _END: Final = 1 / 255
 _LEAST_SPIKE: Final = 0.2
+_BESIDE: Final = 4
+"""Coefficients of this many lowest indices, the zeroth left out, are compared with those of stripes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,37 @@ def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor
     if float(spikes.float().mean()) < least_share:
         return images
     return torch.where(spikes, median, images)
+
+
+def destriped(images: Tensor, *, excess_nats: float) -> Tensor:
+    """Return ``(B, 3, H, W)`` images in [0, 1] without stripes along rows or columns, as line noise and flicker make.
+
+    What is alike along a whole row or column lies in the cosine coefficients whose other index is 0. Scenes have about
+    as much power there as in the coefficients of the next indices (1 to 3), stripes have nearly all of theirs. So these
+    coefficients are weakened by the ratio of the two powers, as by a Wiener filter, in each opponent colour and
+    direction by itself.
+
+    Args:
+        images: in [0, 1]; powers are means over them.
+        excess_nats: the median over frequencies of the logarithm of the ratio from which on stripes are removed; where
+            there are none, the images are returned as they are.
+    """
+    # Contrast counts, and not how bright images are: coefficient (0, 0) is left as it is.
+    coefficients = _transformed(images, centred=False)
+    power = coefficients.square().mean(0)
+    gain = torch.ones_like(power)
+    for along, beside, target in (
+        (power[:, 0, 1:], power[:, 1:_BESIDE, 1:].mean(1), gain[:, 0, 1:]),
+        (power[:, 1:, 0], power[:, 1:, 1:_BESIDE].mean(2), gain[:, 1:, 0]),
+    ):
+        if not along.numel() or not beside.numel():
+            continue
+        ratio = (beside + _SMALL) / (along + _SMALL)
+        striped = -ratio.log().median(1, keepdim=True).values > excess_nats
+        target.copy_(torch.where(striped, ratio.clamp(max=1), 1.0))
+    if bool((gain == 1).all()):
+        return images
+    return _restored(coefficients * gain).clamp(0, 1)
 
 
 def gains(

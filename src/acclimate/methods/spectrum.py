@@ -25,6 +25,7 @@ from acclimate.core.outputs import detach, map_tensors, sample_count
 from acclimate.core.programs import Program
 from acclimate.core.scenes import MOST_IMAGES, SourceScenes
 from acclimate.core.selection import nothing_selected
+from acclimate.core.signals import Signals
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.spectrum import PowerSpectrum, Sums
 from acclimate.core.task import Task
@@ -39,6 +40,55 @@ _LESS_ENTROPY: Final = 0.05
 on clean ones (by 15 % by day, and 4 % and more at dusk)."""
 _LEAST_DECISIONS: Final = 1000
 """The mean entropies of fewer decisions differ by chance."""
+_LEAST_FOUND: Final = 0.5
+"""A way of predicting that gives fewer decisions than this share of the most may only have lost the uncertain ones."""
+
+FILTER: Final = "filter"
+STATISTICS: Final = "statistics"
+UNADAPTED: Final = "unadapted"
+_WAYS: Final = (FILTER, STATISTICS, UNADAPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class WayTrial:
+    """Evidence on how to predict, from images that were predicted in each way.
+
+    Attributes:
+        images: compared so far.
+        entropies_nats: sum of the entropies of decisions with filter and mixed statistics, with mixed statistics alone,
+            and unadapted.
+        decisions: their numbers.
+    """
+
+    images: int = 0
+    entropies_nats: tuple[float, ...] = (0.0, 0.0, 0.0)
+    decisions: tuple[int, ...] = (0, 0, 0)
+
+    def plus(self, found: Sequence[Signals]) -> WayTrial:
+        """Return the evidence with that of one more batch, predicted in each way."""
+        return WayTrial(
+            self.images + found[0].samples,
+            tuple(a + b.entropy_sum_nats for a, b in zip(self.entropies_nats, found, strict=True)),
+            tuple(a + b.decisions for a, b in zip(self.decisions, found, strict=True)),
+        )
+
+    def best(self, *, less_entropy: float) -> str:
+        """Return the way with the most certain decisions.
+
+        ``less_entropy``: the fraction by which mixed statistics alone must lower the mean entropy of decisions against
+        the filter, and either of the two against the unadapted model.
+        """
+        enough = _LEAST_FOUND * max(self.decisions)
+        means = [
+            entropy / count if count and count >= enough else math.inf
+            for entropy, count in zip(self.entropies_nats, self.decisions, strict=True)
+        ]
+        if means == [math.inf] * len(means):
+            return FILTER
+        filtered, statistics, unadapted = means
+        adapted = FILTER if filtered != math.inf and statistics > (1 - less_entropy) * filtered else STATISTICS
+        lowest = filtered if adapted == FILTER else statistics
+        return adapted if unadapted == math.inf or lowest <= (1 - less_entropy) * unadapted else UNADAPTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +102,9 @@ class SpectrumState:
         recent: the sums of the newest images, while they are too few to be compared with the stream.
         began: whether the stream began with the newest batch.
         shifted: whether the stream is a shift although its spectrum may be the source's.
+        way: how images are predicted: with ``filter`` and mixed statistics, with mixed ``statistics`` alone, or
+            ``unadapted``.
+        trial: evidence on that, while it is not decided.
     """
 
     stream: Sums | None = None
@@ -59,6 +112,8 @@ class SpectrumState:
     recent: Sums | None = None
     began: bool = False
     shifted: bool = False
+    way: str = FILTER
+    trial: WayTrial | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +126,11 @@ class SpectrumFilter:
 
     The strength of filter and mixing depends on the distance between the two spectra: 0 below ``tolerance_nats``, 1
     from twice that on, linear in between. A stream like the source is predicted exactly as by the unadapted model.
+
+    Some damage is made worse by the filter (blocks of compression look like blur), and some is not seen in the spectrum
+    (snow). So a detector's first images are predicted with the filter and mixed statistics, with mixed statistics
+    alone, and by the unadapted model, and the way is kept whose decisions have the lowest mean entropy. Where nothing
+    is filtered, statistics are tried only if those of the batch are far from the source's.
 
     Attributes:
         source: the spectrum of source images, from :func:`acclimate.core.spectrum.measure`; required.
@@ -95,6 +155,15 @@ class SpectrumFilter:
         batch_weight: weight of the batch's own statistics in BatchNorm at full strength; that of the source's is one
             minus it. ``early_weight``: so much more is it in the first layer, and less in the last.
         lowers_contrast: whether to undo too much contrast too, see :func:`acclimate.core.spectrum.gains`.
+        stripe_excess_nats: from how much more power than beside them stripes along rows or columns are removed, see
+            :func:`acclimate.core.spectrum.destriped`. Batches of eight photographs have at most 1.0, single
+            photographs 2.0, line noise some 5.
+        trial_images: the number of images of a detector's stream on which is tried how to predict; 0 always uses the
+            filter. ``less_entropy``: by this fraction the mean entropy must fall for another way than the filter,
+            and for an adapted one (see :meth:`WayTrial.best`).
+        least_shift: where the mean :func:`acclimate.core.norm.shift` of the BatchNorm layers is smaller, and nothing is
+            filtered, a stream is taken for the source's. On scenes of ``benchmarks/shifts`` it is 0.008 where they are
+            clean, and 0.03 to 0.05 under few grey levels, snow and compression.
 
     Raises:
         ConfigError: a field is out of range.
@@ -116,12 +185,14 @@ class SpectrumFilter:
                 settings={"update_filter": "norm_only"},
                 # Chosen on the half "tune" of benchmarks/segmentation, for segmenters only.
                 segmenter={"method_options": {"early_weight": 0.2, "lowers_contrast": True}},
+                # As many images as auto tries candidates on; chosen on kinds of damage of benchmarks/shifts.
+                detector={"method_options": {"trial_images": 64}},
             ),
         ),
         safe_rank={"segmenter": 1, "detector": 1},
         auto={"segmenter": ({},), "detector": ({},)},
     )
-    state_types: ClassVar[tuple[type, ...]] = (SpectrumState, Sums)
+    state_types: ClassVar[tuple[type, ...]] = (SpectrumState, Sums, WayTrial)
 
     source: PowerSpectrum | None = field(default=None, repr=False, compare=False, metadata=FROM_SOURCE_IMAGES)
     scenes: SourceScenes | None = field(default=None, repr=False, compare=False, metadata=FROM_SOURCE_IMAGES)
@@ -138,6 +209,10 @@ class SpectrumFilter:
     batch_weight: float = 0.5
     early_weight: float = 0.0
     lowers_contrast: bool = False
+    stripe_excess_nats: float = 2.5
+    trial_images: int = 0
+    less_entropy: float = 0.05
+    least_shift: float = 0.02
 
     def __post_init__(self) -> None:
         if not self.max_gain >= 1:
@@ -158,6 +233,13 @@ class SpectrumFilter:
                 raise ConfigError(f"spectrum: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.batch_weight <= 1:
             raise ConfigError(f"spectrum: batch_weight must lie in [0, 1], got {self.batch_weight}")
+        for name in ("stripe_excess_nats", "least_shift"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"spectrum: {name} must be positive, got {getattr(self, name)}")
+        if self.trial_images < 0:
+            raise ConfigError(f"spectrum: trial_images must not be negative, got {self.trial_images}")
+        if not 0 <= self.less_entropy < 1:
+            raise ConfigError(f"spectrum: less_entropy must lie in [0, 1), got {self.less_entropy}")
         if not -0.5 <= self.early_weight <= 0.5:
             raise ConfigError(f"spectrum: early_weight must lie in [-0.5, 0.5], got {self.early_weight}")
 
@@ -208,15 +290,18 @@ class SpectrumFilter:
         rng: torch.Generator,
     ) -> Step:
         """Add the batch to the stream's spectrum, and return the outputs on filtered images under mixed statistics."""
+        unadapted = None
         with torch.no_grad():
             state, cleaned = self.observe(batch, state, task=task)
             if task.aligned and not task.exclusive and self._chooses(state):
                 state = self._with_reference(model, batch, state, task=task)
                 if state.reference != 0 or state.shifted:
                     cleaned = self.cleaned(batch, state, task=task)
-            with self._mixing(model, state):
-                outputs = task.forward(model, layout.for_prediction(cleaned))
-        return Step(state, detach(outputs), None, sample_count(batch))
+            if self.trial_images and not task.aligned:
+                state, outputs, unadapted = self._in_best_way(model, batch, cleaned, state, task=task)
+            else:
+                outputs = self._in_way(FILTER, model, batch, cleaned, state, task=task)
+        return Step(state, detach(outputs), None, sample_count(batch), unadapted=detach(unadapted))
 
     @torch.no_grad()
     def observe(
@@ -227,7 +312,7 @@ class SpectrumFilter:
         Without ``filtering`` the batch is returned as it was given.
         """
         unit = in_unit_range(task.images(batch), task)
-        images = self._despiked(unit)
+        images = self._repaired(unit)
         state = self.continued(Sums.of(images), state)
         return state, self._filtered(batch, unit, images, state, task) if filtering else batch
 
@@ -235,10 +320,10 @@ class SpectrumFilter:
     def cleaned(self, batch: Any, state: SpectrumState, *, task: Task) -> Any:
         """Return the batch with its images filtered, with the strength for the stream so far."""
         unit = in_unit_range(task.images(batch), task)
-        return self._filtered(batch, unit, self._despiked(unit), state, task)
+        return self._filtered(batch, unit, self._repaired(unit), state, task)
 
     def _filtered(self, batch: Any, unit: Tensor, images: Tensor, state: SpectrumState, task: Task) -> Any:
-        """Return the batch with its despiked ``images`` filtered; the batch itself where nothing changes."""
+        """Return the batch with its repaired ``images`` filtered; the batch itself where nothing changes."""
         strength = self._strength(state)
         if images is unit and strength == 0:
             return batch
@@ -255,15 +340,57 @@ class SpectrumFilter:
         return task.with_images(batch, from_unit_range(images, task).to(task.images(batch).dtype))
 
     def predict(self, model: nn.Module, inputs: Any, state: SpectrumState, *, task: Task) -> Any:
-        """Return the outputs on filtered images under mixed statistics, with the strength for the stream so far."""
+        """Return the outputs on filtered images under mixed statistics, with the strength for the stream so far.
+
+        After a trial they are predicted in the way that was the best.
+        """
+        if state.way != FILTER:
+            inputs = layout.for_prediction(inputs)
         with self.installed(model, state, task=task):
             return task.forward(model, inputs)
 
     @contextmanager
     def installed(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
-        """Inside the block, the inputs of ``model`` are filtered and its statistics mixed."""
-        with self.filtering(model, state, task=task), self._mixing(model, state):
+        """Inside the block, the inputs of ``model`` are filtered and its statistics mixed, in the way of the state."""
+        filters = self.filtering(model, state, task=task) if state.way == FILTER else nullcontext()
+        with filters, self._mixing(model, state, way=state.way):
             yield
+
+    def _in_way(self, way: str, model: nn.Module, batch: Any, cleaned: Any, state: SpectrumState, *, task: Task) -> Any:
+        with self._mixing(model, state, way=way):
+            return task.forward(model, layout.for_prediction(cleaned if way == FILTER else batch))
+
+    def _in_best_way(
+        self, model: nn.Module, batch: Any, cleaned: Any, state: SpectrumState, *, task: Task
+    ) -> tuple[SpectrumState, Any, Any]:
+        """Predict a batch in each way while it is not decided which is the best.
+
+        Returns the outputs of the best one, and of the unadapted model, or None where that was not run.
+        """
+        if state.began:
+            state = replace(state, way=FILTER, trial=WayTrial())
+        trial = state.trial
+        if trial is None:
+            return state, self._in_way(state.way, model, batch, cleaned, state, task=task), None
+        with norm.measured_shifts(model) as shifts:
+            unadapted = self._in_way(UNADAPTED, model, batch, cleaned, state, task=task)
+        filtered = cleaned is not batch
+        # The statistics of a few images differ from the source's by chance.
+        shifted = sample_count(batch) >= self.least_images and bool(shifts)
+        shifted = shifted and float(torch.stack(list(shifts.values())).mean()) >= self.least_shift
+        found = {UNADAPTED: unadapted}
+        if filtered:
+            found[FILTER] = self._in_way(FILTER, model, batch, cleaned, state, task=task)
+        if shifts and (filtered or shifted):
+            found[STATISTICS] = self._in_way(STATISTICS, model, batch, cleaned, state, task=task)
+        if len(found) == 1:
+            # Nothing to choose from: the stream is the source's, as far as it is seen.
+            return state, unadapted, unadapted
+        count = sample_count(batch)
+        trial = trial.plus([Signals.of(task, found.get(way, unadapted), samples=count) for way in _WAYS])
+        way = trial.best(less_entropy=self.less_entropy)
+        state = replace(state, way=way, trial=None if trial.images >= self.trial_images else trial)
+        return state, found.get(way, unadapted), unadapted
 
     def _chooses(self, state: SpectrumState) -> bool:
         """Say whether it is to be decided now which spectrum the filter aims at."""
@@ -320,8 +447,8 @@ class SpectrumFilter:
             return unaimed
         return choices[best]
 
-    def _mixing(self, model: nn.Module, state: SpectrumState) -> AbstractContextManager[Any]:
-        strength = self._strength(state)
+    def _mixing(self, model: nn.Module, state: SpectrumState, *, way: str = FILTER) -> AbstractContextManager[Any]:
+        strength = {FILTER: self._strength(state), STATISTICS: 1.0, UNADAPTED: 0.0}[way]
         weight = self.batch_weight * strength
         if weight == 0 or not norm.batch_norms(model):
             return nullcontext()
@@ -341,7 +468,9 @@ class SpectrumFilter:
         finally:
             handle.remove()
 
-    def _despiked(self, images: Tensor) -> Tensor:
+    def _repaired(self, images: Tensor) -> Tensor:
+        """Return images in [0, 1] without stripes and spikes; the images themselves where there are none."""
+        images = spectra.destriped(images, excess_nats=self.stripe_excess_nats)
         return spectra.despiked(images, deviations=self.spike_deviations, least_share=self.spike_share)
 
     def strength(self, stream: Sums) -> float:
@@ -387,7 +516,7 @@ class SpectrumFilter:
         """Return whether the images of a batch are damaged in different ways, as far as their spectra show it."""
         if self.scenes is None:
             return False
-        images = self._despiked(in_unit_range(task.images(batch), task))
+        images = self._repaired(in_unit_range(task.images(batch), task))
         return self.scenes.are_of_many_kinds(spectra.band_power(images), self._source())
 
     def _source(self, model: nn.Module | None = None) -> PowerSpectrum:
