@@ -56,7 +56,7 @@ def write_damaged(source: Path, target: Path, damage: kinds.Damage | None) -> Pa
     return target / "annotations.json"
 
 
-def rows(half: str, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
+def rows(half: str, methods: Sequence[str], resamples: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each kind and method."""
     chosen: Mapping[str, kinds.Damage] = kinds.TUNE if half == "tune" else kinds.REPORT
     seed = SEED if half == "tune" else SEED + 1
@@ -82,7 +82,7 @@ def rows(half: str, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
                         entries = [e for part in run.predictions(records) for e in part]
                 seconds = time.process_time() - began
                 score = scorer.score(entries)
-                gain = difference(scorer, plain, score, resamples=RESAMPLES)
+                gain = difference(scorer, plain, score, resamples=resamples)
                 yield {
                     "kind": kind,
                     "method": method,
@@ -116,11 +116,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--half", choices=("tune", "report"), required=True)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of images, for the intervals")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
-    for row in rows(given.half, given.methods):
+    for row in rows(given.half, given.methods, given.resamples):
         found.append(row)
         change = row.get("minus_none")
         shown = "" if change is None else f" {change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]"

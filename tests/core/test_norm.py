@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from acclimate.core.norm import measured_shifts, moments, running_statistics, sampled_moments, shift
+from tests.networks import classifier, images
 
 
 def smooth(*shape: int) -> torch.Tensor:

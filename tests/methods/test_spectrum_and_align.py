@@ -244,7 +244,7 @@ def test_a_detectors_stream_like_the_source_is_not_tried_and_predicted_as_by_the
 def test_a_new_stream_is_tried_anew() -> None:
     model, task, source = shipped()
     with Session(model, SpectrumFilter(source=source, trial_images=16), task=task, guards=()) as session:
-        session.adapt(noisy(full_scenes(7000, 16)))
+        session.adapt(dull(full_scenes(7000, 16)))
         assert session.state.trial is None
         session.adapt(full_scenes(7016, 16))
         assert session.state.trial == WayTrial()
@@ -264,6 +264,7 @@ def test_batches_too_small_for_statistics_are_not_judged_by_them() -> None:
         ((8.0, 9.0, 20.0), (20, 20, 20), "filter"),
         ((9.0, 8.0, 20.0), (20, 20, 20), "statistics"),
         ((8.2, 8.0, 20.0), (20, 20, 20), "filter"),
+        ((8.6, 8.0, 20.0), (20, 20, 20), "filter"),  # enough on 64 images, not on 32
         ((9.8, 9.7, 10.0), (20, 20, 20), "unadapted"),
         ((10.0, 12.0, 10.0), (20, 20, 20), "unadapted"),
         ((1.0, 9.0, 20.0), (5, 20, 20), "statistics"),

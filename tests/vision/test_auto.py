@@ -171,7 +171,7 @@ def test_the_method_for_the_packages_detector_depends_on_the_corruption(
     assert [trial.method for trial in choice.trials] == ["none", "bn", "spectrum", "align"]
     by_name = {trial.method: trial for trial in choice.trials}
     seeing = [trial for trial in choice.trials if trial.detections_per_image > 1]
-    assert by_name[choice.method].entropy_nats <= 1.02 * min(trial.entropy_nats for trial in seeing)
+    assert by_name[choice.method].entropy_nats <= 1.05 * min(trial.entropy_nats for trial in seeing)
 
 
 def trial(method: str, entropy: float, **values: Any) -> Trial:
@@ -185,8 +185,10 @@ def test_the_most_certain_method_and_among_equals_the_cheapest_is_chosen() -> No
         return "none" if position is None else trials[position].method
 
     assert best(trial("none", 1.0), trial("bn", 0.8), trial("align", 0.6)) == "align"
-    assert best(trial("none", 1.0), trial("bn", 0.6), trial("align", 0.595)) == "bn"
+    assert best(trial("none", 1.0), trial("bn", 0.6), trial("align", 0.58)) == "bn"
     assert best(trial("none", 0.6), trial("bn", 0.6), trial("align", 0.6)) == "none"
+    assert best(trial("none", 0.6), trial("bn", 0.58), trial("spectrum", 0.6), trial("align", 0.575)) == "spectrum"
+    assert best(trial("none", 1.0), trial("bn", 0.6), trial("align", 0.56)) == "align"
     assert best(trial("none", 0.6), trial("bn", 0.6), trial("spectrum", 0.6), trial("align", 0.6)) == "spectrum"
     assert best(trial("none", 1.0), trial("bn", 0.1, classes=1.0), trial("align", 0.9)) == "align"
     assert best(trial("none", 1.0), trial("bn", 0.1, refused="no")) == "none"

@@ -40,6 +40,8 @@ _LESS_ENTROPY: Final = 0.05
 on clean ones (by 15 % by day, and 4 % and more at dusk)."""
 _LEAST_DECISIONS: Final = 1000
 """The mean entropies of fewer decisions differ by chance."""
+_SURE_IMAGES: Final = 16
+"""On so many scenes of a detector the mean entropies of two ways differ by a tenth by chance (benchmarks/shifts)."""
 _LEAST_FOUND: Final = 0.5
 """A way of predicting that gives fewer decisions than this share of the most may only have lost the uncertain ones."""
 
@@ -76,7 +78,7 @@ class WayTrial:
         """Return the way with the most certain decisions.
 
         ``less_entropy``: the fraction by which mixed statistics alone must lower the mean entropy of decisions against
-        the filter, and either of the two against the unadapted model.
+        the filter, more where images are few, and either of the two against the unadapted model.
         """
         enough = _LEAST_FOUND * max(self.decisions)
         means = [
@@ -86,7 +88,8 @@ class WayTrial:
         if means == [math.inf] * len(means):
             return FILTER
         filtered, statistics, unadapted = means
-        adapted = FILTER if filtered != math.inf and statistics > (1 - less_entropy) * filtered else STATISTICS
+        margin = less_entropy * (1 + _SURE_IMAGES / max(1, self.images))
+        adapted = FILTER if filtered != math.inf and statistics > (1 - margin) * filtered else STATISTICS
         lowest = filtered if adapted == FILTER else statistics
         return adapted if unadapted == math.inf or lowest <= (1 - less_entropy) * unadapted else UNADAPTED
 

@@ -51,8 +51,9 @@ _NOUNS: Final[Mapping[Kind, str]] = {
     "segmenter": "segmenter",
     "detector": "detector",
 }
-# Methods whose entropies differ by less than this fraction count as equal, and the cheapest of them is taken.
-_SAME_ENTROPY: Final = 0.02
+# Methods whose entropies differ by less than this fraction count as equal, and the cheapest of them is taken. On 64 images
+# the entropies of two methods with equal accuracy differ by up to 5 % (benchmarks/shifts, half "tune").
+_SAME_ENTROPY: Final = 0.05
 _LEAST_VARIETY: Final = 0.5
 _LEAST_FOUND: Final = 0.5
 _AGREEMENT: Final = WorseThanSource().agreement
