@@ -297,6 +297,16 @@ def test_a_stream_like_the_source_is_predicted_to_the_bit_as_by_the_unadapted_mo
         assert not torch.allclose(outputs, session.predict_as_source(images(64)), atol=1e-3)
 
 
+def test_a_stream_with_stripes_is_not_taken_for_the_source_although_its_spectrum_is_the_sources_without_them() -> None:
+    model, method = classifier("bn"), Blend(spectrum=SpectrumFilter(source=measure([smooth_images(256, seed=9)])))
+    lines = 0.2 * torch.randn((64, 1, 1, 16), generator=torch.Generator().manual_seed(0))
+    clear = 0.4 * smooth_images(64, seed=3) + 0.3
+    with Session(model, method, guards=()) as session:
+        outputs, _ = session.adapt_and_predict(clear + lines)
+        assert session.state.seen.striped
+        assert not torch.allclose(outputs, session.predict_as_source(clear + lines), atol=1e-3)
+
+
 def trial(*, adapted_wrong: int, unadapted_wrong: int, count: int = 100) -> AdaptationTrial:
     """Return evidence from images of which so many differ in class from their mirror images."""
     classes = torch.arange(count) % 4

@@ -460,6 +460,7 @@ class Blend:
         return (
             self.spectrum is not None
             and state.seen.stream is not None
+            and not state.seen.striped
             and self.spectrum.strength(state.seen.stream) == 0
         )
 

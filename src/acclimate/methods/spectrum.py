@@ -108,6 +108,7 @@ class SpectrumState:
         way: how images are predicted: with ``filter`` and mixed statistics, with mixed ``statistics`` alone, or
             ``unadapted``.
         trial: evidence on that, while it is not decided.
+        striped: whether the newest batch of enough images had stripes.
     """
 
     stream: Sums | None = None
@@ -117,6 +118,7 @@ class SpectrumState:
     shifted: bool = False
     way: str = FILTER
     trial: WayTrial | None = None
+    striped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,14 +155,16 @@ class SpectrumFilter:
         chance_factor: sampling error is taken to be this times the expected one, because that of a few images varies:
             on images like the source's it is larger in one case of 20.
         restart_factor: the same where a batch is compared with the stream so far.
-        least_images: so many images are compared with the stream so far, in one batch or several.
+        least_images: so many images are compared with the stream so far, in one batch or several; in one batch, so many
+            show stripes and the statistics of a stream.
         memory_images: the number of images over which the stream's spectrum is averaged.
         batch_weight: weight of the batch's own statistics in BatchNorm at full strength; that of the source's is one
             minus it. ``early_weight``: so much more is it in the first layer, and less in the last.
         lowers_contrast: whether to undo too much contrast too, see :func:`acclimate.core.spectrum.gains`.
         stripe_excess_nats: from how much more power than beside them stripes along rows or columns are removed, see
-            :func:`acclimate.core.spectrum.destriped`. Batches of eight photographs have at most 1.0, single
-            photographs 2.0, line noise some 5.
+            :func:`acclimate.core.spectrum.destriped`. Batches of 8 images have at most 2.5 (images of 32 pixels; larger
+            photographs 1.0), line noise 4 to 6. Single images vary too much, so batches of fewer than
+            ``least_images`` are destriped only after a larger one was.
         trial_images: the number of images of a detector's stream on which is tried how to predict; 0 always uses the
             filter. ``less_entropy``: by this fraction the mean entropy must fall for another way than the filter,
             and for an adapted one (see :meth:`WayTrial.best`).
@@ -212,7 +216,7 @@ class SpectrumFilter:
     batch_weight: float = 0.5
     early_weight: float = 0.0
     lowers_contrast: bool = False
-    stripe_excess_nats: float = 2.5
+    stripe_excess_nats: float = 3.0
     trial_images: int = 0
     less_entropy: float = 0.05
     least_shift: float = 0.02
@@ -315,15 +319,19 @@ class SpectrumFilter:
         Without ``filtering`` the batch is returned as it was given.
         """
         unit = in_unit_range(task.images(batch), task)
-        images = self._repaired(unit)
-        state = self.continued(Sums.of(images), state)
+        enough = len(unit) >= self.least_images
+        plain = self._destriped(unit) if enough or state.striped else unit
+        images = self._despiked(plain)
+        striped = plain is not unit if enough else state.striped
+        state = replace(self.continued(Sums.of(images), state), striped=striped)
         return state, self._filtered(batch, unit, images, state, task) if filtering else batch
 
     @torch.no_grad()
     def cleaned(self, batch: Any, state: SpectrumState, *, task: Task) -> Any:
         """Return the batch with its images filtered, with the strength for the stream so far."""
         unit = in_unit_range(task.images(batch), task)
-        return self._filtered(batch, unit, self._repaired(unit), state, task)
+        images = self._despiked(self._destriped(unit) if state.striped else unit)
+        return self._filtered(batch, unit, images, state, task)
 
     def _filtered(self, batch: Any, unit: Tensor, images: Tensor, state: SpectrumState, task: Task) -> Any:
         """Return the batch with its repaired ``images`` filtered; the batch itself where nothing changes."""
@@ -471,9 +479,10 @@ class SpectrumFilter:
         finally:
             handle.remove()
 
-    def _repaired(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1] without stripes and spikes; the images themselves where there are none."""
-        images = spectra.destriped(images, excess_nats=self.stripe_excess_nats)
+    def _destriped(self, images: Tensor) -> Tensor:
+        return spectra.destriped(images, excess_nats=self.stripe_excess_nats)
+
+    def _despiked(self, images: Tensor) -> Tensor:
         return spectra.despiked(images, deviations=self.spike_deviations, least_share=self.spike_share)
 
     def strength(self, stream: Sums) -> float:
@@ -519,7 +528,7 @@ class SpectrumFilter:
         """Return whether the images of a batch are damaged in different ways, as far as their spectra show it."""
         if self.scenes is None:
             return False
-        images = self._repaired(in_unit_range(task.images(batch), task))
+        images = self._despiked(in_unit_range(task.images(batch), task))
         return self.scenes.are_of_many_kinds(spectra.band_power(images), self._source())
 
     def _source(self, model: nn.Module | None = None) -> PowerSpectrum:
