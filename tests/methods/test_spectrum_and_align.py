@@ -216,7 +216,7 @@ def noisy(images: Tensor) -> Tensor:
     return (images + 0.15 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
 
 
-def way_of(change: Callable[[Tensor], Tensor], images: int = 32) -> tuple[SpectrumState, bool]:
+def way_of(change: Callable[[Tensor], Tensor], images: int = 64) -> tuple[SpectrumState, bool]:
     """Return the state after a stream, and whether its last batch was predicted as by the unadapted model."""
     model, task, source = shipped()
     with Session(model, SpectrumFilter(source=source, trial_images=32), task=task, guards=()) as session:
@@ -239,6 +239,7 @@ def test_a_detectors_stream_is_predicted_in_the_way_that_makes_it_most_certain()
 def test_a_detectors_stream_like_the_source_is_not_tried_and_predicted_as_by_the_unadapted_model() -> None:
     state, same = way_of(lambda images: images)
     assert (state.way, state.trial, same) == ("filter", WayTrial(), True)
+    assert 0 < state.shift < SpectrumFilter().least_shift
 
 
 def test_a_new_stream_is_tried_anew() -> None:

@@ -109,6 +109,7 @@ class SpectrumState:
             ``unadapted``.
         trial: evidence on that, while it is not decided.
         striped: whether the newest batch of enough images had stripes.
+        shift: how far the statistics of BatchNorm's inputs are from the source's, as a moving average over batches.
     """
 
     stream: Sums | None = None
@@ -119,6 +120,7 @@ class SpectrumState:
     way: str = FILTER
     trial: WayTrial | None = None
     striped: bool = False
+    shift: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +170,10 @@ class SpectrumFilter:
         trial_images: the number of images of a detector's stream on which is tried how to predict; 0 always uses the
             filter. ``less_entropy``: by this fraction the mean entropy must fall for another way than the filter,
             and for an adapted one (see :meth:`WayTrial.best`).
-        least_shift: where the mean :func:`acclimate.core.norm.shift` of the BatchNorm layers is smaller, and nothing is
-            filtered, a stream is taken for the source's. On scenes of ``benchmarks/shifts`` it is 0.008 where they are
-            clean, and 0.03 to 0.05 under few grey levels, snow and compression.
+        least_shift: where the mean :func:`acclimate.core.norm.shift` of the BatchNorm layers is smaller, in a moving
+            average over batches that begins at 0, and nothing is filtered, a stream is taken for the source's. On
+            scenes of ``benchmarks/shifts`` it is 0.008 where they are clean, and 0.03 to 0.05 under few grey levels, snow and
+            compression.
 
     Raises:
         ConfigError: a field is out of range.
@@ -386,9 +389,11 @@ class SpectrumFilter:
         with norm.measured_shifts(model) as shifts:
             unadapted = self._in_way(UNADAPTED, model, batch, cleaned, state, task=task)
         filtered = cleaned is not batch
-        # The statistics of a few images differ from the source's by chance.
-        shifted = sample_count(batch) >= self.least_images and bool(shifts)
-        shifted = shifted and float(torch.stack(list(shifts.values())).mean()) >= self.least_shift
+        # The statistics of a few images differ from the source's by chance: one batch alone counts for half.
+        if shifts and sample_count(batch) >= self.least_images:
+            shift = (state.shift + float(torch.stack(list(shifts.values())).mean())) / 2
+            state = replace(state, shift=shift)
+        shifted = state.shift >= self.least_shift
         found = {UNADAPTED: unadapted}
         if filtered:
             found[FILTER] = self._in_way(FILTER, model, batch, cleaned, state, task=task)
