@@ -145,6 +145,18 @@ def detector_table() -> str:
     return "\n".join(lines)
 
 
+def detector_kinds_table(half: str) -> str:
+    """Return the detector's mAP by kind of damage and method, and what ``auto`` chose."""
+    found = json.loads((ROOT / "benchmarks" / "shifts" / "results" / f"detector_{half}.json").read_text())["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in found))
+    by = {(row["kind"], row["method"]): row for row in found}
+    lines = [f"| kind | {' | '.join(methods)} | chosen |", "| --- " * (len(methods) + 2) + "|"]
+    for kind in dict.fromkeys(row["kind"] for row in found):
+        values = " | ".join(f"{by[kind, method]['mAP']:.1f}" for method in methods)
+        lines.append(f"| {kind.replace('_', ' ')} | {values} | {by[kind, 'auto']['chosen']} |")
+    return "\n".join(lines)
+
+
 def page_table() -> str:
     """Return how long the page's queries take on a million rows."""
     found = json.loads((ROOT / "benchmarks" / "monitoring" / "results" / "page.json").read_text())
@@ -441,6 +453,7 @@ def _with_tables(text: str) -> str:
         "fewshot instructions": language_tables.instructions_table,
         "pose_scenes": functools.partial(pose_scenes_tables.summary_table, "online"),
         "pose_scenes conditions": functools.partial(pose_scenes_tables.conditions_table, "online"),
+        **{f"detector {half}": functools.partial(detector_kinds_table, half) for half in ("tune", "report")},
         "pose_scenes auto": pose_scenes_tables.auto_table,
         "pose_scenes policies": functools.partial(pose_scenes_tables.summary_table, "policies"),
         **{f"shifts {half}": functools.partial(shifts_table, half) for half in SHIFTS},
