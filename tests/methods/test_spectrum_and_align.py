@@ -145,6 +145,10 @@ def test_no_source_no_range_and_bad_fields_are_refused(network: nn.Module, sourc
         ("spike_deviations", 0.5),
         ("tolerance_nats", 0.0),
         ("memory_images", 0),
+        ("stripe_excess_nats", 0.0),
+        ("least_shift", 0.0),
+        ("trial_images", -1),
+        ("less_entropy", 1.0),
     ):
         with pytest.raises(ConfigError, match=field):
             SpectrumFilter(**{field: value})

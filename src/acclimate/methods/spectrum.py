@@ -172,8 +172,8 @@ class SpectrumFilter:
             and for an adapted one (see :meth:`WayTrial.best`).
         least_shift: where the mean :func:`acclimate.core.norm.shift` of the BatchNorm layers is smaller, in a moving
             average over batches that begins at 0, and nothing is filtered, a stream is taken for the source's. On
-            scenes of ``benchmarks/shifts`` it is 0.008 where they are clean, and 0.03 to 0.05 under few grey levels, snow
-            and compression.
+            scenes of ``benchmarks/shifts`` it is 0.008 where they are clean, and 0.03 to 0.05 under few grey levels,
+            snow and compression.
 
     Raises:
         ConfigError: a field is out of range.
