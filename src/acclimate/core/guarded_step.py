@@ -32,6 +32,8 @@ from acclimate.errors import TTTNotSupportedError
 # Undoing one step is enough where a single batch did the harm. If the batches after it fail too, the restored weights
 # are themselves worse than the source.
 _FAILURES_BEFORE_RESET: Final = 3
+_FEW_IMAGES: Final = 8
+"""Outputs on so many images show whether they are logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +182,10 @@ class Stepper:
         """
         method = self.method
         learns = method.info.needs_gradient and bool(self.selection.parameters)
-        if isinstance(self.task, Segmentation) and not isinstance(self.model, Program):
-            # One image has enough decisions. A program may have a fixed batch size.
-            batch = map_tensors(lambda tensor: tensor[:1], batch)
+        few = 1 if isinstance(self.task, Segmentation) else _FEW_IMAGES if self.task.exclusive else None
+        if few is not None and not isinstance(self.model, Program):
+            # So many have enough decisions. A program may have a fixed batch size.
+            batch = map_tensors(lambda tensor: tensor[:few], batch)
         with torch.set_grad_enabled(learns), ModelDraws(self.model, self.seed).isolated():
             outputs = self.task.forward(self.model, layout.for_learning(batch) if learns else batch)
         # A forward pass may change buffers.

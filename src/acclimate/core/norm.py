@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -246,6 +247,7 @@ def running_statistics(
     sampled: bool = False,
     full_shift: float = 0.0,
     outputs_of: Mapping[str, Moments] | None = None,
+    used: dict[str, Moments] | None = None,
 ) -> Iterator[dict[str, Moments]]:
     """Inside the block, BatchNorm uses running statistics of the stream, mixed with the source's.
 
@@ -265,6 +267,7 @@ def running_statistics(
         outputs_of: the source's moments of the outputs of layers, by name, from :func:`output_moments`. The outputs of
             these layers are scaled and shifted by channel as a BatchNorm with these moments would do: from the mixed
             statistics to the source's.
+        used: gets the mixed statistics of each layer, for :func:`fixed_statistics`.
 
     Yields:
         The running statistics by layer name, updated as batches pass.
@@ -281,22 +284,27 @@ def running_statistics(
         if name in shifts:
             # The model is called once more.
             shifts.clear()
-        shifts[name] = shift(found, source)
-        return memory_weight * (torch.stack(list(shifts.values())).mean() / full_shift).clamp(max=1)
+        before = next(reversed(shifts.values()), None)
+        here = shift(found, source)
+        shifts[name] = total = here if before is None else before + here
+        return (total * (memory_weight / (full_shift * len(shifts)))).clamp_(max=memory_weight)
 
     def mixed_with_source(name: str, inputs: Tensor, source_mean: Tensor, source_var: Tensor) -> Moments:
         source_mean, source_var = at_least_float32(source_mean), at_least_float32(source_var)
         mean, var = updated.get(name, (source_mean, source_var))
         if rate > 0 and _values_per_channel(inputs) > 1:
             batch_mean, batch_var = moments_of(inputs.detach())
-            step = batch_mean - mean
             var = torch.lerp(var, batch_var, rate)
             if between:
-                var = var + rate * (1 - rate) * step.square()
-            mean = mean + rate * step
+                step = batch_mean - mean
+                var.addcmul_(step, step, value=rate * (1 - rate))
+            mean = torch.lerp(mean, batch_mean, rate)
             updated[name] = (mean, var)
         weight = weight_of(name, (mean, var), (source_mean, source_var))
-        return torch.lerp(source_mean, mean, weight), torch.lerp(source_var, var, weight)
+        found = torch.lerp(source_mean, mean, weight), torch.lerp(source_var, var, weight)
+        if used is not None:
+            used[name] = found
+        return found
 
     with ExitStack() as stack:
         for name, layer in batch_norms(model).items():
@@ -304,6 +312,42 @@ def running_statistics(
         for name, source in outputs.items():
             stack.enter_context(_realigned(model.get_submodule(name), partial(mixed_with_source, name), source))
         yield updated
+
+
+@contextmanager
+def fixed_statistics(
+    model: nn.Module, known: Mapping[str, Moments], *, outputs_of: Mapping[str, Moments] | None = None
+) -> Iterator[None]:
+    """Inside the block, layers use statistics that :func:`running_statistics` mixed before; nothing is computed.
+
+    Args:
+        model: any module.
+        known: mean and variance by layer name; other layers keep their own.
+        outputs_of: that of :func:`running_statistics`.
+    """
+    before: list[tuple[nn.Module, dict[str, Tensor | None], bool]] = []
+    with ExitStack() as stack:
+        for name, source in (outputs_of or {}).items():
+            if name in known:
+                stack.enter_context(_realigned(model.get_submodule(name), partial(_known, known[name]), source))
+        try:
+            for name, layer in batch_norms(model).items():
+                own = {key: layer._buffers[key] for key in ("running_mean", "running_var")}
+                if name not in known or own["running_mean"] is None:
+                    continue
+                before.append((layer, own, layer.training))
+                for key, value, present in zip(own, known[name], own.values(), strict=True):
+                    layer._buffers[key] = value if present is None else value.to(present.dtype)
+                layer.training = False
+            yield
+        finally:
+            for layer, own, mode in before:
+                layer._buffers.update(own)
+                layer.training = mode
+
+
+def _known(found: Moments, inputs: Tensor, mean: Tensor, var: Tensor) -> Moments:
+    return found
 
 
 _SMALLEST_VARIANCE: Final = 1e-5
@@ -415,13 +459,14 @@ def shift(found: Moments, source: Moments) -> Tensor:
     the ratio of the variances; the median of each.
     """
     (mean, var), (source_mean, source_var) = found, source
-    alive = source_var > _DEAD_VARIANCE * source_var.max()
     least = _LEAST_VARIANCE * source_var
-    means = (mean - source_mean).square() / source_var
-    ratios = ((var + least) / (source_var + least)).log().abs()
-    medians = [torch.where(alive, value, torch.nan).nanmedian() for value in (means, ratios)]
+    means = (mean - source_mean).square_().div_(source_var)
+    ratios = (var + least).div_(source_var + least).log_().square_()
+    both = torch.stack((means, ratios))
+    both.masked_fill_(source_var <= _DEAD_VARIANCE * source_var.max(), math.nan)
+    medians = both.nanmedian(1).values
     # A layer without any variance has no median, and nothing to say.
-    return (medians[0] / 2 + medians[1].square() / 4).nan_to_num(0.0)
+    return (medians[0] / 2 + medians[1] / 4).nan_to_num_(0.0)
 
 
 @contextmanager

@@ -30,6 +30,9 @@ _END: Final = 1 / 255
 _LEAST_SPIKE: Final = 0.2
 _BESIDE: Final = 4
 """Coefficients of this many lowest indices, the zeroth left out, are compared with those of stripes."""
+_MANY_IMAGES: Final = 32
+_IMAGE_STEP: Final = 4
+"""Of many images, the others are looked at only if every fourth has at least half of the spikes that are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,17 +185,29 @@ def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor
         deviations: the factor in the definition above.
         least_share: the images are returned unchanged if the share of spikes among all values is smaller.
     """
-    extreme = (images <= _END) | (images >= 1 - _END)
-    if float(extreme.float().mean()) < least_share:
+    if len(images) >= _MANY_IMAGES and not _has_spikes(images[::_IMAGE_STEP], deviations, least_share):
         return images
+    spikes, median = _spikes(images, deviations=deviations, least_share=least_share)
+    if spikes is None or float(spikes.float().mean()) < least_share:
+        return images
+    return torch.where(spikes, median, images)
+
+
+def _has_spikes(images: Tensor, deviations: float, least_share: float) -> bool:
+    spikes, _ = _spikes(images, deviations=deviations, least_share=least_share)
+    return spikes is not None and float(spikes.float().mean()) >= least_share / 2
+
+
+def _spikes(images: Tensor, *, deviations: float, least_share: float) -> tuple[Tensor | None, Tensor]:
+    """Return which values are spikes, and the medians of their neighbours; None where too few values are extreme."""
+    extreme = (images <= _END) | (images >= 1 - _END)
+    if float(extreme.float().mean()) < least_share / 2:
+        return None, images
     median = _median_of_neighbours(images)
     distance = (images - median).abs()
     # A quarter of the values has the same median, and takes a quarter of the time.
     usual = distance[:, :, ::2, ::2].flatten(1).median(dim=1).values[:, None, None, None]
-    spikes = extreme & (distance > torch.clamp(deviations * usual, min=_LEAST_SPIKE))
-    if float(spikes.float().mean()) < least_share:
-        return images
-    return torch.where(spikes, median, images)
+    return extreme & (distance > torch.clamp(deviations * usual, min=_LEAST_SPIKE)), median
 
 
 def destriped(images: Tensor, *, excess_nats: float) -> Tensor:

@@ -103,6 +103,14 @@ class Confidence:
 
 
 @dataclass(frozen=True, slots=True)
+class UsedStatistics:
+    """The mixed statistics of each layer that the newest batch was predicted with, and its mirror images."""
+
+    images: Mapping[str, Moments] = field(default_factory=dict)
+    flipped: Mapping[str, Moments] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class BlendState:
     """Statistics of the stream.
 
@@ -119,6 +127,8 @@ class BlendState:
         confidence: since that was decided; used where no source images are known.
         taken: the number of images that the running statistics count for, beside ``prior_images``; that of states which
             were saved before it was counted is infinite.
+        resting: the statistics to predict the next batch with, which then is not added to those of the stream; None
+            where it is added.
     """
 
     seen: SpectrumState = SpectrumState()
@@ -132,6 +142,7 @@ class BlendState:
     adaptation_trial: AdaptationTrial | None = None
     confidence: Confidence = Confidence()
     taken: float = math.inf
+    resting: UsedStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +178,7 @@ class _Run:
     flipped: Any
     memory: Mapping[str, Moments]
     flipped_memory: Mapping[str, Moments]
+    used: UsedStatistics = UsedStatistics()
 
     def disagreement(self, task: Task) -> Tensor:
         """Return the probability that image and mirror image are of different classes, for each image: ``(B,)``."""
@@ -280,6 +292,7 @@ class Blend:
         FilterTrial,
         AdaptationTrial,
         Confidence,
+        UsedStatistics,
         ViewDecisions,
         SpectrumState,
         Sums,
@@ -475,6 +488,18 @@ class Blend:
         batch = layout.for_prediction(batch)
         added = _Averaging(1.0, min(self.memory_images, self.prior_images + state.taken), state.taken)
         tries = state.trial is not None or state.adaptation_trial is not None
+        if state.resting is not None and not tries:
+            run = self._run(
+                model,
+                batch,
+                state.memory,
+                state.flipped_memory,
+                added=_nothing(state),
+                task=task,
+                mirrors_all=False,
+                known=state.resting,
+            )
+            return run, replace(state, resting=None), added
         first = state.classes is None and self._tells_classes(batch)
         if not first:
             added = replace(added, weight=math.pow(self.diversity(state), self.diversity_exponent))
@@ -486,8 +511,10 @@ class Blend:
                 run = self._run(
                     model, batch, state.memory, state.flipped_memory, added=added, task=task, mirrors_all=tries
                 )
+        rests = state.taken >= self.memory_images and not tries
         taken = min(self.memory_images, state.taken + added.weight * sample_count(batch))
-        return run, replace(state, memory=run.memory, flipped_memory=run.flipped_memory, taken=taken), added
+        state = replace(state, memory=run.memory, flipped_memory=run.flipped_memory, taken=taken)
+        return run, replace(state, resting=run.used if rests else None), added
 
     def _tells_classes(self, batch: Any) -> bool:
         """Say whether a batch has enough images to say something about the classes of a stream."""
@@ -524,7 +551,13 @@ class Blend:
         return self.class_mix.is_damage(ThreeDecisions(adapted, source, between), run.decisions(task)) is False
 
     def _mixing(
-        self, model: nn.Module, memory: Mapping[str, Moments], *, added: _Averaging, count: int
+        self,
+        model: nn.Module,
+        memory: Mapping[str, Moments],
+        *,
+        added: _Averaging,
+        count: int,
+        used: dict[str, Moments] | None = None,
     ) -> AbstractContextManager[dict[str, Moments]]:
         # While the statistics are still the source's in part, the stream is further away than they are, and the
         # divergence grows with the square of the distance.
@@ -537,7 +570,26 @@ class Blend:
             sampled=True,
             full_shift=self.full_shift * share**2,
             outputs_of=self.source_outputs,
+            used=used,
         )
+
+    def _forward(
+        self,
+        model: nn.Module,
+        batch: Any,
+        memory: Mapping[str, Moments],
+        known: Mapping[str, Moments],
+        *,
+        added: _Averaging,
+        task: Task,
+    ) -> tuple[Any, Mapping[str, Moments], Mapping[str, Moments]]:
+        """Return the outputs, the running statistics, and the mixed ones that were used; ``known`` ones are used."""
+        if known:
+            with norm.fixed_statistics(model, known, outputs_of=self.source_outputs):
+                return task.forward(model, batch), memory, known
+        used: dict[str, Moments] = {}
+        with self._mixing(model, memory, added=added, count=sample_count(batch), used=used) as updated:
+            return task.forward(model, batch), updated, used
 
     def _observed(self, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, Any]:
         """Return the state with the batch added to the stream's spectrum, and the batch filtered where that is on.
@@ -601,28 +653,30 @@ class Blend:
         added: _Averaging,
         task: Task,
         mirrors_all: bool,
+        known: UsedStatistics = UsedStatistics(),
     ) -> _Run:
-        """Predict a batch and its mirror images, each with running statistics of its own.
+        """Predict a batch and its mirror images, each with running statistics of its own, or with ``known`` ones.
 
         Unless ``mirrors_all``, images that are surely of one class are not mirrored.
         """
-        with self._mixing(model, memory, added=added, count=sample_count(batch)) as updated:
-            outputs = task.forward(model, batch)
+        outputs, memory, used = self._forward(model, batch, memory, known.images, added=added, task=task)
         rows = None if mirrors_all else self._unsure(outputs, task=task)
-        if rows is not None:
-            if len(rows) == 0:
-                return _Run(outputs, outputs, None, updated, flipped_memory)
-            batch = map_tensors(lambda tensor: tensor[rows], batch)
-        view = task.mirrored(batch) if self.flip_averaging else None
+        view = None
+        if rows is None or len(rows) > 0:
+            if rows is not None:
+                batch = map_tensors(lambda tensor: tensor[rows], batch)
+            view = task.mirrored(batch) if self.flip_averaging else None
         if view is None:
-            return _Run(outputs, outputs, None, updated, flipped_memory)
-        with self._mixing(model, flipped_memory, added=added, count=sample_count(batch)) as flipped_updated:
-            other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
+            return _Run(outputs, outputs, None, memory, flipped_memory, UsedStatistics(used))
+        found, flipped_memory, flipped_used = self._forward(
+            model, layout.for_prediction(view.batch), flipped_memory, known.flipped, added=added, task=task
+        )
+        other, both = view.undo(found), UsedStatistics(used, flipped_used)
         if rows is None:
-            return _Run(task.merge([outputs, other], outputs), outputs, other, updated, flipped_updated)
+            return _Run(task.merge([outputs, other], outputs), outputs, other, memory, flipped_memory, both)
         merged = outputs.clone()
         merged[rows] = task.merge([outputs[rows], other], None)
-        return _Run(merged, outputs, None, updated, flipped_updated)
+        return _Run(merged, outputs, None, memory, flipped_memory, both)
 
     def _unsure(self, outputs: Any, *, task: Task) -> Tensor | None:
         """Return the rows of the images to mirror; None for all."""
@@ -733,7 +787,7 @@ def _nothing(state: BlendState) -> _Averaging:
 
 def _begun_again(state: BlendState) -> BlendState:
     """Return the state without the statistics of the stream before."""
-    return replace(state, memory={}, flipped_memory={}, classes=None, decisions=0.0, taken=0.0)
+    return replace(state, memory={}, flipped_memory={}, classes=None, decisions=0.0, taken=0.0, resting=None)
 
 
 def _added(total: Tensor | None, probabilities: Tensor) -> Tensor:
