@@ -343,7 +343,7 @@ class WorseThanSource:
         min_detection: fires when a detector's summed scores fall below this fraction of the unadapted model's;
             checked from eight images on.
         window: how many of the newest decisions are compared, or images where there are more of them.
-        first_images: each of the first so many images is compared; ``first_decisions``: or fewer images, once so many
+        first_images: each of the first so many images is compared, of half as many where the method compares itself; ``first_decisions``: or fewer images, once so many
             of their decisions were compared. A segmenter makes a thousand in each image.
         every_images: after them, one batch every so many images is compared; also when the adapted model's own
             certainty falls, and on the batch after a comparison with a degradation score above half the limit.
@@ -388,7 +388,7 @@ class WorseThanSource:
     def __call__(self, evidence: Evidence) -> Rejection | None:
         """Check one step."""
         comparison = evidence.source
-        if comparison is None or not self._is_due(evidence.signals, comparison):
+        if comparison is None or not self._is_due(evidence, comparison):
             return None
         limit = (
             self.sticky_factor
@@ -488,9 +488,10 @@ class WorseThanSource:
         # A stream usually stays what it was.
         return None if comparison.few_classes is None else not comparison.few_classes
 
-    def _is_due(self, now: Signals, comparison: SourceComparison) -> bool:
+    def _is_due(self, evidence: Evidence, comparison: SourceComparison) -> bool:
+        now, first_images = evidence.signals, self.first_images // (2 if evidence.compares_itself else 1)
         verified, last = comparison.verified, comparison.last
-        began = comparison.images_checked >= self.first_images or comparison.decisions_checked >= self.first_decisions
+        began = comparison.images_checked >= first_images or comparison.decisions_checked >= self.first_decisions
         if verified is None or last is None or not began:
             return True
         if comparison.sticky_fallback or comparison.recent_failures or self.certainty.degradation_score(last) > 0.5:

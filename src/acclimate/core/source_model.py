@@ -133,6 +133,7 @@ class SourceComparison:
         self._summaries.clear()
         self._failures.clear()
         self._latest: tuple[Any, Any] | None = None
+        self._of_first: tuple[Any, Any] | None = None
         self._was_compared = False
         self.images_checked = self.images_since_check = self.decisions_checked = 0
         self.verified: Signals | None = None
@@ -167,8 +168,11 @@ class SourceComparison:
         return outputs
 
     def offer(self, batch: Any, outputs: Any) -> None:
-        """Take the unadapted model's ``outputs`` on ``batch``, which the method has computed."""
-        self._latest = (batch, outputs)
+        """Take the unadapted model's ``outputs`` on ``batch`` or its first images, which the method has computed."""
+        if sample_count(outputs) < sample_count(batch):
+            self._of_first = (batch, outputs)
+        else:
+            self._latest = (batch, outputs)
 
     def add_views(self, adapted: ViewDecisions, unadapted: ViewDecisions) -> None:
         """Record the decisions of both models on the same images and mirror images."""
@@ -186,14 +190,18 @@ class SourceComparison:
     def compare(self, batch: Any, adapted: Signals, *, decisions: int, outputs: Any = None) -> SignalPair:
         """Run the unadapted model on ``batch``, and return the signals of both on about the last ``decisions``.
 
-        Given the adapted model's ``outputs``, a quarter of the images of a large batch is enough, or of a segmenter's,
+        Given the adapted model's ``outputs``, the images of :meth:`offer` are enough, or a quarter of the images of a large batch is enough, or of a segmenter's,
         which makes hundreds of decisions in each.
         """
         self.images_checked += adapted.samples
         self._was_compared = True
         known = self._latest is not None and self._latest[0] is batch
         large = adapted.samples >= _LARGE_BATCH if self._task.exclusive else self._has_enough_in_a_quarter(adapted)
-        if outputs is not None and not known and large:
+        first = None if self._of_first is None or self._of_first[0] is not batch else self._of_first[1]
+        if outputs is not None and not known and first is not None:
+            count = sample_count(first)
+            pair = SignalPair.of(self._task, map_tensors(lambda tensor: tensor[:count], outputs), first, samples=count)
+        elif outputs is not None and not known and large:
             part, outputs = (map_tensors(lambda tensor: tensor[::4], whole) for whole in (batch, outputs))
             pair = SignalPair.of(self._task, outputs, self.outputs(part), samples=sample_count(part))
         else:
@@ -287,4 +295,4 @@ class SourceComparison:
 
     def release(self) -> None:
         """Drop the stored outputs on the newest batch, whose tensor the caller may fill with other images."""
-        self._latest, self._was_compared = None, False
+        self._latest, self._of_first, self._was_compared = None, None, False

@@ -117,8 +117,10 @@ class AgreementTest:
 
     def is_open(self, one: ViewDecisions, other: ViewDecisions) -> bool:
         """Say whether more images could still show that ``one`` is the more consistent model."""
-        if len(one) < self.least_images:
-            return True
+        return len(one) < self.least_images or self.could_favour(one, other)
+
+    def could_favour(self, one: ViewDecisions, other: ViewDecisions) -> bool:
+        """Say whether ``one`` is the more consistent model on these images, however many they are."""
         return (
             _disagreements(one) < min(_disagreements(other), self.most_disagreements * len(one))
             and one.effective_classes >= self.class_ratio * other.effective_classes

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from acclimate.core import layout, norm
 from acclimate.core.method import Selection, Step
 from acclimate.core.norm import Moments
-from acclimate.core.outputs import detach, map_tensors, sample_count
+from acclimate.core.outputs import detach, map_tensors, sample_count, tensors
 from acclimate.core.programs import Program, refuse_programs
 from acclimate.core.segmentation import Segmentation
 from acclimate.core.selection import nothing_selected
@@ -42,7 +42,10 @@ _FOLLOWED: Final = SpectrumFilter()
 _FOLLOWED_PIXELS: Final = 64
 """Without source images, only the middle of each image is looked at for a change of the stream."""
 _LEAST_TRIAL: Final = 32
-"""Fewer images than this say nothing about the filter, which is used until then."""
+"""Fewer images than this say nothing about the filter, which is used until then. Of batches that are twice as large,
+only the first half is predicted in other ways for trials."""
+_LEAST_SAME: Final = 16
+_CLEARLY: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,12 @@ class AdaptationTrial:
     adapted: ViewDecisions = field(default_factory=ViewDecisions.none)
     unadapted: ViewDecisions = field(default_factory=ViewDecisions.none)
 
+    def same_share(self) -> float:
+        """Return the share of images that both models give the same class; 0 for fewer than 16 images."""
+        if len(self.adapted) < _LEAST_SAME:
+            return 0.0
+        return float((self.adapted.first == self.unadapted.first).float().mean())
+
 
 @dataclass(frozen=True, slots=True)
 class Confidence:
@@ -124,6 +133,7 @@ class BlendState:
         trial: evidence on that, while it is not decided.
         unadapted: whether the unadapted model predicts, because it turned out to be better on these images.
         adaptation_trial: evidence on that, while it is not decided.
+        hedged: whether mirror images are predicted by the unadapted model, because both models mostly agree.
         confidence: since that was decided; used where no source images are known.
         taken: the number of images that the running statistics count for, beside ``prior_images``; that of states which
             were saved before it was counted is infinite.
@@ -143,6 +153,7 @@ class BlendState:
     confidence: Confidence = Confidence()
     taken: float = math.inf
     resting: UsedStatistics | None = None
+    hedged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +190,14 @@ class _Run:
     memory: Mapping[str, Moments]
     flipped_memory: Mapping[str, Moments]
     used: UsedStatistics = UsedStatistics()
+
+    def first(self, count: int) -> _Run:
+        """Return the run on the first so many images, of which all were mirrored if any were for trials."""
+        if sample_count(self.unmerged) == count:
+            return self
+        parts = (map_tensors(lambda tensor: tensor[:count], found) for found in (self.outputs, self.unmerged))
+        flipped = None if self.flipped is None else map_tensors(lambda tensor: tensor[:count], self.flipped)
+        return _Run(*parts, flipped, self.memory, self.flipped_memory, self.used)
 
     def disagreement(self, task: Task) -> Tensor:
         """Return the probability that image and mirror image are of different classes, for each image: ``(B,)``."""
@@ -233,6 +252,10 @@ class Blend:
             would be less certain.
         flip_averaging: whether to average the predictions on each image and on its mirror image, where the task allows
             it; this doubles the cost.
+        hedge: where the adapted and the unadapted model give at least this share of images the same class, the first
+            predicts the image and the second the mirror image: the average of two models that are about as good is
+            better than either, and where adapting does harm it is never far from the unadapted model. Above 1, the
+            adapted model predicts both.
         sure: images whose class has at least this probability are not mirrored, except while trials need it; their
             prediction would hardly change.
         filter_gain: by which fraction the filter must lower the probability that an image and its mirror image are of
@@ -306,6 +329,7 @@ class Blend:
     first_diversity: float = 0.25
     diversity_window: int = 64
     flip_averaging: bool = True
+    hedge: float = 0.75
     sure: float = 0.95
     filter_gain: float = 0.04
     filter_trial_images: int = 64
@@ -405,17 +429,21 @@ class Blend:
                 outputs = detach(task.forward(model, layout.for_prediction(batch)))
                 state = self._with_decisions(state, task.decisions(outputs).class_probabilities())
                 return Step(state, outputs, None, count, unadapted=outputs)
-            source = None
-            if state.unadapted or state.adaptation_trial is not None:
-                source = self._run_unadapted(model, layout.for_prediction(batch), state, task=task)
-            if source is not None and state.unadapted and state.adaptation_trial is None:
+            if state.unadapted and state.adaptation_trial is None:
+                source = self._run_unadapted(model, layout.for_prediction(batch), state, task=task, mirrors_first=0)
                 state = self._with_decisions(state, task.decisions(source.unmerged).class_probabilities())
                 return Step(state, detach(source.outputs), None, count, unadapted=detach(source.unmerged))
-            run, state, added = self._updated(model, filtered if state.filters else batch, state, source, task=task)
+            source, part = None, _tried_part(batch)
+            if state.adaptation_trial is not None:
+                source = self._run_unadapted(
+                    model, layout.for_prediction(part), state, task=task, mirrors_first=sample_count(part)
+                )
+            used = filtered if state.filters else batch
+            run, state, added = self._updated(model, used, batch, state, source, task=task)
             if state.trial is not None:
                 run, state = self._tried(model, batch, filtered, run, state, added=added, task=task)
             if source is not None:
-                run, state = self._compared(run, source, state, task=task)
+                run, state = self._compared(model, batch, run, source, state, task=task)
             state = self._with_decisions(state, task.decisions(run.unmerged).class_probabilities())
         unadapted = None if source is None else detach(source.unmerged)
         return Step(state, detach(run.outputs), None, count, unadapted=unadapted)
@@ -428,13 +456,22 @@ class Blend:
         if self._like_source(state):
             return task.forward(model, layout.for_prediction(inputs))
         if self._prefers_unadapted(state):
-            return self._run_unadapted(model, layout.for_prediction(inputs), state, task=task).outputs
+            inputs = layout.for_prediction(inputs)
+            return self._run_unadapted(model, inputs, state, task=task, mirrors_first=0).outputs
+        hedging = inputs if self._hedges(state) else None
         state = self._in_use(state)
         if self.spectrum is not None and state.filters:
             inputs = self.spectrum.cleaned(inputs, state.seen, task=task)
         inputs = layout.for_prediction(inputs)
         return self._run(
-            model, inputs, state.memory, state.flipped_memory, added=_nothing(state), task=task, mirrors_all=False
+            model,
+            inputs,
+            state.memory,
+            state.flipped_memory,
+            added=_nothing(state),
+            task=task,
+            mirrors_first=0,
+            hedging=hedging,
         ).outputs
 
     @contextmanager
@@ -481,13 +518,22 @@ class Blend:
         trial = state.adaptation_trial
         return state.unadapted if trial is None else self.agreement.favours(trial.unadapted, trial.adapted)
 
+    def _hedges(self, state: BlendState) -> bool:
+        trial = state.adaptation_trial
+        return state.hedged if trial is None else trial.same_share() >= self.hedge
+
     def _updated(
-        self, model: nn.Module, batch: Any, state: BlendState, source: _Run | None, *, task: Task
+        self, model: nn.Module, batch: Any, plain: Any, state: BlendState, source: _Run | None, *, task: Task
     ) -> tuple[_Run, BlendState, _Averaging]:
-        """Return the run that updates the running statistics, the state with them, and how the batch was added."""
+        """Return the run that updates the running statistics, the state with them, and how the batch was added.
+
+        ``plain`` is the batch without the filter.
+        """
+        hedging = plain if state.hedged else None
         batch = layout.for_prediction(batch)
         added = _Averaging(1.0, min(self.memory_images, self.prior_images + state.taken), state.taken)
         tries = state.trial is not None or state.adaptation_trial is not None
+        mirrors_first = sample_count(_tried_part(batch)) if tries else 0
         if state.resting is not None and not tries:
             run = self._run(
                 model,
@@ -496,20 +542,22 @@ class Blend:
                 state.flipped_memory,
                 added=_nothing(state),
                 task=task,
-                mirrors_all=False,
+                mirrors_first=0,
                 known=state.resting,
+                hedging=hedging,
             )
             return run, replace(state, resting=None), added
         first = state.classes is None and self._tells_classes(batch)
         if not first:
             added = replace(added, weight=math.pow(self.diversity(state), self.diversity_exponent))
-        run = self._run(model, batch, state.memory, state.flipped_memory, added=added, task=task, mirrors_all=tries)
+        memories = state.memory, state.flipped_memory
+        run = self._run(model, batch, *memories, added=added, task=task, mirrors_first=mirrors_first, hedging=hedging)
         if first:
             weight = self._first_weight(model, batch, run, state, source, task=task)
             if weight < 1:
                 added = replace(added, weight=weight)
                 run = self._run(
-                    model, batch, state.memory, state.flipped_memory, added=added, task=task, mirrors_all=tries
+                    model, batch, *memories, added=added, task=task, mirrors_first=mirrors_first, hedging=hedging
                 )
         rests = state.taken >= self.memory_images and not tries
         taken = min(self.memory_images, state.taken + added.weight * sample_count(batch))
@@ -526,9 +574,13 @@ class Blend:
         """Return the weight of the images of the first batch, in [0, 1], from a run with a weight of 1."""
         # A stream may begin with one class, and then its statistics make the model less certain than the source's do.
         unadapted = task.forward(model, batch) if source is None else source.unmerged
-        both = SignalPair.of(task, run.unmerged, unadapted, samples=sample_count(batch))
+        # The unadapted model may have been run on the first images alone.
+        count = sample_count(unadapted)
+        both = SignalPair.of(task, run.first(count).unmerged, unadapted, samples=count)
         if self.certainty.degradation_score(both) <= 1:
             return 1.0
+        if count < sample_count(batch):
+            unadapted = task.forward(model, batch)
         # So does strong damage, under which the source model gives one class to everything with certainty. Then the
         # decisions under the new statistics are of many classes.
         if self._has_few_classes(model, batch, run, unadapted, task=task):
@@ -610,7 +662,7 @@ class Blend:
         if self._can_try(task) and self.spectrum.are_of_many_kinds(batch, task=task):
             # Noise may have one class to the unadapted model, and that in every view: among other images, this looks
             # like recognising them.
-            return replace(state, trial=None, adaptation_trial=None, unadapted=False), filtered
+            return replace(state, trial=None, adaptation_trial=None, unadapted=False, hedged=False), filtered
         state = self._with_adaptation_trial(state, task=task)
         if self.filter_trial_images == 0 or not self._can_try(task):
             return state, filtered
@@ -652,46 +704,66 @@ class Blend:
         *,
         added: _Averaging,
         task: Task,
-        mirrors_all: bool,
+        mirrors_first: int,
         known: UsedStatistics = UsedStatistics(),
+        hedging: Any | None = None,
     ) -> _Run:
         """Predict a batch and its mirror images, each with running statistics of its own, or with ``known`` ones.
 
-        Unless ``mirrors_all``, images that are surely of one class are not mirrored.
+        Images that are surely of one class are not mirrored, apart from the first ``mirrors_first``. Given the
+        unfiltered batch as ``hedging``, mirror images are those of it, and the unadapted model predicts them.
         """
         outputs, memory, used = self._forward(model, batch, memory, known.images, added=added, task=task)
-        rows = None if mirrors_all else self._unsure(outputs, task=task)
+        rows = self._to_mirror(outputs, mirrors_first, task=task)
         view = None
         if rows is None or len(rows) > 0:
+            batch = batch if hedging is None else hedging
             if rows is not None:
                 batch = map_tensors(lambda tensor: tensor[rows], batch)
             view = task.mirrored(batch) if self.flip_averaging else None
         if view is None:
             return _Run(outputs, outputs, None, memory, flipped_memory, UsedStatistics(used))
-        found, flipped_memory, flipped_used = self._forward(
-            model, layout.for_prediction(view.batch), flipped_memory, known.flipped, added=added, task=task
-        )
+        mirrored, flipped_used = layout.for_prediction(view.batch), known.flipped
+        if hedging is not None:
+            found = task.forward(model, mirrored)
+        else:
+            found, flipped_memory, flipped_used = self._forward(
+                model, mirrored, flipped_memory, known.flipped, added=added, task=task
+            )
         other, both = view.undo(found), UsedStatistics(used, flipped_used)
         if rows is None:
             return _Run(task.merge([outputs, other], outputs), outputs, other, memory, flipped_memory, both)
         merged = outputs.clone()
         merged[rows] = task.merge([outputs[rows], other], None)
-        return _Run(merged, outputs, None, memory, flipped_memory, both)
+        first = other[:mirrors_first] if mirrors_first else None
+        return _Run(merged, outputs, first, memory, flipped_memory, both)
 
-    def _unsure(self, outputs: Any, *, task: Task) -> Tensor | None:
-        """Return the rows of the images to mirror; None for all."""
-        if not task.exclusive or not isinstance(outputs, Tensor):
+    def _to_mirror(self, outputs: Any, first: int, *, task: Task) -> Tensor | None:
+        """Return the rows of the images to mirror, the first ones among them; None for all."""
+        if first >= sample_count(outputs) or not task.exclusive or not isinstance(outputs, Tensor):
             return None
-        return (task.decisions(outputs).class_probabilities().amax(-1) < self.sure).nonzero().flatten()
+        mirrored = task.decisions(outputs).class_probabilities().amax(-1) < self.sure
+        mirrored[:first] = True
+        return mirrored.nonzero().flatten()
 
-    def _run_unadapted(self, model: nn.Module, batch: Any, state: BlendState, *, task: Task) -> _Run:
-        """Predict a batch and its mirror images with the source's statistics."""
+    def _run_unadapted(
+        self, model: nn.Module, batch: Any, state: BlendState, *, task: Task, mirrors_first: int
+    ) -> _Run:
+        """Predict images and mirror images with the source's statistics; ``mirrors_first`` is that of ``_run``."""
         outputs = task.forward(model, batch)
-        view = task.mirrored(batch) if self.flip_averaging else None
+        rows = self._to_mirror(outputs, mirrors_first, task=task)
+        if rows is not None and len(rows) == 0:
+            return _Run(outputs, outputs, None, state.memory, state.flipped_memory)
+        some = batch if rows is None else map_tensors(lambda tensor: tensor[rows], batch)
+        view = task.mirrored(some) if self.flip_averaging else None
         if view is None:
             return _Run(outputs, outputs, None, state.memory, state.flipped_memory)
         other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
-        return _Run(task.merge([outputs, other], outputs), outputs, other, state.memory, state.flipped_memory)
+        if rows is None:
+            return _Run(task.merge([outputs, other], outputs), outputs, other, state.memory, state.flipped_memory)
+        merged = outputs.clone()
+        merged[rows] = task.merge([outputs[rows], other], None)
+        return _Run(merged, outputs, None, state.memory, state.flipped_memory)
 
     def _tried(
         self,
@@ -713,35 +785,74 @@ class Blend:
             return run, replace(state, trial=trial)
         if self.diversity(state) < self.trial_diversity:
             return run, state
-        unfiltered = layout.for_prediction(batch)
+        unfiltered = layout.for_prediction(_tried_part(batch))
         memories = trial.memory, trial.flipped_memory
-        plain = self._run(model, unfiltered, *memories, added=added, task=task, mirrors_all=True)
-        gains = (1 - self.filter_gain) * plain.disagreement(task) - run.disagreement(task)
+        count = sample_count(unfiltered)
+        plain = self._run(model, unfiltered, *memories, added=added, task=task, mirrors_first=count)
+        with_filter = run.first(count)
+        gains = (1 - self.filter_gain) * plain.disagreement(task) - with_filter.disagreement(task)
         trial = FilterTrial(
             images=trial.images + len(gains),
             gain=trial.gain + float(gains.sum()),
             changes=trial.changes + float(gains.square().sum()),
             memory=plain.memory,
             flipped_memory=plain.flipped_memory,
-            classes=_added(trial.classes, task.decisions(run.unmerged).class_probabilities()),
+            classes=_added(trial.classes, task.decisions(with_filter.unmerged).class_probabilities()),
             plain_classes=_added(trial.plain_classes, task.decisions(plain.unmerged).class_probabilities()),
         )
         state = replace(state, trial=trial)
-        used = run if self._in_use(state).filters else plain
+        used = run
+        if not self._in_use(state).filters:
+            used = plain
+            if count < sample_count(batch):
+                # The rest was predicted with the filter, which would make a difference to few images.
+                parts = ((plain.outputs, run.outputs), (plain.unmerged, run.unmerged))
+                outputs, unmerged = (_joined(*both) for both in parts)
+                used = replace(plain, outputs=outputs, unmerged=unmerged)
         return used, self._in_use(replace(state, trial=None), trial) if self._is_decided(trial) else state
 
-    def _compared(self, run: _Run, source: _Run, state: BlendState, *, task: Task) -> tuple[_Run, BlendState]:
-        """Return the run to use, adapted or not, and the state with the evidence for that."""
+    def _compared(
+        self, model: nn.Module, batch: Any, run: _Run, source: _Run, state: BlendState, *, task: Task
+    ) -> tuple[_Run, BlendState]:
+        """Return the run to use, adapted or not, and the state with the evidence for that.
+
+        ``source`` is the unadapted model's run on the first images of the batch.
+        """
         before = state.adaptation_trial
         if before is None:
             return run, state
-        trial = AdaptationTrial(before.adapted.plus(run.decisions(task)), before.unadapted.plus(source.decisions(task)))
+        count = sample_count(source.unmerged)
+        trial = AdaptationTrial(
+            before.adapted.plus(run.first(count).decisions(task)), before.unadapted.plus(source.decisions(task))
+        )
         state = replace(state, adaptation_trial=trial)
-        unadapted = self._prefers_unadapted(state)
+        unadapted, hedged = self._prefers_unadapted(state), self._hedges(state)
+        if self._is_compared(trial):
+            state = replace(state, adaptation_trial=None, unadapted=unadapted, hedged=hedged and not unadapted)
+        whole = count == sample_count(batch)
+        if unadapted:
+            if not whole:
+                source = self._run_unadapted(model, layout.for_prediction(batch), state, task=task, mirrors_first=0)
+            return source, state
+        if not hedged:
+            return run, state
+        if whole:
+            other = source.flipped
+        else:
+            view = task.mirrored(batch)
+            if view is None:
+                return run, state
+            other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
+        return replace(run, outputs=task.merge([run.unmerged, other], run.unmerged)), state
+
+    def _is_compared(self, trial: AdaptationTrial) -> bool:
+        """Say whether it is decided if the unadapted model predicts, or the average of both."""
         images = len(trial.adapted)
-        if images >= self.adaptation_trial_images or not self.agreement.is_open(trial.unadapted, trial.adapted):
-            state = replace(state, adaptation_trial=None, unadapted=unadapted)
-        return source if unadapted else run, state
+        if images >= self.adaptation_trial_images:
+            return True
+        if images < _LEAST_TRIAL or self.agreement.could_favour(trial.unadapted, trial.adapted):
+            return False
+        return images >= self.agreement.least_images or abs(trial.same_share() - self.hedge) > _CLEARLY
 
     def _in_use(self, state: BlendState, trial: FilterTrial | None = None) -> BlendState:
         """Return the state with the filter off, and the statistics without it, where the evidence speaks against it."""
@@ -779,6 +890,23 @@ class Blend:
         if reference is None and count >= self.diversity_window:
             reference = recent
         return Confidence(recent, count, reference)
+
+
+def _tried_part(batch: Any) -> Any:
+    """Return the images of a batch that are also predicted in other ways for trials: the first half of a large one."""
+    count = sample_count(batch)
+    return map_tensors(lambda tensor: tensor[: count // 2], batch) if count >= 2 * _LEAST_TRIAL else batch
+
+
+def _joined(first: Any, whole: Any) -> Any:
+    """Return the outputs ``whole`` with those on the first images replaced."""
+    parts = list(tensors(first))
+
+    def with_first(tensor: Tensor) -> Tensor:
+        part = parts.pop(0)
+        return torch.cat([part, tensor[len(part) :]])
+
+    return map_tensors(with_first, whole)
 
 
 def _nothing(state: BlendState) -> _Averaging:

@@ -52,6 +52,8 @@ class Neo:
         cost=1.0,
         needs_gradient=False,
         also_predicts_with="the stream's mean embedding",
+        # Shorter embeddings have a higher entropy.
+        certainty_allowance=1.3,
         presets=(Preset(name="neo_safe", settings={"update_filter": "norm_only"}),),
         auto={"classifier": ({},)},
         auto_without_batch_norm=True,
