@@ -343,8 +343,9 @@ class WorseThanSource:
         min_detection: fires when a detector's summed scores fall below this fraction of the unadapted model's;
             checked from eight images on.
         window: how many of the newest decisions are compared, or images where there are more of them.
-        first_images: each of the first so many images is compared, of half as many where the method compares itself; ``first_decisions``: or fewer images, once so many
-            of their decisions were compared. A segmenter makes a thousand in each image.
+        first_images: each of the first so many images is compared, of half as many where the method compares itself;
+            ``first_decisions``: or fewer images, once so many of their decisions were compared. A segmenter makes a
+            thousand in each image.
         every_images: after them, one batch every so many images is compared; also when the adapted model's own
             certainty falls, and on the batch after a comparison with a degradation score above half the limit.
     """

@@ -190,8 +190,8 @@ class SourceComparison:
     def compare(self, batch: Any, adapted: Signals, *, decisions: int, outputs: Any = None) -> SignalPair:
         """Run the unadapted model on ``batch``, and return the signals of both on about the last ``decisions``.
 
-        Given the adapted model's ``outputs``, the images of :meth:`offer` are enough, or a quarter of the images of a large batch is enough, or of a segmenter's,
-        which makes hundreds of decisions in each.
+        Given the adapted model's ``outputs``, the images of :meth:`offer` are enough, or a quarter of the images of a
+        large batch, or of a segmenter's, which makes hundreds of decisions in each.
         """
         self.images_checked += adapted.samples
         self._was_compared = True

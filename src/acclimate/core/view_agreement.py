@@ -100,6 +100,10 @@ class AgreementTest:
         gain, changed = int(changes.sum()), int(changes.abs().sum())
         if gain <= self.standard_errors * math.sqrt(max(1, changed)):
             return False
+        return self.has_fewer(one, other)
+
+    def has_fewer(self, one: ViewDecisions, other: ViewDecisions) -> bool:
+        """Say whether the views of ``one`` differ in clearly fewer images, by ``disagreement_ratio`` alone."""
         return _disagreements(one) < self.disagreement_ratio * _disagreements(other)
 
     def is_credible(self, one: ViewDecisions, other: ViewDecisions) -> bool:

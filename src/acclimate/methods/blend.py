@@ -252,10 +252,10 @@ class Blend:
             would be less certain.
         flip_averaging: whether to average the predictions on each image and on its mirror image, where the task allows
             it; this doubles the cost.
-        hedge: where the adapted and the unadapted model give at least this share of images the same class, the first
-            predicts the image and the second the mirror image: the average of two models that are about as good is
-            better than either, and where adapting does harm it is never far from the unadapted model. Above 1, the
-            adapted model predicts both.
+        hedge: where the adapted and the unadapted model give at least this share of images the same class, and the
+            adapted one is not the more consistent one, it predicts the image and the unadapted one the mirror image:
+            the average of two models that are about as good is seldom worse than either. Above 1, the adapted model
+            predicts both.
         sure: images whose class has at least this probability are not mirrored, except while trials need it; their
             prediction would hardly change.
         filter_gain: by which fraction the filter must lower the probability that an image and its mirror image are of
@@ -520,7 +520,10 @@ class Blend:
 
     def _hedges(self, state: BlendState) -> bool:
         trial = state.adaptation_trial
-        return state.hedged if trial is None else trial.same_share() >= self.hedge
+        if trial is None:
+            return state.hedged
+        # An adapted model that is the more consistent one would lose by the average.
+        return trial.same_share() >= self.hedge and not self.agreement.has_fewer(trial.adapted, trial.unadapted)
 
     def _updated(
         self, model: nn.Module, batch: Any, plain: Any, state: BlendState, source: _Run | None, *, task: Task
