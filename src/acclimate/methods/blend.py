@@ -133,6 +133,8 @@ class BlendState:
         trial: evidence on that, while it is not decided.
         unadapted: whether the unadapted model predicts, because it turned out to be better on these images.
         adaptation_trial: evidence on that, while it is not decided.
+        departs: whether the network's own statistics show that images are not like the source's although their spectrum
+            is; None while it is not known.
         hedged: whether mirror images are predicted by the unadapted model, because both models mostly agree.
         confidence: since that was decided; used where no source images are known.
         taken: the number of images that the running statistics count for, beside ``prior_images``; that of states which
@@ -154,6 +156,7 @@ class BlendState:
     taken: float = math.inf
     resting: UsedStatistics | None = None
     hedged: bool = False
+    departs: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +243,9 @@ class Blend:
         full_shift: where the statistics of the layers so far differ from the source's by less than this, on average
             (:func:`acclimate.core.norm.shift`), the weight is smaller in proportion: a stream that is nearly the
             source's stays with the source's statistics. 0 uses ``memory_weight`` everywhere.
+        departure: images whose spectrum is the source's are adapted to all the same where the statistics of the
+            BatchNorm layers differ from the source's by more than this, on average, in the first large batch of a
+            stream.
         memory_images: the most images that the running statistics count for when a batch is added.
         prior_images: the number of images that the source's statistics count for at the beginning of a stream.
         diversity_exponent: the rate is multiplied by the diversity of recent decisions to this power. Diversity is
@@ -323,6 +329,7 @@ class Blend:
 
     memory_weight: float = 0.5
     full_shift: float = 0.015
+    departure: float = 0.05
     memory_images: int = 64
     prior_images: int = 16
     diversity_exponent: float = 4.0
@@ -425,8 +432,10 @@ class Blend:
                 return Step(state, detach(outputs), None, int(usable.sum()))
             count = sample_count(batch)
             state, filtered = self._observed(batch, state, task=task)
+            outputs = None
             if self._like_source(state):
-                outputs = detach(task.forward(model, layout.for_prediction(batch)))
+                state, outputs = self._watched(model, layout.for_prediction(batch), state, task=task)
+            if outputs is not None:
                 state = self._with_decisions(state, task.decisions(outputs).class_probabilities())
                 return Step(state, outputs, None, count, unadapted=outputs)
             if state.unadapted and state.adaptation_trial is None:
@@ -505,10 +514,23 @@ class Blend:
         most = max(2, min(len(state.classes), self.diversity_window // 2))
         return min(1.0, max(0.0, (math.exp(entropy_nats) - 1) / (most - 1)))
 
+    def _watched(self, model: nn.Module, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, Any | None]:
+        """Return the unadapted model's outputs on images with the source's spectrum; None where they are not like it.
+
+        Some damage does not show in the mean spectrum, and in the network's own statistics it does.
+        """
+        if state.departs is not None or not self._tells_classes(batch) or not self._can_try(task):
+            return state, detach(task.forward(model, batch))
+        with norm.measured_shifts(model) as shifts:
+            outputs = detach(task.forward(model, batch))
+        departs = bool(shifts) and float(torch.stack(list(shifts.values())).mean()) > self.departure
+        return replace(state, departs=departs), None if departs else outputs
+
     def _like_source(self, state: BlendState) -> bool:
         """Say whether the images are like the source's, so that there is nothing to undo."""
         return (
             self.spectrum is not None
+            and not state.departs
             and state.seen.stream is not None
             and not state.seen.striped
             and self.spectrum.strength(state.seen.stream) == 0
@@ -918,7 +940,9 @@ def _nothing(state: BlendState) -> _Averaging:
 
 def _begun_again(state: BlendState) -> BlendState:
     """Return the state without the statistics of the stream before."""
-    return replace(state, memory={}, flipped_memory={}, classes=None, decisions=0.0, taken=0.0, resting=None)
+    return replace(
+        state, memory={}, flipped_memory={}, classes=None, decisions=0.0, taken=0.0, resting=None, departs=None
+    )
 
 
 def _added(total: Tensor | None, probabilities: Tensor) -> Tensor:
