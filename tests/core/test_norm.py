@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from acclimate.core.norm import measured_shifts, moments, running_statistics, sampled_moments, shift
+from acclimate.core.norm import (
+    fixed_statistics,
+    measured_shifts,
+    moments,
+    output_moments,
+    running_statistics,
+    sampled_moments,
+    shift,
+)
 from tests.networks import classifier, images
 
 
@@ -118,3 +126,29 @@ def test_outputs_of_other_layers_are_realigned_in_full() -> None:
             with statistics:
                 found.append(model(near + torch.arange(6) / 20))
     assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_fixed_statistics_give_the_outputs_of_those_that_were_mixed_before() -> None:
+    torch.manual_seed(0)
+    norms = (torch.nn.BatchNorm2d(6), torch.nn.GroupNorm(2, 6))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), *norms, torch.nn.Conv2d(6, 2, 3)).train()
+    inputs = smooth(8, 3, 12, 12)
+    model.eval()
+
+    def run() -> None:
+        model(torch.rand(4, 3, 12, 12))
+
+    source = output_moments(model, run)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    used: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    with running_statistics(model, {}, memory_weight=0.5, rate=0.5, outputs_of=source, used=used):
+        expected = model(inputs)
+    assert set(used) == {"1", "2"}
+    plain = model(inputs)
+    model.train()
+    with fixed_statistics(model, used, outputs_of=source):
+        assert torch.equal(model(inputs), expected)
+    assert not torch.allclose(plain, expected)
+    assert model[1].training
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())

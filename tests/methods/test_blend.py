@@ -480,7 +480,7 @@ def test_where_images_are_of_many_kinds_nothing_is_tried_and_all_of_it_is_used()
     mixed = torch.where(torch.arange(64).view(-1, 1, 1, 1) % 2 == 0, (hazy + noise).clamp(0, 1), hazy)
     for batch, tried in ((hazy, True), ((hazy + noise).clamp(0, 1), True), (mixed, False)):
         with Session(model, method, task=task, guards=()) as session:
-            session.adapt(batch[:32])
+            session.adapt(batch[:24])
             assert (session.state.adaptation_trial is not None) == tried
             assert session.state.filters or tried
 
@@ -510,3 +510,72 @@ def test_a_first_batch_of_few_classes_is_not_taken_where_the_first_layers_show_i
     with Session(model, method, guards=()) as session:
         session.adapt(bright)
         assert session.state.taken == taken
+
+
+def test_statistics_of_a_settled_stream_take_in_every_second_batch() -> None:
+    model, layer = network()
+    method = Blend(memory_images=16, flip_averaging=False, diversity_exponent=0.0)
+    with Session(model, method, guards=()) as session:
+        changed, used = [], []
+        for seed in range(6):
+            before = session.state.memory.get("0", (torch.zeros(3),))[0]
+            session.adapt(images(16, seed=seed))
+            changed.append(not torch.equal(before, session.state.memory["0"][0]))
+            used.append(layer.used)
+    # The first batch fills the memory; from the second on, each that is taken in is followed by one that is not.
+    assert changed == [True, True, False, True, False, True]
+    assert torch.equal(used[1][0], used[2][0])
+    assert torch.equal(used[1][1], used[2][1])
+    assert not torch.equal(used[2][0], used[3][0])
+
+
+@pytest.mark.parametrize("hedge", [0.0, 1.1])
+def test_where_both_models_mostly_agree_the_unadapted_one_predicts_mirror_images(hedge: float) -> None:
+    model, _ = network()
+    batch, more = images(48), images(8, seed=3)
+    with Session(model, Blend(hedge=hedge, sure=1.0, adaptation_trial_images=32), guards=()) as session:
+        session.adapt(batch)
+        assert session.state.adaptation_trial is None
+        assert session.state.hedged == (hedge == 0)
+        found = session.predict(more)
+        with session.installed():
+            adapted = model(more)
+        mirrored = session.predict_as_source(more.flip(-1))
+    average = (adapted + mirrored) / 2
+    assert torch.allclose(found, average, atol=1e-5) == (hedge == 0)
+
+
+def test_a_model_that_is_the_more_consistent_one_is_not_averaged_with_the_other() -> None:
+    classes = torch.arange(40) % 4
+    other = torch.where(torch.arange(40) < 8, 3 - classes, classes)
+    method = Blend(hedge=0.5)
+    for adapted, unadapted, hedged in (
+        ((classes, classes), (classes, other), False),
+        ((classes, other),) * 2 + (True,),
+    ):
+        trial = AdaptationTrial(ViewDecisions(*adapted), ViewDecisions(*unadapted))
+        assert method._hedges(BlendState(adaptation_trial=trial)) == hedged
+
+
+@pytest.mark.parametrize("departure", [0.0, 1e9])
+def test_damage_that_does_not_show_in_the_spectrum_shows_in_the_statistics(departure: float) -> None:
+    model, _ = network()
+    smooth = nn.functional.interpolate(images(128, side=4, seed=9), size=16, mode="bicubic").clamp(0, 1)
+    method = Blend(departure=departure).with_source(model, SourceImages(batches=smooth.split), task=Classification())
+    with Session(model, method, guards=()) as session:
+        found, _ = session.adapt_and_predict(smooth[:64])
+        source = session.predict_as_source(smooth[:64])
+        assert session.state.departs == (departure == 0)
+        assert bool(session.state.memory) == (departure == 0)
+        assert torch.equal(found, source) == (departure > 0)
+
+
+def test_only_half_of_a_large_batch_is_predicted_by_the_unadapted_model_for_trials() -> None:
+    model, _ = network()
+    counts = []
+    model.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    with Session(model, Blend(sure=0.01, hedge=1.1), guards=()) as session:
+        counts.clear()
+        session.adapt(images(64))
+    # Its outputs are examined on eight; then images and mirror images, by the unadapted and by the adapted model.
+    assert counts == [8, 32, 32, 64, 32]
