@@ -573,6 +573,9 @@ class Blend:
             )
             return run, replace(state, resting=None), added
         first = state.classes is None and self._tells_classes(batch)
+        if first and tries:
+            # All mirror images may be needed to tell few classes from damage.
+            mirrors_first = sample_count(batch)
         if not first:
             added = replace(added, weight=math.pow(self.diversity(state), self.diversity_exponent))
         memories = state.memory, state.flipped_memory
