@@ -12,7 +12,7 @@ import torch
 from acclimate.core import Classification, Segmentation, Session, Step, WorseThanSource
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Certainty, SignalPair, Signals
-from acclimate.core.source_model import source_outputs
+from acclimate.core.source_model import SourceComparison, source_outputs
 from acclimate.errors import ConfigError
 from acclimate.methods import BatchNormStats, Blend, Cotta, Tent
 from acclimate.registry import MethodInfo
@@ -456,3 +456,37 @@ def test_pixels_of_one_image_are_no_independent_evidence() -> None:
     scores = [Certainty(chance=chance, energy_weight=0.0).degradation_score(pair) for chance in (0.0, 0.14)]
     rise = pair.entropy_rise
     assert scores == pytest.approx([rise / 0.06, rise / (0.06 + 0.14 / 4**0.5)])
+
+
+def test_outputs_that_the_method_has_on_the_first_images_are_compared_with_those() -> None:
+    model, batch = classifier("bn"), images(64)
+    comparison = SourceComparison(model, {}, task=TASK)
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    adapted = torch.randn((64, 5), generator=torch.Generator().manual_seed(0))
+    offered = torch.randn((32, 5), generator=torch.Generator().manual_seed(1))
+    comparison.offer(batch, offered)
+    pair = comparison.compare(batch, signals(adapted), decisions=32, outputs=adapted)
+    assert pair.source.decided == signals(offered).decided
+    assert pair.adapted.decided == signals(adapted[:32]).decided
+    assert calls == []
+    # They are no outputs on the batch, and none on another one.
+    assert len(comparison.outputs(batch)) == 64
+    other = comparison.compare(images(64, seed=1), signals(adapted), decisions=32, outputs=adapted)
+    assert calls == [64, 16]
+    assert other.source.samples == 16
+
+
+@pytest.mark.parametrize(("compares_itself", "compared"), [(False, 4), (True, 2)])
+def test_methods_that_compare_themselves_are_compared_on_half_of_the_first_images(
+    compares_itself: bool, compared: int
+) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Same(BatchNormStats):
+        info = dataclasses.replace(BatchNormStats.info, compares_itself=compares_itself)
+
+    guard = WorseThanSource(first_images=64, every_images=10_000, certainty=Certainty(entropy_rise=100.0))
+    with Session(classifier("bn"), Same(), guards=(guard,)) as session:
+        for seed in range(6):
+            session.adapt(images(16, seed=seed))
+        assert session.source_comparison.images_checked == 16 * compared

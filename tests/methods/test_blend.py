@@ -577,5 +577,5 @@ def test_only_half_of_a_large_batch_is_predicted_by_the_unadapted_model_for_tria
     with Session(model, Blend(sure=0.01, hedge=1.1), guards=()) as session:
         counts.clear()
         session.adapt(images(64))
-    # Its outputs are examined on eight; then images and mirror images, by the unadapted and by the adapted model, here all of them.
+    # Its outputs are examined on eight; then images and mirror images, by the unadapted model and by the adapted one.
     assert counts == [8, 32, 32, 64, 64]
