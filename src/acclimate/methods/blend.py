@@ -198,9 +198,11 @@ class _Run:
         """Return the run on the first so many images, of which all were mirrored if any were for trials."""
         if sample_count(self.unmerged) == count:
             return self
-        parts = (map_tensors(lambda tensor: tensor[:count], found) for found in (self.outputs, self.unmerged))
+        outputs, unmerged = (
+            map_tensors(lambda tensor: tensor[:count], found) for found in (self.outputs, self.unmerged)
+        )
         flipped = None if self.flipped is None else map_tensors(lambda tensor: tensor[:count], self.flipped)
-        return _Run(*parts, flipped, self.memory, self.flipped_memory, self.used)
+        return replace(self, outputs=outputs, unmerged=unmerged, flipped=flipped)
 
     def disagreement(self, task: Task) -> Tensor:
         """Return the probability that image and mirror image are of different classes, for each image: ``(B,)``."""
@@ -439,10 +441,11 @@ class Blend:
                 state = self._with_decisions(state, task.decisions(outputs).class_probabilities())
                 return Step(state, outputs, None, count, unadapted=outputs)
             if state.unadapted and state.adaptation_trial is None:
-                source = self._run_unadapted(model, layout.for_prediction(batch), state, task=task, mirrors_first=0)
-                state = self._with_decisions(state, task.decisions(source.unmerged).class_probabilities())
-                return Step(state, detach(source.outputs), None, count, unadapted=detach(source.unmerged))
-            source, part = None, _tried_part(batch)
+                plain = self._run_unadapted(model, layout.for_prediction(batch), state, task=task, mirrors_first=0)
+                state = self._with_decisions(state, task.decisions(plain.unmerged).class_probabilities())
+                return Step(state, detach(plain.outputs), None, count, unadapted=detach(plain.unmerged))
+            part = _tried_part(batch)
+            source: _Run | None = None
             if state.adaptation_trial is not None:
                 source = self._run_unadapted(
                     model, layout.for_prediction(part), state, task=task, mirrors_first=sample_count(part)
