@@ -280,7 +280,9 @@ def smooth_images(count: int, *, seed: int) -> Tensor:
 
 
 def test_a_stream_like_the_source_is_predicted_to_the_bit_as_by_the_unadapted_model() -> None:
-    model, method = classifier("bn"), Blend(spectrum=SpectrumFilter(source=measure([smooth_images(256, seed=9)])))
+    # The statistics of this network are not those of any images.
+    spectrum = SpectrumFilter(source=measure([smooth_images(256, seed=9)]))
+    model, method = classifier("bn"), Blend(spectrum=spectrum, departure=1e9)
     with Session(model, method) as session:
         for seed, count in ((1, 1), (2, 8), (3, 64)):
             outputs, report = session.adapt_and_predict(smooth_images(count, seed=seed))
@@ -298,7 +300,9 @@ def test_a_stream_like_the_source_is_predicted_to_the_bit_as_by_the_unadapted_mo
 
 
 def test_a_stream_with_stripes_is_not_taken_for_the_source_although_its_spectrum_is_the_sources_without_them() -> None:
-    model, method = classifier("bn"), Blend(spectrum=SpectrumFilter(source=measure([smooth_images(256, seed=9)])))
+    # The statistics of this network are not those of any images.
+    spectrum = SpectrumFilter(source=measure([smooth_images(256, seed=9)]))
+    model, method = classifier("bn"), Blend(spectrum=spectrum, departure=1e9)
     lines = 0.2 * torch.randn((64, 1, 1, 16), generator=torch.Generator().manual_seed(0))
     clear = 0.4 * smooth_images(64, seed=3) + 0.3
     with Session(model, method, guards=()) as session:
