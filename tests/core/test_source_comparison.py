@@ -474,7 +474,7 @@ def test_outputs_that_the_method_has_on_the_first_images_are_compared_with_those
     assert len(comparison.outputs(batch)) == 64
     other = comparison.compare(images(64, seed=1), signals(adapted), decisions=32, outputs=adapted)
     assert calls == [64, 16]
-    assert other.source.samples == 16
+    assert other.source.samples == 32 + 16
 
 
 @pytest.mark.parametrize(("compares_itself", "compared"), [(False, 4), (True, 2)])
