@@ -218,6 +218,18 @@ def attached(
         yield pairs
 
 
+def nearest_of_rank(rank: int, down: Tensor, up: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return the product of rank ``rank`` that is nearest to ``up @ down``, as two factors, and all singular values.
+
+    It is the product without its smaller singular values (Eckart and Young 1936).
+    """
+    outer, left_inner = torch.linalg.qr(up)
+    inner, right_inner = torch.linalg.qr(down.T)
+    left, values, right = torch.linalg.svd(left_inner @ right_inner.T, full_matrices=False)
+    root = values[:rank].sqrt()
+    return (root[:, None] * (right[:rank] @ inner.T), outer @ (left[:, :rank] * root)), values
+
+
 def save(folder: Path, pairs: Mapping[str, LowRank], *, base_model: str | None = None) -> None:
     """Write ``pairs`` as ``adapter_config.json`` and ``adapter_model.safetensors``, which peft loads."""
     if not pairs:

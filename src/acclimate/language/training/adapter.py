@@ -183,7 +183,7 @@ class Adapter:
         """
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (down, up) in self.weights.items():
-            pair, values = _nearest_of_rank(rank, down.double(), up.double())
+            pair, values = lora.nearest_of_rank(rank, down.double(), up.double())
             if float(values[rank:].norm()) > _ROUNDING * float(values.norm()):
                 return None
             found[name] = pair[0].to(down.dtype), pair[1].to(up.dtype)
@@ -237,7 +237,7 @@ class Adapter:
         found = {}
         for name, (down, up) in self.weights.items():
             stacked = down.flatten(0, 1), up.transpose(0, 1).flatten(1) / self.copies
-            found[name], _ = _nearest_of_rank(self.rank, *stacked)
+            found[name], _ = lora.nearest_of_rank(self.rank, *stacked)
         return replace(self, weights=found, copies=1, identity=uuid4().hex)
 
     @classmethod
@@ -279,11 +279,3 @@ class Adapter:
             found, rank=rank, fingerprint=first.fingerprint, fan_in_fan_out=any(a.fan_in_fan_out for a in adapters)
         )
 
-
-def _nearest_of_rank(rank: int, down: Tensor, up: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Return the product of rank ``rank`` that is nearest to ``up @ down``, as two factors, and all singular values."""
-    outer, left_inner = torch.linalg.qr(up)
-    inner, right_inner = torch.linalg.qr(down.T)
-    left, values, right = torch.linalg.svd(left_inner @ right_inner.T, full_matrices=False)
-    root = values[:rank].sqrt()
-    return (root[:, None] * (right[:rank] @ inner.T), outer @ (left[:, :rank] * root)), values

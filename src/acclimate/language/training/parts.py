@@ -71,7 +71,7 @@ def adapter_steps(job: TrainingJob, recipe: Recipe, parts: Adapter | None = None
     if not steps:
         return mean
     rate = recipe.learning_rate * settings.finishing_rate_factor
-    finishing = replace(recipe, steps=steps, learning_rate=rate, gradient_start=False)
+    finishing = replace(recipe, steps=steps, learning_rate=rate)
     last = replace(job, start=mean, on_step=_counted(job.on_step, len(parts.losses), 0))
     adapter = yield Train(job=last, recipe=finishing)
     if adapter.stop in _OUT_OF_BUDGET:
