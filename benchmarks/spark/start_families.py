@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from held_out import CALIBRATION, DEVELOPMENT, TEST
 from tasks import DIGITS, LOWER, UPPER, VOWELS, Family, Rule, Sampler, Task, letters, shifted, syllables, words
@@ -57,7 +58,7 @@ def _test(rng: random.Random) -> Callable[[str], bool]:
     if kind == 4:
         return lambda text: text[place] in chosen and len(text) > length - 1
     if kind == 5:
-        return lambda text: any(a == b for a, b in zip(text, text[1:], strict=False))
+        return lambda text: any(a == b for a, b in pairwise(text))
     return lambda text: text[place] in VOWELS
 
 
@@ -180,8 +181,13 @@ def _numbers(rng: random.Random) -> Task:
     """A number by an arithmetic rule with two constants, or a comparison."""
     a, b, kind = rng.randint(2, 4), rng.randint(1, 9), rng.randrange(6)
     low, high = _label(rng), _label(rng)
-    one: Sampler = lambda sampler: str(sampler.randint(2, 40))
-    two: Sampler = lambda sampler: f"{sampler.randint(2, 40)} {sampler.randint(2, 40)}"
+
+    def one(sampler: random.Random) -> str:
+        return str(sampler.randint(2, 40))
+
+    def two(sampler: random.Random) -> str:
+        return f"{one(sampler)} {one(sampler)}"
+
     rules: Sequence[tuple[Sampler, Rule]] = (
         (one, lambda text: str(a * int(text) + b)),
         (one, lambda text: str(int(text) % (a + 1))),

@@ -3,10 +3,10 @@
     python benchmarks/spark/train_start.py --out src/acclimate/language/models/spark/start --work start-training
 
 First-order meta-learning (Finn, Abbeel and Levine 2017, arXiv 1703.03400, section 5.2) of low-rank weights that are
-adapted to one task afterwards, as in ABMLL (arXiv 2508.14285), here without its Bayesian part. For each task of a batch
-a request is followed: adapters to both halves of the examples, then steps on all of them from the adapters' mean. At the
-weights of the halves the loss on the examples held out of them is differentiated, and at the final weights that on
-other questions; the sum of these gradients moves the start. Resumable: the same command goes on from the last
+adapted to one task afterwards, as in ABMLL (arXiv 2508.14285), here without its Bayesian part. For each task of a
+batch a request is followed: adapters to both halves of the examples, then steps on all of them from the adapters' mean.
+At the weights of the halves the loss on the examples held out of them is differentiated, and at the final weights that
+on other questions; the sum of these gradients moves the start. Resumable: the same command goes on from the last
 checkpoint in ``--work``.
 """
 
@@ -31,10 +31,9 @@ from acclimate.core import lora
 from acclimate.language import Adapter, Example, LanguageModel, load
 from acclimate.language.examples import folds
 from acclimate.language.models.learned_start import LearnedStart
-from acclimate.language.training.parts import adapter_to
 from acclimate.language.training.recipes import Recipe
 from acclimate.language.training.step_schedule import batch_of
-from acclimate.language.training.trainer import TrainingJob, train
+from acclimate.language.training.trainer import train
 
 #: Tokens of the examples of all tasks in a batch, which are filled with as many as fit.
 LENGTHS = (50, 75, 100, 130, 170, 220)
@@ -70,10 +69,10 @@ def gradients(
     model: LanguageModel, adapter: Adapter, shown: Sequence[Sequence[Example]], asked: Sequence[Sequence[Example]]
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
     """Return the gradient, for each copy of ``adapter``, of the loss on what is asked after what is shown; its mean."""
-    rows = [
-        [model.encoder.row([*before, *after], answers=[*[-1] * len(before), *range(len(before), len(before) + len(after))])]
-        for before, after in zip(shown, asked, strict=True)
-    ]  # fmt: skip
+    rows = []
+    for before, after in zip(shown, asked, strict=True):
+        marks = [*[-1] * len(before), *range(len(before), len(before) + len(after))]
+        rows.append([model.encoder.row([*before, *after], answers=marks)])
     targets = batch_of(rows, pad=model.pad, device=model.device)
     decoder = model.decoder(1.0)
     with adapter.installed(model.network), decoder.quick_attention, torch.enable_grad():
@@ -99,7 +98,8 @@ def followed(
     shown, asked = drawn(rng, count)
     recipe = replace(recipe, seed=rng.randrange(1 << 30))
     parts = recipe.parts
-    assert parts is not None and recipe.steps is not None
+    assert parts is not None
+    assert recipe.steps is not None
     splits = [folds(examples, 2, seed=recipe.seed) for examples in shown]
     kept = [[examples[i] for i in split[0]] for examples, both in zip(shown, splits, strict=True) for split in both]
     out = [[examples[i] for i in split[1]] for examples, both in zip(shown, splits, strict=True) for split in both]
@@ -119,7 +119,8 @@ def followed(
     at_end, question_loss = gradients(model, adapter, order, asked)
     total = {
         name: tuple(
-            HELD_OUT_WEIGHT * half.mean(0) + end.mean(0) for half, end in zip(at_halves[name], at_end[name], strict=True)
+            HELD_OUT_WEIGHT * half.mean(0) + end.mean(0)
+            for half, end in zip(at_halves[name], at_end[name], strict=True)
         )
         for name in at_end
     }

@@ -15,6 +15,7 @@ from acclimate.core.budget import Budget
 from acclimate.errors import CheckpointError, DataError
 from acclimate.language import Adapter, LanguageModel, as_examples, train
 from acclimate.language.training.cross_entropy import CrossEntropy
+from acclimate.language.training.recipes import InitialWeights
 from acclimate.language.training.trainer import clip_copies, cosine
 from tests.language.models import digest, small
 
@@ -53,7 +54,9 @@ def test_one_seed_gives_one_adapter_and_another_gives_another() -> None:
     assert any(not torch.equal(one.weights[name][1], other.weights[name][1]) for name in one.weights)
 
 
-@pytest.mark.parametrize("settings", [{}, {"share_adapted": 1.0, "context_share": 0.5, "initial_weights": "first_gradient"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"share_adapted": 1.0, "context_share": 0.5, "initial_weights": "first_gradient"}]
+)
 def test_copies_trained_side_by_side_are_those_trained_alone(settings: dict[str, Any]) -> None:
     model = small()
     recipe = changed(model, steps=3, **settings)

@@ -240,6 +240,17 @@ class Adapter:
             found[name], _ = lora.nearest_of_rank(self.rank, *stacked)
         return replace(self, weights=found, copies=1, identity=uuid4().hex)
 
+    def mean_of_factors(self) -> Adapter:
+        """Return one adapter whose two factors are the means of those of the adapters that were trained side by side.
+
+        Only adapters that began with the same weights, and made few steps from there, have factors that can be
+        averaged; their products then differ from those of :meth:`mean` by what is quadratic in the steps.
+        """
+        if self.copies == 1:
+            return self
+        found = {name: (down.mean(0), up.mean(0)) for name, (down, up) in self.weights.items()}
+        return replace(self, weights=found, copies=1, identity=uuid4().hex)
+
     @classmethod
     def combined(cls, adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Adapter:
         """Return one adapter that adds to each layer what all of them add, each times its weight.
@@ -278,4 +289,3 @@ class Adapter:
         return cls.of_weights(
             found, rank=rank, fingerprint=first.fingerprint, fan_in_fan_out=any(a.fan_in_fan_out for a in adapters)
         )
-

@@ -67,7 +67,9 @@ def adapter_steps(job: TrainingJob, recipe: Recipe, parts: Adapter | None = None
     if settings is None or parts is None or not parts.weights:
         adapter: Adapter = yield Train(job=job, recipe=recipe)
         return adapter
-    mean, steps = parts.mean(), _steps(recipe, settings.finishing_share)
+    # Few steps from weights that were learned leave the factors near each other; no decomposition is needed.
+    mean = parts.mean_of_factors() if recipe.initial_weights == "learned" else parts.mean()
+    steps = _steps(recipe, settings.finishing_share)
     if not steps:
         return mean
     rate = recipe.learning_rate * settings.finishing_rate_factor
