@@ -148,7 +148,7 @@ def main() -> None:
     if given.begin is not None:
         with lora.loaded(model.network, given.begin) as pairs_of:
             pass
-    learned = {name: (pair.lora_A, pair.lora_B) for name, pair in pairs_of.items()}
+    learned = {name: (pair.lora_A, pair.lora_B) for name, pair in sorted(pairs_of.items())}
     flat = [part for pair in learned.values() for part in pair]
     optimizer = torch.optim.Adam(flat, lr=given.rate, betas=(0.9, 0.98), foreach=True)
     checkpoint, begin, cpu_before_s = given.work / "start.pt", 0, 0.0

@@ -93,7 +93,9 @@ class Adapter:
         """
         with (
             lock_of(network),
-            lora.attached(network, list(self.weights), rank=self.rank, alpha=self.alpha, copies=self.copies) as pairs,
+            lora.attached(
+                network, list(self.weights), rank=self.rank, alpha=self.alpha, copies=self.copies, seed=None
+            ) as pairs,
         ):
             with torch.no_grad():
                 for name, (down, up) in self.weights.items():

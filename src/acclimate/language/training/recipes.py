@@ -31,6 +31,8 @@ class Parts:
     See :mod:`acclimate.language.training.parts`.
 
     Attributes:
+        least_examples: fewest examples for which the mean of the adapters to their parts is a good beginning. From random
+            weights, adapters to two examples learn little that holds for others.
         least_asked: fewest held-out examples that are evidence enough: where a half has as many, only the other half
             gets an adapter, and otherwise each of them.
         share: of the recipe's steps, for the adapters to the parts.
@@ -42,6 +44,7 @@ class Parts:
         ConfigError: a value is out of range.
     """
 
+    least_examples: int = 6
     least_asked: int = 6
     share: float = 0.625
     rate_factor: float = 1.0
@@ -49,8 +52,9 @@ class Parts:
     finishing_rate_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.least_asked < 1:
-            raise ConfigError(f"least_asked must be at least 1, got {self.least_asked}")
+        for name in ("least_examples", "least_asked"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
         if not 0 <= self.finishing_share <= 1:
