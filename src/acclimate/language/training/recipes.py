@@ -31,8 +31,8 @@ class Parts:
     See :mod:`acclimate.language.training.parts`.
 
     Attributes:
-        least_examples: fewest examples for which the mean of the adapters to their parts is a good beginning. From random
-            weights, adapters to two examples learn little that holds for others.
+        least_examples: fewest examples for which the mean of the adapters to their parts is a good beginning: adapters
+            to two examples learn little that holds for others.
         least_asked: fewest held-out examples that are evidence enough: where a half has as many, only the other half
             gets an adapter, and otherwise each of them.
         share: of the recipe's steps, for the adapters to the parts.
