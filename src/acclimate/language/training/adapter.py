@@ -206,8 +206,8 @@ class Adapter:
         """Return one adapter with a copy of each, so that one pass answers with all of them, each its block of rows.
 
         Args:
-            adapters: of one model, not necessarily of the same rank, or for the same layers. None adds nothing: the base
-                model. At least one is an adapter.
+            adapters: of one model, not necessarily of the same rank, or for the same layers; at least one. None adds
+                nothing: the base model.
         """
         given = [adapter for adapter in adapters if adapter is not None]
         rank, copies = max(adapter.rank for adapter in given), len(adapters)
