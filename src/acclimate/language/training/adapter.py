@@ -202,30 +202,31 @@ class Adapter:
         return replace(self, weights=pairs, copies=copies, identity=uuid4().hex)
 
     @classmethod
-    def side_by_side(cls, adapters: Sequence[Adapter], *, with_base: bool = False) -> Adapter:
+    def side_by_side(cls, adapters: Sequence[Adapter | None]) -> Adapter:
         """Return one adapter with a copy of each, so that one pass answers with all of them, each its block of rows.
 
         Args:
-            adapters: of one model, at least one; not necessarily of the same rank, or for the same layers.
-            with_base: the first copy adds nothing: the base model.
+            adapters: of one model, not necessarily of the same rank, or for the same layers; at least one. None adds
+                nothing: the base model.
         """
-        rank = max(adapter.rank for adapter in adapters)
-        first = int(with_base)
+        given = [adapter for adapter in adapters if adapter is not None]
+        rank, copies = max(adapter.rank for adapter in given), len(adapters)
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        for number, adapter in enumerate(adapters, first):
+        for number, adapter in enumerate(adapters):
+            if adapter is None:
+                continue
             for name, (down, up) in adapter.weights.items():
                 if name not in found:
-                    copies = first + len(adapters)
                     found[name] = down.new_zeros(copies, rank, down.shape[1]), up.new_zeros(copies, len(up), rank)
                 found[name][0][number, : len(down)] = down
                 found[name][1][number, :, : up.shape[1]] = up * (adapter.alpha / adapter.rank)
         one = cls.of_weights(
             found,
             rank=rank,
-            fingerprint=adapters[0].fingerprint,
-            fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters),
+            fingerprint=given[0].fingerprint,
+            fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in given),
         )
-        return replace(one, copies=first + len(adapters))
+        return replace(one, copies=copies)
 
     @torch.no_grad()
     def mean(self) -> Adapter:
