@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "fewshot"))
 from known import known_tasks
 
-from acclimate.language import AdapterManager, Engine, LanguageModel, load
+from acclimate.language import Adapter, AdapterManager, Engine, Example, LanguageModel, load
 from acclimate.language.decision.evidence import cross_fit
 from acclimate.language.decision.trials import KnownTask
-from acclimate.language.steps import run_alone
+from acclimate.language.examples import orderings
+from acclimate.language.steps import Generate, generated_together, run_alone
+from acclimate.language.training.memory import RequestMemory
 from acclimate.language.training.parts import adapter_to
 from acclimate.language.training.recipes import decided
 from acclimate.language.training.trainer import TrainingJob
@@ -44,6 +47,19 @@ def examples_for(model: LanguageModel, task: KnownTask) -> int:
     """Return how many examples take about :data:`TOKENS` tokens."""
     sizes = [len(model.encoder.row(task.examples[:n]).tokens) for n in range(1, len(task.examples) + 1)]
     return 1 + min(range(len(sizes)), key=lambda at: abs(sizes[at] - TOKENS))
+
+
+def both_answers(
+    model: LanguageModel, task: KnownTask, examples: Sequence[Example], adapter: Adapter
+) -> tuple[Generate, Generate]:
+    """Return the steps that a request with the gate asks both models in."""
+    longest = max(model.encoder.answer_tokens(example) for example in examples)
+    prompts = [
+        model.encoder.row([examples[i] for i in order], query=task.questions[0].input).tokens
+        for order in orderings(len(examples), 2, seed=0)
+    ]
+    adapted = Generate(prompts=prompts, max_tokens=2 * longest + 16, memory=RequestMemory(), adapter=adapter)
+    return adapted, replace(adapted, prompts=prompts[:1], adapter=None)
 
 
 def costs(model: LanguageModel, task: KnownTask) -> dict[str, float]:
@@ -70,8 +86,12 @@ def costs(model: LanguageModel, task: KnownTask) -> dict[str, float]:
     evidence, halves = cross_fit(model, examples, recipe, even_if_perfect=True)
     gate = time.process_time() - began
     began = time.process_time()
-    adapter_to(model, TrainingJob(sets=[examples]), recipe, halves if evidence.likelier else None)
+    adapter = adapter_to(model, TrainingJob(sets=[examples]), recipe, halves if evidence.likelier else None)
     after_gate = time.process_time() - began
+    began = time.process_time()
+    with model.lock:
+        generated_together(model, both_answers(model, task, examples, adapter))
+    both = time.process_time() - began
     parts, total = asked("always")
     _, cached = asked("always")
     # The gate asks for two orders, as two votes do.
@@ -85,9 +105,10 @@ def costs(model: LanguageModel, task: KnownTask) -> dict[str, float]:
         "training without the gate": parts["training"],
         "one training step": parts["training"] / (recipe.steps or 1),
         "answer, two orders": in_two_orders["answer"],
+        "answer, two orders, and the base model's": both,
         "answer, one order": parts["answer"],
         "ICL": icl,
-        "request with the gate": parts["reading the prompt"] + gate + after_gate + in_two_orders["answer"] + icl,
+        "request with the gate": parts["reading the prompt"] + gate + after_gate + both,
         "request, always adapted": total,
         "request, adapter in the cache": cached,
     }

@@ -26,7 +26,7 @@ from acclimate.serve.slots import AdapterSlots
 
 RECIPE = Recipe(
     rank=16, steps=8, steps_floor=8, steps_cap=8, learning_rate=1e-4, share_adapted=1.0, context_share=0.5,
-    gradient_start=True, early_stop_loss=1e-9,
+    initial_weights="first_gradient", early_stop_loss=1e-9,
 )  # fmt: skip
 
 

@@ -56,7 +56,9 @@ def test_a_forward_pass_ends_before_it_takes_more_than_the_limit() -> None:
     assert len(ran) == 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"share_adapted": 1.0, "context_share": 0.5, "gradient_start": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"share_adapted": 1.0, "context_share": 0.5, "initial_weights": "first_gradient"}]
+)
 def test_measuring_changes_nothing_and_the_limit_is_exact(settings: dict[str, object]) -> None:
     model = small()
     recipe = dataclasses.replace(model.recipe, **settings)  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ def test_an_adapter_begins_at_the_mean_of_those_that_the_evidence_is_from() -> N
     halves = [[EXAMPLES[i] for i in kept] for kept, _ in splits_of(EXAMPLES, recipe)]
     assert parts.losses == train(model, halves, dataclasses.replace(recipe, steps=3, learning_rate=1.5e-2)).losses
     adapter = adapter_to(model, TrainingJob(sets=[EXAMPLES]), recipe, parts)
-    last = dataclasses.replace(recipe, steps=2, learning_rate=5e-3, gradient_start=False)
+    last = dataclasses.replace(recipe, steps=2, learning_rate=5e-3)
     expected = train(model, [EXAMPLES], last, start=parts.mean())
     assert alike(adapter, expected)
     assert adapter.losses == (*parts.losses, *expected.losses)
@@ -86,7 +86,7 @@ def test_an_adapter_to_one_half_goes_on_to_learn_from_all_examples() -> None:
     assert sorted((*kept, *out)) == list(range(6))
     first = dataclasses.replace(recipe, steps=3, learning_rate=1.5e-2)
     assert alike(part, train(model, [[EXAMPLES[i] for i in kept]], first))
-    last = dataclasses.replace(recipe, steps=2, learning_rate=5e-3, gradient_start=False)
+    last = dataclasses.replace(recipe, steps=2, learning_rate=5e-3)
     expected = train(model, [EXAMPLES], last, start=part)
     adapter = adapter_to(model, TrainingJob(sets=[EXAMPLES]), recipe, part)
     assert alike(adapter, expected)
@@ -147,7 +147,7 @@ def test_steps_are_counted_over_both_stages() -> None:
 
 def test_jobs_that_start_from_adapters_share_passes() -> None:
     model = small()
-    recipe = recipe_of(model, gradient_start=True, learning_rate=1e-2)
+    recipe = recipe_of(model, initial_weights="first_gradient", learning_rate=1e-2)
     starts = [train(model, [EXAMPLES[:3]], recipe), train(model, [EXAMPLES[2:]], recipe)]
     jobs = [TrainingJob(sets=[EXAMPLES[k:]], start=start) for k, start in enumerate(starts)]
     assert jobs[0].fits(jobs[1])

@@ -15,6 +15,7 @@ from acclimate.core.budget import Budget
 from acclimate.errors import CheckpointError, DataError
 from acclimate.language import Adapter, LanguageModel, as_examples, train
 from acclimate.language.training.cross_entropy import CrossEntropy
+from acclimate.language.training.recipes import InitialWeights
 from acclimate.language.training.trainer import clip_copies, cosine
 from tests.language.models import digest, small
 
@@ -33,7 +34,7 @@ def test_the_loss_comes_down_and_the_model_stays_bit_identical(kind: str, loss: 
     before = digest(model)
     recipe = changed(model, steps=8, loss=loss, learning_rate=2e-2)
     if quick:
-        recipe = dataclasses.replace(recipe, share_adapted=1.0, context_share=0.5, gradient_start=True)
+        recipe = dataclasses.replace(recipe, share_adapted=1.0, context_share=0.5, initial_weights="first_gradient")
     adapter = train(model, [EXAMPLES], recipe)
     assert adapter.stop == "finished"
     assert len(adapter.losses) == 8
@@ -53,7 +54,9 @@ def test_one_seed_gives_one_adapter_and_another_gives_another() -> None:
     assert any(not torch.equal(one.weights[name][1], other.weights[name][1]) for name in one.weights)
 
 
-@pytest.mark.parametrize("settings", [{}, {"share_adapted": 1.0, "context_share": 0.5, "gradient_start": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"share_adapted": 1.0, "context_share": 0.5, "initial_weights": "first_gradient"}]
+)
 def test_copies_trained_side_by_side_are_those_trained_alone(settings: dict[str, Any]) -> None:
     model = small()
     recipe = changed(model, steps=3, **settings)
@@ -103,10 +106,10 @@ def test_an_exception_leaves_the_model_as_it_was() -> None:
     assert not any(module._forward_hooks for module in model.network.modules())
 
 
-@pytest.mark.parametrize("gradient_start", [False, True])
-def test_numbers_that_run_away_are_noticed(gradient_start: bool) -> None:
+@pytest.mark.parametrize("weights", ["random", "first_gradient"])
+def test_numbers_that_run_away_are_noticed(weights: InitialWeights) -> None:
     model = small()
-    recipe = changed(model, learning_rate=1e38, gradient_clip_norm=None, steps=6, gradient_start=gradient_start)
+    recipe = changed(model, learning_rate=1e38, gradient_clip_norm=None, steps=6, initial_weights=weights)
     adapter = train(model, [EXAMPLES], recipe)
     assert adapter.stop == "non_finite"
 
@@ -121,7 +124,7 @@ def test_going_on_from_an_adapter() -> None:
     model = small()
     first = train(model, [EXAMPLES], changed(model, steps=12, learning_rate=2e-2))
     # Its directions are kept, whatever the recipe says about those of the first gradient.
-    second = train(model, [EXAMPLES], changed(model, steps=1, gradient_start=True), start=first)
+    second = train(model, [EXAMPLES], changed(model, steps=1, initial_weights="first_gradient"), start=first)
     assert second.losses[0] < first.losses[0]
     with pytest.raises(DataError, match="rank 4"):
         train(model, [EXAMPLES], changed(model, rank=8), start=first)

@@ -26,7 +26,7 @@ _RECIPE_FIELDS: Final = (
     "orderings",
     "orderings_per_step",
     "context_share",
-    "gradient_start",
+    "initial_weights",
     "share_adapted",
     "seed",
 )
@@ -99,9 +99,9 @@ def training(command: Command) -> Command:
             "--share-adapted", type=click.FloatRange(0, 1, min_open=True), help="Share of layers, from the last."
         ),
         click.option(
-            "--gradient-start/--random-start",
-            default=None,
-            help="Initialise low-rank weights from the first gradient, or randomly.",
+            "--initial-weights",
+            type=click.Choice(["random", "first_gradient", "learned"]),
+            help="What low-rank weights begin with; learned ones come with spark.",
         ),
         click.option(
             "--context-share", type=click.FloatRange(0, 1, max_open=True), help="Share of examples without loss."

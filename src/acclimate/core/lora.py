@@ -39,9 +39,18 @@ class LowRank(nn.Module):
         copies: number of independent pairs that share one forward pass; the rows of a batch are divided among them in
             equal blocks. With more than one, both matrices have a first dimension ``copies``; all pairs start from the
             same values.
+
+    Args:
+        layer: that they belong to.
+        rank: of the product.
+        alpha: scale times rank.
+        rng: that the initial values are drawn from; None leaves both matrices to be filled by the caller.
+        copies: see above.
     """
 
-    def __init__(self, layer: nn.Module, *, rank: int, alpha: float, rng: torch.Generator, copies: int = 1) -> None:
+    def __init__(
+        self, layer: nn.Module, *, rank: int, alpha: float, rng: torch.Generator | None, copies: int = 1
+    ) -> None:
         super().__init__()
         weight = _weight(layer)
         self.scale = alpha / rank
@@ -56,11 +65,18 @@ class LowRank(nn.Module):
             # Conv1D of transformers keeps its weight as (in, out), a linear layer as (out, in).
             out_features, in_features = reversed(weight.shape) if _is_conv1d(layer) else weight.shape
             down_shape, up_shape = (rank, in_features), (out_features, rank)
+        if copies > 1:
+            up_shape = (copies, *up_shape)
+        if rng is None:
+            shape = (copies, *down_shape) if copies > 1 else down_shape
+            self.lora_A = nn.Parameter(torch.empty(shape, device=weight.device, dtype=torch.float32))
+            self.lora_B = nn.Parameter(torch.empty(up_shape, device=weight.device, dtype=torch.float32))
+            return
         # Drawn on the CPU, so that one seed gives the same start on every device.
         bound = math.sqrt(1.0 / math.prod(down_shape[1:]))
         down = (torch.rand(down_shape, generator=rng) * 2 - 1) * bound
         if copies > 1:
-            down, up_shape = down.expand(copies, *down_shape).contiguous(), (copies, *up_shape)
+            down = down.expand(copies, *down_shape).contiguous()
         self.lora_A = nn.Parameter(down.to(weight.device, torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(up_shape, device=weight.device, dtype=torch.float32))
 
@@ -145,7 +161,7 @@ def created(
     *,
     rank: int,
     alpha: float | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     copies: int = 1,
 ) -> dict[str, LowRank]:
     """Return low-rank weights for the layers named ``targets``, by layer name; the model is not changed.
@@ -155,7 +171,7 @@ def created(
         targets: names as :func:`target_layers` returns them.
         rank: at least 1.
         alpha: scale times rank; None means ``rank``.
-        seed: of the initialisation.
+        seed: of the initialisation; None leaves the weights to be filled by the caller.
         copies: number of independent low-rank weights, each for its own block of rows; linear layers only.
 
     Raises:
@@ -171,7 +187,7 @@ def created(
         other = first.setdefault(id(model.get_submodule(name)), name)
         if other != name:
             raise ConfigError(f"{other} and {name} are one layer, which takes one pair of low-rank weights; name one")
-    rng = torch.Generator().manual_seed(seed)
+    rng = None if seed is None else torch.Generator().manual_seed(seed)
     return {
         name: LowRank(
             model.get_submodule(name), rank=rank, alpha=rank if alpha is None else alpha, rng=rng, copies=copies
@@ -206,7 +222,7 @@ def attached(
     *,
     rank: int,
     alpha: float | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     copies: int = 1,
 ) -> Iterator[dict[str, LowRank]]:
     """Attach new low-rank weights to the layers named ``targets`` inside the block; yield them by layer name.
@@ -216,6 +232,18 @@ def attached(
     pairs = created(model, targets, rank=rank, alpha=alpha, seed=seed, copies=copies)
     with in_use(model, pairs):
         yield pairs
+
+
+def nearest_of_rank(rank: int, down: Tensor, up: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return the product of rank ``rank`` that is nearest to ``up @ down``, as two factors, and all singular values.
+
+    It is the product without its smaller singular values (Eckart and Young 1936).
+    """
+    outer, left_inner = torch.linalg.qr(up)
+    inner, right_inner = torch.linalg.qr(down.T)
+    left, values, right = torch.linalg.svd(left_inner @ right_inner.T, full_matrices=False)
+    root = values[:rank].sqrt()
+    return (root[:, None] * (right[:rank] @ inner.T), outer @ (left[:, :rank] * root)), values
 
 
 def save(folder: Path, pairs: Mapping[str, LowRank], *, base_model: str | None = None) -> None:
@@ -297,7 +325,7 @@ def loaded(model: nn.Module, folder: Path) -> Iterator[dict[str, LowRank]]:
     modules = dict(model.named_modules())
     if missing := [name for name in names if name not in modules]:
         raise CheckpointError(f"{folder} has weights for {missing[0]!r}, which this model does not have")
-    with attached(model, names, rank=config["r"], alpha=config["lora_alpha"]) as pairs:
+    with attached(model, names, rank=config["r"], alpha=config["lora_alpha"], seed=None) as pairs:
         with torch.no_grad():
             for name, pair in pairs.items():
                 for part in ("lora_A", "lora_B"):

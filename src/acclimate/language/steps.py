@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from acclimate.language.models.deadlines import Deadline
@@ -110,8 +110,23 @@ def alone(model: LanguageModel, step: Step) -> Adapter | list[Answer] | list[lis
     if isinstance(step, Train):
         return trained(model, step.job, step.recipe)
     if isinstance(step, Together):
-        return [generated_alone(model, each) for each in step.steps]
+        return generated_together(model, step.steps)
     return generated_alone(model, step)
+
+
+def generated_together(model: LanguageModel, steps: Sequence[Generate]) -> list[list[Answer]]:
+    """Return the answers of several steps; the caller holds the model's lock.
+
+    Steps that differ in prompts and adapter alone share the passes of all their answers, each row with its adapter.
+    """
+    first, shapes = steps[0], {len(prompt) for step in steps for prompt in step.prompts}
+    alike = all(replace(step, prompts=first.prompts, adapter=first.adapter) == first for step in steps)
+    rows = [step.adapter for step in steps for _ in step.prompts]
+    if len(shapes) > 1 or not alike or first.on_text is not None or not any(rows):
+        return [generated_alone(model, step) for step in steps]
+    prompts = [prompt for step in steps for prompt in step.prompts]
+    answers = iter(generated_alone(model, replace(first, prompts=prompts, adapter=Adapter.side_by_side(rows))))
+    return [[next(answers) for _ in step.prompts] for step in steps]
 
 
 def generated_alone(model: LanguageModel, step: Generate) -> list[Answer]:

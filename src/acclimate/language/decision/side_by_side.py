@@ -49,7 +49,7 @@ def compared(
         for kept, out in splits
     ]
     targets = batch_of([rows] * copies, pad=model.pad, device=model.device)
-    together = Adapter.side_by_side(adapters, with_base=True)
+    together = Adapter.side_by_side([None, *adapters])
     decoder = model.decoder(1.0)
     with memory.holding("adapters", 2 * together.held_bytes), together.installed(model.network):
         hidden = decoder.hidden(decoder.record(targets.tokens))

@@ -19,6 +19,7 @@ from acclimate.errors import CheckpointError, ConfigError, TTTNotSupportedError,
 from acclimate.language.models import smollm2
 from acclimate.language.models.deadlines import Pace
 from acclimate.language.models.decoder import Decoder
+from acclimate.language.models.learned_start import LearnedStart
 from acclimate.language.models.locks import LOADING, NetworkLock, lock_of
 from acclimate.language.prompts import Encoder, PromptFormat
 from acclimate.language.training.recipes import Recipe, recipe_for
@@ -45,6 +46,7 @@ class LanguageModel:
         recipe: how adapters are trained for it.
         fingerprint: of its configuration and weights; adapters belong to one fingerprint.
         source: from where transformers loads it: a folder, or its name on the hub; None where it was built otherwise.
+        learned_start: initial values of low-rank weights that were learned for it; None where it has none.
         pace: how long it took lately for a token.
     """
 
@@ -54,6 +56,7 @@ class LanguageModel:
     recipe: Recipe
     fingerprint: str = field(repr=False)
     source: str | None = None
+    learned_start: LearnedStart | None = field(default=None, repr=False, compare=False)
     pace: Pace = field(default_factory=Pace, init=False, repr=False, compare=False)
     _decoders: dict[float, Decoder] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -150,6 +153,7 @@ def load(
         recipe=recipe_for(name if name in (SPARK, SMOLLM2) else None),
         fingerprint=known_as,
         source=str(source.resolve()) if is_local else name,
+        learned_start=LearnedStart.beside(source, network) if is_local else None,
     )
 
 

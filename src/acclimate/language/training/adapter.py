@@ -93,7 +93,9 @@ class Adapter:
         """
         with (
             lock_of(network),
-            lora.attached(network, list(self.weights), rank=self.rank, alpha=self.alpha, copies=self.copies) as pairs,
+            lora.attached(
+                network, list(self.weights), rank=self.rank, alpha=self.alpha, copies=self.copies, seed=None
+            ) as pairs,
         ):
             with torch.no_grad():
                 for name, (down, up) in self.weights.items():
@@ -183,7 +185,7 @@ class Adapter:
         """
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (down, up) in self.weights.items():
-            pair, values = _nearest_of_rank(rank, down.double(), up.double())
+            pair, values = lora.nearest_of_rank(rank, down.double(), up.double())
             if float(values[rank:].norm()) > _ROUNDING * float(values.norm()):
                 return None
             found[name] = pair[0].to(down.dtype), pair[1].to(up.dtype)
@@ -200,30 +202,31 @@ class Adapter:
         return replace(self, weights=pairs, copies=copies, identity=uuid4().hex)
 
     @classmethod
-    def side_by_side(cls, adapters: Sequence[Adapter], *, with_base: bool = False) -> Adapter:
+    def side_by_side(cls, adapters: Sequence[Adapter | None]) -> Adapter:
         """Return one adapter with a copy of each, so that one pass answers with all of them, each its block of rows.
 
         Args:
-            adapters: of one model, at least one; not necessarily of the same rank, or for the same layers.
-            with_base: the first copy adds nothing: the base model.
+            adapters: of one model, not necessarily of the same rank, or for the same layers; at least one. None adds
+                nothing: the base model.
         """
-        rank = max(adapter.rank for adapter in adapters)
-        first = int(with_base)
+        given = [adapter for adapter in adapters if adapter is not None]
+        rank, copies = max(adapter.rank for adapter in given), len(adapters)
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        for number, adapter in enumerate(adapters, first):
+        for number, adapter in enumerate(adapters):
+            if adapter is None:
+                continue
             for name, (down, up) in adapter.weights.items():
                 if name not in found:
-                    copies = first + len(adapters)
                     found[name] = down.new_zeros(copies, rank, down.shape[1]), up.new_zeros(copies, len(up), rank)
                 found[name][0][number, : len(down)] = down
                 found[name][1][number, :, : up.shape[1]] = up * (adapter.alpha / adapter.rank)
         one = cls.of_weights(
             found,
             rank=rank,
-            fingerprint=adapters[0].fingerprint,
-            fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters),
+            fingerprint=given[0].fingerprint,
+            fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in given),
         )
-        return replace(one, copies=first + len(adapters))
+        return replace(one, copies=copies)
 
     @torch.no_grad()
     def mean(self) -> Adapter:
@@ -237,7 +240,18 @@ class Adapter:
         found = {}
         for name, (down, up) in self.weights.items():
             stacked = down.flatten(0, 1), up.transpose(0, 1).flatten(1) / self.copies
-            found[name], _ = _nearest_of_rank(self.rank, *stacked)
+            found[name], _ = lora.nearest_of_rank(self.rank, *stacked)
+        return replace(self, weights=found, copies=1, identity=uuid4().hex)
+
+    def mean_of_factors(self) -> Adapter:
+        """Return one adapter whose two factors are the means of those of the adapters that were trained side by side.
+
+        Only adapters that began with the same weights, and made few steps from there, have factors that can be
+        averaged; their products then differ from those of :meth:`mean` by what is quadratic in the steps.
+        """
+        if self.copies == 1:
+            return self
+        found = {name: (down.mean(0), up.mean(0)) for name, (down, up) in self.weights.items()}
         return replace(self, weights=found, copies=1, identity=uuid4().hex)
 
     @classmethod
@@ -278,12 +292,3 @@ class Adapter:
         return cls.of_weights(
             found, rank=rank, fingerprint=first.fingerprint, fan_in_fan_out=any(a.fan_in_fan_out for a in adapters)
         )
-
-
-def _nearest_of_rank(rank: int, down: Tensor, up: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Return the product of rank ``rank`` that is nearest to ``up @ down``, as two factors, and all singular values."""
-    outer, left_inner = torch.linalg.qr(up)
-    inner, right_inner = torch.linalg.qr(down.T)
-    left, values, right = torch.linalg.svd(left_inner @ right_inner.T, full_matrices=False)
-    root = values[:rank].sqrt()
-    return (root[:, None] * (right[:rank] @ inner.T), outer @ (left[:, :rank] * root)), values

@@ -20,9 +20,6 @@ from acclimate.language.training.recipes import Parts, Recipe
 from acclimate.language.training.trainer import OnStep, TrainingJob
 
 _LEAST_FOR_HALVES: Final = 4
-#: Fewest examples for which the mean of the adapters to their parts is a good beginning. Adapters to two examples learn
-#: little that holds for others: with four examples of development tasks, accuracy fell by 16 points.
-_LEAST_FOR_MEAN: Final = 6
 #: Where training ends for want of these, what was learned before is an adapter too: that which was asked.
 _OUT_OF_BUDGET: Final = (StopReason.TIME_BUDGET, StopReason.MEMORY_BUDGET, StopReason.STEP_BUDGET)
 
@@ -67,11 +64,13 @@ def adapter_steps(job: TrainingJob, recipe: Recipe, parts: Adapter | None = None
     if settings is None or parts is None or not parts.weights:
         adapter: Adapter = yield Train(job=job, recipe=recipe)
         return adapter
-    mean, steps = parts.mean(), _steps(recipe, settings.finishing_share)
+    # Few steps from weights that were learned leave the factors near each other; no decomposition is needed.
+    mean = parts.mean_of_factors() if recipe.initial_weights == "learned" else parts.mean()
+    steps = _steps(recipe, settings.finishing_share)
     if not steps:
         return mean
     rate = recipe.learning_rate * settings.finishing_rate_factor
-    finishing = replace(recipe, steps=steps, learning_rate=rate, gradient_start=False)
+    finishing = replace(recipe, steps=steps, learning_rate=rate)
     last = replace(job, start=mean, on_step=_counted(job.on_step, len(parts.losses), 0))
     adapter = yield Train(job=last, recipe=finishing)
     if adapter.stop in _OUT_OF_BUDGET:
@@ -92,7 +91,8 @@ def adapter_to(model: LanguageModel, job: TrainingJob, recipe: Recipe, parts: Ad
 
 def _settings(examples: Sequence[Example], recipe: Recipe) -> Parts | None:
     """Return how parts of ``examples`` are trained; None where the mean of their adapters is no beginning."""
-    return recipe.parts if len(examples) >= _LEAST_FOR_MEAN else None
+    parts = recipe.parts
+    return parts if parts is not None and len(examples) >= parts.least_examples else None
 
 
 def _counted(on_step: OnStep | None, before: int, after: int) -> OnStep | None:

@@ -11,6 +11,10 @@ from acclimate.language.examples import Example
 
 Loss = Literal["all_answers", "last_answer", "direct"]
 LOSSES: Final = ("all_answers", "last_answer", "direct")
+Schedule = Literal["cosine", "constant"]
+SCHEDULES: Final = ("cosine", "constant")
+InitialWeights = Literal["random", "first_gradient", "learned"]
+INITIAL_WEIGHTS: Final = ("random", "first_gradient", "learned")
 
 RANK_RECOMMENDATIONS: Final[Mapping[str, int]] = {
     "simple_patterns": 8,
@@ -27,6 +31,8 @@ class Parts:
     See :mod:`acclimate.language.training.parts`.
 
     Attributes:
+        least_examples: fewest examples for which the mean of the adapters to their parts is a good beginning: adapters
+            to two examples learn little that holds for others.
         least_asked: fewest held-out examples that are evidence enough: where a half has as many, only the other half
             gets an adapter, and otherwise each of them.
         share: of the recipe's steps, for the adapters to the parts.
@@ -38,6 +44,7 @@ class Parts:
         ConfigError: a value is out of range.
     """
 
+    least_examples: int = 6
     least_asked: int = 6
     share: float = 0.625
     rate_factor: float = 1.0
@@ -45,8 +52,9 @@ class Parts:
     finishing_rate_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.least_asked < 1:
-            raise ConfigError(f"least_asked must be at least 1, got {self.least_asked}")
+        for name in ("least_examples", "least_asked"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
         if not 0 <= self.finishing_share <= 1:
@@ -65,7 +73,8 @@ class Recipe:
         alpha: scale times rank; None means ``rank``.
         steps: optimizer steps; None lets :func:`optimize_training_steps` choose between floor and cap.
         steps_floor, steps_cap: bounds of that choice.
-        learning_rate: of AdamW at its highest, in a cosine schedule.
+        learning_rate: of AdamW at its highest.
+        schedule: of the learning rate: ``cosine`` (a linear rise, then half a cosine to zero) or ``constant``.
         betas, weight_decay: of AdamW.
         loss: ``all_answers`` (every answer after the first, one causal pass), ``last_answer`` (leave-one-out) or
             ``direct`` (each pair without the others).
@@ -75,8 +84,9 @@ class Recipe:
             that is adapted in all its layers gets a new order at every step.
         orderings_per_step: orders side by side in one step.
         share_adapted: share of the layers, from the last, that get low-rank weights.
-        gradient_start: low-rank weights are initialised in the directions of the first gradient instead of random
-            ones; see :mod:`acclimate.core.lora_start`.
+        initial_weights: ``random`` (Kaiming-uniform down, zero up), ``first_gradient`` (in the directions of the first
+            gradient; see :mod:`acclimate.core.lora_start`) or ``learned`` (those that came with the model; see
+            :mod:`acclimate.language.models.learned_start`).
         gradient_clip_norm: None for no clipping.
         early_stop_loss: training ends below this loss, in nats per answer token.
         parts: how adapters to parts of the examples are trained, where their mean is a beginning of the adapter to all;
@@ -93,6 +103,7 @@ class Recipe:
     steps_floor: int = 2
     steps_cap: int = 8
     learning_rate: float = 1e-3
+    schedule: Schedule = "cosine"
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     loss: Loss = "all_answers"
@@ -100,7 +111,7 @@ class Recipe:
     orderings: int = 2
     orderings_per_step: int = 1
     share_adapted: float = 0.25
-    gradient_start: bool = False
+    initial_weights: InitialWeights = "random"
     gradient_clip_norm: float | None = 1.0
     early_stop_loss: float = 0.01
     parts: Parts | None = None
@@ -121,6 +132,12 @@ class Recipe:
             raise ConfigError(f"context_share must be at least 0 and below 1, got {self.context_share}")
         if self.loss not in LOSSES:
             raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.initial_weights not in INITIAL_WEIGHTS:
+            raise ConfigError(
+                f"initial_weights must be one of {', '.join(INITIAL_WEIGHTS)}, got {self.initial_weights!r}"
+            )
 
     @property
     def steps_or_most(self) -> int:
@@ -136,11 +153,13 @@ class Recipe:
 RECIPES: Final[Mapping[str, Recipe]] = {
     "spark": Recipe(
         rank=8,
-        steps_floor=16,
-        steps_cap=16,
-        learning_rate=8e-3,
+        steps_floor=5,
+        steps_cap=5,
+        learning_rate=6e-3,
+        schedule="constant",
         share_adapted=1.0,
-        parts=Parts(finishing_rate_factor=0.5),
+        initial_weights="learned",
+        parts=Parts(share=0.6, finishing_share=0.4, finishing_rate_factor=0.8),
     ),
     "smollm2": Recipe(
         rank=16,
@@ -149,7 +168,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         learning_rate=5e-4,
         share_adapted=1.0,
         context_share=0.5,
-        gradient_start=True,
+        initial_weights="first_gradient",
         parts=Parts(rate_factor=1.6, finishing_share=0.375, finishing_rate_factor=1.6),
     ),
 }
@@ -164,7 +183,7 @@ GENERAL: Final = Recipe(
     learning_rate=1e-3,
     share_adapted=1.0,
     context_share=0.5,
-    gradient_start=True,
+    initial_weights="first_gradient",
 )
 
 

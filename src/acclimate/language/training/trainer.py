@@ -21,7 +21,7 @@ from torch import Tensor
 from acclimate.core import lora, lora_start
 from acclimate.core.budget import Budget, StopCode
 from acclimate.core.packed_adapters import PackedAdapters
-from acclimate.errors import DataError, TTTNotSupportedError
+from acclimate.errors import ConfigError, DataError, TTTNotSupportedError
 from acclimate.language.examples import Example
 from acclimate.language.models.deadlines import Deadline, OutOfTimeError
 from acclimate.language.models.language_model import LanguageModel
@@ -123,6 +123,7 @@ class Training:
 
     Raises:
         DataError: a set is empty, its examples are longer than the model can read, or ``start`` has another shape.
+        ConfigError: the recipe asks for learned initial weights, and the model has none.
         TTTNotSupportedError: the model has no layers that low-rank weights could be added to.
     """
 
@@ -161,6 +162,8 @@ class Training:
                 [job.layout for job in jobs for _ in job.sets],
             )
             self._starts_anew = all(job.start is None for job in jobs)
+            if self._starts_anew and recipe.initial_weights == "learned":
+                _begin_with_learned(model, self._pairs)
             for job, progress in zip(jobs, self._progress, strict=True):
                 if job.start is not None:
                     _copy_weights(job.start, self._pairs, progress.copies, of=self._copies)
@@ -213,8 +216,8 @@ class Training:
             return
         with self._charged():
             ends = self._deadline(step)
-            self._optimizer.param_groups[0]["lr"] = self._recipe.learning_rate * cosine(step, self._steps)
-            first = step == 0 and self._starts_anew and self._recipe.gradient_start
+            self._optimizer.param_groups[0]["lr"] = self._recipe.learning_rate * self._factor(step)
+            first = step == 0 and self._starts_anew and self._recipe.initial_weights == "first_gradient"
             with (
                 lora_start.capture_gradients(self._model.network, self._pairs, seed=self._recipe.seed)
                 if first
@@ -292,6 +295,10 @@ class Training:
         """Enter in the memory of the requests that nothing is held any more."""
         for part in (_WEIGHTS, _LOWER_LAYERS, Activations.PART):
             self._hold(part, 0)
+
+    def _factor(self, step: int) -> float:
+        """Return the factor on the learning rate at ``step``."""
+        return cosine(step, self._steps) if self._recipe.schedule == "cosine" else 1.0
 
     def _deadline(self, step: int) -> Deadline:
         """Return when the step has to end: none where several jobs share it, which look at theirs between steps."""
@@ -390,6 +397,26 @@ def trained(model: LanguageModel, job: TrainingJob, recipe: Recipe) -> Adapter:
             return adapter
         finally:
             training.let_go()
+
+
+@torch.no_grad()
+def _begin_with_learned(model: LanguageModel, pairs: Mapping[str, lora.LowRank]) -> None:
+    """Set ``pairs`` to the initial weights that were learned for ``model``.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if model.learned_start is None:
+        raise ConfigError(
+            f"{model.name!r} has no learned initial weights; train with initial_weights='random' or 'first_gradient'"
+        )
+    for name, pair in pairs.items():
+        found = model.learned_start.of_rank(name, pair.lora_A.shape[-2])
+        if found is not None:
+            down, up = found
+            # A higher rank leaves the further directions random, with which nothing is added yet.
+            pair.lora_A[..., : len(down), :] = down.to(pair.lora_A.device)
+            pair.lora_B[..., : up.shape[1]] = up.to(pair.lora_B.device) / pair.scale
 
 
 def _copy_weights(start: Adapter, pairs: Mapping[str, lora.LowRank], copies: range, *, of: int) -> None:

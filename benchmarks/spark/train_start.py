@@ -1,0 +1,193 @@
+"""Learn the low-rank weights that the training of spark's adapters begins with.
+
+    python benchmarks/spark/train_start.py --out src/acclimate/language/models/spark/start --work start-training
+
+First-order meta-learning (Finn, Abbeel and Levine 2017, arXiv 1703.03400, section 5.2) of low-rank weights that are
+adapted to one task afterwards, as in ABMLL (arXiv 2508.14285), here without its Bayesian part. For each task of a
+batch a request is followed: adapters to both halves of the examples, then steps on all of them from the adapters' mean.
+At the weights of the halves the loss on the examples held out of them is differentiated, and at the final weights that
+on other questions; the sum of these gradients moves the start. Resumable: the same command goes on from the last
+checkpoint in ``--work``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from start_families import start_task
+from tasks import pairs
+from torch import Tensor, nn
+from train_families import training_task
+
+from acclimate.core import lora
+from acclimate.language import Adapter, Example, LanguageModel, load
+from acclimate.language.examples import folds
+from acclimate.language.models.learned_start import LearnedStart
+from acclimate.language.training.recipes import Recipe
+from acclimate.language.training.step_schedule import batch_of
+from acclimate.language.training.trainer import train
+
+#: Tokens of the examples of all tasks in a batch, which are filled with as many as fit.
+LENGTHS = (50, 75, 100, 130, 170, 220)
+MOST_EXAMPLES, QUESTIONS = 12, 4
+#: Share of tasks that are drawn from the families that the model was trained on.
+KNOWN_SHARE = 0.1
+#: Of the gradient at the halves' weights; that at the final weights counts once.
+HELD_OUT_WEIGHT = 0.3
+#: Outer gradients of one task are scaled down to this norm, so that no task outweighs the others.
+MOST_NORM = 0.1
+Weights = dict[str, tuple[Tensor, Tensor]]
+
+
+def drawn(rng: random.Random, count: int) -> tuple[list[list[Example]], list[list[Example]]]:
+    """Return the examples of ``count`` tasks, of similar length, and questions."""
+    room = rng.choice(LENGTHS)
+    shown: list[list[Example]] = []
+    asked: list[list[Example]] = []
+    while len(shown) < count:
+        task = training_task(rng) if rng.random() < KNOWN_SHARE else start_task(rng)
+        found = [Example(*pair) for pair in pairs(task, MOST_EXAMPLES + QUESTIONS, rng)]
+        fitting, used = 0, 0
+        for example in found[:MOST_EXAMPLES]:
+            used += len(example.input) + len(example.output) + 2
+            fitting += used <= room
+        if fitting >= 2:
+            shown.append(found[:fitting])
+            asked.append(found[fitting : fitting + QUESTIONS])
+    return shown, asked
+
+
+def gradients(
+    model: LanguageModel, adapter: Adapter, shown: Sequence[Sequence[Example]], asked: Sequence[Sequence[Example]]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """Return the gradient, for each copy of ``adapter``, of the loss on what is asked after what is shown; its mean."""
+    rows = []
+    for before, after in zip(shown, asked, strict=True):
+        marks = [*[-1] * len(before), *range(len(before), len(before) + len(after))]
+        rows.append([model.encoder.row([*before, *after], answers=marks)])
+    targets = batch_of(rows, pad=model.pad, device=model.device)
+    decoder = model.decoder(1.0)
+    with adapter.installed(model.network), decoder.quick_attention, torch.enable_grad():
+        hidden = decoder.hidden(decoder.record(targets.tokens))
+        scores = decoder.scores(hidden[targets.row, targets.column])
+        losses = nn.functional.cross_entropy(scores, targets.wanted, reduction="none")
+        counts = torch.bincount(targets.owner, minlength=adapter.copies).clamp(min=1)
+        each = torch.zeros(adapter.copies).index_add(0, targets.owner, losses / counts[targets.owner])
+        each.sum().backward()
+        found = {}
+        for name in adapter.weights:
+            pair = model.network.get_submodule(name).low_rank
+            found[name] = pair.lora_A.grad, pair.lora_B.grad
+    norms = torch.stack([g.flatten(1).square().sum(1) for pair in found.values() for g in pair]).sum(0).sqrt()
+    scale = (MOST_NORM / (norms + 1e-6)).clamp(max=1.0)[:, None, None]
+    return {name: (down * scale, up * scale) for name, (down, up) in found.items()}, float(each.detach().mean())
+
+
+def followed(
+    model: LanguageModel, recipe: Recipe, rng: random.Random, count: int
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
+    """Return the outer gradient of a batch of ``count`` tasks, and mean losses on the way."""
+    shown, asked = drawn(rng, count)
+    recipe = replace(recipe, seed=rng.randrange(1 << 30))
+    parts = recipe.parts
+    assert parts is not None
+    assert recipe.steps is not None
+    splits = [folds(examples, 2, seed=recipe.seed) for examples in shown]
+    kept = [[examples[i] for i in split[0]] for examples, both in zip(shown, splits, strict=True) for split in both]
+    out = [[examples[i] for i in split[1]] for examples, both in zip(shown, splits, strict=True) for split in both]
+    halves = train(model, kept, replace(recipe, steps=round(recipe.steps * parts.share)))
+    at_halves, held_out_loss = gradients(model, halves, kept, out)
+    means = {
+        name: tuple(part.unflatten(0, (count, 2)).mean(1) for part in pair) for name, pair in halves.weights.items()
+    }
+    mean = replace(halves, weights=means, copies=count)
+    last = replace(
+        recipe,
+        steps=round(recipe.steps * parts.finishing_share),
+        learning_rate=recipe.learning_rate * parts.finishing_rate_factor,
+    )
+    order = [rng.sample(examples, len(examples)) for examples in shown]
+    adapter = train(model, order, last, start=mean)
+    at_end, question_loss = gradients(model, adapter, order, asked)
+    total = {
+        name: tuple(
+            HELD_OUT_WEIGHT * half.mean(0) + end.mean(0)
+            for half, end in zip(at_halves[name], at_end[name], strict=True)
+        )
+        for name in at_end
+    }
+    losses = {"first_nats": halves.losses[0], "held_out_nats": held_out_loss, "questions_nats": question_loss}
+    return total, losses  # type: ignore[return-value]
+
+
+def main() -> None:
+    """Learn, save, and write the log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the finished weights")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the log")
+    parser.add_argument("--begin", type=Path, help="folder with such weights to go on from, instead of random ones")
+    parser.add_argument("--steps", type=int, default=400, help="batches of tasks")
+    parser.add_argument("--tasks", type=int, default=16, help="in a batch")
+    parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, on the start")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    given.work.mkdir(parents=True, exist_ok=True)
+    model = load("spark")
+    recipe = replace(model.recipe, steps=model.recipe.steps_cap, early_stop_loss=1e-9)
+    pairs_of = lora.created(model.network, model.decoder(1.0).targets, rank=recipe.rank_or_default, seed=given.seed)
+    if given.begin is not None:
+        with lora.loaded(model.network, given.begin) as pairs_of:
+            pass
+    learned = {name: (pair.lora_A, pair.lora_B) for name, pair in sorted(pairs_of.items())}
+    flat = [part for pair in learned.values() for part in pair]
+    optimizer = torch.optim.Adam(flat, lr=given.rate, betas=(0.9, 0.98), foreach=True)
+    checkpoint, begin, cpu_before_s = given.work / "start.pt", 0, 0.0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        with torch.no_grad():
+            for part, stored in zip(flat, saved["weights"], strict=True):
+                part.copy_(stored)
+        optimizer.load_state_dict(saved["optimizer"])
+        begin, cpu_before_s = saved["step"], saved["cpu_s"]
+    cpu = time.process_time()
+    log = (given.work / "log.jsonl").open("a")
+    recent: list[dict[str, float]] = []
+    for step in range(begin, given.steps):
+        start = LearnedStart({name: (down.detach(), up.detach()) for name, (down, up) in learned.items()})
+        found, losses = followed(
+            replace(model, learned_start=start), recipe, random.Random(f"{given.seed}/{step}"), given.tasks
+        )
+        for name, pair in learned.items():
+            for part, grad in zip(pair, found[name], strict=True):
+                part.grad = grad
+        done = step / given.steps
+        optimizer.param_groups[0]["lr"] = given.rate * (1.0 if done < 0.5 else max(0.03, 2 - 2 * done))
+        optimizer.step()
+        recent.append(losses)
+        if step % 10 == 9 or step == given.steps - 1:
+            cpu_s = cpu_before_s + time.process_time() - cpu
+            row: dict[str, Any] = {"step": step + 1, "cpu_s": round(cpu_s, 1)}
+            row |= {name: round(sum(r[name] for r in recent) / len(recent), 4) for name in losses}
+            print(json.dumps(row), file=log, flush=True)
+            recent.clear()
+            state = {"weights": [part.detach() for part in flat], "optimizer": optimizer.state_dict()}
+            torch.save(state | {"step": step + 1, "cpu_s": cpu_s}, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+    weights: Weights = {name: (down.detach().half(), up.detach().half()) for name, (down, up) in learned.items()}
+    rank = recipe.rank_or_default
+    lora.write(given.out, weights, rank=rank, alpha=rank, base_model="spark", task_type="CAUSAL_LM")
+    print(f"{sum(part.numel() for part in flat)} weights, {given.steps} batches of {given.tasks} tasks -> {given.out}")
+
+
+if __name__ == "__main__":
+    main()
