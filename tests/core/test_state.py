@@ -59,6 +59,9 @@ def test_low_rank_weights_are_saved_too(tmp_path: Path) -> None:
 
 
 STATES = Path(__file__).parent.parent / "data" / "states"
+#: Batches after which another version of a method computes something else on purpose: blend adds every second batch of
+#: a settled stream to its statistics now.
+BATCHES = {"blend": 2}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_files_that_named_classes_by_their_python_path_still_load(method: str) -
     pacing = Pacing(warm_up=2, every=2)
     with Session(NETWORKS["classifier-bn"]()[0], METHODS[method](), pacing=pacing) as session:
         session.load_state(STATES / f"{method}.safetensors")
-        for seed in range(3, 6):
+        for seed in range(3, 3 + BATCHES.get(method, 3)):
             outputs = session.adapt_and_predict(images(seed=seed))[0]
             torch.testing.assert_close(outputs, expected[f"{method}.{seed}"], rtol=1e-4, atol=1e-5)
 
