@@ -171,7 +171,17 @@ class HasStateTypes(Protocol):
 
 
 def settings_of(method: Method) -> dict[str, Any]:
-    """Return a method's hyper-parameters as plain values; tensors are left out."""
-    if not dataclasses.is_dataclass(method):
-        return {}
-    return {f.name: to_jsonable(getattr(method, f.name)) for f in dataclasses.fields(method) if f.repr}
+    """Return a method's hyper-parameters as plain values; what was measured on source images is left out.
+
+    So it is in methods that a method contains.
+    """
+    return _shown(method) if dataclasses.is_dataclass(method) else {}
+
+
+def _shown(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that its representation shows."""
+    found = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr}
+    return {
+        name: _shown(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else to_jsonable(part)
+        for name, part in found.items()
+    }

@@ -248,6 +248,7 @@ def running_statistics(
     full_shift: float = 0.0,
     outputs_of: Mapping[str, Moments] | None = None,
     used: dict[str, Moments] | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> Iterator[dict[str, Moments]]:
     """Inside the block, BatchNorm uses running statistics of the stream, mixed with the source's.
 
@@ -268,6 +269,8 @@ def running_statistics(
             these layers are scaled and shifted by channel as a BatchNorm with these moments would do: from the mixed
             statistics to the source's.
         used: gets the mixed statistics of each layer, for :func:`fixed_statistics`.
+        weights: of the running statistics by layer name, used where they are known, and kept where they are computed:
+            another view of the same images is as far from the source.
 
     Yields:
         The running statistics by layer name, updated as batches pass.
@@ -281,13 +284,18 @@ def running_statistics(
         if full_shift == 0 or name in outputs:
             # Outputs were normalised for each image, which leaves little of a shift, and that little counts.
             return memory_weight
+        if weights is not None and name in weights:
+            return weights[name]
         if name in shifts:
             # The model is called once more.
             shifts.clear()
         before = next(reversed(shifts.values()), None)
         here = shift(found, source)
         shifts[name] = total = here if before is None else before + here
-        return (total * (memory_weight / (full_shift * len(shifts)))).clamp_(max=memory_weight)
+        weight = (total * (memory_weight / (full_shift * len(shifts)))).clamp_(max=memory_weight)
+        if weights is not None:
+            weights[name] = weight
+        return weight
 
     def mixed_with_source(name: str, inputs: Tensor, source_mean: Tensor, source_var: Tensor) -> Moments:
         source_mean, source_var = at_least_float32(source_mean), at_least_float32(source_var)

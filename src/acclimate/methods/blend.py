@@ -641,6 +641,7 @@ class Blend:
         added: _Averaging,
         count: int,
         used: dict[str, Moments] | None = None,
+        weights: dict[str, Tensor] | None = None,
     ) -> AbstractContextManager[dict[str, Moments]]:
         # While the statistics are still the source's in part, the stream is further away than they are, and the
         # divergence grows with the square of the distance.
@@ -654,6 +655,7 @@ class Blend:
             full_shift=self.full_shift * share**2,
             outputs_of=self.source_outputs,
             used=used,
+            weights=weights,
         )
 
     def _forward(
@@ -664,6 +666,7 @@ class Blend:
         known: Mapping[str, Moments],
         *,
         added: _Averaging,
+        weights: dict[str, Tensor],
         task: Task,
     ) -> tuple[Any, Mapping[str, Moments], Mapping[str, Moments]]:
         """Return the outputs, the running statistics, and the mixed ones that were used; ``known`` ones are used."""
@@ -671,7 +674,8 @@ class Blend:
             with norm.fixed_statistics(model, known, outputs_of=self.source_outputs):
                 return task.forward(model, batch), memory, known
         used: dict[str, Moments] = {}
-        with self._mixing(model, memory, added=added, count=sample_count(batch), used=used) as updated:
+        count = sample_count(batch)
+        with self._mixing(model, memory, added=added, count=count, used=used, weights=weights) as updated:
             return task.forward(model, batch), updated, used
 
     def _observed(self, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, Any]:
@@ -744,7 +748,10 @@ class Blend:
         Images that are surely of one class are not mirrored, apart from the first ``mirrors_first``. Given the
         unfiltered batch as ``hedging``, mirror images are those of it, and the unadapted model predicts them.
         """
-        outputs, memory, used = self._forward(model, batch, memory, known.images, added=added, task=task)
+        weights: dict[str, Tensor] = {}
+        outputs, memory, used = self._forward(
+            model, batch, memory, known.images, added=added, weights=weights, task=task
+        )
         rows = self._to_mirror(outputs, mirrors_first, task=task)
         view = None
         if rows is None or len(rows) > 0:
@@ -759,7 +766,7 @@ class Blend:
             found = task.forward(model, mirrored)
         else:
             found, flipped_memory, flipped_used = self._forward(
-                model, mirrored, flipped_memory, known.flipped, added=added, task=task
+                model, mirrored, flipped_memory, known.flipped, added=added, weights=weights, task=task
             )
         other, both = view.undo(found), UsedStatistics(used, flipped_used)
         if rows is None:
