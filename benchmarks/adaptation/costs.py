@@ -120,11 +120,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--formats", nargs="+", choices=["float32", "bfloat16"], help="of the weights; all by default")
     given = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
     results |= {"torch": torch.__version__, "threads": 1, "amx": torch.cpu._is_amx_tile_supported()}
     for name, dtype in [(chosen, dtype) for chosen in given.models for dtype in MODELS[chosen]]:
+        if given.formats and dtype is not None and str(dtype).removeprefix("torch.") not in given.formats:
+            continue
         model = load(name, dtype=dtype)
         tasks = known_tasks(name, "TEST", per=1, shots=24, questions=1, seed=91)[: given.tasks]
         costs(model, tasks[0])  # What is built at the first use of a model is not counted.
