@@ -263,7 +263,8 @@ class Blend:
         hedge: where the adapted and the unadapted model give at least this share of images the same class, and the
             adapted one is not the more consistent one, it predicts the image and the unadapted one the mirror image:
             the average of two models that are about as good is seldom worse than either. Above 1, the adapted model
-            predicts both.
+            predicts both. So it does where outputs of GroupNorm or LayerNorm are realigned: there the average was worse
+            under each kind of damage of the half ``tune`` of benchmarks/shifts in which it was taken.
         sure: images whose class has at least this probability are not mirrored, except while trials need it; their
             prediction would hardly change.
         filter_gain: by which fraction the filter must lower the probability that an image and its mirror image are of
@@ -547,6 +548,8 @@ class Blend:
         trial = state.adaptation_trial
         if trial is None:
             return state.hedged
+        if self.source_outputs:
+            return False
         # An adapted model that is the more consistent one would lose by the average.
         return trial.same_share() >= self.hedge and not self.agreement.has_fewer(trial.adapted, trial.unadapted)
 
