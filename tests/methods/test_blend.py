@@ -559,6 +559,8 @@ def test_a_model_that_is_the_more_consistent_one_is_not_averaged_with_the_other(
     ):
         trial = AdaptationTrial(ViewDecisions(*adapted), ViewDecisions(*unadapted))
         assert method._hedges(BlendState(adaptation_trial=trial)) == hedged
+        realigned = dataclasses.replace(method, source_outputs={"norm": (torch.zeros(3), torch.ones(3))})
+        assert not realigned._hedges(BlendState(adaptation_trial=trial))
 
 
 @pytest.mark.parametrize("departure", [0.0, 1e9])
