@@ -44,7 +44,7 @@ class LowRank(nn.Module):
         layer: that they belong to.
         rank: of the product.
         alpha: scale times rank.
-        rng: that the initial values are drawn from; None leaves both matrices to be filled by the caller.
+        rng: that the initial values are drawn from; None leaves ``lora_A`` to be filled by the caller.
         copies: see above.
     """
 
@@ -65,18 +65,14 @@ class LowRank(nn.Module):
             # Conv1D of transformers keeps its weight as (in, out), a linear layer as (out, in).
             out_features, in_features = reversed(weight.shape) if _is_conv1d(layer) else weight.shape
             down_shape, up_shape = (rank, in_features), (out_features, rank)
-        if copies > 1:
-            up_shape = (copies, *up_shape)
         if rng is None:
-            shape = (copies, *down_shape) if copies > 1 else down_shape
-            self.lora_A = nn.Parameter(torch.empty(shape, device=weight.device, dtype=torch.float32))
-            self.lora_B = nn.Parameter(torch.empty(up_shape, device=weight.device, dtype=torch.float32))
-            return
-        # Drawn on the CPU, so that one seed gives the same start on every device.
-        bound = math.sqrt(1.0 / math.prod(down_shape[1:]))
-        down = (torch.rand(down_shape, generator=rng) * 2 - 1) * bound
+            down = torch.empty(down_shape, device=weight.device)
+        else:
+            # Drawn on the CPU, so that one seed gives the same start on every device.
+            bound = math.sqrt(1.0 / math.prod(down_shape[1:]))
+            down = (torch.rand(down_shape, generator=rng) * 2 - 1) * bound
         if copies > 1:
-            down = down.expand(copies, *down_shape).contiguous()
+            down, up_shape = down.expand(copies, *down_shape).contiguous(), (copies, *up_shape)
         self.lora_A = nn.Parameter(down.to(weight.device, torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(up_shape, device=weight.device, dtype=torch.float32))
 

@@ -498,6 +498,11 @@ def measured_shifts(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         yield found
 
 
+def mean_shift(shifts: Mapping[str, Tensor]) -> float:
+    """Return the mean over layers of what :func:`measured_shifts` found, at least one."""
+    return float(torch.stack(list(shifts.values())).mean())
+
+
 def mixed(
     inputs: Tensor,
     source_mean: Tensor,

@@ -28,7 +28,7 @@ from acclimate.core.signals import Certainty, SignalPair
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
 from acclimate.core.source_model import partly_adapted_outputs
 from acclimate.core.spectrum import Sums
-from acclimate.core.task import Task
+from acclimate.core.task import Task, View
 from acclimate.core.view_agreement import AgreementTest, ClassMixTest, ThreeDecisions, ViewDecisions
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
@@ -527,7 +527,7 @@ class Blend:
             return state, detach(task.forward(model, batch))
         with norm.measured_shifts(model) as shifts:
             outputs = detach(task.forward(model, batch))
-        departs = bool(shifts) and float(torch.stack(list(shifts.values())).mean()) > self.departure
+        departs = bool(shifts) and norm.mean_shift(shifts) > self.departure
         return replace(state, departs=departs), None if departs else outputs
 
     def _like_source(self, state: BlendState) -> bool:
@@ -755,13 +755,7 @@ class Blend:
         outputs, memory, used = self._forward(
             model, batch, memory, known.images, added=added, weights=weights, task=task
         )
-        rows = self._to_mirror(outputs, mirrors_first, task=task)
-        view = None
-        if rows is None or len(rows) > 0:
-            batch = batch if hedging is None else hedging
-            if rows is not None:
-                batch = map_tensors(lambda tensor: tensor[rows], batch)
-            view = task.mirrored(batch) if self.flip_averaging else None
+        rows, view = self._mirrored(outputs, batch if hedging is None else hedging, mirrors_first, task=task)
         if view is None:
             return _Run(outputs, outputs, None, memory, flipped_memory, UsedStatistics(used))
         mirrored, flipped_used = layout.for_prediction(view.batch), known.flipped
@@ -771,13 +765,15 @@ class Blend:
             found, flipped_memory, flipped_used = self._forward(
                 model, mirrored, flipped_memory, known.flipped, added=added, weights=weights, task=task
             )
-        other, both = view.undo(found), UsedStatistics(used, flipped_used)
-        if rows is None:
-            return _Run(task.merge([outputs, other], outputs), outputs, other, memory, flipped_memory, both)
-        merged = outputs.clone()
-        merged[rows] = task.merge([outputs[rows], other], None)
-        first = other[:mirrors_first] if mirrors_first else None
-        return _Run(merged, outputs, first, memory, flipped_memory, both)
+        merged, flipped = _merged(outputs, view.undo(found), rows, mirrors_first, task=task)
+        return _Run(merged, outputs, flipped, memory, flipped_memory, UsedStatistics(used, flipped_used))
+
+    def _mirrored(self, outputs: Any, batch: Any, first: int, *, task: Task) -> tuple[Tensor | None, View | None]:
+        """Return the rows to mirror, None for all, and their mirror images, None where nothing is mirrored."""
+        rows = self._to_mirror(outputs, first, task=task)
+        if not self.flip_averaging or (rows is not None and len(rows) == 0):
+            return rows, None
+        return rows, task.mirrored(batch if rows is None else map_tensors(lambda tensor: tensor[rows], batch))
 
     def _to_mirror(self, outputs: Any, first: int, *, task: Task) -> Tensor | None:
         """Return the rows of the images to mirror, the first ones among them; None for all."""
@@ -792,19 +788,12 @@ class Blend:
     ) -> _Run:
         """Predict images and mirror images with the source's statistics; ``mirrors_first`` is that of ``_run``."""
         outputs = task.forward(model, batch)
-        rows = self._to_mirror(outputs, mirrors_first, task=task)
-        if rows is not None and len(rows) == 0:
-            return _Run(outputs, outputs, None, state.memory, state.flipped_memory)
-        some = batch if rows is None else map_tensors(lambda tensor: tensor[rows], batch)
-        view = task.mirrored(some) if self.flip_averaging else None
+        rows, view = self._mirrored(outputs, batch, mirrors_first, task=task)
         if view is None:
             return _Run(outputs, outputs, None, state.memory, state.flipped_memory)
         other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
-        if rows is None:
-            return _Run(task.merge([outputs, other], outputs), outputs, other, state.memory, state.flipped_memory)
-        merged = outputs.clone()
-        merged[rows] = task.merge([outputs[rows], other], None)
-        return _Run(merged, outputs, None, state.memory, state.flipped_memory)
+        merged, flipped = _merged(outputs, other, rows, mirrors_first, task=task)
+        return _Run(merged, outputs, flipped, state.memory, state.flipped_memory)
 
     def _tried(
         self,
@@ -937,6 +926,15 @@ def _tried_part(batch: Any) -> Any:
     """Return the images of a batch that are also predicted in other ways for trials: the first half of a large one."""
     count = sample_count(batch)
     return map_tensors(lambda tensor: tensor[: count // 2], batch) if count >= 2 * _LEAST_TRIAL else batch
+
+
+def _merged(outputs: Any, other: Any, rows: Tensor | None, first: int, *, task: Task) -> tuple[Any, Any]:
+    """Return outputs averaged with those on the mirror images of ``rows``, and the latter for the first images."""
+    if rows is None:
+        return task.merge([outputs, other], outputs), other
+    merged = outputs.clone()
+    merged[rows] = task.merge([outputs[rows], other], None)
+    return merged, other[:first] if first else None
 
 
 def _joined(first: Any, whole: Any) -> Any:

@@ -391,7 +391,7 @@ class SpectrumFilter:
         filtered = cleaned is not batch
         # The statistics of a few images differ from the source's by chance: one batch alone counts for half.
         if shifts and sample_count(batch) >= self.least_images:
-            shift = (state.shift + float(torch.stack(list(shifts.values())).mean())) / 2
+            shift = (state.shift + norm.mean_shift(shifts)) / 2
             state = replace(state, shift=shift)
         shifted = state.shift >= self.least_shift
         found = {UNADAPTED: unadapted}
