@@ -1,13 +1,15 @@
-"""Learn the low-rank weights that the training of spark's adapters begins with.
+"""Learn the low-rank weights that the training of a model's adapters begins with.
 
-    python benchmarks/spark/train_start.py --out src/acclimate/language/models/spark/start --work start-training
+    python benchmarks/learned_start/train.py --model spark --out src/acclimate/language/models/spark/start --work training
 
 First-order meta-learning (Finn, Abbeel and Levine 2017, arXiv 1703.03400, section 5.2) of low-rank weights that are
 adapted to one task afterwards, as in ABMLL (arXiv 2508.14285), here without its Bayesian part. For each task of a
 batch a request is followed: adapters to both halves of the examples, then steps on all of them from the adapters' mean.
 At the weights of the halves the loss on the examples held out of them is differentiated, and at the final weights that
-on other questions; the sum of these gradients moves the start. Resumable: the same command goes on from the last
-checkpoint in ``--work``.
+on other questions; the sum of these gradients moves the start. ``--shared`` batches come first, in which no task is
+adapted to: the gradient is that of all answers after the first few at the start itself (meta-training for in-context
+learning, Min et al. 2022, arXiv 2110.15943), for a tenth of the time. Resumable: the same command goes on from the
+last checkpoint in ``--work``.
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("spark", "fewshot")]
+import english_families
+import string_families
 import torch
-from start_families import start_task
 from tasks import pairs
 from torch import Tensor, nn
 from train_families import training_task
@@ -36,9 +42,9 @@ from acclimate.language.training.step_schedule import batch_of
 from acclimate.language.training.trainer import train
 
 #: Tokens of the examples of all tasks in a batch, which are filled with as many as fit.
-LENGTHS = (50, 75, 100, 130, 170, 220)
+LENGTHS = {"spark": (50, 75, 100, 130, 170, 220), "smollm2": (50, 80, 110, 140, 180)}
 MOST_EXAMPLES, QUESTIONS = 12, 4
-#: Share of tasks that are drawn from the families that the model was trained on.
+#: Share of spark's tasks that are drawn from the families that the model was trained on.
 KNOWN_SHARE = 0.1
 #: Of the gradient at the halves' weights; that at the final weights counts once.
 HELD_OUT_WEIGHT = 0.3
@@ -47,22 +53,59 @@ MOST_NORM = 0.1
 Weights = dict[str, tuple[Tensor, Tensor]]
 
 
-def drawn(rng: random.Random, count: int) -> tuple[list[list[Example]], list[list[Example]]]:
+def task_of(model: LanguageModel, rng: random.Random) -> list[Example]:
+    """Return pairs of one task for the model: strings for spark, English for every other."""
+    count = MOST_EXAMPLES + QUESTIONS
+    if model.name != "spark":
+        found = english_families.start_task(rng, count)
+    else:
+        found = pairs(training_task(rng) if rng.random() < KNOWN_SHARE else string_families.start_task(rng), count, rng)
+    return [Example(*pair) for pair in found]
+
+
+def drawn(model: LanguageModel, rng: random.Random, count: int) -> tuple[list[list[Example]], list[list[Example]]]:
     """Return the examples of ``count`` tasks, of similar length, and questions."""
-    room = rng.choice(LENGTHS)
+    room = rng.choice(LENGTHS.get(model.name, LENGTHS["smollm2"]))
     shown: list[list[Example]] = []
     asked: list[list[Example]] = []
     while len(shown) < count:
-        task = training_task(rng) if rng.random() < KNOWN_SHARE else start_task(rng)
-        found = [Example(*pair) for pair in pairs(task, MOST_EXAMPLES + QUESTIONS, rng)]
+        found = task_of(model, rng)
         fitting, used = 0, 0
-        for example in found[:MOST_EXAMPLES]:
-            used += len(example.input) + len(example.output) + 2
+        for example in found[: min(MOST_EXAMPLES, len(found) - QUESTIONS)]:
+            used += len(model.encoder.row([example]).tokens)
             fitting += used <= room
         if fitting >= 2:
             shown.append(found[:fitting])
             asked.append(found[fitting : fitting + QUESTIONS])
     return shown, asked
+
+
+def shared_gradient(
+    model: LanguageModel, start: Mapping[str, lora.LowRank], rng: random.Random, count: int
+) -> tuple[Weights, dict[str, float]]:
+    """Return the gradient at ``start`` of the answers of ``count`` tasks after their first few, and its mean loss."""
+    shown, asked = drawn(model, rng, count)
+    rows = []
+    for before, after in zip(shown, asked, strict=True):
+        known = rng.randint(1, max(1, len(before) // 2))
+        both = [*before, *after]
+        rows.append(model.encoder.row(both, answers=[i if i >= known else -1 for i in range(len(both))]))
+    targets = batch_of([rows], pad=model.pad, device=model.device)
+    decoder = model.decoder(1.0)
+    found: Weights = {}
+    with lora.in_use(model.network, start), decoder.quick_attention, torch.enable_grad():
+        hidden = decoder.hidden(decoder.record(targets.tokens))
+        scores = decoder.scores(hidden[targets.row, targets.column])
+        losses = nn.functional.cross_entropy(scores, targets.wanted, reduction="none")
+        counts = torch.bincount(targets.row, minlength=count).clamp(min=1)
+        loss = (losses / counts[targets.row]).sum() / count
+        loss.backward()
+        for name, pair in start.items():
+            assert pair.lora_A.grad is not None
+            assert pair.lora_B.grad is not None
+            found[name] = pair.lora_A.grad, pair.lora_B.grad
+            pair.lora_A.grad = pair.lora_B.grad = None
+    return found, {"shared_nats": float(loss.detach())}
 
 
 def gradients(
@@ -95,8 +138,8 @@ def followed(
     model: LanguageModel, recipe: Recipe, rng: random.Random, count: int
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
     """Return the outer gradient of a batch of ``count`` tasks, and mean losses on the way."""
-    shown, asked = drawn(rng, count)
-    recipe = replace(recipe, seed=rng.randrange(1 << 30))
+    shown, asked = drawn(model, rng, count)
+    recipe = replace(recipe, seed=rng.randrange(1 << 30), initial_weights="learned")
     parts = recipe.parts
     assert parts is not None
     assert recipe.steps is not None
@@ -131,19 +174,27 @@ def followed(
 def main() -> None:
     """Learn, save, and write the log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="spark")
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished weights")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the log")
     parser.add_argument("--begin", type=Path, help="folder with such weights to go on from, instead of random ones")
     parser.add_argument("--steps", type=int, default=400, help="batches of tasks")
+    parser.add_argument("--shared", type=int, default=0, help="batches before them in which no task is adapted to")
     parser.add_argument("--tasks", type=int, default=16, help="in a batch")
     parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, on the start")
+    parser.add_argument("--rank", type=int, help="of the start; by default that of the model's recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     given.work.mkdir(parents=True, exist_ok=True)
-    model = load("spark")
-    recipe = replace(model.recipe, steps=model.recipe.steps_cap, early_stop_loss=1e-9)
+    model = load(given.model)
+    recipe = replace(
+        model.recipe,
+        rank=given.rank or model.recipe.rank_or_default,
+        steps=model.recipe.steps_cap,
+        early_stop_loss=1e-9,
+    )
     pairs_of = lora.created(model.network, model.decoder(1.0).targets, rank=recipe.rank_or_default, seed=given.seed)
     if given.begin is not None:
         with lora.loaded(model.network, given.begin) as pairs_of:
@@ -162,22 +213,25 @@ def main() -> None:
     cpu = time.process_time()
     log = (given.work / "log.jsonl").open("a")
     recent: list[dict[str, float]] = []
-    for step in range(begin, given.steps):
-        start = LearnedStart({name: (down.detach(), up.detach()) for name, (down, up) in learned.items()})
-        found, losses = followed(
-            replace(model, learned_start=start), recipe, random.Random(f"{given.seed}/{step}"), given.tasks
-        )
+    steps = given.shared + given.steps
+    for step in range(begin, steps):
+        rng = random.Random(f"{given.seed}/{step}")
+        if step < given.shared:
+            found, losses = shared_gradient(model, pairs_of, rng, given.tasks)
+        else:
+            start = LearnedStart({name: (down.detach(), up.detach()) for name, (down, up) in learned.items()})
+            found, losses = followed(replace(model, learned_start=start), recipe, rng, given.tasks)
         for name, pair in learned.items():
             for part, grad in zip(pair, found[name], strict=True):
                 part.grad = grad
-        done = step / given.steps
+        done = step / steps
         optimizer.param_groups[0]["lr"] = given.rate * (1.0 if done < 0.5 else max(0.03, 2 - 2 * done))
         optimizer.step()
         recent.append(losses)
-        if step % 10 == 9 or step == given.steps - 1:
+        if step % 10 == 9 or step == steps - 1:
             cpu_s = cpu_before_s + time.process_time() - cpu
             row: dict[str, Any] = {"step": step + 1, "cpu_s": round(cpu_s, 1)}
-            row |= {name: round(sum(r[name] for r in recent) / len(recent), 4) for name in losses}
+            row |= {name: round(mean(r[name] for r in recent if name in r), 4) for name in losses}
             print(json.dumps(row), file=log, flush=True)
             recent.clear()
             state = {"weights": [part.detach() for part in flat], "optimizer": optimizer.state_dict()}
@@ -185,8 +239,8 @@ def main() -> None:
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     weights: Weights = {name: (down.detach().half(), up.detach().half()) for name, (down, up) in learned.items()}
     rank = recipe.rank_or_default
-    lora.write(given.out, weights, rank=rank, alpha=rank, base_model="spark", task_type="CAUSAL_LM")
-    print(f"{sum(part.numel() for part in flat)} weights, {given.steps} batches of {given.tasks} tasks -> {given.out}")
+    lora.write(given.out, weights, rank=rank, alpha=rank, base_model=given.model, task_type="CAUSAL_LM")
+    print(f"{sum(part.numel() for part in flat)} weights, {steps} batches of {given.tasks} tasks -> {given.out}")
 
 
 if __name__ == "__main__":
