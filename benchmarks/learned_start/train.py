@@ -42,7 +42,7 @@ from acclimate.language.training.step_schedule import batch_of
 from acclimate.language.training.trainer import train
 
 #: Tokens of the examples of all tasks in a batch, which are filled with as many as fit.
-LENGTHS = {"spark": (50, 75, 100, 130, 170, 220), "smollm2": (50, 80, 110, 140, 180)}
+LENGTHS = {"spark": (50, 75, 100, 130, 170, 220), "smollm2": (40, 60, 80, 100, 130)}
 MOST_EXAMPLES, QUESTIONS = 12, 4
 #: Share of spark's tasks that are drawn from the families that the model was trained on.
 KNOWN_SHARE = 0.1
@@ -88,7 +88,7 @@ def shared_gradient(
     rows = []
     for before, after in zip(shown, asked, strict=True):
         known = rng.randint(1, max(1, len(before) // 2))
-        both = [*before, *after]
+        both = [*before, *after[:2]]
         rows.append(model.encoder.row(both, answers=[i if i >= known else -1 for i in range(len(both))]))
     targets = batch_of([rows], pad=model.pad, device=model.device)
     decoder = model.decoder(1.0)
