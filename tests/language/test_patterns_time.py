@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -86,3 +89,18 @@ def test_no_regular_expression_is_used() -> None:
                 assert not {"re", "regex"} & {alias.name for alias in node.names}, path
             if isinstance(node, ast.ImportFrom):
                 assert node.module not in {"re", "regex", "difflib"}, path
+
+
+def test_readings_are_the_same_in_every_process() -> None:
+    """Sets of strings are iterated in another order in each process: a reading must not depend on it."""
+    prompt = "$map = [\n  ['in' => 'http://a.com', 'out' => 'a.com'],\n  ['in' => 'https://b.org/', 'out' => 'b.org'],\n  ['in' => 'https://c.net/', 'out' => "
+    script = f"from acclimate.language.patterns.candidates import candidates; print(candidates({prompt!r}))"
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONHASHSEED": str(seed)}, capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in (1, 2, 3)
+    }  # fmt: skip
+    assert len(printed) == 1
+    assert "query" in printed.pop()

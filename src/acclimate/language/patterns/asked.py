@@ -89,7 +89,7 @@ def _with_same_sign(text: str, start: int, end: int, inputs: Sequence[str]) -> S
     if len(inputs) < 2:
         return None
     shared = set(inputs[0]).intersection(*inputs[1:])
-    for sign in shared:
+    for sign in sorted(shared, key=inputs[0].index):
         if sign.isalnum() or sign.isspace() or sign in ".,'\"-()/:_" or any(len(i.split(sign)) != 2 for i in inputs):
             continue
         at = text.find(sign, start, end)

@@ -50,9 +50,12 @@ def functions(text: str) -> Iterator[Reading]:
     for found in calls.values():
         if len(found) < 2:
             continue
-        done = [c for c in found if c.value is not None and not is_open(text[c.value[0] : c.value[1]])]
+        has_value = [c.value is not None and not is_open(text[slice(*c.value)]) for c in found]
+        done = [c for c, has in zip(found, has_value, strict=True) if has]
         known = {text[c.inner[0] : c.inner[1]] for c in done}
-        waiting = [c for c in found if c not in done and text[c.inner[0] : c.inner[1]] not in known]
+        waiting = [
+            c for c, has in zip(found, has_value, strict=True) if not has and text[c.inner[0] : c.inner[1]] not in known
+        ]
         if not done or (len(done) < 2 and not waiting):
             continue
         last_is_open = bool(waiting) and waiting[-1] is found[-1]

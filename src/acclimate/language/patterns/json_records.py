@@ -52,7 +52,7 @@ def _scan(text: str) -> list[_Object]:
     stack: list[_Object] = []
     kinds: list[str] = []
     key: tuple[str, int] | None = None
-    at, size = 0, len(text)
+    at, size, written = 0, len(text), len(text.rstrip())
     while at < size:
         sign = text[at]
         if sign in "{[(" and (sign != "(" or text.startswith('"', at + 1)):
@@ -88,10 +88,7 @@ def _scan(text: str) -> list[_Object]:
                 key = None
             at += 1
         elif sign == '"' and stack:
-            stop = at + 1
-            while stop < size and text[stop] != '"':
-                stop += 2 if text[stop] == "\\" else 1
-            stop = min(stop, size)
+            stop = _end_of_string(text, at + 1)
             closed = stop < size
             inner = (at + 1, stop)
             after = stop + 1
@@ -100,7 +97,7 @@ def _scan(text: str) -> list[_Object]:
                 if after < size and text[after] == ":" and stop - at < 60:
                     key = text[inner[0] : inner[1]], at
                     at = after + 1
-                    if not text[at:].strip():
+                    if at >= written:
                         stack[-1].entries.append(_Entry(key[0], key[1], (size, size), (size, size), closed=False))
                         key = None
                     continue
@@ -132,6 +129,17 @@ def _scan(text: str) -> list[_Object]:
                 key = None
             at += 1
     return found
+
+
+def _end_of_string(text: str, at: int) -> int:
+    """Return where the string that begins at ``at`` ends: at a quote without a backslash before it, or with the text."""
+    stop = text.find('"', at)
+    stop = len(text) if stop < 0 else stop
+    if text.find("\\", at, stop) < 0:
+        return stop
+    while at < len(text) and text[at] != '"':
+        at += 2 if text[at] == "\\" else 1
+    return min(at, len(text))
 
 
 def _alternating(text: str, objects: list[_Object]) -> Iterator[Reading]:

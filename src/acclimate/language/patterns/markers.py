@@ -325,62 +325,63 @@ def inline(text: str, *, words: int = 1) -> Marked:
         words: with more than one, a label is all that stands behind a separator or the start of a line.
     """
     found = []
-    at = _next_of(text, ":：=]", 0)
-    while at >= 0:
+    lows: dict[str, str] = {}
+    for at in [place for place, sign in enumerate(text) if sign in ":：=]"]:
         sign = text[at]
         if sign == "]":
             begin = text.rfind("[", max(0, at - _MOST_NAME), at)
             name = text[begin + 1 : at]
             named = name.replace("/", "").replace("_", "").isalnum() and not name.isdigit()
             if begin >= 0 and named and (len(name) > 1 or name in "QAqa"):
-                low = _without_number(name).lower()
+                low = _low(name, lows)
                 found.append(Marker(begin, begin, at + 1, f"[{low}", low))
-        else:
-            after = text[at + 1] if at + 1 < len(text) else " "
-            stop = at
-            while stop > 0 and text[stop - 1] == " " and at - stop < 2:
-                stop -= 1
-            begin = stop
-            while begin > 0 and stop - begin < 16 and (text[begin - 1].isalnum() or text[begin - 1] == "_"):
-                begin -= 1
-            if words > 1:
-                first = begin
-                while first > 0 and stop - first < 30 and text[first - 1] not in "/|,;([{\n:：.?!":
-                    first -= 1
-                while first < begin and text[first].isspace():
-                    first += 1
-                if (
-                    (first == 0 or text[first - 1].isspace() or text[first - 1] in "/|,;([{\n")
-                    and len(text[first:stop].split()) <= words
-                    and text[first:stop].replace(" ", "").isalnum()
-                ):
-                    begin = first
-            before = text[begin - 1] if begin else " "
-            name = text[begin:stop]
-            low = _without_number(name).lower()
-            if (
-                low
-                and low[0].isalpha()
-                and (before.isspace() or before in "/|,;([{*-\"'。，；")
-                and after not in "=>/:"
-                and (sign != "=" or after != "~")
-                and (low not in ANNOUNCING or low in ASKING)
-            ):
-                found.append(Marker(begin, begin, at + 1, f"{low}{':' if sign in ':：' else '='}", low))
-        at = _next_of(text, ":：=]", at + 1)
+            continue
+        after = text[at + 1] if at + 1 < len(text) else " "
+        if after in "=>/:" or (sign == "=" and after == "~"):
+            continue
+        stop = at
+        while stop > 0 and text[stop - 1] == " " and at - stop < 2:
+            stop -= 1
+        begin = stop
+        while begin > 0 and stop - begin < 16 and (text[begin - 1].isalnum() or text[begin - 1] == "_"):
+            begin -= 1
+        if words > 1:
+            begin = _begin_of_words(text, begin, stop, words)
+        before = text[begin - 1] if begin else " "
+        if not (before.isspace() or before in "/|,;([{*-\"'。，；"):
+            continue
+        low = _low(text[begin:stop], lows)
+        if low and low[0].isalpha() and (low not in ANNOUNCING or low in ASKING):
+            found.append(Marker(begin, begin, at + 1, f"{low}{'=' if sign == '=' else ':'}", low))
     return Marked("inline", tuple(found), inline=True)
 
 
-def _next_of(text: str, signs: str, at: int) -> int:
-    for position in range(at, len(text)):
-        if text[position] in signs:
-            return position
-    return -1
+def _begin_of_words(text: str, begin: int, stop: int, most: int) -> int:
+    """Return where a label of at most so many words begins that ends at ``stop``; its last word does at ``begin``."""
+    first = begin
+    while first > 0 and stop - first < 30 and text[first - 1] not in "/|,;([{\n:：.?!":
+        first -= 1
+    while first < begin and text[first].isspace():
+        first += 1
+    if first == begin:
+        return begin
+    begins = first == 0 or text[first - 1].isspace() or text[first - 1] in "/|,;([{\n"
+    label = text[first:stop]
+    return first if begins and len(label.split()) <= most and label.replace(" ", "").isalnum() else begin
+
+
+def _low(name: str, known: dict[str, str]) -> str:
+    """Return a label's name in lower case, without the number behind it; ``known`` keeps those that were asked for."""
+    low = known.get(name)
+    if low is None:
+        low = known[name] = _without_number(name).lower()
+    return low
 
 
 def tags(text: str) -> Marked:
     """Return ``<name>`` tags; ``</name>`` only ends a field."""
     found = []
+    lows: dict[str, str] = {}
     at = text.find("<")
     while at >= 0:
         closing = text.startswith("/", at + 1)
@@ -391,10 +392,11 @@ def tags(text: str) -> Marked:
         name = text[begin:stop]
         end = stop
         if name and name[0].isalpha() and end < len(text):
-            limit = text.find(">", end, end + 60)
-            if text[end] == ">" or (text[end] == " " and limit >= 0 and "<" not in text[end:limit]):
-                end = limit if text[end] == " " else end
-                low = _without_number(name).lower() or name.lower()
+            if text[end] == " ":
+                limit = text.find(">", end, end + 60)
+                end = limit if limit >= 0 and "<" not in text[end:limit] else end
+            if text[end] == ">":
+                low = _low(name, lows) or name.lower()
                 key = _CLOSER if closing else f"<{low}"
                 found.append(Marker(at, at, end + 1, key, low))
         at = text.find("<", at + 1)
@@ -403,7 +405,10 @@ def tags(text: str) -> Marked:
     for mark, after in itertools.pairwise(found):
         wraps.setdefault(mark.key, []).append(bool(after.key) and not text[mark.end : after.start].strip())
     outer = {key for key, seen in wraps.items() if key and sum(seen) > len(seen) / 2}
-    kept = [mark._replace(key=_CLOSER) if mark.key in outer else mark for mark in found]
+    kept = [
+        Marker(mark.start, mark.name_start, mark.end, _CLOSER, mark.name) if mark.key in outer else mark
+        for mark in found
+    ]
     return Marked("tags", tuple(kept), closed=True)
 
 
