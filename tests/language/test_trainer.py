@@ -118,6 +118,7 @@ def test_training_ends_early_when_there_is_nothing_left_to_learn() -> None:
     model = small()
     adapter = train(model, [EXAMPLES], changed(model, early_stop_loss=1e3))
     assert (adapter.stop, len(adapter.losses)) == ("early_stop", 1)
+    assert all(not up.any() for _, up in adapter.weights.values())
 
 
 def test_going_on_from_an_adapter() -> None:

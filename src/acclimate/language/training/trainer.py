@@ -227,25 +227,20 @@ class Training:
                     shape = (*recording.tokens.shape, len(targets.wanted))
                     with ends.inside(self._model.network), self._activations.measured(self._model.network, shape):
                         losses = self._losses(self._decoder.hidden(recording), targets)
-                    losses.sum().backward()
+                    self._note(losses.tolist(), targets)
+                    if not self.finished:
+                        losses.sum().backward()
                 except OverLimitError:
                     self._end(self._progress[0], StopReason.MEMORY_BUDGET)
                     return
                 except OutOfTimeError:
                     self._end(self._progress[0], StopReason.TIME_BUDGET)
                     return
+            if self.finished:
+                return
             if starts is not None:
                 self._block.begin(starts)
             grads = self._block.collect()
-            values = losses.tolist()
-            for _, progress in self._going():
-                mine = [values[copy] for copy in progress.copies]
-                progress.losses.append(sum(mine) / len(mine))
-                progress.tokens += targets.tokens.numel() * len(mine) / self._copies
-                if not math.isfinite(progress.losses[-1]):
-                    self._end(progress, StopReason.NON_FINITE)
-            if self.finished:
-                return
             if self._recipe.gradient_clip_norm is not None:
                 clip_copies(grads, self._recipe.gradient_clip_norm)
             self._optimizer.step()
@@ -256,10 +251,21 @@ class Training:
         for job, progress in self._going():
             if job.on_step is not None:
                 job.on_step(self._steps_made, self._steps, progress.losses[-1])
-            if progress.losses[-1] < self._recipe.early_stop_loss:
-                self._end(progress, StopReason.EARLY_STOP)
-            elif self._steps_made == self._steps:
+            if self._steps_made == self._steps:
                 self._end(progress, StopReason.FINISHED)
+
+    def _note(self, values: Sequence[float], targets: Targets) -> None:
+        """Note the loss of each copy; end jobs whose loss is low enough, without a step, or not finite."""
+        for job, progress in self._going():
+            mine = [values[copy] for copy in progress.copies]
+            progress.losses.append(sum(mine) / len(mine))
+            progress.tokens += targets.tokens.numel() * len(mine) / self._copies
+            if not math.isfinite(progress.losses[-1]):
+                self._end(progress, StopReason.NON_FINITE)
+            elif progress.losses[-1] < self._recipe.early_stop_loss:
+                self._end(progress, StopReason.EARLY_STOP)
+                if job.on_step is not None:
+                    job.on_step(self._steps_made + 1, self._steps, progress.losses[-1])
 
     def ended(self) -> list[tuple[TrainingJob, Adapter]]:
         """Return the jobs that ended since this was last asked, each with what was trained."""
