@@ -102,9 +102,9 @@ class Sums:
     count: float
 
     @classmethod
-    def of(cls, images: Tensor) -> Sums:
-        """Return the sums over ``(B, 3, H, W)`` images in [0, 1]."""
-        power, mean = band_power(images), images.mean((2, 3))
+    def of(cls, images: Tensor, coefficients: Tensor | None = None) -> Sums:
+        """Return the sums over ``(B, 3, H, W)`` images in [0, 1]; ``coefficients`` is their :func:`transformed`."""
+        power, mean = band_power(images, coefficients), images.mean((2, 3))
         return cls(power.sum(0), power.square().sum(0), mean.sum(0), mean.square().sum(0), float(len(images)))
 
     def plus(self, other: Sums, *, keep: float = 1.0) -> Sums:
@@ -145,11 +145,21 @@ def measure(batches: Iterable[Tensor]) -> PowerSpectrum:
     return total.spectrum()
 
 
-def band_power(images: Tensor) -> Tensor:
-    """Return the mean power ``(B, 3, BANDS)`` of ``(B, 3, H, W)`` images in each opponent colour and band."""
-    coefficients = _transformed(images)
+def transformed(images: Tensor) -> Tensor:
+    """Return the orthonormal cosine transform ``(B, 3, H, W)`` of the opponent colours of images in [0, 1]."""
+    height, width = images.shape[-2:]
+    opponent = torch.einsum("oc,bchw->bohw", _opponent(images.device), images.float())
+    return _cosines(height, images.device) @ opponent @ _cosines(width, images.device).T
+
+
+def band_power(images: Tensor, coefficients: Tensor | None = None) -> Tensor:
+    """Return the mean power ``(B, 3, BANDS)`` of ``(B, 3, H, W)`` images in each opponent colour and band.
+
+    ``coefficients`` is their :func:`transformed`, where that is known.
+    """
+    power = (transformed(images) if coefficients is None else coefficients).square().flatten(2)
+    power[..., 0] = 0.0  # an image's mean is in no band
     bands, sizes = _bands(images.shape[2], images.shape[3], images.device)
-    power = coefficients.square().flatten(2)
     summed = power.new_zeros(*power.shape[:2], BANDS).index_add_(2, bands.flatten(), power)
     return summed / sizes
 
@@ -210,7 +220,7 @@ def _spikes(images: Tensor, *, deviations: float, least_share: float) -> tuple[T
     return extreme & (distance > torch.clamp(deviations * usual, min=_LEAST_SPIKE)), median
 
 
-def destriped(images: Tensor, *, excess_nats: float) -> Tensor:
+def destriped(images: Tensor, *, excess_nats: float, coefficients: Tensor | None = None) -> Tensor:
     """Return ``(B, 3, H, W)`` images in [0, 1] without stripes along rows or columns, as line noise and flicker make.
 
     What is alike along a whole row or column lies in the cosine coefficients whose other index is 0. Scenes have about
@@ -222,9 +232,10 @@ def destriped(images: Tensor, *, excess_nats: float) -> Tensor:
         images: in [0, 1]; powers are means over them.
         excess_nats: the median over frequencies of the logarithm of the ratio from which on stripes are removed; where
             there are none, the images are returned as they are.
+        coefficients: their :func:`transformed`, where that is known.
     """
+    coefficients = transformed(images) if coefficients is None else coefficients
     # Contrast counts, and not how bright images are: coefficient (0, 0) is left as it is.
-    coefficients = _transformed(images, centred=False)
     power = coefficients.square().mean(0)
     gain = torch.ones_like(power)
     for along, beside, target in (
@@ -280,17 +291,19 @@ def filtered(
     max_gain: float,
     sharpening: float,
     lowers_contrast: bool = False,
+    coefficients: Tensor | None = None,
 ) -> Tensor:
     """Return ``(B, 3, H, W)`` images in [0, 1], filtered with :func:`gains` and shifted by the difference of the means.
 
     ``strength`` in [0, 1] is the exponent of the gains and the factor of the shift; 0 returns the images unchanged.
+    ``coefficients`` is their :func:`transformed`, where that is known.
     """
     factor = gains(stream, source, max_gain=max_gain, sharpening=sharpening, lowers_contrast=lowers_contrast)
     factor = factor**strength
     bands, _ = _bands(images.shape[2], images.shape[3], images.device)
     gain = factor.to(images)[:, bands]
     gain[:, 0, 0] = 1.0  # each image keeps its own mean
-    restored = _restored(_transformed(images, centred=False) * gain)
+    restored = _restored((transformed(images) if coefficients is None else coefficients) * gain)
     shift = strength * (source.mean - stream.mean).to(images)
     return (restored + shift[:, None, None]).clamp(0, 1)
 
@@ -324,16 +337,6 @@ def _quantile(values: Tensor, share: float) -> Tensor:
 def _used(source: PowerSpectrum) -> Tensor:
     """Return which bands contain coefficients; small images have none in the lowest bands."""
     return source.power > _SMALL
-
-
-def _transformed(images: Tensor, *, centred: bool = True) -> Tensor:
-    """Return the orthonormal cosine transform of the opponent colours, without their means if ``centred``."""
-    height, width = images.shape[-2:]
-    opponent = torch.einsum("oc,bchw->bohw", _opponent(images.device), images.float())
-    coefficients = _cosines(height, images.device) @ opponent @ _cosines(width, images.device).T
-    if centred:
-        coefficients[..., 0, 0] = 0.0
-    return coefficients
 
 
 def _restored(coefficients: Tensor) -> Tensor:

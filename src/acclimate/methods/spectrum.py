@@ -323,20 +323,36 @@ class SpectrumFilter:
         """
         unit = in_unit_range(task.images(batch), task)
         enough = len(unit) >= self.least_images
-        plain = self._destriped(unit) if enough or state.striped else unit
-        images = self._despiked(plain)
-        striped = plain is not unit if enough else state.striped
-        state = replace(self.continued(Sums.of(images), state), striped=striped)
-        return state, self._filtered(batch, unit, images, state, task) if filtering else batch
+        coefficients = spectra.transformed(unit)
+        images, striped = self._repaired(unit, coefficients, destripe=enough or state.striped)
+        if images is not unit:
+            coefficients = spectra.transformed(images)
+        seen = self.continued(Sums.of(images, coefficients), state)
+        state = replace(seen, striped=striped if enough else state.striped)
+        return state, self._filtered(batch, unit, images, coefficients, state, task) if filtering else batch
 
     @torch.no_grad()
     def cleaned(self, batch: Any, state: SpectrumState, *, task: Task) -> Any:
         """Return the batch with its images filtered, with the strength for the stream so far."""
         unit = in_unit_range(task.images(batch), task)
-        images = self._despiked(self._destriped(unit) if state.striped else unit)
-        return self._filtered(batch, unit, images, state, task)
+        # Where nothing is filtered, no transform is needed.
+        coefficients = spectra.transformed(unit) if state.striped else None
+        images, _ = self._repaired(unit, coefficients, destripe=state.striped)
+        return self._filtered(batch, unit, images, coefficients if images is unit else None, state, task)
 
-    def _filtered(self, batch: Any, unit: Tensor, images: Tensor, state: SpectrumState, task: Task) -> Any:
+    def _repaired(self, unit: Tensor, coefficients: Tensor | None, *, destripe: bool) -> tuple[Tensor, bool]:
+        """Return images in [0, 1] without stripes and spikes, and whether they had stripes.
+
+        ``coefficients`` is the transform of the images as given, None where it is not known.
+        """
+        plain = unit
+        if destripe:
+            plain = spectra.destriped(unit, excess_nats=self.stripe_excess_nats, coefficients=coefficients)
+        return self._despiked(plain), plain is not unit
+
+    def _filtered(
+        self, batch: Any, unit: Tensor, images: Tensor, coefficients: Tensor | None, state: SpectrumState, task: Task
+    ) -> Any:
         """Return the batch with its repaired ``images`` filtered; the batch itself where nothing changes."""
         strength = self._strength(state)
         if images is unit and strength == 0:
@@ -350,6 +366,7 @@ class SpectrumFilter:
                 max_gain=self.max_gain,
                 sharpening=self.sharpening,
                 lowers_contrast=self.lowers_contrast,
+                coefficients=coefficients,
             )
         return task.with_images(batch, from_unit_range(images, task).to(task.images(batch).dtype))
 
@@ -483,9 +500,6 @@ class SpectrumFilter:
             yield
         finally:
             handle.remove()
-
-    def _destriped(self, images: Tensor) -> Tensor:
-        return spectra.destriped(images, excess_nats=self.stripe_excess_nats)
 
     def _despiked(self, images: Tensor) -> Tensor:
         return spectra.despiked(images, deviations=self.spike_deviations, least_share=self.spike_share)
