@@ -8,7 +8,6 @@ which families there do.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import sys
@@ -72,96 +71,140 @@ ACTIONS = (
 ).split()
 SITUATIONS: Mapping[str, Sequence[str]] = {
     "urgent": (
-        "The server is down and customers cannot pay", "We need an answer before noon today", "Water is coming through the ceiling",
-        "Please call back at once", "The deadline is in one hour", "The alarm does not stop",
-        "Nobody can log in since this morning", "The patient must be seen now",
+        "The server is down and customers cannot pay",
+        "We need an answer before noon today",
+        "Water is coming through the ceiling",
+        "Please call back at once",
+        "The deadline is in one hour",
+        "The alarm does not stop",
+        "Nobody can log in since this morning",
+        "The patient must be seen now",
     ),
     "idle": (
-        "Take your time with the report", "We could repaint the fence next year", "No need to reply",
-        "Just a thought for some later meeting", "The old files may stay where they are", "It would be nice to have at some point",
-        "We can talk about it in autumn", "There is no hurry with the forms",
+        "Take your time with the report",
+        "We could repaint the fence next year",
+        "No need to reply",
+        "Just a thought for some later meeting",
+        "The old files may stay where they are",
+        "It would be nice to have at some point",
+        "We can talk about it in autumn",
+        "There is no hurry with the forms",
     ),
     "sport": (
-        "The keeper saved a penalty in the last minute", "She won the final in three sets", "The team is top of the league",
-        "He ran the marathon in under three hours", "The match ended in a draw", "Their coach was sacked after the defeat",
-        "The cyclists start the mountain stage today", "A new record in the long jump",
+        "The keeper saved a penalty in the last minute",
+        "She won the final in three sets",
+        "The team is top of the league",
+        "He ran the marathon in under three hours",
+        "The match ended in a draw",
+        "Their coach was sacked after the defeat",
+        "The cyclists start the mountain stage today",
+        "A new record in the long jump",
     ),
     "money": (
-        "The bank raised its interest rate", "Shares fell by four percent", "The company doubled its profit",
-        "Inflation is lower than last year", "Investors wait for the quarterly report", "The loan must be paid back by May",
-        "The currency lost a tenth of its value", "Taxes on fuel will rise",
+        "The bank raised its interest rate",
+        "Shares fell by four percent",
+        "The company doubled its profit",
+        "Inflation is lower than last year",
+        "Investors wait for the quarterly report",
+        "The loan must be paid back by May",
+        "The currency lost a tenth of its value",
+        "Taxes on fuel will rise",
     ),
     "health": (
-        "Take two tablets after each meal", "The patient has a fever and a cough", "Her blood pressure is too high",
-        "The vaccine protects for ten years", "He broke his wrist and needs a cast", "Sleep is good for the heart",
-        "The surgeon removed the appendix", "The clinic tests for allergies",
+        "Take two tablets after each meal",
+        "The patient has a fever and a cough",
+        "Her blood pressure is too high",
+        "The vaccine protects for ten years",
+        "He broke his wrist and needs a cast",
+        "Sleep is good for the heart",
+        "The surgeon removed the appendix",
+        "The clinic tests for allergies",
     ),
     "computing": (
-        "The update fixes a bug in the parser", "My laptop does not start after the update", "The database needs more memory",
-        "She wrote a script that sorts the files", "Reset your password to log in", "The compiler reports an error in line ten",
-        "The new phone has a faster chip", "Back up the disk before you format it",
+        "The update fixes a bug in the parser",
+        "My laptop does not start after the update",
+        "The database needs more memory",
+        "She wrote a script that sorts the files",
+        "Reset your password to log in",
+        "The compiler reports an error in line ten",
+        "The new phone has a faster chip",
+        "Back up the disk before you format it",
     ),
     "travel": (
-        "The train to the coast leaves at six", "Our flight was delayed by two hours", "The hostel is near the old harbour",
-        "You need a visa for more than ninety days", "We hired a car and drove along the cliffs", "The museum is free on Sundays",
-        "The ferry crosses twice a day", "Pack light for the mountain hut",
+        "The train to the coast leaves at six",
+        "Our flight was delayed by two hours",
+        "The hostel is near the old harbour",
+        "You need a visa for more than ninety days",
+        "We hired a car and drove along the cliffs",
+        "The museum is free on Sundays",
+        "The ferry crosses twice a day",
+        "Pack light for the mountain hut",
     ),
     "cooking": (
-        "Simmer the sauce for twenty minutes", "Beat the eggs with the sugar", "The bread has to rise for an hour",
-        "Add a pinch of salt to the dough", "Fry the onions until they are golden", "Let the soup cool before serving",
-        "Grate the cheese over the pasta", "Roast the chicken at two hundred degrees",
+        "Simmer the sauce for twenty minutes",
+        "Beat the eggs with the sugar",
+        "The bread has to rise for an hour",
+        "Add a pinch of salt to the dough",
+        "Fry the onions until they are golden",
+        "Let the soup cool before serving",
+        "Grate the cheese over the pasta",
+        "Roast the chicken at two hundred degrees",
     ),
-}  # fmt: skip
+}
+#: What is known of words, as ``word=answer``.
 KNOWN: Mapping[str, Mapping[str, str]] = {
-    "capital": dict(
-        France="Paris", Japan="Tokyo", Spain="Madrid", Italy="Rome", Germany="Berlin", Egypt="Cairo", Peru="Lima",
-        Norway="Oslo", Greece="Athens", Portugal="Lisbon", Austria="Vienna", Russia="Moscow", China="Beijing", Cuba="Havana",
-        Poland="Warsaw", Kenya="Nairobi", Ireland="Dublin", Hungary="Budapest", Canada="Ottawa", Sweden="Stockholm",
-    ),
-    "opposite": dict(
-        hot="cold", big="small", up="down", old="new", fast="slow", wet="dry", day="night", rich="poor", open="closed",
-        early="late", hard="soft", long="short", left="right", full="empty", light="dark", high="low", strong="weak",
-        young="old", loud="quiet", first="last", inside="outside", near="far", cheap="expensive", thick="thin",
-    ),
-    "past": dict(
-        go="went", see="saw", eat="ate", run="ran", give="gave", take="took", write="wrote", sing="sang", swim="swam",
-        buy="bought", think="thought", bring="brought", catch="caught", drive="drove", fly="flew", know="knew", grow="grew",
-        speak="spoke", break_="broke", find="found", sleep="slept", keep="kept", leave="left", teach="taught",
-    ),
-    "plural": dict(
-        man="men", woman="women", child="children", foot="feet", tooth="teeth", city="cities", baby="babies", box="boxes",
-        leaf="leaves", wolf="wolves", potato="potatoes", dish="dishes", party="parties", bus="buses", story="stories",
-        shelf="shelves", watch="watches", church="churches", berry="berries", wife="wives",
-    ),
-    "language": dict(
-        France="French", Japan="Japanese", Brazil="Portuguese", Italy="Italian", Germany="German", Egypt="Arabic",
-        Norway="Norwegian", Greece="Greek", Austria="German", Russia="Russian", China="Chinese", Mexico="Spanish",
-        Poland="Polish", Hungary="Hungarian", Sweden="Swedish", Turkey="Turkish", Denmark="Danish", Finland="Finnish",
-    ),
-    "noun": dict(
-        happy="happiness", sad="sadness", kind="kindness", dark="darkness", weak="weakness", strong="strength", wide="width",
-        long="length", warm="warmth", true="truth", free="freedom", wise="wisdom", brave="bravery", deep="depth", young="youth",
-        hot="heat", angry="anger", honest="honesty", ill="illness", high="height",
-    ),
-    "maker": dict(
-        bread="baker", bed="carpenter", painting="painter", novel="writer", crop="farmer", meal="cook", suit="tailor",
-        photo="photographer", song="singer", house="builder", film="director", poem="poet", statue="sculptor",
-        beer="brewer", law="politician", pot="potter",
-    ),
-    "ordinal": dict(
-        one="first", two="second", three="third", four="fourth", five="fifth", six="sixth", seven="seventh", eight="eighth",
-        nine="ninth", ten="tenth", eleven="eleventh", twelve="twelfth", twenty="twentieth", thirty="thirtieth",
-    ),
-    "french": dict(
-        dog="chien", cat="chat", house="maison", bread="pain", water="eau", book="livre", red="rouge", white="blanc",
-        friend="ami", school="\u00e9cole", milk="lait", cheese="fromage", day="jour", night="nuit", tree="arbre", king="roi",
-        good="bon", big="grand", green="vert", black="noir",
-    ),
-    "comparative": dict(
-        good="better", bad="worse", big="bigger", hot="hotter", easy="easier", happy="happier", tall="taller", cheap="cheaper",
-        far="farther", thin="thinner", heavy="heavier", old="older", busy="busier", long="longer", wet="wetter", nice="nicer",
-    ),
-}  # fmt: skip
+    name: dict(pair.split("=") for pair in pairs_of.split())
+    for name, pairs_of in {
+        "capital": (
+            "France=Paris Japan=Tokyo Spain=Madrid Italy=Rome Germany=Berlin Egypt=Cairo Peru=Lima Norway=Oslo "
+            "Greece=Athens Portugal=Lisbon Austria=Vienna Russia=Moscow China=Beijing Cuba=Havana Poland=Warsaw "
+            "Kenya=Nairobi Ireland=Dublin Hungary=Budapest Canada=Ottawa Sweden=Stockholm"
+        ),
+        "opposite": (
+            "hot=cold big=small up=down old=new fast=slow wet=dry day=night rich=poor open=closed early=late "
+            "hard=soft long=short left=right full=empty light=dark high=low strong=weak young=old loud=quiet "
+            "first=last inside=outside near=far cheap=expensive thick=thin"
+        ),
+        "past": (
+            "go=went see=saw eat=ate run=ran give=gave take=took write=wrote sing=sang swim=swam buy=bought "
+            "think=thought bring=brought catch=caught drive=drove fly=flew know=knew grow=grew speak=spoke "
+            "break=broke find=found sleep=slept keep=kept leave=left teach=taught"
+        ),
+        "plural": (
+            "man=men woman=women child=children foot=feet tooth=teeth city=cities baby=babies box=boxes "
+            "leaf=leaves wolf=wolves potato=potatoes dish=dishes party=parties bus=buses story=stories "
+            "shelf=shelves watch=watches church=churches berry=berries wife=wives"
+        ),
+        "language": (
+            "France=French Japan=Japanese Brazil=Portuguese Italy=Italian Germany=German Egypt=Arabic "
+            "Norway=Norwegian Greece=Greek Austria=German Russia=Russian China=Chinese Mexico=Spanish "
+            "Poland=Polish Hungary=Hungarian Sweden=Swedish Turkey=Turkish Denmark=Danish Finland=Finnish"
+        ),
+        "noun": (
+            "happy=happiness sad=sadness kind=kindness dark=darkness weak=weakness strong=strength wide=width "
+            "long=length warm=warmth true=truth free=freedom wise=wisdom brave=bravery deep=depth young=youth "
+            "hot=heat angry=anger honest=honesty ill=illness high=height"
+        ),
+        "maker": (
+            "bread=baker bed=carpenter painting=painter novel=writer crop=farmer meal=cook suit=tailor "
+            "photo=photographer song=singer house=builder film=director poem=poet statue=sculptor beer=brewer "
+            "law=politician pot=potter"
+        ),
+        "ordinal": (
+            "one=first two=second three=third four=fourth five=fifth six=sixth seven=seventh eight=eighth "
+            "nine=ninth ten=tenth eleven=eleventh twelve=twelfth twenty=twentieth thirty=thirtieth"
+        ),
+        "french": (
+            "dog=chien cat=chat house=maison bread=pain water=eau book=livre red=rouge white=blanc friend=ami "
+            "school=école milk=lait cheese=fromage day=jour night=nuit tree=arbre king=roi good=bon big=grand "
+            "green=vert black=noir"
+        ),
+        "comparative": (
+            "good=better bad=worse big=bigger hot=hotter easy=easier happy=happier tall=taller cheap=cheaper "
+            "far=farther thin=thinner heavy=heavier old=older busy=busier long=longer wet=wetter nice=nicer"
+        ),
+    }.items()
+}
 
 
 def _number(low: int, high: int) -> Draw:
@@ -247,7 +290,7 @@ def _input_template(rng: random.Random, names: Sequence[str]) -> str:
 def _output_template(rng: random.Random, names: Sequence[str]) -> str:
     kind = rng.randrange(10)
     slots = [f"{{{name}}}" for name in names]
-    if kind < 2 or len(names) == 1 and kind < 6:
+    if kind < 2 or (len(names) == 1 and kind < 6):
         frame = rng.choice(["{}", "{}", "{}", "<{}>", "[{}]", "{}!", "#{}", "'{}'", "({})", "{};"])
         return frame.format(rng.choice([" ", "-", ", ", "/", ":", "_", " > ", ""]).join(slots))
     if kind == 2:
@@ -279,9 +322,21 @@ def _change(rng: random.Random, name: str) -> Change:
         return rng.choice([str, str, str, lambda text: str(int(text) + by), lambda text: text.zfill(4)])
     size = rng.randint(2, 4)
     return rng.choice(
-        [str, str, str, str, str.upper, str.upper, str.lower, lambda t: t[:size], lambda t: t[0], lambda t: t[:size].upper(),
-         lambda t: t.split()[-1], lambda t: t.replace(" ", "_").replace(":", "")]
-    )  # fmt: skip
+        [
+            str,
+            str,
+            str,
+            str,
+            str.upper,
+            str.upper,
+            str.lower,
+            lambda t: t[:size],
+            lambda t: t[0],
+            lambda t: t[:size].upper(),
+            lambda t: t.split()[-1],
+            lambda t: t.replace(" ", "_").replace(":", ""),
+        ]
+    )
 
 
 def _record(rng: random.Random) -> Maker:
@@ -361,8 +416,7 @@ def _known(rng: random.Random) -> Maker:
 
     def make(draw: random.Random) -> tuple[str, str]:
         word = draw.choice(list(table))
-        shown = word.strip("_")
-        return given.format(shown), answer.format(change(table[word]), shown)
+        return given.format(word), answer.format(change(table[word]), word)
 
     return make
 
@@ -370,10 +424,12 @@ def _known(rng: random.Random) -> Maker:
 def _sentence(rng: random.Random) -> str:
     return rng.choice(
         [
-            f"{rng.choice(NAMES)} {rng.choice(ACTIONS)} {rng.randint(2, 20)} {rng.choice(GOODS)}s in {rng.choice(TOWNS)}",
+            f"{rng.choice(NAMES)} {rng.choice(ACTIONS)} {rng.randint(2, 20)} {rng.choice(GOODS)}s "
+            f"in {rng.choice(TOWNS)}",
             f"the {rng.choice(JOBS)} {rng.choice(ACTIONS)} a {rng.choice(GOODS)} on {rng.choice(DAYS)}",
             f"{rng.choice(NAMES)} met the {rng.choice(JOBS)} in the {rng.choice(CLASSES['room'])}",
-            f"my {rng.choice(CLASSES['family'])} likes {rng.choice(CLASSES['sport'])} and {rng.choice(CLASSES['drink'])}",
+            f"my {rng.choice(CLASSES['family'])} likes {rng.choice(CLASSES['sport'])} "
+            f"and {rng.choice(CLASSES['drink'])}",
         ]
     )
 
@@ -546,9 +602,19 @@ def _string(rng: random.Random) -> Maker:
 
 #: How often each kind is drawn.
 START: Mapping[Callable[[random.Random], Maker], float] = {
-    _record: 5, _classes: 3, _situations: 2, _condition: 2, _known: 2, _places: 3, _replaced: 1.5, _spoken: 1.5,
-    _numbers: 1.5, _questions: 1.5, _lists: 2, _string: 1.5,
-}  # fmt: skip
+    _record: 5,
+    _classes: 3,
+    _situations: 2,
+    _condition: 2,
+    _known: 2,
+    _places: 3,
+    _replaced: 1.5,
+    _spoken: 1.5,
+    _numbers: 1.5,
+    _questions: 1.5,
+    _lists: 2,
+    _string: 1.5,
+}
 
 
 def shape(text: str) -> str:

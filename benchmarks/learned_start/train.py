@@ -1,6 +1,6 @@
 """Learn the low-rank weights that the training of a model's adapters begins with.
 
-    python benchmarks/learned_start/train.py --model spark --out src/acclimate/language/models/spark/start --work training
+    python benchmarks/learned_start/train.py --model spark --out start --work training
 
 First-order meta-learning (Finn, Abbeel and Levine 2017, arXiv 1703.03400, section 5.2) of low-rank weights that are
 adapted to one task afterwards, as in ABMLL (arXiv 2508.14285), here without its Bayesian part. For each task of a
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from train_families import training_task
 
 from acclimate.core import lora
-from acclimate.language import Adapter, Example, LanguageModel, load
+from acclimate.language import Adapter, Example, LanguageModel, PromptFormat, load
 from acclimate.language.examples import folds
 from acclimate.language.models.learned_start import LearnedStart
 from acclimate.language.training.recipes import Recipe
@@ -46,6 +46,35 @@ LENGTHS = {"spark": (50, 75, 100, 130, 170, 220), "smollm2": (40, 60, 80, 100, 1
 MOST_EXAMPLES, QUESTIONS = 12, 4
 #: Share of spark's tasks that are drawn from the families that the model was trained on.
 KNOWN_SHARE = 0.1
+#: Share of the tasks in batches without adaptation that are written in a layout of :data:`LAYOUTS`.
+OTHER_LAYOUT_SHARE = 0.5
+#: What stands before inputs, before answers, at the beginning of an answer, and at its end.
+LAYOUTS = (
+    ("Q: ", "\nA:", " ", "\n\n"),
+    ("Q: ", "\nA:", " ", "\n"),
+    ("Question: ", "\nAnswer:", " ", "\n\n"),
+    ("Text: ", "\nLabel:", " ", "\n\n"),
+    ("Sentence: ", "\nResult:", " ", "\n\n"),
+    ("In: ", "\nOut:", " ", "\n"),
+    ("x: ", "\ny:", " ", "\n\n"),
+    ("Source: ", "\nTarget:", " ", "\n---\n"),
+    ("input = ", "\noutput =", " ", "\n\n"),
+    ("User: ", "\nAssistant:", " ", "\n\n"),
+    ("", " ->", " ", "\n"),
+    ("", " =>", " ", "\n"),
+    ("", " =", " ", "\n"),
+    ("", ":", " ", "\n"),
+    ("", " |", " ", "\n"),
+    ("", "\t", "", "\n"),
+    ("- ", ":", " ", "\n"),
+    ("> ", "\n", "", "\n\n"),
+    ("* ", " -->", " ", "\n"),
+    ("<in>", "</in><out>", "", "</out>\n"),
+    ("[item] ", " [class]", " ", "\n"),
+    ("### Input\n", "\n### Output\n", "", "\n\n"),
+    ("Given: ", " | Wanted:", " ", "\n"),
+    ("Record: ", "\nRewritten:", " ", "\n\n"),
+)
 #: Of the gradient at the halves' weights; that at the final weights counts once.
 HELD_OUT_WEIGHT = 0.3
 #: Outer gradients of one task are scaled down to this norm, so that no task outweighs the others.
@@ -80,6 +109,16 @@ def drawn(model: LanguageModel, rng: random.Random, count: int) -> tuple[list[li
     return shown, asked
 
 
+def layout_for(model: LanguageModel, rng: random.Random) -> PromptFormat | None:
+    """Return a layout that users write, or None for the model's own format; a model that knows one format keeps it."""
+    if model.encoder.format.is_only or rng.random() >= OTHER_LAYOUT_SHARE:
+        return None
+    before_input, before_answer, lead, after = rng.choice(LAYOUTS)
+    return PromptFormat(
+        before_input=before_input, before_answer=before_answer, answer_lead=lead, after_answer=after, single_line=True
+    )
+
+
 def shared_gradient(
     model: LanguageModel, start: Mapping[str, lora.LowRank], rng: random.Random, count: int
 ) -> tuple[Weights, dict[str, float]]:
@@ -89,7 +128,8 @@ def shared_gradient(
     for before, after in zip(shown, asked, strict=True):
         known = rng.randint(1, max(1, len(before) // 2))
         both = [*before, *after[:2]]
-        rows.append(model.encoder.row(both, answers=[i if i >= known else -1 for i in range(len(both))]))
+        marks = [i if i >= known else -1 for i in range(len(both))]
+        rows.append(model.encoder.row(both, answers=marks, layout=layout_for(model, rng)))
     targets = batch_of([rows], pad=model.pad, device=model.device)
     decoder = model.decoder(1.0)
     found: Weights = {}
@@ -123,7 +163,9 @@ def gradients(
         scores = decoder.scores(hidden[targets.row, targets.column])
         losses = nn.functional.cross_entropy(scores, targets.wanted, reduction="none")
         counts = torch.bincount(targets.owner, minlength=adapter.copies).clamp(min=1)
-        each = torch.zeros(adapter.copies).index_add(0, targets.owner, losses / counts[targets.owner])
+        each = torch.zeros(adapter.copies, device=model.device).index_add(
+            0, targets.owner, losses / counts[targets.owner]
+        )
         each.sum().backward()
         found = {}
         for name in adapter.weights:
@@ -185,10 +227,11 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help="of the start; by default that of the model's recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     given.work.mkdir(parents=True, exist_ok=True)
-    model = load(given.model)
+    model = load(given.model, device=given.device)
     recipe = replace(
         model.recipe,
         rank=given.rank or model.recipe.rank_or_default,
@@ -204,7 +247,7 @@ def main() -> None:
     optimizer = torch.optim.Adam(flat, lr=given.rate, betas=(0.9, 0.98), foreach=True)
     checkpoint, begin, cpu_before_s = given.work / "start.pt", 0, 0.0
     if checkpoint.exists():
-        saved = torch.load(checkpoint)
+        saved = torch.load(checkpoint, map_location=model.device)
         with torch.no_grad():
             for part, stored in zip(flat, saved["weights"], strict=True):
                 part.copy_(stored)

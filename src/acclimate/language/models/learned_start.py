@@ -1,7 +1,7 @@
 """Low-rank weights that were learned over many tasks, for the training on one task to begin with.
 
 A folder ``start`` beside a model has them, in PEFT's format. Those of spark were learned with
-``benchmarks/spark/train_start.py``: first-order meta-learning (Finn, Abbeel and Levine 2017, arXiv 1703.03400,
+``benchmarks/learned_start/train.py``: first-order meta-learning (Finn, Abbeel and Levine 2017, arXiv 1703.03400,
 section 5.2).
 """
 

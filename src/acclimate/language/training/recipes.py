@@ -184,6 +184,7 @@ GENERAL: Final = Recipe(
     share_adapted=1.0,
     context_share=0.5,
     initial_weights="first_gradient",
+    parts=Parts(share=1.0, rate_factor=1.6, finishing_share=0.375, finishing_rate_factor=1.6),
 )
 
 
