@@ -88,7 +88,8 @@ class Recipe:
             gradient; see :mod:`acclimate.core.lora_start`) or ``learned`` (those that came with the model; see
             :mod:`acclimate.language.models.learned_start`).
         gradient_clip_norm: None for no clipping.
-        early_stop_loss: training ends where a step finds a loss below this, in nats per answer token, and changes nothing.
+        early_stop_loss: training ends where a step finds a loss below this, in nats per answer token; it changes
+            nothing then.
         parts: how adapters to parts of the examples are trained, where their mean is a beginning of the adapter to all;
             None trains them by this recipe, and the adapter to all anew.
         seed: of initialisation and shuffling.
