@@ -118,7 +118,7 @@ def noise_between(data: Digits) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def singles_of_one_class_first(data: Digits) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, _ in data.batches(data.noisy, size=1, label=1) * 5:
+    for images, _ in data.batches(data.noisy, size=1, label=1) * 10:
         yield unreal(images)
     yield from data.batches(data.noisy)
 
