@@ -36,9 +36,10 @@ from train_families import training_task
 from acclimate.core import lora
 from acclimate.language import Adapter, Example, LanguageModel, PromptFormat, load
 from acclimate.language.examples import folds
+from acclimate.language.models.decoder import Decoder
 from acclimate.language.models.learned_start import LearnedStart
 from acclimate.language.training.recipes import Recipe
-from acclimate.language.training.step_schedule import batch_of
+from acclimate.language.training.step_schedule import Targets, batch_of
 from acclimate.language.training.trainer import train
 
 #: Tokens of the examples of all tasks in a batch, which are filled with as many as fit.
@@ -119,6 +120,13 @@ def layout_for(model: LanguageModel, rng: random.Random) -> PromptFormat | None:
     )
 
 
+def token_losses(decoder: Decoder, targets: Targets) -> Tensor:
+    """Return the cross-entropy of each answer token, ``(n,)``, in nats."""
+    hidden = decoder.hidden(decoder.record(targets.tokens))
+    scores = decoder.scores(hidden[targets.row, targets.column])
+    return nn.functional.cross_entropy(scores, targets.wanted, reduction="none")
+
+
 def shared_gradient(
     model: LanguageModel, start: Mapping[str, lora.LowRank], rng: random.Random, count: int
 ) -> tuple[Weights, dict[str, float]]:
@@ -134,9 +142,7 @@ def shared_gradient(
     decoder = model.decoder(1.0)
     found: Weights = {}
     with lora.in_use(model.network, start), decoder.quick_attention, torch.enable_grad():
-        hidden = decoder.hidden(decoder.record(targets.tokens))
-        scores = decoder.scores(hidden[targets.row, targets.column])
-        losses = nn.functional.cross_entropy(scores, targets.wanted, reduction="none")
+        losses = token_losses(decoder, targets)
         counts = torch.bincount(targets.row, minlength=count).clamp(min=1)
         loss = (losses / counts[targets.row]).sum() / count
         loss.backward()
@@ -159,9 +165,7 @@ def gradients(
     targets = batch_of(rows, pad=model.pad, device=model.device)
     decoder = model.decoder(1.0)
     with adapter.installed(model.network), decoder.quick_attention, torch.enable_grad():
-        hidden = decoder.hidden(decoder.record(targets.tokens))
-        scores = decoder.scores(hidden[targets.row, targets.column])
-        losses = nn.functional.cross_entropy(scores, targets.wanted, reduction="none")
+        losses = token_losses(decoder, targets)
         counts = torch.bincount(targets.owner, minlength=adapter.copies).clamp(min=1)
         each = torch.zeros(adapter.copies, device=model.device).index_add(
             0, targets.owner, losses / counts[targets.owner]
@@ -188,19 +192,22 @@ def followed(
     splits = [folds(examples, 2, seed=recipe.seed) for examples in shown]
     kept = [[examples[i] for i in split[0]] for examples, both in zip(shown, splits, strict=True) for split in both]
     out = [[examples[i] for i in split[1]] for examples, both in zip(shown, splits, strict=True) for split in both]
-    halves = train(model, kept, replace(recipe, steps=round(recipe.steps * parts.share)))
+    first = replace(
+        recipe, steps=round(recipe.steps * parts.share), learning_rate=recipe.learning_rate * parts.rate_factor
+    )
+    halves = train(model, kept, first)
     at_halves, held_out_loss = gradients(model, halves, kept, out)
     means = {
         name: tuple(part.unflatten(0, (count, 2)).mean(1) for part in pair) for name, pair in halves.weights.items()
     }
-    mean = replace(halves, weights=means, copies=count)
+    middle = replace(halves, weights=means, copies=count)
     last = replace(
         recipe,
         steps=round(recipe.steps * parts.finishing_share),
         learning_rate=recipe.learning_rate * parts.finishing_rate_factor,
     )
     order = [rng.sample(examples, len(examples)) for examples in shown]
-    adapter = train(model, order, last, start=mean)
+    adapter = train(model, order, last, start=middle)
     at_end, question_loss = gradients(model, adapter, order, asked)
     total = {
         name: tuple(
