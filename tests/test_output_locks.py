@@ -70,20 +70,22 @@ def test_a_second_thread_is_refused(tmp_path: Path) -> None:
 
 def test_of_many_that_come_and_go_one_at_a_time_holds_it(tmp_path: Path) -> None:
     lock = tmp_path / ".out.lock"
-    inside, most, entered = 0, 0, 0
+    inside, most = 0, 0
     count = threading.Lock()
 
     def work() -> None:
-        nonlocal inside, most, entered
-        for _ in range(200):
+        nonlocal inside, most
+        entered = 0
+        # How often a thread is refused depends on when the system switches threads; each tries until it had its turns.
+        while entered < 50:
             try:
                 with only_writer(lock, "x"):
                     with count:
                         inside += 1
-                        entered += 1
                         most = max(most, inside)
                     with count:
                         inside -= 1
+                entered += 1
             except ConfigError:
                 continue
 
@@ -93,7 +95,7 @@ def test_of_many_that_come_and_go_one_at_a_time_holds_it(tmp_path: Path) -> None
     for thread in threads:
         thread.join()
     assert most == 1
-    assert entered >= 200
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_system_without_locks_is_said_once(
