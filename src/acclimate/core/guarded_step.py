@@ -121,6 +121,8 @@ class Stepper:
                 step = self._predict(batch) if paused else self._adapt(batch)
             self.selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
+            if step.new_stream:
+                self.comparison.begin_stream()
             if step.unadapted is not None:
                 self.comparison.offer(batch, step.unadapted)
             update_norm = self._before.distance()

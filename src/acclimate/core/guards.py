@@ -491,6 +491,9 @@ class WorseThanSource:
 
     def _is_due(self, evidence: Evidence, comparison: SourceComparison) -> bool:
         now, first_images = evidence.signals, self.first_images // (2 if evidence.compares_itself else 1)
+        if evidence.step.unadapted is evidence.step.outputs:
+            # Nothing was adapted. Such images would hide in what is remembered what adaptation does to later ones.
+            return False
         verified, last = comparison.verified, comparison.last
         began = comparison.images_checked >= first_images or comparison.decisions_checked >= self.first_decisions
         if verified is None or last is None or not began:

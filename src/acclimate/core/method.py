@@ -69,7 +69,10 @@ class Step:
         loss: the scalar loss that was minimised; None where no decision was used or the method computes no gradient.
         used: how many decisions contributed to the update; with 0 the session undoes the step.
         reset: whether the method requests a reset to the source weights (SAR's recovery).
-        unadapted: the unadapted model's outputs on the batch, where the method computed them; guards use them then.
+        unadapted: the unadapted model's outputs on the batch, where the method computed them; guards use them then. It
+            is the object ``outputs`` itself where nothing was adapted.
+        new_stream: whether the method found that the images are of another kind than those before; guards then forget
+            what adaptation did to those.
     """
 
     state: Any
@@ -78,6 +81,7 @@ class Step:
     used: int
     reset: bool = False
     unadapted: Any = None
+    new_stream: bool = False
 
 
 class Method(Protocol):

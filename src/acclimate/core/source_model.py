@@ -145,6 +145,14 @@ class SourceComparison:
         self.few_classes: bool | None = None
         self._clear_views()
 
+    def begin_stream(self) -> None:
+        """Begin to compare anew, because images are of another kind; failures of before count still."""
+        self._pairs.clear()
+        self._summaries.clear()
+        self._clear_views()
+        self.images_checked = self.decisions_checked = 0
+        self.few_classes = None
+
     def _clear_views(self) -> None:
         self.adapted_views = self.unadapted_views = ViewDecisions.none()
         self.with_between = ThreeDecisions.none()

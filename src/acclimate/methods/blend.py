@@ -611,7 +611,8 @@ class Blend:
         # The unadapted model may have been run on the first images alone.
         count = sample_count(unadapted)
         both = SignalPair.of(task, run.first(count).unmerged, unadapted, samples=count)
-        if self.certainty.degradation_score(both) <= 1:
+        unsure = self.certainty.degradation_score(both) > 1
+        if not unsure and not self.class_mix.is_due(*(torch.tensor(m.decided) for m in (both.adapted, both.source))):
             return 1.0
         if count < sample_count(batch):
             unadapted = task.forward(model, batch)
@@ -619,6 +620,8 @@ class Blend:
         # decisions under the new statistics are of many classes.
         if self._has_few_classes(model, batch, run, unadapted, task=task):
             return 0.0
+        if not unsure:
+            return 1.0
         diversity = self.diversity(self._with_decisions(state, task.decisions(run.unmerged).class_probabilities()))
         return 1.0 if diversity >= self.first_diversity else math.pow(diversity, self.diversity_exponent)
 

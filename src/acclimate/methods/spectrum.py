@@ -300,7 +300,7 @@ class SpectrumFilter:
         rng: torch.Generator,
     ) -> Step:
         """Add the batch to the stream's spectrum, and return the outputs on filtered images under mixed statistics."""
-        unadapted = None
+        unadapted: Any = None
         with torch.no_grad():
             state, cleaned = self.observe(batch, state, task=task)
             if task.aligned and not task.exclusive and self._chooses(state):
@@ -311,7 +311,11 @@ class SpectrumFilter:
                 state, outputs, unadapted = self._in_best_way(model, batch, cleaned, state, task=task)
             else:
                 outputs = self._in_way(FILTER, model, batch, cleaned, state, task=task)
-        return Step(state, detach(outputs), None, sample_count(batch), unadapted=detach(unadapted))
+                if cleaned is batch and self._strength(state) == 0:
+                    unadapted = outputs
+        found = detach(outputs)
+        source = found if unadapted is outputs else detach(unadapted)
+        return Step(state, found, None, sample_count(batch), unadapted=source, new_stream=state.began)
 
     @torch.no_grad()
     def observe(
