@@ -206,6 +206,42 @@ def test_statistics_of_few_classes_are_told_from_those_of_damaged_images() -> No
             assert session.source_comparison.few_classes == (code is not None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Announcing(Rotated):
+    """Says that nothing was adapted on images of one colour, and that a new stream begins with the first others."""
+
+    def start(self, model: Any, selection: Any) -> bool:
+        return False
+
+    def step(self, model: Any, batch: Any, state: Any, **kwargs: Any) -> Step:
+        plain = bool(batch[0].std() < 1e-4)
+        outputs = self.predict(model, batch, state, task=TASK)
+        return Step(not plain, outputs, None, len(batch), unadapted=outputs if plain else None, new_stream=state is plain)
+
+
+def test_batches_that_nothing_was_adapted_on_are_no_evidence() -> None:
+    grey = torch.full((64, 3, 8, 8), 0.5)
+    with Session(mirror_proof(), Announcing(consistent=False)) as session:
+        for _ in range(12):
+            report = session.adapt(grey)
+            assert report.verdict == "kept"
+        # However long the stream was before, the first batches on which something is adapted are compared.
+        assert session.source_comparison.images_checked == 0
+        assert session.adapt(images(128, seed=3)).code == "less_consistent_than_source"
+
+
+def test_images_of_another_kind_are_compared_anew() -> None:
+    with Session(mirror_proof(), Announcing(consistent=True)) as session:
+        for seed in range(8):
+            session.adapt(images(64, seed=seed))
+        comparison = session.source_comparison
+        assert (comparison.images_checked, len(comparison.adapted_views)) == (256, 128)
+        session.adapt(torch.full((64, 3, 8, 8), 0.5))
+        assert (comparison.images_checked, len(comparison.adapted_views)) == (0, 0)
+        session.adapt(images(64))
+        assert (comparison.images_checked, len(comparison.adapted_views)) == (64, 64)
+
+
 def test_methods_that_average_views_are_not_asked_about_mirror_images() -> None:
     averaging = dataclasses.replace(Rotated(consistent=False))
     object.__setattr__(averaging, "info", MethodInfo(name="averaging", averages_views=True))

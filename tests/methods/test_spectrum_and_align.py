@@ -90,6 +90,21 @@ def test_a_changed_stream_restarts_the_running_spectrum(source: PowerSpectrum) -
     assert (same.stream.count, same.began) == (80, False)
 
 
+def test_guards_are_told_where_nothing_was_adapted_and_where_images_of_another_kind_begin(
+    network: nn.Module, source: PowerSpectrum
+) -> None:
+    method, task, steps = SpectrumFilter(source=source), Classification(), []
+    with method.select(network) as selection:
+        state = method.start(network, selection)
+        for batch in (scenes(1000, 32), scenes(1032, 32), dull(scenes(2000, 32)), dull(scenes(2032, 32))):
+            step = method.step(
+                network, batch, state, task=task, selection=selection, optimizer=None, rng=torch.Generator()
+            )
+            state = step.state
+            steps.append((step.new_stream, step.unadapted is step.outputs, step.unadapted is None))
+    assert steps == [(True, True, False), (False, True, False), (True, False, True), (False, False, True)]
+
+
 def test_single_images_are_compared_with_the_stream_once_they_are_enough(source: PowerSpectrum) -> None:
     method = SpectrumFilter(source=source, least_images=8)
     for images, expected in ((dull(scenes(2000, 9)), [*range(65, 72), 8, 9]), (scenes(2000, 9), [*range(65, 74)])):

@@ -459,7 +459,7 @@ class Blend:
                 run, state = self._compared(model, batch, run, source, state, task=task)
             state = self._with_decisions(state, task.decisions(run.unmerged).class_probabilities())
         unadapted = None if source is None else detach(source.unmerged)
-        return Step(state, detach(run.outputs), None, count, unadapted=unadapted)
+        return Step(state, detach(run.outputs), None, count, unadapted=unadapted, new_stream=state.seen.began)
 
     def predict(self, model: nn.Module, inputs: Any, state: BlendState, *, task: Task) -> Any:
         """Return the outputs under mixed statistics, on filtered images where that helps, averaged over flips.
