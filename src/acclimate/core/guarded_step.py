@@ -91,6 +91,7 @@ class Stepper:
         self.draws = ModelDraws(model, seed)
         self.output_remarks: tuple[str, ...] = ()
         self.examined = False
+        self._undid_beginning = False
         self._restart()
         self.state = self._state_before = self._started()
 
@@ -121,7 +122,8 @@ class Stepper:
                 step = self._predict(batch) if paused else self._adapt(batch)
             self.selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
-            if step.new_stream:
+            # A method whose step is undone finds the same stream anew in the next batch.
+            if step.new_stream and not self._undid_beginning:
                 self.comparison.begin_stream()
             if step.unadapted is not None:
                 self.comparison.offer(batch, step.unadapted)
@@ -134,6 +136,7 @@ class Stepper:
             self.rollback()
             self.selection.drop_gradients()
             raise
+        self._undid_beginning = (step.new_stream or self._undid_beginning) and outcome.verdict != "kept"
         if paused and outcome.verdict == "kept":
             outcome = _Outcome("paused", "stream_unchanged", "the image statistics of the stream have not changed")
         report = evidence.report(
@@ -157,6 +160,7 @@ class Stepper:
         self._restore_source()
         self.accept()
         self._restart()
+        self._undid_beginning = False
         self.comparison.reset()
         self.recent_classes.clear()
 
