@@ -122,8 +122,9 @@ class Stepper:
                 step = self._predict(batch) if paused else self._adapt(batch)
             self.selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
-            # A method whose step is undone finds the same stream anew in the next batch.
-            if step.new_stream and not self._undid_beginning:
+            # What is remembered of views and classes is a classifier's. A method whose step is undone finds the same
+            # stream anew in the next batch.
+            if step.new_stream and self.task.exclusive and not self._undid_beginning:
                 self.comparison.begin_stream()
             if step.unadapted is not None:
                 self.comparison.offer(batch, step.unadapted)

@@ -71,8 +71,8 @@ class Step:
         reset: whether the method requests a reset to the source weights (SAR's recovery).
         unadapted: the unadapted model's outputs on the batch, where the method computed them; guards use them then. It
             is the object ``outputs`` itself where nothing was adapted.
-        new_stream: whether the method found that the images are of another kind than those before; guards then forget
-            what adaptation did to those.
+        new_stream: whether the method found that the images are of another kind than those before; guards of a
+            classifier then forget what adaptation did to those.
     """
 
     state: Any
