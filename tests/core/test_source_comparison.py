@@ -216,7 +216,8 @@ class Announcing(Rotated):
     def step(self, model: Any, batch: Any, state: Any, **kwargs: Any) -> Step:
         plain = bool(batch[0].std() < 1e-4)
         outputs = self.predict(model, batch, state, task=TASK)
-        return Step(not plain, outputs, None, len(batch), unadapted=outputs if plain else None, new_stream=state is plain)
+        source = outputs if plain else None
+        return Step(not plain, outputs, None, len(batch), unadapted=source, new_stream=state is plain)
 
 
 def test_batches_that_nothing_was_adapted_on_are_no_evidence() -> None:
