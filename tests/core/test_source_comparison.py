@@ -243,13 +243,6 @@ def test_images_of_another_kind_are_compared_anew() -> None:
         assert (comparison.images_checked, len(comparison.adapted_views)) == (64, 64)
 
 
-def test_evidence_on_a_new_stream_adds_up_while_its_first_steps_are_undone() -> None:
-    with Session(mirror_proof(), Announcing(consistent=False)) as session:
-        for seed in range(2):
-            assert session.adapt(images(64, seed=seed)).verdict == "rolled_back"
-        assert len(session.source_comparison.adapted_views) == 128
-
-
 def test_methods_that_average_views_are_not_asked_about_mirror_images() -> None:
     averaging = dataclasses.replace(Rotated(consistent=False))
     object.__setattr__(averaging, "info", MethodInfo(name="averaging", averages_views=True))

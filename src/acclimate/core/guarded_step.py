@@ -91,7 +91,6 @@ class Stepper:
         self.draws = ModelDraws(model, seed)
         self.output_remarks: tuple[str, ...] = ()
         self.examined = False
-        self._undid_beginning = False
         self._restart()
         self.state = self._state_before = self._started()
 
@@ -122,9 +121,8 @@ class Stepper:
                 step = self._predict(batch) if paused else self._adapt(batch)
             self.selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
-            # What is remembered of views and classes is a classifier's. A method whose step is undone finds the same
-            # stream anew in the next batch.
-            if step.new_stream and self.task.exclusive and not self._undid_beginning:
+            # What is remembered of views and classes is a classifier's.
+            if step.new_stream and self.task.exclusive:
                 self.comparison.begin_stream()
             if step.unadapted is not None:
                 self.comparison.offer(batch, step.unadapted)
@@ -137,7 +135,6 @@ class Stepper:
             self.rollback()
             self.selection.drop_gradients()
             raise
-        self._undid_beginning = (step.new_stream or self._undid_beginning) and outcome.verdict != "kept"
         if paused and outcome.verdict == "kept":
             outcome = _Outcome("paused", "stream_unchanged", "the image statistics of the stream have not changed")
         report = evidence.report(
@@ -161,7 +158,6 @@ class Stepper:
         self._restore_source()
         self.accept()
         self._restart()
-        self._undid_beginning = False
         self.comparison.reset()
         self.recent_classes.clear()
 
