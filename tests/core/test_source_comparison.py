@@ -243,6 +243,16 @@ def test_images_of_another_kind_are_compared_anew() -> None:
         assert (comparison.images_checked, len(comparison.adapted_views)) == (64, 64)
 
 
+def test_evidence_on_a_new_stream_adds_up_to_128_images_while_its_first_steps_are_undone() -> None:
+    seen = []
+    with Session(mirror_proof(), Announcing(consistent=False)) as session:
+        for seed in range(3):
+            assert session.adapt(images(64, seed=seed)).verdict in ("rolled_back", "reset")
+            seen.append(len(session.source_comparison.adapted_views))
+    # What follows may be another stream than the one whose steps were undone.
+    assert seen == [64, 128, 64]
+
+
 def test_methods_that_average_views_are_not_asked_about_mirror_images() -> None:
     averaging = dataclasses.replace(Rotated(consistent=False))
     object.__setattr__(averaging, "info", MethodInfo(name="averaging", averages_views=True))
