@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from run import PEFT_RATES, PEFT_STEPS, interval, known_tasks, plain_peft
 
-from acclimate.core import lora
 from acclimate.language import load
 from acclimate.language.decision.evidence import cross_fit
 from acclimate.language.decision.trials import answer_scores
@@ -69,9 +68,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     model = load(given.model)
     if given.begin is not None:
-        with lora.loaded(model.network, given.begin) as pairs:
-            learned = {name: (pair.lora_A.detach(), pair.lora_B.detach() * pair.scale) for name, pair in pairs.items()}
-        model = replace(model, learned_start=LearnedStart(learned))
+        model = replace(model, learned_start=LearnedStart.read(given.begin, model.network))
     drawn = {"per": given.per, "shots": given.shots, "questions": 8, "seed": given.seed}
     tasks = known_tasks(given.model, "DEVELOPMENT", **drawn)
     if given.strings:

@@ -14,7 +14,7 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,20 @@ MIXED_IMAGES, MIXED_KINDS = 192, 5
 CLASSES = 10
 
 
-def streams(images: np.ndarray, labels: torch.Tensor, *, runs: int, mixed: bool) -> Iterator[tuple[str, list[Batch]]]:
-    """Yield the name and the batches of each stream; the order of kinds is drawn by its number."""
+def conditions_of(images: np.ndarray) -> dict[str, torch.Tensor]:
+    """Return the images clean and under each kind of damage that leaves their size."""
     conditions = {"clean": to_tensor(images)}
     for name, damage in kinds.TUNE.items():
         damaged = damage(images, np.random.default_rng(1))
         if damaged.shape == images.shape:
             conditions[name] = to_tensor(damaged)
+    return conditions
+
+
+def drawn(
+    conditions: Mapping[str, torch.Tensor], labels: torch.Tensor, *, runs: int, mixed: bool
+) -> Iterator[tuple[str, list[Batch]]]:
+    """Yield the name and the batches of each stream; the order of kinds is drawn by its number."""
     for run in range(runs):
         names = [name for name in conditions if name != "clean"]
         random.Random(str(run)).shuffle(names)
@@ -72,12 +79,13 @@ def main() -> None:
     chosen, rest = order[:IMAGES], order[IMAGES:]
     labels = torch.from_numpy(known["labels"][chosen].astype(np.int64))
     model, available = load(folder / "resnet20.safetensors"), methods(to_tensor(known["images"][rest]))
+    conditions = conditions_of(known["images"][chosen])
     result: dict[str, Any] = {}
     for name in options.methods:
         for mixed in (False, True):
             rows = []
             runs = options.runs // 2 if mixed else options.runs
-            for stream, batches in streams(known["images"][chosen], labels, runs=runs, mixed=mixed):
+            for stream, batches in drawn(conditions, labels, runs=runs, mixed=mixed):
                 plain = unadapted(model, batches)
                 free, _ = adapted(model, available[name], batches, guarded=False)
                 kept, did = adapted(model, available[name], batches, guarded=True)

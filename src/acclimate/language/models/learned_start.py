@@ -48,5 +48,14 @@ class LearnedStart:
         """
         if not (folder / START_FOLDER / "adapter_config.json").is_file():
             return None
-        with lora.loaded(network, folder / START_FOLDER) as pairs:
+        return cls.read(folder / START_FOLDER, network)
+
+    @classmethod
+    def read(cls, folder: Path, network: Any) -> LearnedStart:
+        """Return what ``folder`` has for ``network``.
+
+        Raises:
+            CheckpointError: the files cannot be read, or do not fit the network.
+        """
+        with lora.loaded(network, folder) as pairs:
             return cls({n: (p.lora_A.detach().clone(), p.lora_B.detach() * p.scale) for n, p in pairs.items()})
