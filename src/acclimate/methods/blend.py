@@ -614,8 +614,6 @@ class Blend:
         unsure = self.certainty.degradation_score(both) > 1
         if not unsure and not self.class_mix.is_due(*(torch.tensor(m.decided) for m in (both.adapted, both.source))):
             return 1.0
-        if count < sample_count(batch):
-            unadapted = task.forward(model, batch)
         # So does strong damage, under which the source model gives one class to everything with certainty. Then the
         # decisions under the new statistics are of many classes.
         if self._has_few_classes(model, batch, run, unadapted, task=task):
@@ -626,9 +624,14 @@ class Blend:
         return 1.0 if diversity >= self.first_diversity else math.pow(diversity, self.diversity_exponent)
 
     def _has_few_classes(self, model: nn.Module, batch: Any, run: _Run, unadapted: Any, *, task: Task) -> bool:
-        """Say whether a batch is of few classes, to which its own statistics give many."""
+        """Say whether a batch is of few classes, to which its own statistics give many.
+
+        ``unadapted`` are the unadapted model's outputs on the batch or its first images.
+        """
         if run.flipped is None or not task.exclusive:
             return False
+        if sample_count(unadapted) < sample_count(batch):
+            unadapted = task.forward(model, batch)
         both = (run.unmerged, unadapted)
         adapted, source = (task.decisions(found).class_probabilities().argmax(-1) for found in both)
         if not self.class_mix.is_due(adapted, source):

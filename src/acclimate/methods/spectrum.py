@@ -311,7 +311,7 @@ class SpectrumFilter:
                 state, outputs, unadapted = self._in_best_way(model, batch, cleaned, state, task=task)
             else:
                 outputs = self._in_way(FILTER, model, batch, cleaned, state, task=task)
-                if cleaned is batch and self._strength(state) == 0:
+                if cleaned is batch:
                     unadapted = outputs
         found = detach(outputs)
         source = found if unadapted is outputs else detach(unadapted)
