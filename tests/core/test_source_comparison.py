@@ -253,6 +253,17 @@ def test_evidence_on_a_new_stream_adds_up_to_128_images_while_its_first_steps_ar
     assert seen == [64, 128, 64]
 
 
+def test_a_session_that_goes_on_knows_that_the_first_steps_on_a_new_stream_were_undone() -> None:
+    with Session(mirror_proof(), Announcing(consistent=False)) as session:
+        assert session.adapt(images(64, seed=0)).verdict == "rolled_back"
+        state, history = session.source_comparison.state_dict(), session.source_comparison.history()
+    with Session(mirror_proof(), Announcing(consistent=False)) as session:
+        session.source_comparison.load_state_dict(state)
+        session.source_comparison.restore_history(history)
+        session.adapt(images(64, seed=1))
+        assert len(session.source_comparison.adapted_views) == 128
+
+
 def test_methods_that_average_views_are_not_asked_about_mirror_images() -> None:
     averaging = dataclasses.replace(Rotated(consistent=False))
     object.__setattr__(averaging, "info", MethodInfo(name="averaging", averages_views=True))

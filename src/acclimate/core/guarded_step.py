@@ -34,8 +34,6 @@ from acclimate.errors import TTTNotSupportedError
 _FAILURES_BEFORE_RESET: Final = 3
 _FEW_IMAGES: Final = 8
 """Outputs on so many images show whether they are logits."""
-_MOST_UNDONE_IMAGES: Final = 128
-"""Images on which the first steps on a new stream were undone count as its own up to this number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,6 @@ class Stepper:
         self.draws = ModelDraws(model, seed)
         self.output_remarks: tuple[str, ...] = ()
         self.examined = False
-        self._undid_beginning = False
         self._restart()
         self.state = self._state_before = self._started()
 
@@ -124,10 +121,8 @@ class Stepper:
                 step = self._predict(batch) if paused else self._adapt(batch)
             self.selection.drop_gradients()
             method_seconds = time.perf_counter() - method_started
-            # What is remembered of views and classes is a classifier's. A method whose step was undone finds the same
-            # stream anew in the next batch, or another one: so only evidence on a few images is kept.
-            few = self._undid_beginning and self.comparison.images_checked < _MOST_UNDONE_IMAGES
-            if step.new_stream and self.task.exclusive and not few:
+            # What is remembered of views and classes is a classifier's.
+            if step.new_stream and self.task.exclusive:
                 self.comparison.begin_stream()
             if step.unadapted is not None:
                 self.comparison.offer(batch, step.unadapted)
@@ -140,7 +135,7 @@ class Stepper:
             self.rollback()
             self.selection.drop_gradients()
             raise
-        self._undid_beginning = (step.new_stream or self._undid_beginning) and outcome.verdict != "kept"
+        self.comparison.record_beginning(new_stream=step.new_stream, kept=outcome.verdict == "kept")
         if paused and outcome.verdict == "kept":
             outcome = _Outcome("paused", "stream_unchanged", "the image statistics of the stream have not changed")
         report = evidence.report(
@@ -164,7 +159,6 @@ class Stepper:
         self._restore_source()
         self.accept()
         self._restart()
-        self._undid_beginning = False
         self.comparison.reset()
         self.recent_classes.clear()
 

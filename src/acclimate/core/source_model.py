@@ -23,6 +23,8 @@ REMEMBERED_VIEWS: Final = 256
 """On how many of the newest images the decisions on mirror images are kept."""
 REMEMBERED_COMPARISONS: Final = 8
 """Over how many of the newest comparisons failures are counted."""
+_MOST_UNDONE_IMAGES: Final = 128
+"""Images on which the first steps on a new stream were undone count as its own up to this number."""
 _LARGE_BATCH: Final = 32
 _MANY_DECISIONS: Final = 256
 """An image with so many decisions is a segmenter's."""
@@ -129,8 +131,6 @@ class SourceComparison:
 
     def reset(self) -> None:
         """Clear all results, as for a new stream."""
-        self._pairs.clear()
-        self._summaries.clear()
         self._failures.clear()
         self._latest: tuple[Any, Any] | None = None
         self._of_first: tuple[Any, Any] | None = None
@@ -143,17 +143,28 @@ class SourceComparison:
         self.sticky_fallback = False
         self._scores: deque[float] = deque(maxlen=2)
         self.few_classes: bool | None = None
-        self._clear_views()
+        self._beginning_undone = False
+        self._clear_evidence()
 
     def begin_stream(self) -> None:
-        """Begin to compare anew, because images are of another kind; failures of before count still."""
-        self._pairs.clear()
-        self._summaries.clear()
-        self._clear_views()
+        """Begin to compare anew, because images are of another kind; failures of before count still.
+
+        A method whose step was undone finds the same stream anew in the next batch, or another one: so evidence on a
+        few images is kept then.
+        """
+        if self._beginning_undone and self.images_checked < _MOST_UNDONE_IMAGES:
+            return
+        self._clear_evidence()
         self.images_checked = self.decisions_checked = 0
         self.few_classes = None
 
-    def _clear_views(self) -> None:
+    def record_beginning(self, *, new_stream: bool, kept: bool) -> None:
+        """Record a step: whether it was on a new stream, and whether it stands."""
+        self._beginning_undone = (new_stream or self._beginning_undone) and not kept
+
+    def _clear_evidence(self) -> None:
+        self._pairs.clear()
+        self._summaries.clear()
         self.adapted_views = self.unadapted_views = ViewDecisions.none()
         self.with_between = ThreeDecisions.none()
 
@@ -235,9 +246,7 @@ class SourceComparison:
 
     def clear_history(self) -> None:
         """Clear the signals from before a reset to the source, because they are not those of the restored model."""
-        self._pairs.clear()
-        self._summaries.clear()
-        self._clear_views()
+        self._clear_evidence()
         self.consecutive_failures = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -269,6 +278,7 @@ class SourceComparison:
             ),
             "with_between": self.with_between.tensors,
             "few_classes": self.few_classes,
+            "beginning_undone": self._beginning_undone,
         }
 
     def restore_history(self, history: Mapping[str, Any]) -> None:
@@ -280,9 +290,10 @@ class SourceComparison:
         self.last, self.verified = history["last"], history["verified"]
         views = history["views"]
         self.adapted_views, self.unadapted_views = ViewDecisions(*views[:2]), ViewDecisions(*views[2:])
-        # Files of earlier versions do not have it.
+        # Files of earlier versions do not have these.
         self.with_between = ThreeDecisions(*history.get("with_between", ThreeDecisions.none().tensors))
         self.few_classes = history.get("few_classes")
+        self._beginning_undone = history.get("beginning_undone", False)
 
     def record(self, adapted: Signals, *, falling_back: bool) -> None:
         """Record the result for a batch, whether or not the models were compared on it."""
