@@ -1,4 +1,4 @@
-"""Accuracy and cost of recipes on development tasks: how the defaults were chosen.
+"""Accuracy and cost of recipes on development tasks, or on those of other families: how the defaults were chosen.
 
     python benchmarks/adaptation/recipes.py --model smollm2 --out recipes.json share_adapted=0.5,orderings=4 rank=8
 
@@ -6,6 +6,8 @@ Every recipe is written as what it changes in the model's own; ``peft`` stands f
 ``--evidence`` an adapter is trained as it is after the gate's evidence, whose passes count: ``parts.share=0.5`` changes
 how, and ``parts=null`` trains it anew. ``--begin`` gives initial weights to recipes with ``initial_weights="learned"``,
 and ``--strings`` adds the development tasks of spark, which are of other kinds than those of the other models.
+``--families CALIBRATION`` takes the families that calibrations are fitted on: a recipe that was chosen on DEVELOPMENT is
+to be compared there before it ships.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--seed", type=int, default=41)
     parser.add_argument("--begin", type=Path, help="folder of initial weights, as learned_start/train.py writes it")
+    parser.add_argument("--families", choices=("DEVELOPMENT", "CALIBRATION"), default="DEVELOPMENT")
     parser.add_argument("--strings", action="store_true", help="the tasks on strings too, which spark is developed on")
     parser.add_argument("--evidence", action="store_true", help="with the gate's evidence, whose passes count")
     parser.add_argument("--threads", type=int, default=1)
@@ -70,9 +73,9 @@ def main() -> None:
     if given.begin is not None:
         model = replace(model, learned_start=LearnedStart.read(given.begin, model.network))
     drawn = {"per": given.per, "shots": given.shots, "questions": 8, "seed": given.seed}
-    tasks = known_tasks(given.model, "DEVELOPMENT", **drawn)
+    tasks = known_tasks(given.model, given.families, **drawn)
     if given.strings:
-        tasks += known_tasks("spark", "DEVELOPMENT", **drawn)
+        tasks += known_tasks("spark", given.families, **drawn)
     results: dict[str, Any] = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
     for text in ("icl", *given.recipes):
         rows = []
