@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acclimate.core import Classification, Segmentation, Session
+from acclimate.core import Classification, Segmentation, Session, layout
 from acclimate.core.scenes import NEAREST, SourceScenes
 from acclimate.core.source_images import SourceImages
 from acclimate.core.spectrum import Sums, measure
@@ -130,6 +131,71 @@ def test_the_filter_aims_at_the_group_of_source_images_with_which_a_segmenter_is
     with Session(Certain(0.0), spectrum, task=Segmentation(sampled_positions=100), guards=()) as session:
         session.adapt(hazy)
         assert session.state.reference == 0  # so few decisions say nothing
+
+
+def segmenter() -> nn.Module:
+    """A small segmenter that was trained on the source images at dusk, as far as its running statistics tell."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=None), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )
+    with torch.no_grad():
+        model.train()(source_images()[-6:])
+    return model.eval()
+
+
+def with_segmenter(model: nn.Module) -> SpectrumFilter:
+    source = SourceImages(lambda size: source_images().split(size or 8))
+    return SpectrumFilter().with_source(model, source, task=Segmentation())
+
+
+def test_a_segmenters_statistics_are_mixed_where_light_changes_and_the_spectrum_does_not() -> None:
+    model, dusk = segmenter(), scene(16, side=7, light=0.3, seed=99)
+    spectrum = with_segmenter(model)
+    assert spectrum.scenes is not None
+    assert spectrum.scenes.shifts is not None
+    assert bool(spectrum.scenes.shifts.isfinite().all())
+    for brighter, departs in ((0.0, False), (0.25, True)):
+        frames = dusk + brighter
+        assert spectrum.strength(Sums.of(frames[:8])) == 0.0
+        with Session(model, spectrum, task=Segmentation(), guards=()) as session:
+            outputs, _ = session.adapt_and_predict(frames[:8])
+            assert (session.state.departure == 0) != departs
+            assert torch.equal(outputs, model(layout.for_prediction(frames[:8]))) != departs
+            assert torch.equal(outputs, session.predict(frames[:8]))
+            known = session.state.departure
+            session.adapt(frames[8:])
+            assert session.state.departure == known  # measured once for a stream
+        # Few frames say little: until they are eight, the spectrum alone decides.
+        with Session(model, spectrum, task=Segmentation(), guards=()) as session:
+            for first in (0, 4):
+                assert session.state.departure is None
+                session.adapt(frames[first : first + 4])
+            assert (session.state.departure == 0) != departs
+
+
+def test_shifts_are_compared_with_those_of_the_source_images_most_like_a_stream() -> None:
+    images = source_images()
+    source, scenes = measure([images]), SourceScenes.of(images)
+    dusk, mixed = measure([images[-6:]]), measure([images[:20]])
+    assert scenes.usual_shift(dusk, source) is None
+    shifts = torch.cat([torch.zeros(20), torch.ones(6)])
+    assert replace(scenes, shifts=shifts).usual_shift(dusk, source) == 1.0
+    assert replace(scenes, shifts=shifts).usual_shift(mixed, source) == pytest.approx(6 / 26)
+    shifts[20:23] = torch.nan  # was not measured there
+    assert replace(scenes, shifts=shifts).usual_shift(dusk, source) == 1.0
+    assert replace(scenes, shifts=shifts).usual_shift(mixed, source) == pytest.approx(3 / 23)
+    assert replace(scenes, shifts=torch.full((26,), torch.nan)).usual_shift(dusk, source) is None
+
+
+def test_shifts_of_many_source_images_are_measured_on_some_of_all_of_them() -> None:
+    model = segmenter()
+    source = SourceImages(lambda size: torch.cat([source_images()] * 3).split(size or 8))
+    scenes = SpectrumFilter().with_source(model, source, task=Segmentation()).scenes
+    assert scenes is not None
+    assert scenes.shifts is not None
+    measured = (~scenes.shifts.isnan()).nonzero().flatten().tolist()
+    assert (len(measured), measured[0], measured[-1]) == (32, 0, 77)
 
 
 def test_source_images_of_one_kind_are_no_groups() -> None:

@@ -162,6 +162,8 @@ def test_no_source_no_range_and_bad_fields_are_refused(network: nn.Module, sourc
         ("memory_images", 0),
         ("stripe_excess_nats", 0.0),
         ("least_shift", 0.0),
+        ("least_departure", 0.0),
+        ("full_departure", 1.0),
         ("trial_images", -1),
         ("less_entropy", 1.0),
     ):

@@ -47,10 +47,13 @@ class SourceScenes:
     Attributes:
         power: ``(N, 3, BANDS)``, see :func:`acclimate.core.spectrum.band_power`.
         mean: ``(N, 3)`` mean of each colour channel.
+        shifts: ``(N,)`` how far the statistics of the model's layers on each image are from those on all, see
+            :func:`acclimate.core.norm.mean_shift`; NaN where that was not measured, None where it was on no image.
     """
 
     power: Tensor
     mean: Tensor
+    shifts: Tensor | None = None
 
     @classmethod
     def of(cls, images: Tensor) -> SourceScenes:
@@ -83,6 +86,21 @@ class SourceScenes:
         nearest = torch.hypot(each, apart).topk(NEAREST, largest=False).indices
         spectral = distance_nats(stream, replace(source, power=self.power[nearest].mean(0)))
         return math.hypot(spectral, weight * float((stream.mean - self.mean[nearest].mean(0)).abs().mean()))
+
+    def usual_shift(self, stream: PowerSpectrum, source: PowerSpectrum) -> float | None:
+        """Return the mean of ``shifts`` over the source images most like a stream; None where they were not measured.
+
+        A street at dusk is far from the statistics of streets by day, and damaged only if it is farther than other
+        streets at dusk. Of a stream whose images are not alike, it is the mean over all source images.
+        """
+        if self.shifts is None:
+            return None
+        known = ~self.shifts.isnan()
+        shifts = self.shifts[known]
+        if len(shifts) > NEAREST and self.are_alike(stream, source):
+            each = ((stream.power + _SMALL) / (self.power[known] + _SMALL)).log().abs()[:, source.power > 0].mean(1)
+            shifts = shifts[each.topk(NEAREST, largest=False).indices]
+        return float(shifts.mean()) if len(shifts) else None
 
     def are_of_many_kinds(self, power: Tensor, source: PowerSpectrum) -> bool:
         """Return whether images with spectra ``(B, 3, BANDS)`` vary more than the source images do.

@@ -24,6 +24,7 @@ from acclimate.core.method import Selection, Step
 from acclimate.core.outputs import detach, map_tensors, sample_count
 from acclimate.core.programs import Program
 from acclimate.core.scenes import MOST_IMAGES, SourceScenes
+from acclimate.core.segmentation import Segmentation
 from acclimate.core.selection import nothing_selected
 from acclimate.core.signals import Signals
 from acclimate.core.source_images import FROM_SOURCE_IMAGES, SourceImages
@@ -42,6 +43,10 @@ _LEAST_DECISIONS: Final = 1000
 """The mean entropies of fewer decisions differ by chance."""
 _SURE_IMAGES: Final = 16
 """On so many scenes of a detector the mean entropies of two ways differ by a tenth by chance (benchmarks/shifts)."""
+_SHIFT_IMAGES: Final = 32
+"""On so many source images, spread over all of them, a segmenter's statistics are measured."""
+_LEAST_USUAL_SHIFT: Final = 1e-4
+"""Less is rounding."""
 _LEAST_FOUND: Final = 0.5
 """A way of predicting that gives fewer decisions than this share of the most may only have lost the uncertain ones."""
 
@@ -109,7 +114,11 @@ class SpectrumState:
             ``unadapted``.
         trial: evidence on that, while it is not decided.
         striped: whether the newest batch of enough images had stripes.
-        shift: how far the statistics of BatchNorm's inputs are from the source's, as a moving average over batches.
+        shift: how far the statistics of BatchNorm's inputs are from the source's; a detector's as a moving average over
+            batches, a segmenter's as the mean over the first images.
+        shift_images: the number of images that the latter averages.
+        departure: how far a segmenter's are beyond those on similar source images, in [0, 1]; None while that is not
+            known.
     """
 
     stream: Sums | None = None
@@ -121,6 +130,8 @@ class SpectrumState:
     trial: WayTrial | None = None
     striped: bool = False
     shift: float = 0.0
+    shift_images: int = 0
+    departure: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +144,10 @@ class SpectrumFilter:
 
     The strength of filter and mixing depends on the distance between the two spectra: 0 below ``tolerance_nats``, 1
     from twice that on, linear in between. A stream like the source is predicted exactly as by the unadapted model.
+
+    Light and contrast change the statistics of a segmenter's layers where the spectrum hardly shows it. So a stream
+    whose spectrum is the source's is compared with the source images most like it in these statistics too, and they are
+    mixed with the stream's the more, the farther they are off.
 
     Some damage is made worse by the filter (blocks of compression look like blur), and some is not seen in the spectrum
     (snow). So a detector's first images are predicted with the filter and mixed statistics, with mixed statistics
@@ -174,6 +189,10 @@ class SpectrumFilter:
             average over batches that begins at 0, and nothing is filtered, a stream is taken for the source's. On
             scenes of ``benchmarks/shifts`` it is 0.008 where they are clean, and 0.03 to 0.05 under few grey levels,
             snow and compression.
+        least_departure: a segmenter's statistics are mixed if their mean shift is more than this times that on the
+            source images most like the stream; ``full_departure``: in full from this on, linear in between. On street
+            scenes of ``benchmarks/segmentation``, by day and at dusk, it is 0.8 to 1.1 times on eight clean frames, 1.4
+            and more on frames with other exposure, and 3 to 20 times under most other damage.
 
     Raises:
         ConfigError: a field is out of range.
@@ -223,6 +242,8 @@ class SpectrumFilter:
     trial_images: int = 0
     less_entropy: float = 0.05
     least_shift: float = 0.02
+    least_departure: float = 1.25
+    full_departure: float = 4.0
 
     def __post_init__(self) -> None:
         if not self.max_gain >= 1:
@@ -250,6 +271,11 @@ class SpectrumFilter:
             raise ConfigError(f"spectrum: trial_images must not be negative, got {self.trial_images}")
         if not 0 <= self.less_entropy < 1:
             raise ConfigError(f"spectrum: less_entropy must lie in [0, 1), got {self.less_entropy}")
+        if not 0 < self.least_departure < self.full_departure:
+            raise ConfigError(
+                "spectrum: least_departure must be positive and below full_departure, got "
+                f"{self.least_departure} and {self.full_departure}"
+            )
         if not -0.5 <= self.early_weight <= 0.5:
             raise ConfigError(f"spectrum: early_weight must lie in [-0.5, 0.5], got {self.early_weight}")
 
@@ -270,6 +296,8 @@ class SpectrumFilter:
 
         mean = spectra.measure(images(source.batches(_SOURCE_BATCH)))
         groups = () if scenes is None else scenes.groups(least_distance_nats=2 * self.tolerance_nats)
+        if scenes is not None and isinstance(task, Segmentation):
+            scenes = replace(scenes, shifts=_shifts(model, source.batches(_SOURCE_BATCH), len(scenes.power), task=task))
         return replace(self, source=mean, scenes=scenes, groups=groups)
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
@@ -303,16 +331,18 @@ class SpectrumFilter:
         unadapted: Any = None
         with torch.no_grad():
             state, cleaned = self.observe(batch, state, task=task)
+            if isinstance(task, Segmentation):
+                state, unadapted = self._with_departure(model, batch, state, task=task)
             if task.aligned and not task.exclusive and self._chooses(state):
                 state = self._with_reference(model, batch, state, task=task)
                 if state.reference != 0 or state.shifted:
                     cleaned = self.cleaned(batch, state, task=task)
             if self.trial_images and not task.aligned:
                 state, outputs, unadapted = self._in_best_way(model, batch, cleaned, state, task=task)
-            else:
+            elif cleaned is not batch or self._mixing_strength(state) > 0:
                 outputs = self._in_way(FILTER, model, batch, cleaned, state, task=task)
-                if cleaned is batch:
-                    unadapted = outputs
+            else:
+                outputs = unadapted = self._unadapted(model, batch, task=task) if unadapted is None else unadapted
         found = detach(outputs)
         source = found if unadapted is outputs else detach(unadapted)
         return Step(state, found, None, sample_count(batch), unadapted=source, new_stream=state.began)
@@ -429,6 +459,36 @@ class SpectrumFilter:
         state = replace(state, way=way, trial=None if trial.images >= self.trial_images else trial)
         return state, found.get(way, unadapted), unadapted
 
+    def _unadapted(self, model: nn.Module, batch: Any, *, task: Task) -> Any:
+        return task.forward(model, layout.for_prediction(batch))
+
+    def _with_departure(
+        self, model: nn.Module, batch: Any, state: SpectrumState, *, task: Task
+    ) -> tuple[SpectrumState, Any]:
+        """Return the state with the departure of the layers' statistics once enough images show it, and outputs.
+
+        These are the unadapted model's, or None where it was not run: where the departure is known, or the spectrum
+        alone is evidence enough.
+        """
+        if state.stream is None or state.departure is not None or self._strength(state) == 1 or self.scenes is None:
+            return state, None
+        usual = self.scenes.usual_shift(state.stream.spectrum(), self._source())
+        if usual is None:
+            return state, None
+        with norm.measured_shifts(model) as shifts:
+            unadapted = self._unadapted(model, batch, task=task)
+        if not shifts:
+            return state, unadapted
+        count = sample_count(batch)
+        images = state.shift_images + count
+        shift = (state.shift_images * state.shift + count * norm.mean_shift(shifts)) / images
+        state = replace(state, shift=shift, shift_images=images)
+        if images < self.least_images:
+            return state, unadapted
+        times = shift / max(usual, _LEAST_USUAL_SHIFT)
+        departure = (times - self.least_departure) / (self.full_departure - self.least_departure)
+        return replace(state, departure=min(1.0, max(0.0, departure))), unadapted
+
     def _chooses(self, state: SpectrumState) -> bool:
         """Say whether it is to be decided now which spectrum the filter aims at."""
         if state.reference is not None or state.stream is None:
@@ -454,6 +514,10 @@ class SpectrumFilter:
             return 0.0
         return 1.0 if state.shifted else self.strength(state.stream)
 
+    def _mixing_strength(self, state: SpectrumState) -> float:
+        """Return the strength with which statistics are mixed: that of the filter, or more."""
+        return max(self._strength(state), state.departure or 0.0)
+
     def _target(self, state: SpectrumState) -> PowerSpectrum:
         """Return the spectrum that the filter aims at."""
         # A state may have been saved with other source images, which had groups.
@@ -464,8 +528,8 @@ class SpectrumFilter:
     def _with_reference(self, model: nn.Module, batch: Any, state: SpectrumState, *, task: Task) -> SpectrumState:
         """Return the state with the reference with which decisions on the first images are most certain.
 
-        Where it is undecided whether the stream is a shift, that is decided by the same decisions. Where they are few,
-        they say nothing.
+        Where it is undecided whether the stream is a shift, that is decided by the same decisions, compared with those
+        without a filter, under the statistics that the departure asks for. Where they are few, they say nothing.
         """
         # A program may have a fixed batch size.
         few = batch if isinstance(model, Program) else map_tensors(lambda tensor: tensor[:_CHOOSING_IMAGES], batch)
@@ -485,7 +549,7 @@ class SpectrumFilter:
         return choices[best]
 
     def _mixing(self, model: nn.Module, state: SpectrumState, *, way: str = FILTER) -> AbstractContextManager[Any]:
-        strength = {FILTER: self._strength(state), STATISTICS: 1.0, UNADAPTED: 0.0}[way]
+        strength = {FILTER: self._mixing_strength(state), STATISTICS: 1.0, UNADAPTED: 0.0}[way]
         weight = self.batch_weight * strength
         if weight == 0 or not norm.batch_norms(model):
             return nullcontext()
@@ -562,6 +626,35 @@ class SpectrumFilter:
                 f"unlabelled source images with --ttt-source{other}"
             )
         return self.source
+
+
+@torch.no_grad()
+def _shifts(model: nn.Module, batches: Iterable[Any], count: int, *, task: Task) -> Tensor | None:
+    """Return the mean shift of the layers' statistics on each of the first ``count`` images, see ``SourceScenes``.
+
+    Single images are predicted, since a stream's are compared with the few most like it. None without BatchNorm.
+    """
+    if not norm.batch_norms(model):
+        return None
+    found = torch.full((count,), math.nan)
+    chosen = set(torch.linspace(0, count - 1, min(count, _SHIFT_IMAGES)).round().long().tolist())
+    first = 0
+    for batch in batches:
+        for at in range(sample_count(batch)):
+            if first + at in chosen:
+                with norm.measured_shifts(model) as shifts:
+                    task.forward(model, layout.for_prediction(_only(batch, at)))
+                if shifts:
+                    found[first + at] = norm.mean_shift(shifts)
+        first += sample_count(batch)
+        if first >= count:
+            break
+    return found
+
+
+def _only(batch: Any, at: int) -> Any:
+    """Return the batch with one of its images."""
+    return map_tensors(lambda tensor: tensor[at : at + 1], batch)
 
 
 def in_unit_range(images: Tensor, task: Task) -> Tensor:
