@@ -132,6 +132,7 @@ class Rotated:
 
     consistent: bool
     doubt: float = 1.0
+    damage: bool = False
     info = MethodInfo(name="rotated")
 
     def __getattr__(self, attribute: str) -> Any:
@@ -141,7 +142,8 @@ class Rotated:
         return nothing_selected(model)
 
     def step(self, model: Any, batch: Any, state: Any, **kwargs: Any) -> Step:
-        return Step(state, self.predict(model, batch, state, task=TASK), None, len(batch))
+        outputs = self.predict(model, batch, state, task=TASK)
+        return Step(state, outputs, None, len(batch), damage=self.damage)
 
     def predict(self, model: Any, inputs: Any, state: Any, *, task: Any) -> Any:
         with torch.no_grad():
@@ -270,6 +272,17 @@ def test_methods_that_average_views_are_not_asked_about_mirror_images() -> None:
     with Session(mirror_proof(), averaging) as session:
         assert session.adapt(images(128, seed=3)).code is None
         assert len(session.source_comparison.adapted_views) == 0
+
+
+@pytest.mark.parametrize(("damage", "code"), [(False, "less_certain_than_source"), (True, None)])
+def test_decisions_may_be_less_certain_where_the_method_found_that_images_are_damaged(
+    damage: bool, code: str | None
+) -> None:
+    method = Rotated(consistent=True, doubt=0.05, damage=damage)
+    object.__setattr__(method, "info", MethodInfo(name="own", averages_views=True, compares_itself=True))
+    with Session(mirror_proof(), method) as session:
+        report = session.adapt(images(128, seed=3))
+        assert report.code == code, report.reason
 
 
 def test_a_method_that_compares_itself_is_compared_on_a_quarter_of_a_large_batch() -> None:

@@ -16,7 +16,7 @@ from acclimate.core.view_agreement import ClassMixTest, ViewDecisions
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods import Blend, SpectrumFilter
-from acclimate.methods.blend import AdaptationTrial, BlendState, FilterTrial
+from acclimate.methods.blend import AdaptationTrial, BlendState, FilterTrial, WeightTrial
 from acclimate.methods.spectrum import SpectrumState
 from acclimate.vision.models.detection import Detection
 from tests.networks import classifier, detector, images
@@ -587,5 +587,50 @@ def test_only_half_of_a_large_batch_is_predicted_by_the_unadapted_model_for_tria
     with Session(model, Blend(sure=0.01, hedge=1.1), guards=()) as session:
         counts.clear()
         session.adapt(images(64))
-    # Its outputs are examined on eight; then images and mirror images, by the unadapted model and by the adapted one.
-    assert counts == [8, 32, 32, 64, 64]
+    # Its outputs are examined on eight; then images and mirror images, by the unadapted model and by the adapted one, with
+    # both weights of its statistics.
+    assert counts == [8, 32, 32, 64, 64, 64, 64]
+
+
+def test_evidence_on_the_weight_goes_on_over_streams() -> None:
+    trial = WeightTrial().plus(torch.tensor([0.5, -0.1, 0.2, 0.2]))
+    assert (trial.images, trial.here) == (4, 4)
+    assert trial.gain == pytest.approx(0.8)
+    assert trial.changes == pytest.approx(0.34)
+    assert not trial.is_clear()
+    later = trial.on_another_stream(2)
+    assert (later.images, later.gain, later.changes, later.here) == pytest.approx((2, 0.4, 0.17, 0))
+    assert trial.on_another_stream(100).images == 4
+    assert WeightTrial().on_another_stream(8) == WeightTrial()
+    method = Blend(weight_trial_images=16)
+    for found, tried in (
+        (WeightTrial(images=40, gain=3.0, changes=1.0), False),  # clear from other streams
+        (WeightTrial(images=40, gain=-3.0, changes=1.0), False),
+        (WeightTrial(images=40, gain=1.0, changes=1.0, here=8), True),
+        (WeightTrial(images=40, gain=1.0, changes=1.0, here=16), False),
+        (WeightTrial(images=40, gain=0.1, changes=1.0, here=16), True),  # nothing speaks for either
+        (WeightTrial(images=40, gain=0.1, changes=1.0, here=32), False),
+        (WeightTrial(images=8, gain=3.0, changes=1.0, here=8), True),  # too few
+    ):
+        assert method._tries_weight(BlendState(weight_trial=found)) == tried
+        assert not method._tries_weight(BlendState(weight_trial=found, hedged=True))
+
+
+@pytest.mark.parametrize("gain", [1.0, -1.0])
+def test_the_streams_statistics_alone_are_used_where_views_agree_better_with_them(gain: float) -> None:
+    model, layer = network()
+    method, batch = Blend(full_shift=0.0, adaptation_trial_images=0), 0.5 * images(64)
+    known = WeightTrial(images=64, gain=gain, changes=1.0)
+    options = {"task": Classification(), "optimizer": None, "rng": torch.Generator()}
+    with method.select(model) as selection:
+        state = dataclasses.replace(method.start(model, selection), weight_trial=known)
+        step = method.step(model, batch, state, selection=selection, **options)
+        state = step.state
+        assert state.full_weight == (gain > 0)
+        assert state.weight_trial.here == 64
+        again = method.predict(model, batch, state, task=Classification())
+        assert torch.allclose(step.outputs, again, atol=1e-5)
+        # The mirror images were predicted last.
+        source, stream = layer.running_mean, state.flipped_memory["0"][0]
+        assert not torch.allclose(source, stream, atol=1e-2)
+        torch.testing.assert_close(layer.used[0], stream if gain > 0 else (source + stream) / 2)

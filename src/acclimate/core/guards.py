@@ -332,8 +332,8 @@ class WorseThanSource:
         agreement: finds the more consistent model; ``agreement_images``: mirror images of the first so many images are
             looked at. After them they are looked at with every regular comparison, and before a step is rejected.
         class_mix: finds why the adapted model gives more classes; ``first_layers``: the share of the BatchNorm layers
-            that have adapted statistics then. Methods that compare themselves with the unadapted model, and models
-            without BatchNorm, are not examined.
+            that have adapted statistics then. Models without BatchNorm are not examined, nor are methods that compare
+            themselves with the unadapted model: these say themselves where images are damaged.
         repeated_factor: multiplies the limit after three failed comparisons among the last eight.
         sticky_factor: multiplies the limit during a sticky fallback, which begins after two failed comparisons in a row
             with high degradation scores and ends after three passed comparisons in a row.
@@ -411,7 +411,11 @@ class WorseThanSource:
         looks = regular or score > limit or len(comparison.adapted_views) < self.agreement_images
         views = self._views(evidence, comparison) if looks or comparison.recent_failures else None
         credible = views is not None and self.agreement.is_credible(*views)
-        damage = self._is_damage(evidence, comparison) if looks or comparison.recent_failures else None
+        damage: bool | None = None
+        if evidence.step.damage:
+            damage = True
+        elif looks or comparison.recent_failures:
+            damage = self._is_damage(evidence, comparison)
         if damage is False and not credible:
             found = comparison.with_between
             many, few = effective_classes(found.adapted), effective_classes(found.between)

@@ -73,6 +73,8 @@ class Step:
             is the object ``outputs`` itself where nothing was adapted.
         new_stream: whether the method found that the images are of another kind than those before; guards of a
             classifier then forget what adaptation did to those.
+        damage: whether the method found that its model gives more classes than the unadapted one because images are
+            damaged, and not because they are of few classes; guards then accept decisions that are less certain.
     """
 
     state: Any
@@ -82,6 +84,7 @@ class Step:
     reset: bool = False
     unadapted: Any = None
     new_stream: bool = False
+    damage: bool = False
 
 
 class Method(Protocol):

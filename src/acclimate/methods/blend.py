@@ -46,6 +46,8 @@ _LEAST_TRIAL: Final = 32
 only the first half is predicted in other ways for trials."""
 _LEAST_SAME: Final = 16
 _CLEARLY: Final = 0.1
+_LIKELY: Final = 0.5
+"""So many standard errors of evidence are enough where both ways are about as good as long as it is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,42 @@ class AdaptationTrial:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightTrial:
+    """Evidence on whether the stream's statistics alone are better than their mixture with the source's.
+
+    Attributes:
+        images: predicted in both ways so far, those on streams before in part.
+        gain: sum over them of the probability that image and mirror image are of different classes with the mixture,
+            minus the same without the source's statistics.
+        changes: sum of the squares of these differences.
+        here: of the images, those of this stream.
+    """
+
+    images: float = 0.0
+    gain: float = 0.0
+    changes: float = 0.0
+    here: int = 0
+
+    def plus(self, gains: Tensor) -> WeightTrial:
+        """Return the evidence with the differences ``(N,)`` on more images."""
+        return WeightTrial(
+            self.images + len(gains),
+            self.gain + float(gains.sum()),
+            self.changes + float(gains.square().sum()),
+            self.here + len(gains),
+        )
+
+    def on_another_stream(self, most_images: int) -> WeightTrial:
+        """Return the evidence at the beginning of another stream, counted for ``most_images`` at most."""
+        kept = min(1.0, most_images / self.images) if self.images else 1.0
+        return WeightTrial(kept * self.images, kept * self.gain, kept * self.changes)
+
+    def is_clear(self) -> bool:
+        """Say whether the gain is two standard errors from zero."""
+        return abs(self.gain) > 2 * math.sqrt(self.changes)
+
+
+@dataclass(frozen=True, slots=True)
 class Confidence:
     """How sure decisions are, to notice without source images that a stream has changed.
 
@@ -139,6 +177,10 @@ class BlendState:
         confidence: since that was decided; used where no source images are known.
         taken: the number of images that the running statistics count for, beside ``prior_images``; that of states which
             were saved before it was counted is infinite.
+        damaged: whether images turned out to be damaged where the unadapted model gives them fewer classes.
+        weight_trial: evidence on whether the stream's statistics alone are better than the mixture; it goes on over
+            streams, since that is for the most part a property of the network.
+        full_weight: whether they are.
         resting: the statistics to predict the next batch with, which then is not added to those of the stream; None
             where it is added.
     """
@@ -157,21 +199,26 @@ class BlendState:
     resting: UsedStatistics | None = None
     hedged: bool = False
     departs: bool | None = None
+    damaged: bool = False
+    weight_trial: WeightTrial | None = None
+    full_weight: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Averaging:
-    """How images are added to running statistics.
+    """How images are added to running statistics, and these are mixed with the source's.
 
     Attributes:
         weight: of each image, in [0, 1].
         kept: the number of images that the statistics count for before.
         taken: of these, the images of the stream.
+        memory_weight: of the running statistics in the mixture.
     """
 
     weight: float
     kept: float
     taken: float
+    memory_weight: float
 
     def rate(self, count: int) -> float:
         """Return the rate of the moving average for so many images."""
@@ -242,6 +289,10 @@ class Blend:
 
     Attributes:
         memory_weight: weight of the running statistics in the mixture; that of the source's is one minus it.
+        weight_trial_images: on so many images of each stream is tried whether the running statistics alone are better:
+            some networks hardly lose by the chance in the statistics of a batch, and then the source's only hold them
+            back. There, image and mirror image get the same class more often without them. With 0, and without flip
+            averaging, the mixture is always used.
         full_shift: where the statistics of the layers so far differ from the source's by less than this, on average
             (:func:`acclimate.core.norm.shift`), the weight is smaller in proportion: a stream that is nearly the
             source's stays with the source's statistics. 0 uses ``memory_weight`` everywhere.
@@ -323,6 +374,7 @@ class Blend:
         BlendState,
         FilterTrial,
         AdaptationTrial,
+        WeightTrial,
         Confidence,
         UsedStatistics,
         ViewDecisions,
@@ -331,6 +383,7 @@ class Blend:
     )
 
     memory_weight: float = 0.5
+    weight_trial_images: int = 64
     full_shift: float = 0.015
     departure: float = 0.05
     memory_images: int = 64
@@ -367,7 +420,7 @@ class Blend:
             raise ConfigError(f"blend: sure must lie in (0, 1], got {self.sure}")
         if not -1 <= self.filter_gain <= 1:
             raise ConfigError(f"blend: filter_gain must lie in [-1, 1], got {self.filter_gain}")
-        for name in ("filter_trial_images", "adaptation_trial_images"):
+        for name in ("filter_trial_images", "adaptation_trial_images", "weight_trial_images"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"blend: {name} must not be negative, got {getattr(self, name)}")
         if not self.diversity_exponent >= 0:
@@ -452,14 +505,19 @@ class Blend:
                     model, layout.for_prediction(part), state, task=task, mirrors_first=sample_count(part)
                 )
             used = filtered if state.filters else batch
+            memories = state.memory, state.flipped_memory
             run, state, added = self._updated(model, used, batch, state, source, task=task)
+            if self._tries_weight(state):
+                used = layout.for_prediction(used)
+                run, state = self._weighed(model, used, run, memories, state, added=added, task=task)
             if state.trial is not None:
                 run, state = self._tried(model, batch, filtered, run, state, added=added, task=task)
             if source is not None:
                 run, state = self._compared(model, batch, run, source, state, task=task)
             state = self._with_decisions(state, task.decisions(run.unmerged).class_probabilities())
         unadapted = None if source is None else detach(source.unmerged)
-        return Step(state, detach(run.outputs), None, count, unadapted=unadapted, new_stream=state.seen.began)
+        outputs, began = detach(run.outputs), state.seen.began
+        return Step(state, outputs, None, count, unadapted=unadapted, new_stream=began, damage=state.damaged)
 
     def predict(self, model: nn.Module, inputs: Any, state: BlendState, *, task: Task) -> Any:
         """Return the outputs under mixed statistics, on filtered images where that helps, averaged over flips.
@@ -481,7 +539,7 @@ class Blend:
             inputs,
             state.memory,
             state.flipped_memory,
-            added=_nothing(state),
+            added=self._nothing(state),
             task=task,
             mirrors_first=0,
             hedging=hedging,
@@ -497,7 +555,7 @@ class Blend:
         with ExitStack() as stack:
             if self.spectrum is not None and state.filters:
                 stack.enter_context(self.spectrum.filtering(model, state.seen, task=task))
-            stack.enter_context(self._mixing(model, state.memory, added=_nothing(state), count=0))
+            stack.enter_context(self._mixing(model, state.memory, added=self._nothing(state), count=0))
             yield
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
@@ -562,8 +620,9 @@ class Blend:
         """
         hedging = plain if state.hedged else None
         batch = layout.for_prediction(batch)
-        added = _Averaging(1.0, min(self.memory_images, self.prior_images + state.taken), state.taken)
-        tries = state.trial is not None or state.adaptation_trial is not None
+        kept = min(self.memory_images, self.prior_images + state.taken)
+        added = _Averaging(1.0, kept, state.taken, self._memory_weight(state))
+        tries = self._tries(state)
         mirrors_first = sample_count(_tried_part(batch)) if tries else 0
         if state.resting is not None and not tries:
             run = self._run(
@@ -571,7 +630,7 @@ class Blend:
                 batch,
                 state.memory,
                 state.flipped_memory,
-                added=_nothing(state),
+                added=self._nothing(state),
                 task=task,
                 mirrors_first=0,
                 known=state.resting,
@@ -579,7 +638,7 @@ class Blend:
             )
             return run, replace(state, resting=None), added
         first = state.classes is None and self._tells_classes(batch)
-        if first and tries:
+        if (first and tries) or self._tries_weight(state):
             # All mirror images may be needed to tell few classes from damage.
             mirrors_first = sample_count(batch)
         if not first:
@@ -587,7 +646,8 @@ class Blend:
         memories = state.memory, state.flipped_memory
         run = self._run(model, batch, *memories, added=added, task=task, mirrors_first=mirrors_first, hedging=hedging)
         if first:
-            weight = self._first_weight(model, batch, run, state, source, task=task)
+            weight, damaged = self._first_weight(model, batch, run, state, source, task=task)
+            state = replace(state, damaged=damaged)
             if weight < 1:
                 added = replace(added, weight=weight)
                 run = self._run(
@@ -598,14 +658,39 @@ class Blend:
         state = replace(state, memory=run.memory, flipped_memory=run.flipped_memory, taken=taken)
         return run, replace(state, resting=run.used if rests else None), added
 
+    def _tries(self, state: BlendState) -> bool:
+        """Say whether images are predicted in several ways, for which they are mirrored."""
+        return state.trial is not None or state.adaptation_trial is not None or self._tries_weight(state)
+
+    def _tries_weight(self, state: BlendState) -> bool:
+        """Say whether it is open if the running statistics alone are better."""
+        trial = state.weight_trial
+        if trial is None or state.hedged:
+            return False
+        # Where nothing speaks for either way yet, it goes on for twice as long.
+        times = 1 if abs(trial.gain) > _LIKELY * math.sqrt(trial.changes) else 2
+        if trial.here >= times * self.weight_trial_images:
+            return False
+        return trial.images < _LEAST_TRIAL or not trial.is_clear()
+
+    def _memory_weight(self, state: BlendState) -> float:
+        return 1.0 if state.full_weight else self.memory_weight
+
+    def _nothing(self, state: BlendState) -> _Averaging:
+        """Return how nothing is added to the statistics."""
+        return _Averaging(0.0, 1.0, state.taken, self._memory_weight(state))
+
     def _tells_classes(self, batch: Any) -> bool:
         """Say whether a batch has enough images to say something about the classes of a stream."""
         return sample_count(batch) >= self.diversity_window / 4
 
     def _first_weight(
         self, model: nn.Module, batch: Any, run: _Run, state: BlendState, source: _Run | None, *, task: Task
-    ) -> float:
-        """Return the weight of the images of the first batch, in [0, 1], from a run with a weight of 1."""
+    ) -> tuple[float, bool]:
+        """Return the weight of the images of the first batch, in [0, 1], from a run with a weight of 1.
+
+        And whether it was found that they are damaged, where the unadapted model gives them fewer classes.
+        """
         # A stream may begin with one class, and then its statistics make the model less certain than the source's do.
         unadapted = task.forward(model, batch) if source is None else source.unmerged
         # The unadapted model may have been run on the first images alone.
@@ -613,34 +698,36 @@ class Blend:
         both = SignalPair.of(task, run.first(count).unmerged, unadapted, samples=count)
         unsure = self.certainty.degradation_score(both) > 1
         if not unsure and not self.class_mix.is_due(*(torch.tensor(m.decided) for m in (both.adapted, both.source))):
-            return 1.0
+            return 1.0, False
         # So does strong damage, under which the source model gives one class to everything with certainty. Then the
         # decisions under the new statistics are of many classes.
-        if self._has_few_classes(model, batch, run, unadapted, task=task):
-            return 0.0
+        damaged = self._is_damage(model, batch, run, unadapted, task=task)
+        if damaged is False:
+            return 0.0, False
         if not unsure:
-            return 1.0
+            return 1.0, bool(damaged)
         diversity = self.diversity(self._with_decisions(state, task.decisions(run.unmerged).class_probabilities()))
-        return 1.0 if diversity >= self.first_diversity else math.pow(diversity, self.diversity_exponent)
+        weight = 1.0 if diversity >= self.first_diversity else math.pow(diversity, self.diversity_exponent)
+        return weight, bool(damaged)
 
-    def _has_few_classes(self, model: nn.Module, batch: Any, run: _Run, unadapted: Any, *, task: Task) -> bool:
-        """Say whether a batch is of few classes, to which its own statistics give many.
+    def _is_damage(self, model: nn.Module, batch: Any, run: _Run, unadapted: Any, *, task: Task) -> bool | None:
+        """Say why a batch's own statistics give it more classes: damage, or few classes (False); None if that is open.
 
         ``unadapted`` are the unadapted model's outputs on the batch or its first images.
         """
         if run.flipped is None or not task.exclusive:
-            return False
+            return None
         if sample_count(unadapted) < sample_count(batch):
             unadapted = task.forward(model, batch)
         both = (run.unmerged, unadapted)
         adapted, source = (task.decisions(found).class_probabilities().argmax(-1) for found in both)
         if not self.class_mix.is_due(adapted, source):
-            return False
+            return None
         outputs = partly_adapted_outputs(model, batch, {}, share=self.first_layers, task=task)
         if outputs is None:
-            return False
+            return None
         between = task.decisions(outputs).class_probabilities().argmax(-1)
-        return self.class_mix.is_damage(ThreeDecisions(adapted, source, between), run.decisions(task)) is False
+        return self.class_mix.is_damage(ThreeDecisions(adapted, source, between), run.decisions(task))
 
     def _mixing(
         self,
@@ -658,7 +745,7 @@ class Blend:
         return norm.running_statistics(
             model,
             memory,
-            memory_weight=self.memory_weight,
+            memory_weight=added.memory_weight,
             rate=added.rate(count),
             sampled=True,
             full_shift=self.full_shift * share**2,
@@ -694,7 +781,7 @@ class Blend:
         """
         if self.spectrum is None:
             state, another = self._followed(batch, state, task=task)
-            return self._with_adaptation_trial(state, task=task) if another else state, batch
+            return self._with_trials(state, task=task) if another else state, batch
         seen, filtered = self.spectrum.observe(batch, state.seen, task=task, filtering=state.filters)
         state = replace(state, seen=seen)
         if not seen.began:
@@ -707,7 +794,7 @@ class Blend:
             # Noise may have one class to the unadapted model, and that in every view: among other images, this looks
             # like recognising them.
             return replace(state, trial=None, adaptation_trial=None, unadapted=False, hedged=False), filtered
-        state = self._with_adaptation_trial(state, task=task)
+        state = self._with_trials(state, task=task)
         if self.filter_trial_images == 0 or not self._can_try(task):
             return state, filtered
         return replace(state, trial=FilterTrial(memory=state.memory, flipped_memory=state.flipped_memory)), filtered
@@ -723,8 +810,13 @@ class Blend:
         began = seen.began and state.seen.stream is not None
         return replace(_begun_again(state) if began else state, seen=seen), another or began
 
-    def _with_adaptation_trial(self, state: BlendState, *, task: Task) -> BlendState:
-        if self.adaptation_trial_images == 0 or not (self._can_try(task) and task.exclusive):
+    def _with_trials(self, state: BlendState, *, task: Task) -> BlendState:
+        if not (self._can_try(task) and task.exclusive):
+            return state
+        if self.weight_trial_images > 0 and not self.source_outputs:
+            known = WeightTrial() if state.weight_trial is None else state.weight_trial
+            state = replace(state, weight_trial=known.on_another_stream(self.weight_trial_images))
+        if self.adaptation_trial_images == 0:
             return state
         return replace(state, adaptation_trial=AdaptationTrial(), confidence=Confidence())
 
@@ -847,6 +939,36 @@ class Blend:
                 used = replace(plain, outputs=outputs, unmerged=unmerged)
         return used, self._in_use(replace(state, trial=None), trial) if self._is_decided(trial) else state
 
+    def _weighed(
+        self,
+        model: nn.Module,
+        batch: Any,
+        run: _Run,
+        memories: tuple[Mapping[str, Moments], Mapping[str, Moments]],
+        state: BlendState,
+        *,
+        added: _Averaging,
+        task: Task,
+    ) -> tuple[_Run, BlendState]:
+        """Predict the batch with the other weight too; return the run to use, and the state with that evidence.
+
+        All of the batch is predicted, since it is the chance in its statistics that is weighed, and since the
+        statistics of each layer depend on the weight in those before.
+        """
+        trial, count = state.weight_trial, sample_count(batch)
+        if trial is None or run.flipped is None or added.weight == 0 or self.diversity(state) < self.trial_diversity:
+            return run, state
+        other = replace(added, memory_weight=self.memory_weight if state.full_weight else 1.0)
+        found = self._run(model, batch, *memories, added=other, task=task, mirrors_first=count)
+        mirrored = sample_count(run.flipped)
+        gains = run.first(mirrored).disagreement(task) - found.first(mirrored).disagreement(task)
+        trial = trial.plus(-gains if state.full_weight else gains)
+        full_weight = trial.gain > _LIKELY * math.sqrt(trial.changes)
+        state, stays = replace(state, weight_trial=trial, full_weight=full_weight), full_weight == state.full_weight
+        if stays:
+            return run, state
+        return found, replace(state, memory=found.memory, flipped_memory=found.flipped_memory)
+
     def _compared(
         self, model: nn.Module, batch: Any, run: _Run, source: _Run, state: BlendState, *, task: Task
     ) -> tuple[_Run, BlendState]:
@@ -954,14 +1076,18 @@ def _joined(first: Any, whole: Any) -> Any:
     return map_tensors(with_first, whole)
 
 
-def _nothing(state: BlendState) -> _Averaging:
-    return _Averaging(0.0, 1.0, state.taken)
-
-
 def _begun_again(state: BlendState) -> BlendState:
     """Return the state without the statistics of the stream before."""
     return replace(
-        state, memory={}, flipped_memory={}, classes=None, decisions=0.0, taken=0.0, resting=None, departs=None
+        state,
+        memory={},
+        flipped_memory={},
+        classes=None,
+        decisions=0.0,
+        taken=0.0,
+        resting=None,
+        departs=None,
+        damaged=False,
     )
 
 
