@@ -587,8 +587,8 @@ def test_only_half_of_a_large_batch_is_predicted_by_the_unadapted_model_for_tria
     with Session(model, Blend(sure=0.01, hedge=1.1), guards=()) as session:
         counts.clear()
         session.adapt(images(64))
-    # Its outputs are examined on eight; then images and mirror images, by the unadapted model and by the adapted one, with
-    # both weights of its statistics.
+    # Its outputs are examined on eight; then images and mirror images, by the unadapted model and by the adapted one,
+    # with both weights of its statistics.
     assert counts == [8, 32, 32, 64, 64, 64, 64]
 
 
