@@ -393,7 +393,7 @@ class Blend:
     diversity_window: int = 64
     flip_averaging: bool = True
     hedge: float = 0.75
-    sure: float = 0.95
+    sure: float = 0.9
     filter_gain: float = 0.04
     filter_trial_images: int = 64
     trial_diversity: float = 0.7
@@ -665,11 +665,7 @@ class Blend:
     def _tries_weight(self, state: BlendState) -> bool:
         """Say whether it is open if the running statistics alone are better."""
         trial = state.weight_trial
-        if trial is None or state.hedged:
-            return False
-        # Where nothing speaks for either way yet, it goes on for twice as long.
-        times = 1 if abs(trial.gain) > _LIKELY * math.sqrt(trial.changes) else 2
-        if trial.here >= times * self.weight_trial_images:
+        if trial is None or state.hedged or trial.here >= self.weight_trial_images:
             return False
         return trial.images < _LEAST_TRIAL or not trial.is_clear()
 
