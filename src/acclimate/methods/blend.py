@@ -46,8 +46,8 @@ _LEAST_TRIAL: Final = 32
 only the first half is predicted in other ways for trials."""
 _LEAST_SAME: Final = 16
 _CLEARLY: Final = 0.1
-_LIKELY: Final = 0.5
-"""So many standard errors of evidence are enough where both ways are about as good as long as it is open."""
+_LIKELY: Final = 1.0
+"""So many standard errors of evidence are enough for the running statistics alone."""
 
 
 @dataclass(frozen=True, slots=True)
