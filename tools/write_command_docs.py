@@ -364,7 +364,15 @@ def _cifar_runs() -> list[dict[str, Any]]:
     return runs
 
 
-SHIFTS = ("tune", "report", "report_group_norm", "report_transformer", "report_efficientnet_lite0")
+SHIFTS = (
+    "tune",
+    "tune_plain",
+    "report",
+    "report_separable",
+    "report_group_norm",
+    "report_transformer",
+    "report_efficientnet_lite0",
+)
 
 
 def shifts_summary_table(half: str) -> str:

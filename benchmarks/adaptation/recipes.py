@@ -6,8 +6,8 @@ Every recipe is written as what it changes in the model's own; ``peft`` stands f
 ``--evidence`` an adapter is trained as it is after the gate's evidence, whose passes count: ``parts.share=0.5`` changes
 how, and ``parts=null`` trains it anew. ``--begin`` gives initial weights to recipes with ``initial_weights="learned"``,
 and ``--strings`` adds the development tasks of spark, which are of other kinds than those of the other models.
-``--families CALIBRATION`` takes the families that calibrations are fitted on: a recipe that was chosen on DEVELOPMENT is
-to be compared there before it ships.
+``--families CALIBRATION`` takes the families that calibrations are fitted on: a recipe that was chosen on DEVELOPMENT
+is to be compared there before it ships.
 """
 
 from __future__ import annotations
