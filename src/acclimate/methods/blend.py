@@ -46,6 +46,8 @@ _LEAST_TRIAL: Final = 32
 only the first half is predicted in other ways for trials."""
 _LEAST_SAME: Final = 16
 _CLEARLY: Final = 0.1
+_REMEMBERED_STREAMS: Final = 4
+"""The trials of so many streams say what the network is like. Once that is clear, other streams are not tried."""
 _LIKELY: Final = 1.0
 """So many standard errors of evidence are enough for the running statistics alone."""
 
@@ -811,7 +813,7 @@ class Blend:
             return state
         if self.weight_trial_images > 0 and not self.source_outputs:
             known = WeightTrial() if state.weight_trial is None else state.weight_trial
-            state = replace(state, weight_trial=known.on_another_stream(self.weight_trial_images))
+            state = replace(state, weight_trial=known.on_another_stream(_REMEMBERED_STREAMS * self.weight_trial_images))
         if self.adaptation_trial_images == 0:
             return state
         return replace(state, adaptation_trial=AdaptationTrial(), confidence=Confidence())
