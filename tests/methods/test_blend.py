@@ -608,6 +608,7 @@ def test_evidence_on_the_weight_goes_on_over_streams() -> None:
         (WeightTrial(images=40, gain=-3.0, changes=1.0), False),
         (WeightTrial(images=40, gain=1.0, changes=1.0, here=8), True),
         (WeightTrial(images=40, gain=1.0, changes=1.0, here=16), False),
+        (WeightTrial(images=64, gain=1.0, changes=1.0), False),  # known from four other streams, as far as it can be
         (WeightTrial(images=8, gain=3.0, changes=1.0, here=8), True),  # too few
     ):
         assert method._tries_weight(BlendState(weight_trial=found)) == tried

@@ -47,7 +47,7 @@ only the first half is predicted in other ways for trials."""
 _LEAST_SAME: Final = 16
 _CLEARLY: Final = 0.1
 _REMEMBERED_STREAMS: Final = 4
-"""The trials of so many streams say what the network is like. Once that is clear, other streams are not tried."""
+"""The trials of so many streams say what the network is like; those after them are not tried."""
 _LIKELY: Final = 1.0
 """So many standard errors of evidence are enough for the running statistics alone."""
 
@@ -669,7 +669,8 @@ class Blend:
         trial = state.weight_trial
         if trial is None or state.hedged or trial.here >= self.weight_trial_images:
             return False
-        return trial.images < _LEAST_TRIAL or not trial.is_clear()
+        most_images = _REMEMBERED_STREAMS * self.weight_trial_images
+        return trial.images < _LEAST_TRIAL or (trial.images < most_images and not trial.is_clear())
 
     def _memory_weight(self, state: BlendState) -> float:
         return 1.0 if state.full_weight else self.memory_weight
