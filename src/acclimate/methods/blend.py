@@ -105,7 +105,7 @@ class WeightTrial:
     """Evidence on whether the stream's statistics alone are better than their mixture with the source's.
 
     Attributes:
-        images: predicted in both ways so far, those on streams before in part.
+        images: predicted in both ways so far.
         gain: sum over them of the probability that image and mirror image are of different classes with the mixture,
             minus the same without the source's statistics.
         changes: sum of the squares of these differences.
@@ -512,6 +512,8 @@ class Blend:
             if self._tries_weight(state):
                 used = layout.for_prediction(used)
                 run, state = self._weighed(model, used, run, memories, state, added=added, task=task)
+                # The filter is tried with the weight that is used from now on.
+                added = replace(added, memory_weight=self._memory_weight(state))
             if state.trial is not None:
                 run, state = self._tried(model, batch, filtered, run, state, added=added, task=task)
             if source is not None:
