@@ -13,7 +13,7 @@ path.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -99,20 +99,11 @@ def _normalised(convolution: nn.Conv2d, activation: Callable[[], nn.Module] | No
     return [convolution, nn.BatchNorm2d(convolution.out_channels), *activations]
 
 
-class Plain(nn.Module):
+class Convolutional(nn.Module):
     """Takes images ``(B, 3, 32, 32)`` in [0, 1] and returns logits ``(B, 10)``."""
 
-    STAGES: Final = ((24, 24), (48, 48), (96, 96))
-
-    def __init__(self) -> None:
+    def __init__(self, layers: Sequence[nn.Module], channels: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for stage in self.STAGES:
-            layers += [nn.MaxPool2d(2)] if layers else []
-            for width in stage:
-                layers += _normalised(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.ReLU)
-                channels = width
         self.features = nn.Sequential(*layers)
         self.linear = nn.Linear(channels, 10)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -121,6 +112,18 @@ class Plain(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, 10)``."""
         return self.linear(self.features((images - self.mean) / self.std).mean((2, 3)))
+
+
+def plain() -> Convolutional:
+    """Return a network of convolutions with maxima between its stages."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for stage in ((24, 24), (48, 48), (96, 96)):
+        layers += [nn.MaxPool2d(2)] if layers else []
+        for width in stage:
+            layers += _normalised(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.ReLU)
+            channels = width
+    return Convolutional(layers, channels)
 
 
 class InvertedResidual(nn.Module):
@@ -145,35 +148,22 @@ class InvertedResidual(nn.Module):
         return inputs + found if self.shortcut else found
 
 
-class Separable(nn.Module):
-    """Takes images ``(B, 3, 32, 32)`` in [0, 1] and returns logits ``(B, 10)``."""
-
-    BLOCKS: Final = ((24, 2), (24, 1), (48, 2), (48, 1), (48, 1))
-    """Channels and stride of each block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        channels = 16
-        layers = _normalised(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.SiLU)
-        for outputs, stride in self.BLOCKS:
-            layers.append(InvertedResidual(channels, outputs, stride))
-            channels = outputs
-        layers += _normalised(nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.SiLU)
-        self.features = nn.Sequential(*layers)
-        self.linear = nn.Linear(2 * channels, 10)
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``(B, 10)``."""
-        return self.linear(self.features((images - self.mean) / self.std).mean((2, 3)))
+def separable() -> Convolutional:
+    """Return a network of inverted residuals."""
+    channels = 16
+    layers = _normalised(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.SiLU)
+    for outputs, stride in ((24, 2), (24, 1), (48, 2), (48, 1), (48, 1)):
+        layers.append(InvertedResidual(channels, outputs, stride))
+        channels = outputs
+    layers += _normalised(nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.SiLU)
+    return Convolutional(layers, 2 * channels)
 
 
 NETWORKS: Final[Mapping[str, Callable[[], nn.Module]]] = {
     "group_norm": lambda: ResNet20(_group_norm),
     "transformer": ConvolutionalTransformer,
-    "plain": Plain,
-    "separable": Separable,
+    "plain": plain,
+    "separable": separable,
 }
 WITH_BATCH_NORM: Final = ("plain", "separable")
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cifar"))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -124,21 +125,9 @@ def train(name: str, data: Path, *, minutes: float) -> nn.Module:
                 f"{share:4.0%}  {done} batches  accuracy {accuracy(student.eval(), held_out, labels):.1f} %", flush=True
             )
             store(student.train(), name)
-    measure_statistics(student, images)
+    update_bn((batch.float() / 255 for batch in images.split(256)), student)
     print(f"{done} batches  accuracy {accuracy(student.eval(), held_out, labels):.1f} %", flush=True)
     return student
-
-
-@torch.no_grad()
-def measure_statistics(model: nn.Module, images: Tensor) -> None:
-    """Set the running statistics of BatchNorm to the means over images."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    model.train()
-    for batch in images.split(256):
-        model(batch.float() / 255)
 
 
 @torch.no_grad()

@@ -598,11 +598,10 @@ def test_evidence_on_the_weight_goes_on_over_streams() -> None:
     assert trial.gain == pytest.approx(0.8)
     assert trial.changes == pytest.approx(0.34)
     assert not trial.is_clear()
-    later = trial.on_another_stream(2)
-    assert (later.images, later.gain, later.changes, later.here) == pytest.approx((2, 0.4, 0.17, 0))
-    assert trial.on_another_stream(100).images == 4
-    assert WeightTrial().on_another_stream(8) == WeightTrial()
     method = Blend(weight_trial_images=16)
+    again = method._with_trials(BlendState(weight_trial=trial), task=Classification())
+    assert again.weight_trial == dataclasses.replace(trial, here=0)
+    assert method._with_trials(BlendState(), task=Classification()).weight_trial == WeightTrial()
     for found, tried in (
         (WeightTrial(images=40, gain=3.0, changes=1.0), False),  # clear from other streams
         (WeightTrial(images=40, gain=-3.0, changes=1.0), False),

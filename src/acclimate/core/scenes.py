@@ -80,7 +80,7 @@ class SourceScenes:
         """
         if len(self.power) <= NEAREST or not self.are_alike(stream, source):
             return None
-        each = ((stream.power + _SMALL) / (self.power + _SMALL)).log().abs()[:, source.power > 0].mean(1)
+        each = self._spectral_distances(stream, source)
         weight = MEAN_NATS if means else 0.0
         apart = weight * (stream.mean - self.mean).abs().mean(1)
         nearest = torch.hypot(each, apart).topk(NEAREST, largest=False).indices
@@ -98,7 +98,7 @@ class SourceScenes:
         known = ~self.shifts.isnan()
         shifts = self.shifts[known]
         if len(shifts) > NEAREST and self.are_alike(stream, source):
-            each = ((stream.power + _SMALL) / (self.power[known] + _SMALL)).log().abs()[:, source.power > 0].mean(1)
+            each = self._spectral_distances(stream, source)[known]
             shifts = shifts[each.topk(NEAREST, largest=False).indices]
         return float(shifts.mean()) if len(shifts) else None
 
@@ -135,6 +135,10 @@ class SourceScenes:
             centres = torch.stack([features[near == group].mean(0) for group in (0, 1)])
         found = tuple(self._mean_of(near == group) for group in (0, 1))
         return found if distance_nats(*found) > least_distance_nats else ()
+
+    def _spectral_distances(self, stream: PowerSpectrum, source: PowerSpectrum) -> Tensor:
+        """Return the distances ``(N,)`` of a stream's spectrum to those of the single images, in nats."""
+        return ((stream.power + _SMALL) / (self.power + _SMALL)).log().abs()[:, source.power > 0].mean(1)
 
     def _mean_of(self, chosen: Tensor) -> PowerSpectrum:
         power, mean = self.power[chosen], self.mean[chosen]

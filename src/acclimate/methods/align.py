@@ -73,7 +73,7 @@ class Align:
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
         """Return the method with a filter towards the source images' spectrum; itself where that is unknown."""
-        spectrum = (self.spectrum or SpectrumFilter()).with_source(model, source, task=task)
+        spectrum = (self.spectrum or SpectrumFilter()).with_spectrum(model, source, task=task)
         return self if spectrum.source is None else replace(self, spectrum=spectrum)
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:

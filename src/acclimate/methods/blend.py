@@ -112,7 +112,7 @@ class WeightTrial:
         here: of the images, those of this stream.
     """
 
-    images: float = 0.0
+    images: int = 0
     gain: float = 0.0
     changes: float = 0.0
     here: int = 0
@@ -125,11 +125,6 @@ class WeightTrial:
             self.changes + float(gains.square().sum()),
             self.here + len(gains),
         )
-
-    def on_another_stream(self, most_images: int) -> WeightTrial:
-        """Return the evidence at the beginning of another stream, counted for ``most_images`` at most."""
-        kept = min(1.0, most_images / self.images) if self.images else 1.0
-        return WeightTrial(kept * self.images, kept * self.gain, kept * self.changes)
 
     def is_clear(self) -> bool:
         """Say whether the gain is two standard errors from zero."""
@@ -430,7 +425,7 @@ class Blend:
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
         """Return the method with a filter towards the source images' spectrum; itself where that is unknown."""
-        spectrum = (self.spectrum or SpectrumFilter()).with_source(model, source, task=task)
+        spectrum = (self.spectrum or SpectrumFilter()).with_spectrum(model, source, task=task)
         method = self if spectrum.source is None else replace(self, spectrum=spectrum)
         if source.batches is None or not task.exclusive or norm.batch_norms(model) or isinstance(model, Program):
             return method
@@ -643,7 +638,7 @@ class Blend:
             return run, replace(state, resting=None), added
         first = state.classes is None and self._tells_classes(batch)
         if (first and tries) or self._tries_weight(state):
-            # All mirror images may be needed to tell few classes from damage.
+            # All mirror images may be needed to tell few classes from damage, and are to weigh the statistics.
             mirrors_first = sample_count(batch)
         if not first:
             added = replace(added, weight=math.pow(self.diversity(state), self.diversity_exponent))
@@ -816,7 +811,7 @@ class Blend:
             return state
         if self.weight_trial_images > 0 and not self.source_outputs:
             known = WeightTrial() if state.weight_trial is None else state.weight_trial
-            state = replace(state, weight_trial=known.on_another_stream(_REMEMBERED_STREAMS * self.weight_trial_images))
+            state = replace(state, weight_trial=replace(known, here=0))
         if self.adaptation_trial_images == 0:
             return state
         return replace(state, adaptation_trial=AdaptationTrial(), confidence=Confidence())
@@ -961,8 +956,7 @@ class Blend:
             return run, state
         other = replace(added, memory_weight=self.memory_weight if state.full_weight else 1.0)
         found = self._run(model, batch, *memories, added=other, task=task, mirrors_first=count)
-        mirrored = sample_count(run.flipped)
-        gains = run.first(mirrored).disagreement(task) - found.first(mirrored).disagreement(task)
+        gains = run.disagreement(task) - found.disagreement(task)
         trial = trial.plus(-gains if state.full_weight else gains)
         full_weight = trial.gain > _LIKELY * math.sqrt(trial.changes)
         state, stays = replace(state, weight_trial=trial, full_weight=full_weight), full_weight == state.full_weight

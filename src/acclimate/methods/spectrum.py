@@ -7,6 +7,7 @@ are those of Schneider et al. (NeurIPS 2020, arXiv 2006.16971).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -280,7 +281,18 @@ class SpectrumFilter:
             raise ConfigError(f"spectrum: early_weight must lie in [-0.5, 0.5], got {self.early_weight}")
 
     def with_source(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
-        """Return the method with the spectrum of the source images, or with the one stored with the model."""
+        """Return the method with the spectrum of the source images, or with the one stored with the model.
+
+        With a segmenter, the statistics of its layers are measured on some of the images too.
+        """
+        method = self.with_spectrum(model, source, task=task)
+        if method.scenes is None or source.batches is None or not isinstance(task, Segmentation):
+            return method
+        shifts = _shifts(model, source.batches(1), len(method.scenes.power), task=task)
+        return replace(method, scenes=replace(method.scenes, shifts=shifts))
+
+    def with_spectrum(self, model: nn.Module, source: SourceImages, *, task: Task) -> Self:
+        """Return the method with the spectrum of the source images, which is all that the filter needs."""
         if source.batches is None:
             # Stored spectra are read on the CPU.
             return replace(self, source=None if source.spectrum is None else source.spectrum.on(device_of(model)))
@@ -296,8 +308,6 @@ class SpectrumFilter:
 
         mean = spectra.measure(images(source.batches(_SOURCE_BATCH)))
         groups = () if scenes is None else scenes.groups(least_distance_nats=2 * self.tolerance_nats)
-        if scenes is not None and isinstance(task, Segmentation):
-            scenes = replace(scenes, shifts=_shifts(model, source.batches(_SOURCE_BATCH), len(scenes.power), task=task))
         return replace(self, source=mean, scenes=scenes, groups=groups)
 
     def select(self, model: nn.Module) -> AbstractContextManager[Selection]:
@@ -342,7 +352,9 @@ class SpectrumFilter:
             elif cleaned is not batch or self._mixing_strength(state) > 0:
                 outputs = self._in_way(FILTER, model, batch, cleaned, state, task=task)
             else:
-                outputs = unadapted = self._unadapted(model, batch, task=task) if unadapted is None else unadapted
+                if unadapted is None:
+                    unadapted = self._in_way(UNADAPTED, model, batch, batch, state, task=task)
+                outputs = unadapted
         found = detach(outputs)
         source = found if unadapted is outputs else detach(unadapted)
         return Step(state, found, None, sample_count(batch), unadapted=source, new_stream=state.began)
@@ -459,9 +471,6 @@ class SpectrumFilter:
         state = replace(state, way=way, trial=None if trial.images >= self.trial_images else trial)
         return state, found.get(way, unadapted), unadapted
 
-    def _unadapted(self, model: nn.Module, batch: Any, *, task: Task) -> Any:
-        return task.forward(model, layout.for_prediction(batch))
-
     def _with_departure(
         self, model: nn.Module, batch: Any, state: SpectrumState, *, task: Task
     ) -> tuple[SpectrumState, Any]:
@@ -476,7 +485,7 @@ class SpectrumFilter:
         if usual is None:
             return state, None
         with norm.measured_shifts(model) as shifts:
-            unadapted = self._unadapted(model, batch, task=task)
+            unadapted = self._in_way(UNADAPTED, model, batch, batch, state, task=task)
         if not shifts:
             return state, unadapted
         count = sample_count(batch)
@@ -629,32 +638,22 @@ class SpectrumFilter:
 
 
 @torch.no_grad()
-def _shifts(model: nn.Module, batches: Iterable[Any], count: int, *, task: Task) -> Tensor | None:
-    """Return the mean shift of the layers' statistics on each of the first ``count`` images, see ``SourceScenes``.
+def _shifts(model: nn.Module, singles: Iterable[Any], count: int, *, task: Task) -> Tensor | None:
+    """Return the mean shift of the layers' statistics on some of ``count`` single images, see ``SourceScenes``.
 
-    Single images are predicted, since a stream's are compared with the few most like it. None without BatchNorm.
+    Each image is predicted by itself, since a stream is compared with the few most like it. None without BatchNorm.
     """
     if not norm.batch_norms(model):
         return None
     found = torch.full((count,), math.nan)
     chosen = set(torch.linspace(0, count - 1, min(count, _SHIFT_IMAGES)).round().long().tolist())
-    first = 0
-    for batch in batches:
-        for at in range(sample_count(batch)):
-            if first + at in chosen:
-                with norm.measured_shifts(model) as shifts:
-                    task.forward(model, layout.for_prediction(_only(batch, at)))
-                if shifts:
-                    found[first + at] = norm.mean_shift(shifts)
-        first += sample_count(batch)
-        if first >= count:
-            break
+    for number, single in enumerate(itertools.islice(singles, count)):
+        if number in chosen:
+            with norm.measured_shifts(model) as shifts:
+                task.forward(model, layout.for_prediction(single))
+            if shifts:
+                found[number] = norm.mean_shift(shifts)
     return found
-
-
-def _only(batch: Any, at: int) -> Any:
-    """Return the batch with one of its images."""
-    return map_tensors(lambda tensor: tensor[at : at + 1], batch)
 
 
 def in_unit_range(images: Tensor, task: Task) -> Tensor:
