@@ -28,6 +28,8 @@ _LOWEST_FREQUENCY: Final = 1 / 128  # of the sampling rate; lower frequencies be
 _SMALL: Final = 1e-10
 _END: Final = 1 / 255
 _LEAST_SPIKE: Final = 0.2
+_LEAST_COARSE_STEP: Final = 4
+"""Bytes between neighbouring grey levels; with fewer, 64 and more levels are left."""
 _BESIDE: Final = 4
 """Coefficients of this many lowest indices, the zeroth left out, are compared with those of stripes."""
 _MANY_IMAGES: Final = 32
@@ -148,8 +150,8 @@ def measure(batches: Iterable[Tensor]) -> PowerSpectrum:
 def transformed(images: Tensor) -> Tensor:
     """Return the orthonormal cosine transform ``(B, 3, H, W)`` of the opponent colours of images in [0, 1]."""
     height, width = images.shape[-2:]
-    opponent = torch.einsum("oc,bchw->bohw", _opponent(images.device), images.float())
-    return _cosines(height, images.device) @ opponent @ _cosines(width, images.device).T
+    opponent = to_opponent(images)
+    return cosines(height, images.device) @ opponent @ cosines(width, images.device).T
 
 
 def band_power(images: Tensor, coefficients: Tensor | None = None) -> Tensor:
@@ -189,6 +191,7 @@ def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor
     A spike is a value at an end of the range whose distance from the median of the 3 x 3 values around it is more than
     ``deviations`` times the median of such distances in its image, and more than a fifth of the range; it is replaced
     by the median of its 3 x 3 values. Noise in all pixels makes large distances common, so it is not taken for spikes.
+    Nor are single pixels of images with few grey levels, which are edges of what they show.
 
     Args:
         images: in [0, 1].
@@ -198,9 +201,15 @@ def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor
     if len(images) >= _MANY_IMAGES and not _has_spikes(images[::_IMAGE_STEP], deviations, least_share):
         return images
     spikes, median = _spikes(images, deviations=deviations, least_share=least_share)
-    if spikes is None or float(spikes.float().mean()) < least_share:
+    if spikes is None or float(spikes.float().mean()) < least_share or _is_coarse(images):
         return images
     return torch.where(spikes, median, images)
+
+
+def _is_coarse(images: Tensor) -> bool:
+    """Say whether images in [0, 1] have only few grey levels, far from each other."""
+    levels = (images[:_IMAGE_STEP] * 255).round().unique()
+    return len(levels) < 2 or float(levels.diff().median()) > _LEAST_COARSE_STEP
 
 
 def _has_spikes(images: Tensor, deviations: float, least_share: float) -> bool:
@@ -235,6 +244,19 @@ def destriped(images: Tensor, *, excess_nats: float, coefficients: Tensor | None
         coefficients: their :func:`transformed`, where that is known.
     """
     coefficients = transformed(images) if coefficients is None else coefficients
+    gain = _stripe_gain(coefficients, excess_nats)
+    if bool((gain == 1).all()):
+        return images
+    return _restored(coefficients * gain).clamp(0, 1)
+
+
+def is_striped(coefficients: Tensor, *, excess_nats: float) -> bool:
+    """Say whether :func:`destriped` would change the images with this :func:`transformed`."""
+    return not bool((_stripe_gain(coefficients, excess_nats) == 1).all())
+
+
+def _stripe_gain(coefficients: Tensor, excess_nats: float) -> Tensor:
+    """Return the factor ``(3, H, W)`` for each coefficient that removes stripes, 1 where there are none."""
     # Contrast counts, and not how bright images are: coefficient (0, 0) is left as it is.
     power = coefficients.square().mean(0)
     gain = torch.ones_like(power)
@@ -247,9 +269,7 @@ def destriped(images: Tensor, *, excess_nats: float, coefficients: Tensor | None
         ratio = (beside + _SMALL) / (along + _SMALL)
         striped = -ratio.log().median(1, keepdim=True).values > excess_nats
         target.copy_(torch.where(striped, ratio.clamp(max=1), 1.0))
-    if bool((gain == 1).all()):
-        return images
-    return _restored(coefficients * gain).clamp(0, 1)
+    return gain
 
 
 def gains(
@@ -271,8 +291,7 @@ def gains(
             quarters of the brightness's, is taken for too much contrast and undone. Noise adds next to nothing to the
             lowest bands of brightness.
     """
-    ratio = ((source.power + _SMALL) / (stream.power + _SMALL)).log()
-    rows = [row[used] for row, used in zip(ratio, _used(source), strict=True)]
+    ratio, rows = _lost_nats(stream, source)
     contrast = torch.stack([_quantile(row, 0.25) for row in rows]).clamp(min=0)[:, None]
     if lowers_contrast:
         gained = torch.stack([_quantile(row, 0.75) for row in rows]).clamp(max=0)
@@ -280,6 +299,16 @@ def gains(
     rest = ratio - contrast
     factor = contrast / 2 + torch.where(rest < 0, rest, sharpening * rest)
     return factor.clamp(max=math.log(max_gain)).exp()
+
+
+def lost_sharpness_nats(stream: PowerSpectrum, source: PowerSpectrum) -> float:
+    """Return how much less power than the source the stream's brightness has in the highest quarter of the bands.
+
+    It is the mean logarithm of the ratio, less what at least three quarters of the bands share, which is contrast.
+    """
+    brightness = _lost_nats(stream, source)[1][0]
+    contrast = _quantile(brightness, 0.25).clamp(min=0)
+    return float((brightness[-BANDS // 4 :] - contrast).mean())
 
 
 def filtered(
@@ -306,6 +335,12 @@ def filtered(
     restored = _restored((transformed(images) if coefficients is None else coefficients) * gain)
     shift = strength * (source.mean - stream.mean).to(images)
     return (restored + shift[:, None, None]).clamp(0, 1)
+
+
+def _lost_nats(stream: PowerSpectrum, source: PowerSpectrum) -> tuple[Tensor, list[Tensor]]:
+    """Return the logarithm of source over stream power ``(3, BANDS)``, and of each colour the bands that are used."""
+    ratio = ((source.power + _SMALL) / (stream.power + _SMALL)).log()
+    return ratio, [row[used] for row, used in zip(ratio, _used(source), strict=True)]
 
 
 def _median_of_neighbours(images: Tensor) -> Tensor:
@@ -342,8 +377,18 @@ def _used(source: PowerSpectrum) -> Tensor:
 def _restored(coefficients: Tensor) -> Tensor:
     height, width = coefficients.shape[-2:]
     device = coefficients.device
-    opponent = _cosines(height, device).T @ coefficients @ _cosines(width, device)
-    images: Tensor = torch.einsum("oc,bohw->bchw", _opponent(device), opponent)
+    return from_opponent(cosines(height, device).T @ coefficients @ cosines(width, device))
+
+
+def to_opponent(images: Tensor) -> Tensor:
+    """Return ``(B, 3, H, W)`` images in opponent colours, the first of which is brightness; lengths are kept."""
+    found: Tensor = torch.einsum("oc,bchw->bohw", _opponent(images.device), images.float())
+    return found
+
+
+def from_opponent(opponent: Tensor) -> Tensor:
+    """Return the images ``(B, 3, H, W)`` whose opponent colours are given."""
+    images: Tensor = torch.einsum("oc,bohw->bchw", _opponent(opponent.device), opponent)
     return images
 
 
@@ -355,7 +400,7 @@ def _opponent(device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _cosines(size: int, device: torch.device) -> Tensor:
+def cosines(size: int, device: torch.device) -> Tensor:
     """Return the orthonormal DCT-II ``(size, size)``, which extends images by reflection: no ringing at edges."""
     frequency, position = torch.arange(size)[:, None], torch.arange(size)[None]
     matrix = torch.cos(math.pi * (position + 0.5) * frequency / size) * math.sqrt(2 / size)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Final, Self
 
 import torch
@@ -50,6 +51,8 @@ _LEAST_USUAL_SHIFT: Final = 1e-4
 """Less is rounding."""
 _LEAST_FOUND: Final = 0.5
 """A way of predicting that gives fewer decisions than this share of the most may only have lost the uncertain ones."""
+
+_BLURRED_NATS: Final = math.log(2)
 
 FILTER: Final = "filter"
 STATISTICS: Final = "statistics"
@@ -386,6 +389,10 @@ class SpectrumFilter:
         images, _ = self._repaired(unit, coefficients, destripe=state.striped)
         return self._filtered(batch, unit, images, coefficients if images is unit else None, state, task)
 
+    def repaired(self, images: Tensor, state: SpectrumState) -> Tensor:
+        """Return ``(B, 3, H, W)`` images in [0, 1] without spikes, and without stripes where the stream has them."""
+        return self._repaired(images, None, destripe=state.striped)[0]
+
     def _repaired(self, unit: Tensor, coefficients: Tensor | None, *, destripe: bool) -> tuple[Tensor, bool]:
         """Return images in [0, 1] without stripes and spikes, and whether they had stripes.
 
@@ -519,7 +526,7 @@ class SpectrumFilter:
         return nearest is not None and nearest > self.tolerance_nats
 
     def _strength(self, state: SpectrumState) -> float:
-        if state.stream is None:
+        if state.stream is None or self.source is None:
             return 0.0
         return 1.0 if state.shifted else self.strength(state.stream)
 
@@ -564,19 +571,9 @@ class SpectrumFilter:
             return nullcontext()
         return norm.statistics(model, batch_weight=weight, early_weight=self.early_weight * strength)
 
-    @contextmanager
-    def filtering(self, model: nn.Module, state: SpectrumState, *, task: Task) -> Iterator[None]:
+    def filtering(self, model: nn.Module, state: SpectrumState, *, task: Task) -> AbstractContextManager[None]:
         """Inside the block, the inputs of ``model`` are filtered."""
-
-        def clean(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            batch = layout.for_prediction(self.cleaned(args[0] if args else kwargs, state, task=task))
-            return ((batch, *args[1:]), kwargs) if args else (args, batch)
-
-        handle = model.register_forward_pre_hook(clean, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return filtering(model, partial(self.cleaned, state=state, task=task))
 
     def _despiked(self, images: Tensor) -> Tensor:
         return spectra.despiked(images, deviations=self.spike_deviations, least_share=self.spike_share)
@@ -589,6 +586,12 @@ class SpectrumFilter:
         if self.scenes is not None and (nearest := self.scenes.distance_nats(found, self._source())) is not None:
             distance = min(distance, nearest)
         return min(1.0, max(0.0, distance / self.tolerance_nats - 1))
+
+    def is_blurred(self, state: SpectrumState) -> bool:
+        """Say whether a stream is less sharp than the source: with less than half of its power at high frequencies."""
+        if state.stream is None or self.source is None:
+            return False
+        return spectra.lost_sharpness_nats(state.stream.spectrum(), self.source) > _BLURRED_NATS
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
         """Return the number of source images in the reference spectrum."""
@@ -635,6 +638,21 @@ class SpectrumFilter:
                 f"unlabelled source images with --ttt-source{other}"
             )
         return self.source
+
+
+@contextmanager
+def filtering(model: nn.Module, clean: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside the block, ``model`` gets its inputs as ``clean`` returns them."""
+
+    def replaced(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        batch = layout.for_prediction(clean(args[0] if args else kwargs))
+        return ((batch, *args[1:]), kwargs) if args else (args, batch)
+
+    handle = model.register_forward_pre_hook(replaced, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()
