@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from acclimate.core.outputs import at_least_float32
+from acclimate.core import layout
+from acclimate.core.outputs import at_least_float32, sample_count
 from acclimate.errors import EmptySelectionError
 
 Moments = tuple[Tensor, Tensor]
@@ -501,6 +502,25 @@ def measured_shifts(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def mean_shift(shifts: Mapping[str, Tensor]) -> float:
     """Return the mean over layers of what :func:`measured_shifts` found, at least one."""
     return float(torch.stack(list(shifts.values())).mean())
+
+
+@torch.no_grad()
+def largest_shift(model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any]) -> float | None:
+    """Return the largest :func:`mean_shift` of batches that ``forward`` runs ``model`` on.
+
+    Batches with less than half of the images of the first one are left out, because their statistics vary more. None
+    where no layer has statistics, or there is no batch.
+    """
+    largest, first = None, 0
+    for inputs in batches:
+        first = first or sample_count(inputs)
+        if sample_count(inputs) < first / 2:
+            continue
+        with measured_shifts(model) as shifts:
+            forward(layout.for_prediction(inputs))
+        if shifts:
+            largest = max(largest or 0.0, mean_shift(shifts))
+    return largest
 
 
 def mixed(
