@@ -41,7 +41,7 @@ def network() -> tuple[nn.Module, Recorded]:
 def test_running_statistics_are_the_weighted_moments_of_all_images() -> None:
     model, layer = network()
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
-    method = Blend(memory_images=24, prior_images=16, flip_averaging=False, diversity_exponent=0.0)
+    method = Blend(memory_images=24, prior_images=16, flip_averaging=False, diversity_exponent=0.0, repairs=False)
     with Session(model, method, guards=()) as session:
         # The source's statistics count for 16 images, and all there is for 24 at most.
         for seed, count, before in ((1, 7, 16), (2, 1, 23), (3, 40, 24), (4, 5, 24)):
@@ -128,7 +128,7 @@ def test_the_mirrored_view_has_half_the_weight() -> None:
     with torch.no_grad():
         one, other = model(batch), model(batch.flip(-1))
     # With the source's statistics alone, so that only the views differ.
-    with Session(model, Blend(memory_weight=0.0)) as session:
+    with Session(model, Blend(memory_weight=0.0, repairs=False)) as session:
         first, _ = session.adapt_and_predict(batch)
         torch.testing.assert_close(session.predict(batch), (one + other) / 2)
         torch.testing.assert_close(first, (one + other) / 2)
@@ -142,7 +142,7 @@ def test_mirror_images_have_running_statistics_of_their_own() -> None:
     ramp = torch.linspace(0, 1, 16).expand(8, 3, 16, 16) + 0.05 * images(8)
     with torch.no_grad():
         first.weight.copy_(torch.tensor([-1.0, 0.0, 1.0]).expand(4, 3, 3, 3) / 9)
-    with Session(model, Blend(diversity_exponent=0.0), guards=()) as session:
+    with Session(model, Blend(diversity_exponent=0.0, repairs=False), guards=()) as session:
         session.adapt(ramp)
         straight, mirrored = session.state.memory["1"][0], session.state.flipped_memory["1"][0]
         with torch.no_grad():
@@ -176,7 +176,9 @@ def test_evidence_decides_whether_images_are_filtered(filter_gain: float) -> Non
     spectrum = filter_towards_smooth_images()
     model = classifier("bn")
     method = Blend(spectrum=spectrum, filter_gain=filter_gain, filter_trial_images=32, diversity_exponent=0.0)
-    reference = Blend(spectrum=spectrum if filter_gain < 0 else None, filter_trial_images=0, diversity_exponent=0.0)
+    reference = Blend(
+        spectrum=spectrum if filter_gain < 0 else None, filter_trial_images=0, diversity_exponent=0.0, repairs=False
+    )
     batches = [images(16, seed=seed) for seed in range(4)]
     found = []
     for one in (method, reference):
@@ -241,9 +243,9 @@ def test_outputs_of_other_normalisation_layers_get_the_sources_moments(kind: str
     model = Tokens().eval() if kind == "tokens" else classifier("gn")
     name = "norm" if kind == "tokens" else "1"
     source = SourceImages(batches=lambda size: images(64, seed=9).split(size))
-    method = Blend(flip_averaging=False, memory_weight=1.0, memory_images=1, diversity_exponent=0.0).with_source(
-        model, source, task=Classification()
-    )
+    method = Blend(
+        flip_averaging=False, memory_weight=1.0, memory_images=1, diversity_exponent=0.0, repairs=False
+    ).with_source(model, source, task=Classification())
     assert set(method.source_outputs) == {name}
     dims = (0, 1) if kind == "tokens" else (0, 2, 3)
     recorded: list[Tensor] = []
@@ -584,7 +586,7 @@ def test_only_half_of_a_large_batch_is_predicted_by_the_unadapted_model_for_tria
     model, _ = network()
     counts = []
     model.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
-    with Session(model, Blend(sure=0.01, hedge=1.1), guards=()) as session:
+    with Session(model, Blend(sure=0.01, hedge=1.1, repairs=False), guards=()) as session:
         counts.clear()
         session.adapt(images(64))
     # Its outputs are examined on eight; then images and mirror images, by the unadapted model and by the adapted one,
@@ -617,7 +619,7 @@ def test_evidence_on_the_weight_goes_on_over_streams() -> None:
 @pytest.mark.parametrize("gain", [1.5, -1.5])
 def test_the_streams_statistics_alone_are_used_where_views_agree_better_with_them(gain: float) -> None:
     model, layer = network()
-    method, batch = Blend(full_shift=0.0, adaptation_trial_images=0), 0.5 * images(64)
+    method, batch = Blend(full_shift=0.0, adaptation_trial_images=0, repairs=False), 0.5 * images(64)
     known = WeightTrial(images=64, gain=gain, changes=1.0)
     options = {"task": Classification(), "optimizer": None, "rng": torch.Generator()}
     with method.select(model) as selection:

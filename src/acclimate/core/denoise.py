@@ -33,23 +33,26 @@ def noise_power(images: Tensor) -> Tensor:
     """
     if min(images.shape[-2:]) < _BLOCK:
         return images.new_zeros(3)
-    return _noise(_blocks(to_opponent(images))[0].square().mean((0, 3)))
+    return _noise(_blocks(to_opponent(images)).square().mean((0, 2)))
 
 
 def denoised(images: Tensor, noise: Tensor) -> Tensor:
-    """Return ``(B, 3, H, W)`` images in [0, 1] without noise of the given power in each opponent colour."""
+    """Return ``(B, 3, H, W)`` images in [0, 1] without noise of the given power in each opponent colour ``(3,)``."""
     padded = F.pad(to_opponent(images), (_BLOCK - 1,) * 4, mode="reflect")
-    blocks, places = _blocks(padded)
-    power = noise[:, None, None]
-    signal = (blocks.square().mean((0, 3))[..., None] - power).clamp(min=_SMALL)
-    weight = (signal / (signal + power)) ** 2
+    blocks = _blocks(padded)
+    squares, power = blocks.square(), noise[:, None]
+    signal = (squares.mean((0, 2)) - power).clamp(min=_SMALL)
+    wiener = signal / (signal + power)
     # How many times as much signal as on average a block has: the least squares estimate with equal relative errors.
-    excess = ((blocks.square() - power) * weight / (signal + power))[:, :, 1:].sum(2, keepdim=True)
-    usual = (signal * weight / (signal + power))[:, 1:].sum(1, keepdim=True)
-    own = (excess / usual.clamp(min=_SMALL)).clamp(min=_LEAST_SIGNAL) * signal
-    gain = own / (own + power)
-    gain[:, :, 0] = (signal / (signal + power))[:, 0]
-    return from_opponent(_joined(blocks * gain, places, images.shape[-2:])).clamp(0, 1)
+    # The mean of a block says nothing about that.
+    weight = wiener**2 / (signal + power)
+    weight[:, 0] = 0.0
+    excess = torch.einsum("bclk,ck->bcl", squares, weight) - (weight * power).sum(1)[:, None]
+    usual = (weight * signal).sum(1)[:, None]
+    own = (excess / usual.clamp(min=_SMALL)).clamp(min=_LEAST_SIGNAL)[..., None] * signal[:, None]
+    gain = own / (own + power[:, None])
+    gain[..., 0] = wiener[:, :1]
+    return from_opponent(_joined(blocks * gain, padded.shape, images.shape)).clamp(0, 1)
 
 
 def _noise(power: Tensor) -> Tensor:
@@ -63,30 +66,27 @@ def _noise(power: Tensor) -> Tensor:
     return found
 
 
-def _blocks(opponent: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Return the transforms of overlapping blocks ``(B, 3, 64, L)``, and how many there are in each direction."""
-    images, colours, height, width = opponent.shape
-    kernel = _kernel(opponent.device)
-    found = F.conv2d(opponent.reshape(images * colours, 1, height, width), kernel, stride=_STEP)
-    return found.reshape(images, colours, _BLOCK**2, -1), (found.shape[-2], found.shape[-1])
+def _blocks(opponent: Tensor) -> Tensor:
+    """Return the transforms of overlapping blocks ``(B, 3, L, 64)``."""
+    found = opponent.unfold(2, _BLOCK, _STEP).unfold(3, _BLOCK, _STEP)
+    return found.reshape(*opponent.shape[:2], -1, _BLOCK**2) @ _transform(opponent.device).T
 
 
-def _joined(blocks: Tensor, places: tuple[int, int], size: torch.Size) -> Tensor:
-    """Return images ``(B, 3, H, W)`` from the transforms of blocks of padded ones; where blocks overlap, the mean."""
-    images, colours = blocks.shape[:2]
-    kernel = _kernel(blocks.device)
-    parts = blocks.reshape(images * colours, _BLOCK**2, *places)
-    total = F.conv_transpose2d(parts, kernel, stride=_STEP)
-    counts = F.conv_transpose2d(total.new_ones(1, 1, *places), total.new_ones(1, 1, _BLOCK, _BLOCK), stride=_STEP)
+def _joined(blocks: Tensor, padded: torch.Size, size: torch.Size) -> Tensor:
+    """Return images ``(B, 3, H, W)`` from the transforms of the blocks of padded ones; where blocks overlap, the mean."""
+    parts = (blocks @ _transform(blocks.device)).flatten(0, 1).mT
+    both = torch.cat([parts, torch.ones_like(parts[:1])])
+    total = F.fold(both, padded[-2:], _BLOCK, stride=_STEP)
     first = _BLOCK - 1
-    inner = (total / counts)[..., first : first + size[0], first : first + size[1]]
-    return inner.reshape(images, colours, *size)
+    inner = (total[:-1] / total[-1:].clamp(min=1))[..., first : first + size[-2], first : first + size[-1]]
+    return inner.reshape(size)
 
 
 @lru_cache(maxsize=4)
-def _kernel(device: torch.device) -> Tensor:
+def _transform(device: torch.device) -> Tensor:
+    """Return the cosine transform of a block's values as a matrix ``(64, 64)``."""
     rows = cosines(_BLOCK, device)
-    return torch.einsum("ia,jb->ijab", rows, rows).reshape(_BLOCK**2, 1, _BLOCK, _BLOCK)
+    return torch.kron(rows, rows)
 
 
 @lru_cache(maxsize=4)

@@ -291,7 +291,8 @@ def gains(
             quarters of the brightness's, is taken for too much contrast and undone. Noise adds next to nothing to the
             lowest bands of brightness.
     """
-    ratio, rows = _lost_nats(stream, source)
+    ratio = ((source.power + _SMALL) / (stream.power + _SMALL)).log()
+    rows = [row[used] for row, used in zip(ratio, _used(source), strict=True)]
     contrast = torch.stack([_quantile(row, 0.25) for row in rows]).clamp(min=0)[:, None]
     if lowers_contrast:
         gained = torch.stack([_quantile(row, 0.75) for row in rows]).clamp(max=0)
@@ -299,16 +300,6 @@ def gains(
     rest = ratio - contrast
     factor = contrast / 2 + torch.where(rest < 0, rest, sharpening * rest)
     return factor.clamp(max=math.log(max_gain)).exp()
-
-
-def lost_sharpness_nats(stream: PowerSpectrum, source: PowerSpectrum) -> float:
-    """Return how much less power than the source the stream's brightness has in the highest quarter of the bands.
-
-    It is the mean logarithm of the ratio, less what at least three quarters of the bands share, which is contrast.
-    """
-    brightness = _lost_nats(stream, source)[1][0]
-    contrast = _quantile(brightness, 0.25).clamp(min=0)
-    return float((brightness[-BANDS // 4 :] - contrast).mean())
 
 
 def filtered(
@@ -335,12 +326,6 @@ def filtered(
     restored = _restored((transformed(images) if coefficients is None else coefficients) * gain)
     shift = strength * (source.mean - stream.mean).to(images)
     return (restored + shift[:, None, None]).clamp(0, 1)
-
-
-def _lost_nats(stream: PowerSpectrum, source: PowerSpectrum) -> tuple[Tensor, list[Tensor]]:
-    """Return the logarithm of source over stream power ``(3, BANDS)``, and of each colour the bands that are used."""
-    ratio = ((source.power + _SMALL) / (stream.power + _SMALL)).log()
-    return ratio, [row[used] for row, used in zip(ratio, _used(source), strict=True)]
 
 
 def _median_of_neighbours(images: Tensor) -> Tensor:

@@ -242,15 +242,6 @@ def moved(images: Tensor, *, fraction: float = 1 / 16) -> Tensor:
     return images[..., rows.clamp(max=images.shape[-2] - 1), :]
 
 
-def moved_half_a_pixel(images: Tensor) -> Tensor:
-    """Return ``images`` ``(B, C, H, W)`` half a pixel further up and left: means of four pixels, the edges repeated."""
-    for dim in (-2, -1):
-        size = images.shape[dim]
-        beside = torch.cat([images.narrow(dim, 1, size - 1), images.narrow(dim, size - 1, 1)], dim)
-        images = torch.lerp(images, beside, 0.5)
-    return images
-
-
 def blurred(images: Tensor, *, sigma_pixels: float) -> Tensor:
     """Return ``images`` ``(B, C, H, W)`` with a Gaussian blur; edges repeated."""
     radius = max(1, math.ceil(3 * sigma_pixels))

@@ -33,7 +33,7 @@ from acclimate.core.source_model import partly_adapted_outputs
 from acclimate.core.spectrum import Sums
 from acclimate.core.task import Task, View
 from acclimate.core.view_agreement import AgreementTest, ClassMixTest, ThreeDecisions, ViewDecisions
-from acclimate.core.views import moved_half_a_pixel, with_content
+from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods.spectrum import SpectrumFilter, SpectrumState, filtering, from_unit_range, in_unit_range
 from acclimate.registry import MethodInfo, Preset
@@ -321,11 +321,6 @@ class Blend:
             would be less certain.
         flip_averaging: whether to average the predictions on each image and on its mirror image, where the task allows
             it; this doubles the cost.
-        half_pixel: whether a classifier's mirror images are moved by half a pixel too, to the mean of four neighbours:
-            networks with strides are not indifferent to that (Zhang, ICML 2019, arXiv 1904.11486), so that the two
-            views make fewer errors in common, and the mean of neighbours has less noise. Chosen on the half ``tune`` of
-            benchmarks/shifts against shifts of whole pixels, blur, and smaller mirror images, which were as good on
-            small images and lost two points on photographs.
         hedge: where the adapted and the unadapted model give at least this share of images the same class, and the
             adapted one is not the more consistent one, it predicts the image and the unadapted one the mirror image:
             the average of two models that are about as good is seldom worse than either. Above 1, the adapted model
@@ -345,6 +340,8 @@ class Blend:
         confidence_change: without source images, that is tried again when the mean probability of the decided class has
             changed by more than this.
         spectrum: filters images first; None leaves them unfiltered.
+        repairs: whether spikes, stripes and noise are removed from images (:mod:`acclimate.core.denoise`) where no
+            source images are known; that is tried as the filter is.
         source_outputs: of a classifier without BatchNorm, the source's mean and variance of the outputs of each
             normalisation layer by name. Running statistics of these outputs take the place of BatchNorm's.
 
@@ -408,7 +405,7 @@ class Blend:
     first_diversity: float = 0.25
     diversity_window: int = 64
     flip_averaging: bool = True
-    half_pixel: bool = True
+    repairs: bool = True
     hedge: float = 0.75
     sure: float = 0.9
     filter_gain: float = 0.04
@@ -522,9 +519,8 @@ class Blend:
             part = _tried_part(batch)
             source: _Run | None = None
             if state.adaptation_trial is not None:
-                count_first, moves = sample_count(part), self._moves(state, task)
                 source = self._run_unadapted(
-                    model, layout.for_prediction(part), state, task=task, mirrors_first=count_first, moves=moves
+                    model, layout.for_prediction(part), state, task=task, mirrors_first=sample_count(part)
                 )
             used = filtered if state.filters else batch
             memories = state.memory, state.flipped_memory
@@ -567,7 +563,6 @@ class Blend:
             task=task,
             mirrors_first=0,
             hedging=hedging,
-            moves=self._moves(state, task),
         ).outputs
 
     @contextmanager
@@ -647,7 +642,7 @@ class Blend:
 
         ``plain`` is the batch without the filter.
         """
-        hedging, moves = plain if state.hedged else None, self._moves(state, task)
+        hedging = plain if state.hedged else None
         batch = layout.for_prediction(batch)
         kept = min(self.memory_images, self.prior_images + state.taken)
         added = _Averaging(1.0, kept, state.taken, self._memory_weight(state))
@@ -664,7 +659,6 @@ class Blend:
                 mirrors_first=0,
                 known=state.resting,
                 hedging=hedging,
-                moves=moves,
             )
             return run, replace(state, resting=None), added
         first = state.classes is None and self._tells_classes(batch)
@@ -674,9 +668,7 @@ class Blend:
         if not first:
             added = replace(added, weight=math.pow(self.diversity(state), self.diversity_exponent))
         memories = state.memory, state.flipped_memory
-        run = self._run(
-            model, batch, *memories, added=added, task=task, mirrors_first=mirrors_first, hedging=hedging, moves=moves
-        )
+        run = self._run(model, batch, *memories, added=added, task=task, mirrors_first=mirrors_first, hedging=hedging)
         if first:
             weight, damaged = self._first_weight(model, batch, run, state, source, task=task)
             state = replace(state, damaged=damaged)
@@ -689,12 +681,6 @@ class Blend:
         taken = min(self.memory_images, state.taken + added.weight * sample_count(batch))
         state = replace(state, memory=run.memory, flipped_memory=run.flipped_memory, taken=taken)
         return run, replace(state, resting=run.used if rests else None), added
-
-    def _moves(self, state: BlendState, task: Task) -> bool:
-        """Say whether mirror images are moved by half a pixel."""
-        if not self.half_pixel or not task.aligned or isinstance(task, Segmentation):
-            return False
-        return self.spectrum is None or not self.spectrum.is_blurred(state.seen)
 
     def _tries(self, state: BlendState) -> bool:
         """Say whether images are predicted in several ways, for which they are mirrored."""
@@ -852,7 +838,7 @@ class Blend:
                 state, another = _begun_again(state), True
             filters = state.filters or (another and self._can_try(task))
             state = replace(state, seen=replace(seen, striped=striped), filters=filters)
-            if len(images) >= _REPAIRS.least_images:
+            if self.repairs and len(images) >= _REPAIRS.least_images:
                 noise = noise_power(_REPAIRS.repaired(images, state.seen))
                 state = replace(state, noise=noise if float(noise.max()) >= _LEAST_NOISE**2 else None)
             if filters:
@@ -868,6 +854,8 @@ class Blend:
         """Return the batch filtered; without source images, without spikes, stripes and noise."""
         if self.spectrum is not None:
             return self.spectrum.cleaned(batch, state.seen, task=task)
+        if not self.repairs:
+            return batch
         cleaned = _REPAIRS.cleaned(batch, state.seen, task=task)
         if state.noise is None:
             return cleaned
@@ -912,7 +900,6 @@ class Blend:
         mirrors_first: int,
         known: UsedStatistics = UsedStatistics(),
         hedging: Any | None = None,
-        moves: bool = False,
     ) -> _Run:
         """Predict a batch and its mirror images, each with running statistics of its own, or with ``known`` ones.
 
@@ -926,8 +913,6 @@ class Blend:
         rows, view = self._mirrored(outputs, batch if hedging is None else hedging, mirrors_first, task=task)
         if view is None:
             return _Run(outputs, outputs, None, memory, flipped_memory, UsedStatistics(used))
-        if moves and hedging is None:
-            view = _moved(view, task)
         mirrored, flipped_used = layout.for_prediction(view.batch), known.flipped
         if hedging is not None:
             found = task.forward(model, mirrored)
@@ -955,15 +940,13 @@ class Blend:
         return mirrored.nonzero().flatten()
 
     def _run_unadapted(
-        self, model: nn.Module, batch: Any, state: BlendState, *, task: Task, mirrors_first: int, moves: bool = False
+        self, model: nn.Module, batch: Any, state: BlendState, *, task: Task, mirrors_first: int
     ) -> _Run:
-        """Predict images and mirror images with the source's statistics; the options are those of ``_run``."""
+        """Predict images and mirror images with the source's statistics; ``mirrors_first`` is that of ``_run``."""
         outputs = task.forward(model, batch)
         rows, view = self._mirrored(outputs, batch, mirrors_first, task=task)
         if view is None:
             return _Run(outputs, outputs, None, state.memory, state.flipped_memory)
-        if moves:
-            view = _moved(view, task)
         other = view.undo(task.forward(model, layout.for_prediction(view.batch)))
         merged, flipped = _merged(outputs, other, rows, mirrors_first, task=task)
         return _Run(merged, outputs, flipped, state.memory, state.flipped_memory)
@@ -991,8 +974,7 @@ class Blend:
         unfiltered = layout.for_prediction(_tried_part(batch))
         memories = trial.memory, trial.flipped_memory
         count = sample_count(unfiltered)
-        moves = self._moves(state, task)
-        plain = self._run(model, unfiltered, *memories, added=added, task=task, mirrors_first=count, moves=moves)
+        plain = self._run(model, unfiltered, *memories, added=added, task=task, mirrors_first=count)
         with_filter = run.first(count)
         gains = (1 - self.filter_gain) * plain.disagreement(task) - with_filter.disagreement(task)
         trial = FilterTrial(
@@ -1035,8 +1017,7 @@ class Blend:
         if trial is None or run.flipped is None or added.weight == 0 or self.diversity(state) < self.trial_diversity:
             return run, state
         other = replace(added, memory_weight=self.memory_weight if state.full_weight else 1.0)
-        moves = self._moves(state, task)
-        found = self._run(model, batch, *memories, added=other, task=task, mirrors_first=count, moves=moves)
+        found = self._run(model, batch, *memories, added=other, task=task, mirrors_first=count)
         gains = run.disagreement(task) - found.disagreement(task)
         trial = trial.plus(-gains if state.full_weight else gains)
         full_weight = trial.gain > _LIKELY * math.sqrt(trial.changes)
@@ -1124,11 +1105,6 @@ class Blend:
         if reference is None and count >= self.diversity_window:
             reference = recent
         return Confidence(recent, count, reference)
-
-
-def _moved(view: View, task: Task) -> View:
-    """Return a view whose images are moved by half a pixel."""
-    return replace(view, batch=task.with_images(view.batch, moved_half_a_pixel(task.images(view.batch))))
 
 
 def _tried_part(batch: Any) -> Any:

@@ -52,8 +52,6 @@ _LEAST_USUAL_SHIFT: Final = 1e-4
 _LEAST_FOUND: Final = 0.5
 """A way of predicting that gives fewer decisions than this share of the most may only have lost the uncertain ones."""
 
-_BLURRED_NATS: Final = math.log(2)
-
 FILTER: Final = "filter"
 STATISTICS: Final = "statistics"
 UNADAPTED: Final = "unadapted"
@@ -586,12 +584,6 @@ class SpectrumFilter:
         if self.scenes is not None and (nearest := self.scenes.distance_nats(found, self._source())) is not None:
             distance = min(distance, nearest)
         return min(1.0, max(0.0, distance / self.tolerance_nats - 1))
-
-    def is_blurred(self, state: SpectrumState) -> bool:
-        """Say whether a stream is less sharp than the source: with less than half of its power at high frequencies."""
-        if state.stream is None or self.source is None:
-            return False
-        return spectra.lost_sharpness_nats(state.stream.spectrum(), self.source) > _BLURRED_NATS
 
     def notes(self, model: nn.Module, task: Task) -> tuple[str, ...]:
         """Return the number of source images in the reference spectrum."""
