@@ -23,7 +23,9 @@ from acclimate.core.spectrum import (
     expected_distance_nats,
     filtered,
     gains,
+    is_striped,
     measure,
+    transformed,
 )
 from acclimate.errors import ConfigError
 from acclimate.vision.demos.pose_scenes import make_scene
@@ -158,6 +160,16 @@ def test_images_without_spikes_are_unchanged(stream: Tensor, change: Callable[[T
     )
 
 
+@pytest.mark.parametrize("levels", [2, 3, 6])
+def test_single_pixels_of_images_with_few_grey_levels_are_no_spikes(stream: Tensor, levels: int) -> None:
+    coarse = (noisy(stream) * (levels - 1)).round() / (levels - 1)
+    assert despiked(coarse, deviations=6.0, least_share=0.0001) is coarse
+    # The levels of a dark image are few too, but next to each other.
+    dark = (0.1 * stream * 255).round() / 255
+    dark[:, :, 5, 7] = 1.0
+    assert float(despiked(dark, deviations=6.0, least_share=0.0001)[:, :, 5, 7].max()) < 0.2
+
+
 @pytest.mark.parametrize("along_rows", [True, False], ids=["rows", "columns"])
 @pytest.mark.parametrize("coloured", [True, False], ids=["coloured", "grey"])
 def test_stripes_are_removed(stream: Tensor, along_rows: bool, coloured: bool) -> None:
@@ -182,6 +194,14 @@ def test_black_images_have_no_stripes() -> None:
     assert destriped(images, excess_nats=2.5) is images
     narrow = torch.rand(2, 3, 1, 9, generator=torch.Generator().manual_seed(0))
     assert destriped(narrow, excess_nats=2.5) is narrow
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3])
+def test_stripes_are_found_where_they_would_be_removed(stream: Tensor, strength: float) -> None:
+    rows = torch.rand(len(stream), 1, stream.shape[2], 1, generator=torch.Generator().manual_seed(0))
+    images = (stream + strength * rows).clamp(0, 1)
+    removed = destriped(images, excess_nats=2.5) is not images
+    assert is_striped(transformed(images), excess_nats=2.5) == removed == (strength > 0)
 
 
 def test_the_median_is_over_nine_values() -> None:

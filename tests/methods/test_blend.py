@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -580,6 +581,87 @@ def test_damage_that_does_not_show_in_the_spectrum_shows_in_the_statistics(depar
         assert session.state.departs == (departure == 0)
         assert bool(session.state.memory) == (departure == 0)
         assert torch.equal(found, source) == (departure > 0)
+
+
+def test_a_departure_is_measured_against_batches_of_source_images() -> None:
+    model, layer = network()
+    smooth = nn.functional.interpolate(images(128, side=4, seed=9), size=16, mode="bicubic").clamp(0, 1)
+    # The source images given are not like those the layer's statistics are from.
+    method = Blend().with_source(model, SourceImages(batches=smooth.split), task=Classification())
+    with norm.measured_shifts(model) as shifts:
+        found = [(model(part), norm.mean_shift(shifts))[1] for part in smooth.split(32)]
+    assert method.source_shift == pytest.approx(max(found), rel=1e-5)
+    assert method.source_shift > 0.04
+    with Session(model, method, guards=()) as session:
+        session.adapt(smooth[:64])
+        assert session.state.departs is False
+    layer.running_mean += 9.0
+    for count in (64, 16):
+        with Session(model, method, guards=()) as session:
+            session.adapt(smooth[:count])
+            assert session.state.departs is True
+    # By chance the statistics of fewer images are further away.
+    with norm.measured_shifts(model) as shifts:
+        model(smooth[:16])
+    near = dataclasses.replace(method, source_shift=norm.mean_shift(shifts) / 2)
+    with Session(model, near, guards=()) as session:
+        session.adapt(smooth[:16])
+        assert session.state.departs is False
+
+
+def smooth_scenes(count: int, *, seed: int) -> Tensor:
+    return nn.functional.interpolate(images(count, side=4, seed=seed), size=32, mode="bicubic").clamp(0.1, 0.9)
+
+
+def noise(images: Tensor) -> Tensor:
+    return (images + 0.15 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+
+def spikes(images: Tensor) -> Tensor:
+    draws = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    return torch.where(draws < 0.03, 0.0, torch.where(draws > 0.97, 1.0, images))
+
+
+def stripes(images: Tensor) -> Tensor:
+    rows = torch.randn(len(images), 1, images.shape[2], 1, generator=torch.Generator().manual_seed(0))
+    return (images + 0.2 * rows).clamp(0, 1)
+
+
+@pytest.mark.parametrize("damage", [noise, spikes, stripes])
+def test_without_source_images_noise_spikes_and_stripes_are_removed(damage: Callable[[Tensor], Tensor]) -> None:
+    seen: list[Tensor] = []
+    model, task = classifier("bn"), Classification()
+    clean = smooth_scenes(32, seed=3)
+    damaged = damage(clean)
+    for repairs in (True, False):
+        method = Blend(repairs=repairs, flip_averaging=False, memory_weight=0.0)
+        with Session(model, method, guards=(), restore=True) as session:
+            outputs, _ = session.adapt_and_predict(damaged)
+            handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            # What was found out on many images is used for single ones, and wherever the model is called.
+            one = session.predict(damaged[:1])
+            handle.remove()
+            torch.testing.assert_close(one, outputs[:1], rtol=1e-2, atol=1e-2)
+            with method.installed(model, session.state, task=task), torch.no_grad():
+                torch.testing.assert_close(model(damaged[:1]), one)
+    repaired, plain = (float((found - clean[:1]).square().mean()) for found in seen)
+    assert plain == pytest.approx(float((damaged[:1] - clean[:1]).square().mean()))
+    assert repaired < 0.5 * plain
+
+
+def test_without_source_images_clean_ones_are_left_as_they_are_and_repairs_are_tried() -> None:
+    model = classifier("bn")
+    with Session(model, Blend(), guards=(), restore=True) as session:
+        session.adapt(smooth_scenes(32, seed=3))
+        assert (session.state.noise, session.state.seen.striped, session.state.trial) == (None, False, None)
+    with Session(model, Blend(filter_gain=1.0), guards=(), restore=True) as session:
+        for seed in range(2):
+            session.adapt(noise(smooth_scenes(64, seed=seed)))
+            assert session.state.noise is not None
+        assert not session.state.filters, "nothing can be gained that is asked for"
+        session.adapt(smooth_scenes(64, seed=5))
+        assert session.state.filters, "another stream begins"
+        assert session.state.noise is None
 
 
 def test_only_half_of_a_large_batch_is_predicted_by_the_unadapted_model_for_trials() -> None:

@@ -1,6 +1,6 @@
 """Noise in all pixels: how strong it is, estimated from images alone, and a Wiener filter by block that removes it.
 
-The power of photographs falls at least with the square of spatial frequency (Field, JOSA A 1987), and noise has the
+The power of photographs falls faster than with the square of spatial frequency (Field, JOSA A 1987), and noise has the
 same power everywhere, so what is left at the highest frequencies of small blocks is noise. Each block is filtered with
 its own ratio of signal to noise (Lee, IEEE PAMI 1980, does so by pixel), in its cosine transform (Yaroslavsky, 1996).
 """
@@ -73,7 +73,7 @@ def _blocks(opponent: Tensor) -> Tensor:
 
 
 def _joined(blocks: Tensor, padded: torch.Size, size: torch.Size) -> Tensor:
-    """Return images ``(B, 3, H, W)`` from the transforms of the blocks of padded ones; where blocks overlap, the mean."""
+    """Return images ``(B, 3, H, W)`` from the transforms of blocks of padded ones; where blocks overlap, the mean."""
     parts = (blocks @ _transform(blocks.device)).flatten(0, 1).mT
     both = torch.cat([parts, torch.ones_like(parts[:1])])
     total = F.fold(both, padded[-2:], _BLOCK, stride=_STEP)

@@ -928,8 +928,7 @@ class Blend:
         rows = self._to_mirror(outputs, first, task=task)
         if not self.flip_averaging or (rows is not None and len(rows) == 0):
             return rows, None
-        view = task.mirrored(batch if rows is None else map_tensors(lambda tensor: tensor[rows], batch))
-        return rows, view
+        return rows, task.mirrored(batch if rows is None else map_tensors(lambda tensor: tensor[rows], batch))
 
     def _to_mirror(self, outputs: Any, first: int, *, task: Task) -> Tensor | None:
         """Return the rows of the images to mirror, the first ones among them; None for all."""
