@@ -83,13 +83,13 @@ def test_shifts_are_measured_by_layer() -> None:
 
 def test_the_largest_shift_of_batches_leaves_out_a_small_rest() -> None:
     model = classifier("bn")
-    batches = [images(8, seed=1), images(8, seed=2) + 1, images(3, seed=3) + 9]
+    batches = [images(8, seed=1), images(8, seed=2) + 1, 0.001 * images(3, seed=3)]
     shifts = []
     for batch in batches:
         with measured_shifts(model) as found, torch.no_grad():
             model(batch)
         shifts.append(float(found["1"]))
-    assert shifts[2] > 2 * max(shifts[:2])
+    assert shifts[2] > max(shifts[:2])
     assert largest_shift(model, model, batches) == pytest.approx(max(shifts[:2]), rel=1e-4)
     assert largest_shift(model, model, []) is None
     assert largest_shift(classifier("gn"), classifier("gn"), batches) is None
