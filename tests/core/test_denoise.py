@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from acclimate.core import denoise
 from acclimate.core.denoise import denoised, noise_power
 from acclimate.core.spectrum import cosines
 
@@ -82,6 +83,13 @@ def test_images_of_any_size_keep_it(height: int, width: int, count: int) -> None
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1
     torch.testing.assert_close(denoised(images, torch.zeros(3)), images, rtol=0, atol=1e-4)
+
+
+def test_large_batches_are_filtered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = noisy(scenes(5), 0.1).clamp(0, 1)
+    whole = denoised(images, noise_power(images))
+    monkeypatch.setattr(denoise, "_MOST_VALUES", 3 * 46 * 46 * 2)
+    torch.testing.assert_close(denoised(images, noise_power(images)), whole)
 
 
 @pytest.mark.parametrize("size", [1, 7])

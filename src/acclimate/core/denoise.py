@@ -24,6 +24,8 @@ _HIGH: Final = 7.0
 _LEAST_SIGNAL: Final = 0.02
 """Share of the mean signal that a block is taken to have at least."""
 _SMALL: Final = 1e-12
+_MOST_VALUES: Final = 2**22
+"""Of images that are filtered at once; more are filtered in parts."""
 
 
 def noise_power(images: Tensor) -> Tensor:
@@ -39,20 +41,35 @@ def noise_power(images: Tensor) -> Tensor:
 def denoised(images: Tensor, noise: Tensor) -> Tensor:
     """Return ``(B, 3, H, W)`` images in [0, 1] without noise of the given power in each opponent colour ``(3,)``."""
     padded = F.pad(to_opponent(images), (_BLOCK - 1,) * 4, mode="reflect")
-    blocks = _blocks(padded)
-    squares, power = blocks.square(), noise[:, None]
-    signal = (squares.mean((0, 2)) - power).clamp(min=_SMALL)
+    # The transforms take (_BLOCK / _STEP) ** 2 times the memory of images.
+    parts = padded.split(max(1, _MOST_VALUES // padded[0].numel()))
+    blocks = _blocks(parts[0])
+    total = sum((_total_power(_blocks(part)) for part in parts[1:]), _total_power(blocks))
+    signal = (total / len(images) - noise[:, None]).clamp(min=_SMALL)
+    found = [_filtered(blocks, signal, noise[:, None], padded.shape)]
+    found += [_filtered(_blocks(part), signal, noise[:, None], padded.shape) for part in parts[1:]]
+    first, (height, width) = _BLOCK - 1, images.shape[-2:]
+    return from_opponent(torch.cat(found)[..., first : first + height, first : first + width]).clamp(0, 1)
+
+
+def _total_power(blocks: Tensor) -> Tensor:
+    """Return the mean power of the coefficients of blocks ``(B, 3, L, 64)``, summed over images: ``(3, 64)``."""
+    return blocks.square().mean(2).sum(0)
+
+
+def _filtered(blocks: Tensor, signal: Tensor, power: Tensor, padded: torch.Size) -> Tensor:
+    """Return filtered images in opponent colours, given the mean ``signal`` ``(3, 64)`` and the noise ``(3, 1)``."""
     wiener = signal / (signal + power)
     # How many times as much signal as on average a block has: the least squares estimate with equal relative errors.
     # The mean of a block says nothing about that.
     weight = wiener**2 / (signal + power)
     weight[:, 0] = 0.0
-    excess = torch.einsum("bclk,ck->bcl", squares, weight) - (weight * power).sum(1)[:, None]
+    excess = torch.einsum("bclk,ck->bcl", blocks.square(), weight) - (weight * power).sum(1)[:, None]
     usual = (weight * signal).sum(1)[:, None]
     own = (excess / usual.clamp(min=_SMALL)).clamp(min=_LEAST_SIGNAL)[..., None] * signal[:, None]
     gain = own / (own + power[:, None])
     gain[..., 0] = wiener[:, :1]
-    return from_opponent(_joined(blocks * gain, padded.shape, images.shape)).clamp(0, 1)
+    return _joined(blocks * gain, padded)
 
 
 def _noise(power: Tensor) -> Tensor:
@@ -72,14 +89,12 @@ def _blocks(opponent: Tensor) -> Tensor:
     return found.reshape(*opponent.shape[:2], -1, _BLOCK**2) @ _transform(opponent.device).T
 
 
-def _joined(blocks: Tensor, padded: torch.Size, size: torch.Size) -> Tensor:
-    """Return images ``(B, 3, H, W)`` from the transforms of blocks of padded ones; where blocks overlap, the mean."""
+def _joined(blocks: Tensor, padded: torch.Size) -> Tensor:
+    """Return padded images ``(B, 3, H, W)`` from the transforms of their blocks; where blocks overlap, the mean."""
     parts = (blocks @ _transform(blocks.device)).flatten(0, 1).mT
     both = torch.cat([parts, torch.ones_like(parts[:1])])
     total = F.fold(both, padded[-2:], _BLOCK, stride=_STEP)
-    first = _BLOCK - 1
-    inner = (total[:-1] / total[-1:].clamp(min=1))[..., first : first + size[-2], first : first + size[-1]]
-    return inner.reshape(size)
+    return (total[:-1] / total[-1:].clamp(min=1)).reshape(len(blocks), *padded[1:])
 
 
 @lru_cache(maxsize=4)
