@@ -92,6 +92,23 @@ def test_large_batches_are_filtered_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(denoised(images, noise_power(images)), whole)
 
 
+def test_a_broken_image_and_images_of_one_colour_change_nothing_for_others() -> None:
+    clean = scenes(8)
+    images = noisy(clean, 0.1)
+    alone = denoised(images, noise_power(images))
+    broken = torch.full((1, 3, 32, 32), 0.5)
+    broken[0, 0, 3, 3] = float("nan")
+    together = torch.cat([images, broken, torch.full((9, 3, 32, 32), 0.2)])
+    found = denoised(together, noise_power(images))
+    torch.testing.assert_close(found[:8], alone)
+    torch.testing.assert_close(found[9:], together[9:], rtol=0, atol=1e-3)
+    torch.testing.assert_close(noise_power(together[:9]), noise_power(images))
+    assert torch.equal(noise_power(broken), torch.zeros(3))
+    assert denoised(broken, torch.full((3,), 0.01)) is broken
+
+
 @pytest.mark.parametrize("size", [1, 7])
 def test_images_smaller_than_a_block_have_no_known_noise(size: int) -> None:
-    assert torch.equal(noise_power(torch.rand(4, 3, size, 32)), torch.zeros(3))
+    images = torch.rand(4, 3, size, 32)
+    assert torch.equal(noise_power(images), torch.zeros(3))
+    assert denoised(images, torch.full((3,), 0.01)) is images

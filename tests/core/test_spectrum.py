@@ -164,6 +164,14 @@ def test_images_without_spikes_are_unchanged(stream: Tensor, change: Callable[[T
 def test_single_pixels_of_images_with_few_grey_levels_are_no_spikes(stream: Tensor, levels: int) -> None:
     coarse = (noisy(stream) * (levels - 1)).round() / (levels - 1)
     assert despiked(coarse, deviations=6.0, least_share=0.0001) is coarse
+    # Each image is judged by itself, and single rows have no neighbours.
+    spiky = stream.clone()
+    spiky[:, :, 5, 7] = 1.0
+    found = despiked(torch.cat([coarse, spiky]), deviations=6.0, least_share=0.0001)
+    assert torch.equal(found[: len(coarse)], coarse)
+    assert float(found[len(coarse) :, :, 5, 7].mean()) < 0.9
+    row = torch.ones(4, 3, 1, 64)
+    assert despiked(row, deviations=6.0, least_share=0.0001) is row
     # The levels of a dark image are few too, but next to each other.
     dark = (0.1 * stream * 255).round() / 255
     dark[:, :, 5, 7] = 1.0

@@ -18,7 +18,7 @@ from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
 from acclimate.methods import Blend, SpectrumFilter
 from acclimate.methods.blend import AdaptationTrial, BlendState, FilterTrial, WeightTrial
-from acclimate.methods.spectrum import SpectrumState
+from acclimate.methods.spectrum import SpectrumState, with_unit_images
 from acclimate.vision.models.detection import Detection
 from tests.networks import classifier, detector, images
 
@@ -286,7 +286,7 @@ def smooth_images(count: int, *, seed: int) -> Tensor:
 def test_a_stream_like_the_source_is_predicted_to_the_bit_as_by_the_unadapted_model() -> None:
     # The statistics of this network are not those of any images.
     spectrum = SpectrumFilter(source=measure([smooth_images(256, seed=9)]))
-    model, method = classifier("bn"), Blend(spectrum=spectrum, departure=1e9)
+    model, method = classifier("bn"), Blend(spectrum=spectrum, least_departure=1e9)
     with torch.no_grad():
         # In the memory layout that the caller gives, with which rounding differs on some processors.
         given_to_the_model = copy.deepcopy(model)(smooth_images(5, seed=4))
@@ -309,7 +309,7 @@ def test_a_stream_like_the_source_is_predicted_to_the_bit_as_by_the_unadapted_mo
 def test_a_stream_with_stripes_is_not_taken_for_the_source_although_its_spectrum_is_the_sources_without_them() -> None:
     # The statistics of this network are not those of any images.
     spectrum = SpectrumFilter(source=measure([smooth_images(256, seed=9)]))
-    model, method = classifier("bn"), Blend(spectrum=spectrum, departure=1e9)
+    model, method = classifier("bn"), Blend(spectrum=spectrum, least_departure=1e9)
     lines = 0.2 * torch.randn((64, 1, 1, 16), generator=torch.Generator().manual_seed(0))
     clear = 0.4 * smooth_images(64, seed=3) + 0.3
     with Session(model, method, guards=()) as session:
@@ -574,7 +574,9 @@ def test_a_model_that_is_the_more_consistent_one_is_not_averaged_with_the_other(
 def test_damage_that_does_not_show_in_the_spectrum_shows_in_the_statistics(departure: float) -> None:
     model, _ = network()
     smooth = nn.functional.interpolate(images(128, side=4, seed=9), size=16, mode="bicubic").clamp(0, 1)
-    method = Blend(departure=departure).with_source(model, SourceImages(batches=smooth.split), task=Classification())
+    method = Blend(least_departure=departure).with_source(
+        model, SourceImages(batches=smooth.split), task=Classification()
+    )
     with Session(model, method, guards=()) as session:
         found, _ = session.adapt_and_predict(smooth[:64])
         source = session.predict_as_source(smooth[:64])
@@ -662,6 +664,33 @@ def test_without_source_images_clean_ones_are_left_as_they_are_and_repairs_are_t
         session.adapt(smooth_scenes(64, seed=5))
         assert session.state.filters, "another stream begins"
         assert session.state.noise is None
+
+
+def test_repairs_are_tried_when_they_begin_and_forgotten_where_another_stream_begins() -> None:
+    model = classifier("bn")
+    with Session(model, Blend(filter_trial_images=64), guards=(), restore=True) as session:
+        session.adapt(noise(smooth_scenes(4, seed=1)))
+        assert session.state.noise is None, "too few to tell noise from textures"
+        session.adapt(noise(smooth_scenes(16, seed=2)))
+        assert session.state.noise is not None
+        assert session.state.trial is not None
+        for seed in range(3, 9):
+            session.adapt(noise(smooth_scenes(32, seed=seed)))
+        assert session.state.trial is None, "decided"
+        for seed in range(9, 13):
+            session.adapt(smooth_scenes(4, seed=seed))
+        assert session.state.noise is None
+
+
+def test_images_of_whole_numbers_are_rounded() -> None:
+    task = Classification(pixel_range=(0.0, 255.0))
+    unit = torch.tensor([0.1, 0.499, 0.5, 0.9999]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
+    for dtype in (torch.uint8, torch.float32):
+        batch = torch.zeros(1, 3, 2, 2, dtype=dtype)
+        found = with_unit_images(batch, unit, task)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), 255 * unit, rtol=0, atol=0.51 if dtype == torch.uint8 else 1e-4)
+    assert with_unit_images(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), unit, task)[0, 0, 1, 1] == 255
 
 
 def test_only_half_of_a_large_batch_is_predicted_by_the_unadapted_model_for_trials() -> None:

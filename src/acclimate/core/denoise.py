@@ -35,26 +35,38 @@ def noise_power(images: Tensor) -> Tensor:
     """
     if min(images.shape[-2:]) < _BLOCK:
         return images.new_zeros(3)
-    return _noise(_blocks(to_opponent(images)).square().mean((0, 2)))
+    power = _power(_blocks(to_opponent(images)))
+    power = power[power.isfinite().all(-1).all(-1)]
+    return _noise(power.mean(0)) if len(power) else power.new_zeros(3)
 
 
 def denoised(images: Tensor, noise: Tensor) -> Tensor:
-    """Return ``(B, 3, H, W)`` images in [0, 1] without noise of the given power in each opponent colour ``(3,)``."""
+    """Return ``(B, 3, H, W)`` images in [0, 1] without noise of the given power in each opponent colour ``(3,)``.
+
+    Images that are smaller than a block are returned as they are.
+    """
+    if min(images.shape[-2:]) < _BLOCK:
+        return images
     padded = F.pad(to_opponent(images), (_BLOCK - 1,) * 4, mode="reflect")
     # The transforms take (_BLOCK / _STEP) ** 2 times the memory of images.
     parts = padded.split(max(1, _MOST_VALUES // padded[0].numel()))
     blocks = _blocks(parts[0])
-    total = sum((_total_power(_blocks(part)) for part in parts[1:]), _total_power(blocks))
-    signal = (total / len(images) - noise[:, None]).clamp(min=_SMALL)
+    power = torch.cat([_power(blocks), *(_power(_blocks(part)) for part in parts[1:])])
+    # An image of one colour, or with a value that is no number, is not one of those that have this noise.
+    counts = power[:, :, 1:].mean((1, 2)) >= noise.mean() / 2
+    power = power[counts & power.isfinite().all(-1).all(-1)]
+    if not len(power):
+        return images
+    signal = (power.mean(0) - noise[:, None]).clamp(min=_SMALL)
     found = [_filtered(blocks, signal, noise[:, None], padded.shape)]
     found += [_filtered(_blocks(part), signal, noise[:, None], padded.shape) for part in parts[1:]]
     first, (height, width) = _BLOCK - 1, images.shape[-2:]
     return from_opponent(torch.cat(found)[..., first : first + height, first : first + width]).clamp(0, 1)
 
 
-def _total_power(blocks: Tensor) -> Tensor:
-    """Return the mean power of the coefficients of blocks ``(B, 3, L, 64)``, summed over images: ``(3, 64)``."""
-    return blocks.square().mean(2).sum(0)
+def _power(blocks: Tensor) -> Tensor:
+    """Return the mean power of the coefficients of blocks ``(B, 3, L, 64)`` in each image: ``(B, 3, 64)``."""
+    return blocks.square().mean(2)
 
 
 def _filtered(blocks: Tensor, signal: Tensor, power: Tensor, padded: torch.Size) -> Tensor:

@@ -505,22 +505,21 @@ def mean_shift(shifts: Mapping[str, Tensor]) -> float:
 
 
 @torch.no_grad()
-def largest_shift(model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any]) -> float | None:
+def largest_shift(
+    model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any], *, count: int
+) -> float | None:
     """Return the largest :func:`mean_shift` of batches that ``forward`` runs ``model`` on.
 
-    Batches with less than half of the images of the first one are left out, because their statistics vary more. None
-    where no layer has statistics, or there is no batch.
+    That of batches of fewer than ``count`` images counts for less in proportion, because chance adds to it. None where
+    no layer has statistics, or no batch gives a number above 0.
     """
-    largest, first = None, 0
+    found = []
     for inputs in batches:
-        first = first or sample_count(inputs)
-        if sample_count(inputs) < first / 2:
-            continue
         with measured_shifts(model) as shifts:
             forward(layout.for_prediction(inputs))
         if shifts:
-            largest = max(largest or 0.0, mean_shift(shifts))
-    return largest
+            found.append(mean_shift(shifts) * min(1.0, sample_count(inputs) / count))
+    return max((shift for shift in found if 0 < shift < math.inf), default=None)
 
 
 def mixed(

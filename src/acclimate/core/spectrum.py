@@ -30,6 +30,8 @@ _END: Final = 1 / 255
 _LEAST_SPIKE: Final = 0.2
 _LEAST_COARSE_STEP: Final = 4
 """Bytes between neighbouring grey levels; with fewer, 64 and more levels are left."""
+_COARSE_PIXELS: Final = 64
+"""About so many rows and columns of an image are looked at for that."""
 _BESIDE: Final = 4
 """Coefficients of this many lowest indices, the zeroth left out, are compared with those of stripes."""
 _MANY_IMAGES: Final = 32
@@ -200,15 +202,22 @@ def despiked(images: Tensor, *, deviations: float, least_share: float) -> Tensor
     """
     if len(images) >= _MANY_IMAGES and not _has_spikes(images[::_IMAGE_STEP], deviations, least_share):
         return images
-    spikes, median = _spikes(images, deviations=deviations, least_share=least_share)
-    if spikes is None or float(spikes.float().mean()) < least_share or _is_coarse(images):
+    if min(images.shape[-2:]) < 2:
         return images
+    spikes, median = _spikes(images, deviations=deviations, least_share=least_share)
+    if spikes is None or float(spikes.float().mean()) < least_share:
+        return images
+    coarse = torch.tensor([_is_coarse(image) for image in images], device=images.device)
+    if bool(coarse.all()):
+        return images
+    spikes &= ~coarse[:, None, None, None]
     return torch.where(spikes, median, images)
 
 
-def _is_coarse(images: Tensor) -> bool:
-    """Say whether images in [0, 1] have only few grey levels, far from each other."""
-    levels = (images[:_IMAGE_STEP] * 255).round().unique()
+def _is_coarse(image: Tensor) -> bool:
+    """Say whether an image ``(3, H, W)`` in [0, 1] has only few grey levels, far from each other."""
+    rows, columns = (max(1, size // _COARSE_PIXELS) for size in image.shape[-2:])
+    levels = (image[:, ::rows, ::columns] * 255).round().unique()
     return len(levels) < 2 or float(levels.diff().median()) > _LEAST_COARSE_STEP
 
 

@@ -35,7 +35,7 @@ from acclimate.core.task import Task, View
 from acclimate.core.view_agreement import AgreementTest, ClassMixTest, ThreeDecisions, ViewDecisions
 from acclimate.core.views import with_content
 from acclimate.errors import ConfigError, EmptySelectionError
-from acclimate.methods.spectrum import SpectrumFilter, SpectrumState, filtering, from_unit_range, in_unit_range
+from acclimate.methods.spectrum import SpectrumFilter, SpectrumState, filtering, in_unit_range, with_unit_images
 from acclimate.registry import MethodInfo, Preset
 
 _SOURCE_BATCH: Final = 32
@@ -187,6 +187,7 @@ class BlendState:
         full_weight: whether they are.
         noise: the power of the noise in the newest batch of enough images, in each opponent colour ``(3,)``, where no
             source images are known; None where there is none.
+        repaired: whether images of this stream were repaired, which is tried when it begins.
         resting: the statistics to predict the next batch with, which then is not added to those of the stream; None
             where it is added.
     """
@@ -209,6 +210,7 @@ class BlendState:
     weight_trial: WeightTrial | None = None
     full_weight: bool = False
     noise: Tensor | None = None
+    repaired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +305,7 @@ class Blend:
         full_shift: where the statistics of the layers so far differ from the source's by less than this, on average
             (:func:`acclimate.core.norm.shift`), the weight is smaller in proportion: a stream that is nearly the
             source's stays with the source's statistics. 0 uses ``memory_weight`` everywhere.
-        departure: images whose spectrum is the source's are adapted to all the same where the statistics of the
+        least_departure: images whose spectrum is the source's are adapted to all the same where the statistics of the
             BatchNorm layers differ from the source's, on average, by more than this times ``source_shift``, in the
             first large batch of a stream. Clean batches of the half ``tune`` of benchmarks/shifts reach 1.0; elastic
             distortion of photographs, which the spectrum does not show, begins at 1.5.
@@ -397,7 +399,7 @@ class Blend:
     memory_weight: float = 0.5
     weight_trial_images: int = 64
     full_shift: float = 0.015
-    departure: float = 1.25
+    least_departure: float = 1.25
     source_shift: float = field(default=0.04, repr=False, metadata=FROM_SOURCE_IMAGES)
     memory_images: int = 64
     prior_images: int = 16
@@ -448,7 +450,7 @@ class Blend:
             return method
         if norm.batch_norms(model):
             batches = itertools.islice(source.batches(_SOURCE_BATCH), _COMPARED_BATCHES)
-            largest = norm.largest_shift(model, partial(task.forward, model), batches)
+            largest = norm.largest_shift(model, partial(task.forward, model), batches, count=_SOURCE_BATCH)
             return method if largest is None else replace(method, source_shift=largest)
         batches = itertools.islice(source.batches(_SOURCE_BATCH), _SOURCE_IMAGES // _SOURCE_BATCH)
 
@@ -608,7 +610,7 @@ class Blend:
             return state, detach(task.forward(model, batch))
         with norm.measured_shifts(model) as shifts:
             outputs = detach(task.forward(model, batch))
-        allowed = self.departure * self.source_shift * max(1.0, _SOURCE_BATCH / sample_count(batch))
+        allowed = self.least_departure * self.source_shift * max(1.0, _SOURCE_BATCH / sample_count(batch))
         departs = bool(shifts) and norm.mean_shift(shifts) > allowed
         return replace(state, departs=departs), None if departs else outputs
 
@@ -830,7 +832,7 @@ class Blend:
             images = in_unit_range(_middle(task.images(batch)), task)
             coefficients = spectra.transformed(images)
             seen = _REPAIRS.continued(Sums.of(images, coefficients), state.seen)
-            striped = state.seen.striped
+            striped = state.seen.striped and not seen.began
             if len(images) >= _REPAIRS.least_images:
                 striped = spectra.is_striped(coefficients, excess_nats=_REPAIRS.stripe_excess_nats)
             # A state that was saved without a spectrum goes on.
@@ -843,10 +845,12 @@ class Blend:
                 state = replace(state, noise=noise if float(noise.max()) >= _LEAST_NOISE**2 else None)
             if filters:
                 filtered = self._cleaned(batch, state, task=task)
-        if not another:
+        if another:
+            state = replace(self._with_trials(state, task=task), trial=None, repaired=False)
+        if filtered is batch or state.repaired:
             return state, filtered
-        state = replace(self._with_trials(state, task=task), trial=None)
-        if filtered is batch or self.filter_trial_images == 0 or not self._can_try(task):
+        state = replace(state, repaired=True)
+        if self.filter_trial_images == 0 or not self._can_try(task):
             return state, filtered
         return replace(state, trial=FilterTrial(memory=state.memory, flipped_memory=state.flipped_memory)), filtered
 
@@ -859,9 +863,8 @@ class Blend:
         cleaned = _REPAIRS.cleaned(batch, state.seen, task=task)
         if state.noise is None:
             return cleaned
-        images = task.images(cleaned)
-        found = from_unit_range(denoised(in_unit_range(images, task), state.noise), task)
-        return task.with_images(cleaned, found.to(images.dtype))
+        found = denoised(in_unit_range(task.images(cleaned), task), state.noise)
+        return with_unit_images(cleaned, found, task)
 
     def _can_filter(self, batch: Any, task: Task) -> bool:
         # A filter that was given is to say why it cannot be used.
@@ -1144,6 +1147,8 @@ def _begun_again(state: BlendState) -> BlendState:
         resting=None,
         departs=None,
         damaged=False,
+        noise=None,
+        repaired=False,
     )
 
 

@@ -419,7 +419,7 @@ class SpectrumFilter:
                 lowers_contrast=self.lowers_contrast,
                 coefficients=coefficients,
             )
-        return task.with_images(batch, from_unit_range(images, task).to(task.images(batch).dtype))
+        return with_unit_images(batch, images, task)
 
     def predict(self, model: nn.Module, inputs: Any, state: SpectrumState, *, task: Task) -> Any:
         """Return the outputs on filtered images under mixed statistics, with the strength for the stream so far.
@@ -680,6 +680,12 @@ def from_unit_range(images: Tensor, task: Task) -> Tensor:
     """Return images in [0, 1] scaled to the task's ``pixel_range``: the inverse of :func:`in_unit_range`."""
     low, high = _black_and_white(images, task)
     return images * (high - low) + low
+
+
+def with_unit_images(batch: Any, images: Tensor, task: Task) -> Any:
+    """Return a batch with other images ``(B, 3, H, W)``, which are given in [0, 1]."""
+    found, dtype = from_unit_range(images, task), task.images(batch).dtype
+    return task.with_images(batch, (found if dtype.is_floating_point else found.round()).to(dtype))
 
 
 def _black_and_white(images: Tensor, task: Task) -> tuple[Tensor, Tensor]:

@@ -181,7 +181,9 @@ def _candidates(adapter: Adapter, *, knows_source: bool) -> tuple[list[dict[str,
     source = knows_source or adapter.source_spectrum is not None
     reasons = [
         f"the model is a {_NOUNS[kind]} with " + (f"{layers} BatchNorm layers" if layers else "no BatchNorm"),
-        "source images are known" if source else "no source images are known (--ttt-source): images are not filtered",
+        "source images are known"
+        if source
+        else "no source images are known (--ttt-source): images are not filtered to be like them",
     ]
     fitting = [
         (name, info)
