@@ -62,7 +62,7 @@ def methods(model: nn.Module, source: Tensor, *, batch: int = BATCH) -> dict[str
         "eata": Eata(lr=5e-3, fisher=fisher, fisher_weight=1.0),
         "sar": Sar(lr=1e-3, base="adam"),
         "spectrum": spectrum,
-        "blend": Blend().with_source(model, images, task=task),
+        "blend": Blend(spectrum=spectrum),
         "blend, no source images": Blend(),
     }
 

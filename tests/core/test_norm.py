@@ -9,7 +9,6 @@ import torch
 
 from acclimate.core.norm import (
     fixed_statistics,
-    largest_shift,
     measured_shifts,
     moments,
     output_moments,
@@ -79,23 +78,6 @@ def test_shifts_are_measured_by_layer() -> None:
     before = found["1"]
     model(images(8) + 5)
     assert found["1"] is before  # nothing is measured behind the block
-
-
-def test_the_largest_shift_of_batches_counts_small_ones_for_less() -> None:
-    model = classifier("bn")
-    batches = [images(8, seed=1), images(8, seed=2) + 1, images(2, seed=3)]
-    shifts = []
-    for batch in batches:
-        with measured_shifts(model) as found, torch.no_grad():
-            model(batch)
-        shifts.append(float(found["1"]))
-    assert largest_shift(model, model, batches, count=8) == pytest.approx(max(*shifts[:2], shifts[2] / 4), rel=1e-4)
-    assert largest_shift(model, model, batches[2:], count=8) == pytest.approx(shifts[2] / 4, rel=1e-4)
-    broken = torch.full((8, 3, 16, 16), math.nan)
-    assert largest_shift(model, model, [broken, batches[0]], count=8) == pytest.approx(shifts[0], rel=1e-4)
-    assert largest_shift(model, model, [broken], count=8) is None
-    assert largest_shift(model, model, [], count=8) is None
-    assert largest_shift(classifier("gn"), classifier("gn"), batches, count=8) is None
 
 
 def outputs(model: torch.nn.Module, inputs: torch.Tensor, full_shift: float) -> torch.Tensor:

@@ -286,7 +286,7 @@ def smooth_images(count: int, *, seed: int) -> Tensor:
 def test_a_stream_like_the_source_is_predicted_to_the_bit_as_by_the_unadapted_model() -> None:
     # The statistics of this network are not those of any images.
     spectrum = SpectrumFilter(source=measure([smooth_images(256, seed=9)]))
-    model, method = classifier("bn"), Blend(spectrum=spectrum, least_departure=1e9)
+    model, method = classifier("bn"), Blend(spectrum=spectrum, departure=1e9)
     with torch.no_grad():
         # In the memory layout that the caller gives, with which rounding differs on some processors.
         given_to_the_model = copy.deepcopy(model)(smooth_images(5, seed=4))
@@ -309,7 +309,7 @@ def test_a_stream_like_the_source_is_predicted_to_the_bit_as_by_the_unadapted_mo
 def test_a_stream_with_stripes_is_not_taken_for_the_source_although_its_spectrum_is_the_sources_without_them() -> None:
     # The statistics of this network are not those of any images.
     spectrum = SpectrumFilter(source=measure([smooth_images(256, seed=9)]))
-    model, method = classifier("bn"), Blend(spectrum=spectrum, least_departure=1e9)
+    model, method = classifier("bn"), Blend(spectrum=spectrum, departure=1e9)
     lines = 0.2 * torch.randn((64, 1, 1, 16), generator=torch.Generator().manual_seed(0))
     clear = 0.4 * smooth_images(64, seed=3) + 0.3
     with Session(model, method, guards=()) as session:
@@ -574,41 +574,13 @@ def test_a_model_that_is_the_more_consistent_one_is_not_averaged_with_the_other(
 def test_damage_that_does_not_show_in_the_spectrum_shows_in_the_statistics(departure: float) -> None:
     model, _ = network()
     smooth = nn.functional.interpolate(images(128, side=4, seed=9), size=16, mode="bicubic").clamp(0, 1)
-    method = Blend(least_departure=departure).with_source(
-        model, SourceImages(batches=smooth.split), task=Classification()
-    )
+    method = Blend(departure=departure).with_source(model, SourceImages(batches=smooth.split), task=Classification())
     with Session(model, method, guards=()) as session:
         found, _ = session.adapt_and_predict(smooth[:64])
         source = session.predict_as_source(smooth[:64])
         assert session.state.departs == (departure == 0)
         assert bool(session.state.memory) == (departure == 0)
         assert torch.equal(found, source) == (departure > 0)
-
-
-def test_a_departure_is_measured_against_batches_of_source_images() -> None:
-    model, layer = network()
-    smooth = nn.functional.interpolate(images(128, side=4, seed=9), size=16, mode="bicubic").clamp(0, 1)
-    # The source images given are not like those the layer's statistics are from.
-    method = Blend().with_source(model, SourceImages(batches=smooth.split), task=Classification())
-    with norm.measured_shifts(model) as shifts:
-        found = [(model(part), norm.mean_shift(shifts))[1] for part in smooth.split(32)]
-    assert method.source_shift == pytest.approx(max(found), rel=1e-5)
-    assert method.source_shift > 0.04
-    with Session(model, method, guards=()) as session:
-        session.adapt(smooth[:64])
-        assert session.state.departs is False
-    layer.running_mean += 9.0
-    for count in (64, 16):
-        with Session(model, method, guards=()) as session:
-            session.adapt(smooth[:count])
-            assert session.state.departs is True
-    # By chance the statistics of fewer images are further away.
-    with norm.measured_shifts(model) as shifts:
-        model(smooth[:16])
-    near = dataclasses.replace(method, source_shift=norm.mean_shift(shifts) / 2)
-    with Session(model, near, guards=()) as session:
-        session.adapt(smooth[:16])
-        assert session.state.departs is False
 
 
 def smooth_scenes(count: int, *, seed: int) -> Tensor:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from acclimate.core import layout
-from acclimate.core.outputs import at_least_float32, sample_count
+from acclimate.core.outputs import at_least_float32
 from acclimate.errors import EmptySelectionError
 
 Moments = tuple[Tensor, Tensor]
@@ -502,24 +501,6 @@ def measured_shifts(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def mean_shift(shifts: Mapping[str, Tensor]) -> float:
     """Return the mean over layers of what :func:`measured_shifts` found, at least one."""
     return float(torch.stack(list(shifts.values())).mean())
-
-
-@torch.no_grad()
-def largest_shift(
-    model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any], *, count: int
-) -> float | None:
-    """Return the largest :func:`mean_shift` of batches that ``forward`` runs ``model`` on.
-
-    That of batches of fewer than ``count`` images counts for less in proportion, because chance adds to it. None where
-    no layer has statistics, or no batch gives a number above 0.
-    """
-    found = []
-    for inputs in batches:
-        with measured_shifts(model) as shifts:
-            forward(layout.for_prediction(inputs))
-        if shifts:
-            found.append(mean_shift(shifts) * min(1.0, sample_count(inputs) / count))
-    return max((shift for shift in found if 0 < shift < math.inf), default=None)
 
 
 def mixed(

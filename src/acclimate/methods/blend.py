@@ -39,7 +39,6 @@ from acclimate.methods.spectrum import SpectrumFilter, SpectrumState, filtering,
 from acclimate.registry import MethodInfo, Preset
 
 _SOURCE_BATCH: Final = 32
-_COMPARED_BATCHES: Final = 8
 _SOURCE_IMAGES: Final = 512
 """So many source images are enough for means and variances by channel."""
 _REPAIRS: Final = SpectrumFilter()
@@ -305,12 +304,9 @@ class Blend:
         full_shift: where the statistics of the layers so far differ from the source's by less than this, on average
             (:func:`acclimate.core.norm.shift`), the weight is smaller in proportion: a stream that is nearly the
             source's stays with the source's statistics. 0 uses ``memory_weight`` everywhere.
-        least_departure: images whose spectrum is the source's are adapted to all the same where the statistics of the
-            BatchNorm layers differ from the source's, on average, by more than this times ``source_shift``, in the
-            first large batch of a stream. Clean batches of the half ``tune`` of benchmarks/shifts reach 1.0; elastic
-            distortion of photographs, which the spectrum does not show, begins at 1.5.
-        source_shift: the largest such difference of batches of 32 source images; smaller batches are allowed more in
-            inverse proportion. The default is for methods that were made without source images.
+        departure: images whose spectrum is the source's are adapted to all the same where the statistics of the
+            BatchNorm layers differ from the source's by more than this, on average, in the first large batch of a
+            stream.
         memory_images: the most images that the running statistics count for when a batch is added.
         prior_images: the number of images that the source's statistics count for at the beginning of a stream.
         diversity_exponent: the rate is multiplied by the diversity of recent decisions to this power. Diversity is
@@ -399,8 +395,7 @@ class Blend:
     memory_weight: float = 0.5
     weight_trial_images: int = 64
     full_shift: float = 0.015
-    least_departure: float = 1.25
-    source_shift: float = field(default=0.04, repr=False, metadata=FROM_SOURCE_IMAGES)
+    departure: float = 0.05
     memory_images: int = 64
     prior_images: int = 16
     diversity_exponent: float = 4.0
@@ -446,12 +441,8 @@ class Blend:
         """Return the method with a filter towards the source images' spectrum; itself where that is unknown."""
         spectrum = (self.spectrum or SpectrumFilter()).with_spectrum(model, source, task=task)
         method = self if spectrum.source is None else replace(self, spectrum=spectrum)
-        if source.batches is None or not task.exclusive or isinstance(model, Program):
+        if source.batches is None or not task.exclusive or norm.batch_norms(model) or isinstance(model, Program):
             return method
-        if norm.batch_norms(model):
-            batches = itertools.islice(source.batches(_SOURCE_BATCH), _COMPARED_BATCHES)
-            largest = norm.largest_shift(model, partial(task.forward, model), batches, count=_SOURCE_BATCH)
-            return method if largest is None else replace(method, source_shift=largest)
         batches = itertools.islice(source.batches(_SOURCE_BATCH), _SOURCE_IMAGES // _SOURCE_BATCH)
 
         def run() -> None:
@@ -610,8 +601,7 @@ class Blend:
             return state, detach(task.forward(model, batch))
         with norm.measured_shifts(model) as shifts:
             outputs = detach(task.forward(model, batch))
-        allowed = self.least_departure * self.source_shift * max(1.0, _SOURCE_BATCH / sample_count(batch))
-        departs = bool(shifts) and norm.mean_shift(shifts) > allowed
+        departs = bool(shifts) and norm.mean_shift(shifts) > self.departure
         return replace(state, departs=departs), None if departs else outputs
 
     def _like_source(self, state: BlendState) -> bool:
