@@ -806,10 +806,7 @@ class Blend:
             # Noise may have one class to the unadapted model, and that in every view: among other images, this looks
             # like recognising them.
             return replace(state, trial=None, adaptation_trial=None, unadapted=False, hedged=False), filtered
-        state = self._with_trials(state, task=task)
-        if self.filter_trial_images == 0 or not self._can_try(task):
-            return state, filtered
-        return replace(state, trial=FilterTrial(memory=state.memory, flipped_memory=state.flipped_memory)), filtered
+        return self._with_filter_trial(self._with_trials(state, task=task), task=task), filtered
 
     def _repaired(self, batch: Any, state: BlendState, *, task: Task) -> tuple[BlendState, Any]:
         """Return what :meth:`_observed` does where no source images are known.
@@ -839,10 +836,7 @@ class Blend:
             state = replace(self._with_trials(state, task=task), trial=None, repaired=False)
         if filtered is batch or state.repaired:
             return state, filtered
-        state = replace(state, repaired=True)
-        if self.filter_trial_images == 0 or not self._can_try(task):
-            return state, filtered
-        return replace(state, trial=FilterTrial(memory=state.memory, flipped_memory=state.flipped_memory)), filtered
+        return self._with_filter_trial(replace(state, repaired=True), task=task), filtered
 
     def _cleaned(self, batch: Any, state: BlendState, *, task: Task) -> Any:
         """Return the batch filtered; without source images, without spikes, stripes and noise."""
@@ -859,6 +853,11 @@ class Blend:
     def _can_filter(self, batch: Any, task: Task) -> bool:
         # A filter that was given is to say why it cannot be used.
         return self.spectrum is not None or (task.pixel_range is not None and task.images(batch).shape[1] == 3)
+
+    def _with_filter_trial(self, state: BlendState, *, task: Task) -> BlendState:
+        if self.filter_trial_images == 0 or not self._can_try(task):
+            return state
+        return replace(state, trial=FilterTrial(memory=state.memory, flipped_memory=state.flipped_memory))
 
     def _with_trials(self, state: BlendState, *, task: Task) -> BlendState:
         if not (self._can_try(task) and task.exclusive):
